@@ -1,0 +1,35 @@
+"""Fast, exact sampling of diffusion models: a solver is a table of numbers."""
+
+from .grid import Grid, Nodes
+from .plan import Plan, State
+from .prediction import Guidance, convert, dynamic_threshold
+from .sample import build_plan, sample
+from .schedule import EDM, RectifiedFlow, Schedule, VPDiscrete, VPLinear
+
+__all__ = [
+    "EDM",
+    "Grid",
+    "Guidance",
+    "Nodes",
+    "Plan",
+    "RectifiedFlow",
+    "Schedule",
+    "SolverScheduler",
+    "State",
+    "VPDiscrete",
+    "VPLinear",
+    "build_plan",
+    "convert",
+    "dynamic_threshold",
+    "sample",
+]
+
+
+def __getattr__(name: str):
+    # Only these need diffusers, which is slow to import. SchedulerMixin is what diffusers looks up beside the class
+    # when it loads a saved pipeline, to find out how the class is loaded.
+    if name in ("SolverScheduler", "SchedulerMixin"):
+        from . import scheduler
+
+        return getattr(scheduler, name)
+    raise AttributeError(f"module 'samplers' has no attribute {name!r}")

@@ -383,7 +383,7 @@ held-out prompt:
 """
 
 
-def assemble(work: Path) -> None:
+def assemble(work: Path, assets: Path) -> None:
     """Write assets/tiny-sdxl, check it on held-out prompts, and leave the figures in its card."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
@@ -401,7 +401,7 @@ def assemble(work: Path) -> None:
     pipe = StableDiffusionXLPipeline(
         vae, encoders[0], encoders[1], tokenizer, tokenizer, unet, scheduler, add_watermarker=False
     )
-    folder = ASSETS / "tiny-sdxl"
+    folder = assets / "tiny-sdxl"
     pipe.save_pretrained(folder)
     card(work, folder)
 
@@ -485,8 +485,8 @@ guidance {guidance}), labelled by the oracle of `diffpo.shapes` and stored in th
 `scripts/build_tiny_models.py pairs`, seed {seed}; lossless WebP bytes.
 
 The preference is the oracle's total, {weight} x prompt following + {rest} x appearance. A pair whose totals differ by
-less than {margin} is a tie (0.5 / 0.5). {flip:.0%} of the other labels are flipped at random, as people do; which ones is
-in `flipped`, and the totals and both axes of either picture are in `score_*`, `following_*`, `appearance_*`: for
+less than {margin} is a tie (0.5 / 0.5). {flip:.0%} of the other labels are flipped at random, as people do; which ones
+is in `flipped`, and the totals and both axes of either picture are in `score_*`, `following_*`, `appearance_*`: for
 analysis, never read in training. Captions of `validation` are not in `train`.
 
 {table}
@@ -495,15 +495,17 @@ FLIP = 0.04
 TIE_MARGIN = 0.02
 
 
-def pairs(work: Path, n_train: int = 420, n_validation: int = 60, samples: int = 8, steps: int = 10) -> None:
+def pairs(
+    work: Path, assets: Path, n_train: int = 420, n_validation: int = 60, samples: int = 8, steps: int = 10
+) -> None:
     """Write assets/shapes-preferences: disjoint pairs of one caption: best with worst, second with last but one, ..."""
     import pyarrow as pa
     import pyarrow.parquet as pq
     from diffusers import StableDiffusionXLPipeline
 
-    pipe = StableDiffusionXLPipeline.from_pretrained(ASSETS / "tiny-sdxl")
+    pipe = StableDiffusionXLPipeline.from_pretrained(assets / "tiny-sdxl")
     captions = train_captions(n_train + n_validation, seed=SEED)
-    folder = ASSETS / "shapes-preferences"
+    folder = assets / "shapes-preferences"
     folder.mkdir(parents=True, exist_ok=True)
     rng, table = (
         np.random.default_rng(SEED),
@@ -574,6 +576,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["all", "data", "vae", "decoder", "unet", "assemble", "pairs"])
     parser.add_argument("--work", type=Path, required=True, help="folder for intermediate files and logs")
+    parser.add_argument("--assets", type=Path, default=ASSETS, help="where the results go")
     parser.add_argument("--unet-minutes", type=float, default=60)
     parser.add_argument("--decoder-minutes", type=float, default=20)
     parser.add_argument("--threads", type=int, default=1)
@@ -585,8 +588,8 @@ def main() -> None:
         "vae": lambda: train_vae(args.work),
         "unet": lambda: train_unet(args.work, args.unet_minutes),
         "decoder": lambda: train_decoder(args.work, args.decoder_minutes),
-        "assemble": lambda: assemble(args.work),
-        "pairs": lambda: pairs(args.work),
+        "assemble": lambda: assemble(args.work, args.assets),
+        "pairs": lambda: pairs(args.work, args.assets),
     }
     for name in stages if args.stage == "all" else [args.stage]:
         stages[name]()

@@ -22,7 +22,8 @@ def main(n: int) -> None:
             score(np.clip(x + rng.normal(0, sigma, x.shape), 0, 255) if sigma else x, s)
             for x, s in zip(images[:count], scenes[:count], strict=True)
         ]
-        print(f"{sigma:6} {count:6}  " + "  ".join(f"{np.nanmean([r[k] for r in rows]):10.4f}" for k in keys), flush=True)
+        means = (np.nanmean([r[k] for r in rows]) for k in keys)
+        print(f"{sigma:6} {count:6}  " + "  ".join(f"{m:10.4f}" for m in means), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,79 @@
+"""The main job in minutes on a small machine: align the embedded SDXL with its preferences and measure what changed."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from .errors import DiffpoError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(out: Path, seed: int = 0, n: int = 512) -> None:
+    """``check``, ``train`` and ``eval`` of configs/quickstart.yaml into ``out``; ends with what to try next."""
+    from rich.console import Console
+    from rich.rule import Rule
+
+    from .config import load_config
+
+    config, started = ROOT / "configs" / "quickstart.yaml", time.time()
+    if not config.exists():
+        raise DiffpoError(f"{config} is missing: quickstart runs from a clone of the repository, installed with pip -e")
+    console = Console()
+    settings = load_config(
+        config,
+        [
+            f"model.path={ROOT / 'assets' / 'tiny-sdxl'}",
+            f"data.train={ROOT / 'assets' / 'shapes-preferences' / 'train.parquet'}",
+            f"data.validation={ROOT / 'assets' / 'shapes-preferences' / 'validation.parquet'}",
+            f"train.seed={seed}",
+            f"output={out}",
+        ],
+    )
+
+    from .check import check
+
+    console.print(Rule("check: what the config and the data say"))
+    check(settings)
+
+    from .train import train
+
+    console.print(Rule("train: Diffusion-DPO, a LoRA on the attention layers"))
+    train(settings)
+
+    from . import evaluate
+
+    console.print(Rule(f"eval: {n} held-out prompts, before and after, same noise"))
+    evaluation = evaluate.run(
+        out / "eval",
+        model=settings.model.path,
+        lora=out,
+        prompts="shapes:heldout",
+        n=n,
+        scorer_names=["shapes"],
+        train_scorer="shapes.total",
+        steps=10,
+        guidance=3.0,
+        batch_size=64,
+    )
+    console.print(Rule(f"done in {time.time() - started:.0f} s"))
+    width = max(len(str(path)) for path in evaluation.files.values())
+    about = {
+        "report.html": "the whole story: open it in a browser",
+        "grid.png": "before and after, side by side",
+        "scores.parquet": "every score of every picture",
+        "summary.json": "the table above, for programs",
+    }
+    for name, path in evaluation.files.items():
+        console.print(f"  {str(path):{width}}  {about[name]}", highlight=False, soft_wrap=True)
+    lora = out / "pytorch_lora_weights.safetensors"
+    console.print(f"  {str(lora):{width}}  the LoRA: pipe.load_lora_weights(...)", highlight=False, soft_wrap=True)
+    console.print(
+        "\nNext, train longer and harder on the same data:\n"
+        f"  diffpo train configs/quickstart.yaml train.steps=600 objective.beta=200 output={out}-long\n"
+        "or align your own SDXL with your own pairs (a 24 GB card):\n"
+        "  diffpo check configs/sdxl_diffusion_dpo.yaml data.train=path/to/your/pairs",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,12 @@
+"""One wording for every unknown name."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def unknown(what: str, name: object, known: Iterable[str]) -> ValueError:
+    """The error for a name that does not exist, with the nearest one that does."""
+    known = sorted(known)
+    near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.3)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return ValueError(f"unknown {what} {name!r}: {hint}choose from {', '.join(known)}")

@@ -1,0 +1,233 @@
+"""Where the model is called: the times of a plan, and where it ends.
+
+A `Grid` is a schedule, a range and a rule; `grid.nodes(n)` gives the n + 1 nodes of n intervals. The end is
+explicit: `end="zero"` places n nodes and then steps to sigma = 0 (the clean image), `end="t_end"` places n + 1 nodes
+and stops at `t_end`, as the papers' codes do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ._names import unknown
+from .schedule import Schedule, VPDiscrete
+
+# Align Your Steps (Sabour et al. 2024, arXiv 2404.14507): published levels sigma/alpha of 10 steps, SD 1.5 and SDXL.
+AYS = {
+    "ays": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
+    "ays_sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
+}
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Points of a schedule: float64 arrays of one length. At sigma = 0, lam is +inf; at alpha = 0 it is -inf."""
+
+    t: np.ndarray
+    alpha: np.ndarray
+    sigma: np.ndarray
+    lam: np.ndarray
+    label: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    @classmethod
+    def at(cls, schedule: Schedule, t) -> Nodes:
+        t = np.atleast_1d(np.asarray(t, np.float64))
+        return cls(t, schedule.alpha(t), schedule.sigma(t), schedule.lam(t), schedule.model_time(t))
+
+    def take(self, indices) -> Nodes:
+        """The nodes at these indices, which may repeat (a solver with two calls per step meets a node twice)."""
+        return Nodes(*(getattr(self, name)[list(indices)] for name in ("t", "alpha", "sigma", "lam", "label")))
+
+    def then_zero(self) -> Nodes:
+        """These nodes and then the clean image: alpha = 1, sigma = 0 in every schedule."""
+        end = {"t": 0.0, "alpha": 1.0, "sigma": 0.0, "lam": np.inf, "label": np.nan}
+        return Nodes(**{name: np.append(getattr(self, name), value) for name, value in end.items()})
+
+
+def _uniform_in(forward, backward):
+    """n points from a to b, equally spaced in forward(t)."""
+
+    def place(schedule, a, b, n, rho):
+        fa, fb = forward(schedule, a, rho), forward(schedule, b, rho)
+        if not np.isfinite([fa, fb]).all():
+            raise ValueError("this grid needs alpha > 0 at its start (use grid='time', or a smaller t_start)")
+        t = backward(schedule, np.linspace(fa, fb, n), rho)
+        t[0], t[-1] = a, b if n > 1 else a  # the ends exactly, not by a round trip
+        return t
+
+    return place
+
+
+_SPACED = {
+    "time": _uniform_in(lambda s, t, rho: t, lambda s, u, rho: u),
+    "quadratic": _uniform_in(lambda s, t, rho: np.sqrt(t), lambda s, u, rho: u**2),
+    # uniform in lambda (DPM-Solver, arXiv 2206.00927, sec. 3.4); also "exponential" and "lu_lambdas" elsewhere
+    "logsnr": _uniform_in(lambda s, t, rho: s.lam(t), lambda s, u, rho: s.t_of_lambda(u)),
+    # EDM, arXiv 2206.00364, eq. 5, on sigma / alpha
+    "karras": _uniform_in(lambda s, t, rho: np.exp(-s.lam(t) / rho), lambda s, u, rho: s.t_of_lambda(-rho * np.log(u))),
+}
+
+
+def _beta(schedule, a, b, n, rho):
+    """Quantiles of Beta(0.6, 0.6) on sigma / alpha (arXiv 2407.12173, as diffusers' use_beta_sigmas)."""
+    from scipy.stats import beta
+
+    hi, lo = np.exp(-schedule.lam(a)), np.exp(-schedule.lam(b))
+    t = schedule.t_of_lambda(-np.log(lo + (hi - lo) * beta.ppf(1 - np.linspace(0, 1, n), 0.6, 0.6)))
+    t[0], t[-1] = a, b if n > 1 else a
+    return t
+
+
+def _ays(name):
+    def place(schedule, a, b, n, rho):
+        table = np.log(AYS[name])
+        levels = np.exp(np.interp(np.linspace(0, 1, n), np.linspace(0, 1, len(table)), table))
+        return np.clip(schedule.t_of_noise_level(levels), min(a, b), max(a, b))
+
+    return place
+
+
+_SPACED |= {"beta": _beta, "ays": _ays("ays"), "ays_sdxl": _ays("ays_sdxl")}
+
+
+def _labels(kind: str, total: int, n: int, offset: int) -> np.ndarray:
+    """Integer labels as diffusers' multistep schedulers space them (timestep_spacing; arXiv 2305.08891, table 2)."""
+    if n > total:
+        raise ValueError(f"grid {kind!r} has only {total} labels for {n} steps")
+    if kind == "linspace":
+        labels = np.linspace(0, total - 1, n + 1).round()[::-1][:-1]
+    elif kind == "leading":
+        labels = (np.arange(n + 1) * (total // (n + 1)))[::-1][:-1] + offset
+    else:  # trailing
+        labels = np.arange(total, 0, -total / n).round()[:n] - 1
+    return labels.astype(np.float64)
+
+
+LABEL_GRIDS = ("linspace", "leading", "trailing")
+GRIDS = (*_SPACED, *LABEL_GRIDS)
+
+
+class Grid:
+    """A rule that places nodes on a schedule.
+
+    Args:
+        schedule: the noise schedule.
+        kind: one of `GRIDS`; None takes the schedule's default ('logsnr', or 'time' where lambda is infinite at the
+            start). 'ays' and 'ays_sdxl' are interpolated log-linearly for other numbers of steps than 10.
+        end: 'zero' (step to sigma = 0 at the end) or 't_end'.
+        t_start, t_end: the range; default t_max and t_min of the schedule. t_start < t_end integrates towards noise.
+        rho: exponent of 'karras'.
+        steps_offset: added to the labels of 'leading'.
+        sigmas / timesteps / times: the nodes themselves (noise levels sigma / alpha, or sigma for flow; network
+            labels; times). Strictly monotone. A last sigma of 0 is the end 'zero'. With `times` the last one is the
+            end unless end='zero' adds one.
+
+    Raises:
+        ValueError: unknown names, nodes that are not monotone or lie outside the schedule.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        kind: str | None = None,
+        *,
+        end: str = "zero",
+        t_start: float | None = None,
+        t_end: float | None = None,
+        rho: float = 7.0,
+        steps_offset: int = 0,
+        sigmas=None,
+        timesteps=None,
+        times=None,
+    ):
+        kind = schedule.default_grid if kind is None else kind
+        if kind not in GRIDS:
+            raise unknown("grid", kind, GRIDS)
+        if end not in ("zero", "t_end"):
+            raise unknown("grid end", end, ("zero", "t_end"))
+        if sum(given is not None for given in (sigmas, timesteps, times)) > 1:
+            raise ValueError("give at most one of sigmas, timesteps and times")
+        self.schedule, self.kind, self.end, self.rho, self.steps_offset = schedule, kind, end, rho, steps_offset
+        self.t_start = schedule.t_max if t_start is None else t_start
+        self.t_end = schedule.t_min if t_end is None else t_end
+        low, high = schedule.t_limits
+        for t in (self.t_start, self.t_end):
+            if not low <= t <= high:
+                raise ValueError(f"t = {t:g} lies outside the schedule, which runs from {low:g} to {high:g}")
+        if self.t_start == self.t_end:
+            raise ValueError(f"the grid starts and ends at t = {self.t_start}")
+        if end == "zero" and self.t_start < self.t_end:
+            raise ValueError("a grid towards noise (t_start < t_end) ends at t_end: pass end='t_end'")
+        self.given = self._given(sigmas, timesteps, times)
+
+    def _given(self, sigmas, timesteps, times) -> Nodes | None:
+        if sigmas is not None:
+            values, of = _monotone("sigmas", sigmas), self.schedule.t_of_noise_level
+        elif timesteps is not None:
+            values, of = _monotone("timesteps", timesteps), self.schedule.t_of_model_time
+        elif times is not None:
+            values, of = _monotone("times", times), lambda t: t
+        else:
+            return None
+        to_zero = self.end == "zero"
+        if timesteps is None and values[-1] == 0.0:
+            values, to_zero = values[:-1], True
+        t = of(values)
+        low, high = self.schedule.t_limits
+        slack = 1e-3 * (self.schedule.t_max - self.schedule.t_min)  # published tables are rounded (14.615 for 14.6146)
+        outside = (t < low - slack) | (t > high + slack)
+        if not len(t):
+            raise ValueError("the given sigmas name no model call: they need a value above 0")
+        if outside.any():
+            first = values[outside][0]
+            raise ValueError(
+                f"{first:g} lies outside the schedule: t from {low:g} to {high:g}, network labels from "
+                f"{self.schedule.model_time(low):g} to {self.schedule.model_time(high):g}"
+            )
+        t = np.clip(t, low, high) if times is None else t
+        nodes = Nodes.at(self.schedule, t)
+        if to_zero:
+            return nodes.then_zero()
+        return nodes if times is not None else Nodes.at(self.schedule, np.append(t, self.t_end))
+
+    def nodes(self, n: int) -> Nodes:
+        """n + 1 nodes for n intervals, from the noisy end on."""
+        if not isinstance(n, (int, np.integer)) or n < 1:
+            raise ValueError(f"steps must be a whole number of model calls, at least 1; got {n!r}")
+        if self.given is not None:
+            if len(self.given) != n + 1:
+                raise ValueError(
+                    f"the given sigmas or timesteps make {len(self.given) - 1} intervals, this solver needs {n}"
+                )
+            return self.given
+        if self.kind in LABEL_GRIDS:
+            if not isinstance(self.schedule, VPDiscrete):
+                raise ValueError(f"grid {self.kind!r} places integer labels and needs a VPDiscrete schedule")
+            top = round(float(self.schedule.model_time(self.t_start))) + 1
+            t = self.schedule.t_of_model_time(_labels(self.kind, top, n, self.steps_offset))
+            nodes = Nodes.at(self.schedule, t)
+            return nodes.then_zero() if self.end == "zero" else Nodes.at(self.schedule, np.append(t, self.t_end))
+        if self.kind in AYS and self.end == "zero":  # published as n + 1 levels whose last is replaced by 0
+            t = _SPACED[self.kind](self.schedule, self.t_start, self.t_end, n + 1, self.rho)[:-1]
+            return Nodes.at(self.schedule, t).then_zero()
+        points = n if self.end == "zero" else n + 1
+        nodes = Nodes.at(self.schedule, _SPACED[self.kind](self.schedule, self.t_start, self.t_end, points, self.rho))
+        return nodes.then_zero() if self.end == "zero" else nodes
+
+
+def _monotone(name: str, values) -> np.ndarray:
+    values = np.array([float(v) for v in values], np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} must be finite, got {values.tolist()}")
+    steps = np.diff(values)
+    if not ((steps < 0).all() or (steps > 0).all()):
+        bad = int(np.argmax(steps >= 0)) if len(steps) and steps[0] < 0 else int(np.argmax(steps <= 0))
+        raise ValueError(
+            f"{name} must be strictly monotone, but entry {bad + 1} is {values[bad + 1]:g} after {values[bad]:g}"
+        )
+    return values

@@ -1,0 +1,287 @@
+"""The plan: a solver as a table of numbers, and the executor that runs any of them.
+
+Call k of the model happens at input x_k. What it returns is first turned into the solver's own quantity, `m_k =
+reads[k] . (x_k, output)`. Then two rows of the table, over the columns
+
+    anchor | noise | 1 | m_k | m_{k-1} | m_{k-2} | ...
+
+give the next *input* and the next *anchor*. The anchor is whatever the solver steps from: in a multistep method it
+is the input; in a single-step method it stays at the beginning of the step while the stages are called; with a
+corrector it is the corrected state. The input after the last call is the result. Coefficients are float64 and may
+broadcast over the sample (trailing dimensions of the table).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from .grid import Nodes
+from .prediction import Guidance, conversion, convert
+
+ANCHOR, NOISE, ONE, HISTORY = 0, 1, 2, 3  # columns; the newest m is at HISTORY
+
+
+class State(NamedTuple):
+    """All that a run remembers: explicit, so any number of runs can share one plan. float32 or wider."""
+
+    input: torch.Tensor  # what the model sees next; after the last call, the result
+    anchor: torch.Tensor
+    history: tuple[torch.Tensor, ...]  # m_k, newest first
+
+
+class Row(NamedTuple):
+    """One linear combination; `ms` newest first."""
+
+    anchor: float
+    ms: tuple[float, ...] = ()
+    noise: float = 0.0
+    one: float = 0.0
+
+
+def row(anchor: float, *ms: float, noise: float = 0.0, one: float = 0.0) -> Row:
+    return Row(anchor, ms, noise, one)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A compiled sampler. Immutable; made by a solver, by `samplers.build_plan`, or by `Plan.load`.
+
+    Shapes for K model calls and H remembered values, `*shape` empty or broadcastable to one sample:
+        t, alpha, sigma (K+1,): the times of the calls and the end; label (K,): what the network is told.
+        rows (K, 2, 3+H, *shape): next input, next anchor. reads (K, 2, *shape): m_k from (input, output).
+        start (2+P, 2): first input, first anchor and P values of history that cost no call, as combinations of (x,
+        noise).
+    """
+
+    name: str
+    prediction: str  # what the network returns (prediction.py); see `for_prediction`
+    t: np.ndarray
+    alpha: np.ndarray
+    sigma: np.ndarray
+    label: np.ndarray
+    rows: np.ndarray
+    reads: np.ndarray
+    start: np.ndarray = field(default_factory=lambda: np.array([[1.0, 0.0], [1.0, 0.0]]))
+
+    def __post_init__(self):
+        for name in ("t", "alpha", "sigma", "label", "rows", "reads", "start"):
+            array = np.array(getattr(self, name), np.float64)
+            if name in ("rows", "reads", "start") and not np.isfinite(array).all():
+                raise ValueError(f"plan {self.name!r}: {name} is not finite; the solver cannot take these nodes")
+            array.flags.writeable = False
+            object.__setattr__(self, name, array)
+        # Python numbers for the loop: zeros are left out, a row that repeats is computed once.
+        loop = {
+            "_rows": [[_terms(r) for r in pair] for pair in self.rows],
+            "_reads": [_terms(r) for r in self.reads],
+            "_same": [bool((pair[0] == pair[1]).all()) for pair in self.rows],
+            "_direct": [bool((r[0] == 0).all() and (r[1] == 1).all()) for r in self.reads],  # m is the output itself
+            "_noisy": [bool(pair[:, NOISE].any()) for pair in self.rows],
+            "_start": [_terms(r) for r in self.start],
+            "_noisy_start": bool(self.start[:, 1].any()),
+            "_labels": self.label.tolist(),
+            "_levels": [float(s / a) if a else math.inf for s, a in zip(self.sigma, self.alpha, strict=True)],
+        }
+        for name, value in loop.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def build(
+        cls, name: str, prediction: str, nodes: Nodes, steps: Sequence[Row | tuple[Row, Row]], reads=None, start=None
+    ) -> Plan:
+        """A plan from the rows a solver wrote: per call one `Row` (input = anchor) or a pair (next input, next anchor).
+
+        `nodes`: the K points where the model is called, then the end. `prediction`: the kind that the m are, if
+            `reads` is None.
+        """
+        pairs = [(step, step) if isinstance(step, Row) else step for step in steps]
+        width = max(len(r.ms) for pair in pairs for r in pair)
+        rows = [[[r.anchor, r.noise, r.one, *r.ms, *[0.0] * (width - len(r.ms))] for r in pair] for pair in pairs]
+        reads = [[0.0, 1.0]] * len(pairs) if reads is None else reads
+        extra = {} if start is None else {"start": np.asarray(start)}
+        label = nodes.label[: len(pairs)]
+        return cls(name, prediction, nodes.t, nodes.alpha, nodes.sigma, label, np.array(rows), np.array(reads), **extra)
+
+    def __len__(self) -> int:
+        """The number of model calls."""
+        return len(self.label)
+
+    @property
+    def stochastic(self) -> bool:
+        return any(self._noisy) or self._noisy_start
+
+    def needs_noise(self, k: int) -> bool:
+        """Whether step k adds noise."""
+        return self._noisy[k]
+
+    def for_prediction(self, kind: str) -> Plan:
+        """The same plan for a network that returns another kind of prediction. Only `reads` changes."""
+        if kind == self.prediction:
+            return self
+        maps = [
+            conversion(kind, self.prediction, a, s) for a, s in zip(self.alpha[: len(self)], self.sigma, strict=False)
+        ]
+        reads = [[of_x + of_out * a, of_out * b] for (of_x, of_out), (a, b) in zip(self.reads, maps, strict=True)]
+        return replace(self, prediction=kind, reads=np.array(reads))
+
+    def to(self, device, dtype: torch.dtype) -> Plan:
+        """The plan with its tensor coefficients on a device; the plan itself where all are plain numbers."""
+        if self.rows.ndim == 3 and self.reads.ndim == 2:
+            return self
+
+        def move(terms):
+            return [(j, c.to(device, dtype) if isinstance(c, torch.Tensor) else c) for j, c in terms]
+
+        moved = copy.copy(self)
+        object.__setattr__(moved, "_rows", [[move(r) for r in pair] for pair in self._rows])
+        object.__setattr__(moved, "_reads", [move(r) for r in self._reads])
+        return moved
+
+    def begin(self, x: torch.Tensor, noise: torch.Tensor | None = None) -> State:
+        """The state before the first call. x: (batch, ...) at the first noise level; half precision becomes float32."""
+        if not x.is_floating_point():
+            raise TypeError(f"the initial state must be a floating-point tensor, got {x.dtype}")
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        first, anchor, *past = (_combine(terms, (x, noise), "the start") for terms in self._start)
+        return State(first, anchor, tuple(past))
+
+    def step(self, k: int, state: State, model_output: torch.Tensor, noise: torch.Tensor | None = None) -> State:
+        """One model call's worth of sampling: a pure function.
+
+        Args:
+            k: which call (a Python int).
+            state: from `begin` or the step before.
+            model_output: what the network returned at `state.input`, same shape.
+            noise: standard normal, same shape; needed where `needs_noise(k)`.
+        """
+        if model_output.shape != state.input.shape:
+            raise ValueError(
+                f"call {k}: the model returned shape {tuple(model_output.shape)} for input {tuple(state.input.shape)}"
+            )
+        output = model_output.to(state.input.dtype)
+        m = output if self._direct[k] else _combine(self._reads[k], (state.input, output), f"call {k}")
+        history = (m, *state.history)[: self.rows.shape[2] - HISTORY]
+        values = (state.anchor, noise, None, *history)
+        following = _combine(self._rows[k][0], values, f"call {k}")
+        anchor = following if self._same[k] else _combine(self._rows[k][1], values, f"call {k}")
+        return State(following, anchor, history)
+
+    def run(
+        self,
+        model: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        x: torch.Tensor,
+        *,
+        prediction: str | None = None,
+        guidance: Guidance | None = None,
+        threshold: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        noise: Callable[[int], torch.Tensor] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        callback: Callable[[int, State], None] | None = None,
+        check_finite: bool = True,
+    ) -> torch.Tensor:
+        """Run the whole plan.
+
+        Args:
+            model: any callable `model(x, t)`; x as given to `run` (shape, dtype, device), t a scalar tensor
+                (float32; float64 for float64).
+            x: (batch, ...) initial state.
+            prediction: what the model returns; None: what the plan was made for.
+            guidance: classifier-free guidance. threshold: a function of x_0, e.g. `dynamic_threshold`.
+            noise: `noise(k)` gives the draw for call k (-1: before the first); default: fresh from `generator`, one
+                or one per sample.
+            callback: called as `callback(k, state)` after each step.
+            check_finite: raise FloatingPointError that names the call whose output was not finite. One device read
+                at the end.
+
+        Returns: the result, in x's dtype.
+        """
+        prediction = prediction or self.prediction
+        plan = self.for_prediction("sample" if threshold else prediction)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        plan = plan.to(x.device, wide)
+        draw = noise or (lambda k: randn(x.shape, generator, x.device, wide))
+        state = plan.begin(x, draw(-1) if plan._noisy_start else None)
+        labels = torch.tensor(plan._labels, dtype=state.input.dtype, device=x.device)  # once, not per call
+        sums = []
+        for k in range(len(plan)):
+            seen = state.input.to(x.dtype)
+            output = model(seen, labels[k]).to(state.input.dtype)
+            if guidance is not None:
+                output = guidance(output, seen, labels[k], plan._levels[k])
+            if threshold is not None:
+                output = threshold(convert(state.input, output, prediction, "sample", plan.alpha[k], plan.sigma[k]))
+            sums.append(output.sum())
+            state = plan.step(k, state, output, draw(k) if plan.needs_noise(k) else None)
+            if callback is not None:
+                callback(k, state)
+        if check_finite:
+            finite = torch.isfinite(torch.stack(sums)).tolist()
+            if not all(finite):
+                k = finite.index(False)
+                where = f"call {k} of {len(plan)} (label {plan.label[k]:g}, sigma {plan.sigma[k]:.4g})"
+                raise FloatingPointError(f"the model's output of {where} is not finite")
+        return state.input.to(x.dtype)
+
+    def save(self, path) -> None:
+        """Write the plan as one safetensors file: float64 arrays, and the names in its header."""
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        header = {"samplers_plan": json.dumps({"version": 1, "name": self.name, "prediction": self.prediction})}
+        save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, str(path), metadata=header)
+
+    @classmethod
+    def load(cls, path) -> Plan:
+        """Read a plan written by `save`. Raises ValueError if the file is something else."""
+        with safe_open(str(path), framework="numpy") as f:
+            header = (f.metadata() or {}).get("samplers_plan")
+            if header is None:
+                raise ValueError(f"{path} is not a sampling plan (no 'samplers_plan' in its header)")
+            about = json.loads(header)
+            if about["version"] != 1:
+                raise ValueError(f"{path} is a plan of version {about['version']}; this release reads version 1")
+            return cls(about["name"], about["prediction"], **{name: f.get_tensor(name) for name in _ARRAYS})
+
+
+_ARRAYS = ("t", "alpha", "sigma", "label", "rows", "reads", "start")
+
+
+def randn(shape, generator, device, dtype) -> torch.Tensor:
+    """Standard normal noise, drawn on the generator's device. One generator per sample: independent of the batch."""
+    if isinstance(generator, (list, tuple)):
+        if len(generator) != shape[0]:
+            raise ValueError(f"{len(generator)} generators for a batch of {shape[0]}")
+        return torch.cat([randn((1, *shape[1:]), g, device, dtype) for g in generator])
+    source = device if generator is None else generator.device
+    return torch.randn(tuple(shape), generator=generator, device=source, dtype=dtype).to(device)
+
+
+def _terms(coefficients: np.ndarray) -> list[tuple[int, float | torch.Tensor]]:
+    """The non-zero terms of a row: (column, Python float), or (column, tensor) where it broadcasts over the sample."""
+    return [(j, float(c) if np.ndim(c) == 0 else torch.tensor(c)) for j, c in enumerate(coefficients) if np.any(c)]
+
+
+def _combine(terms, values, where: str) -> torch.Tensor:
+    """The linear combination of `terms` over `values`; values[ONE], the constant 1, is passed as None."""
+    total = None
+    for column, c in terms:
+        value = values[column]
+        if value is None and column == NOISE:
+            raise ValueError(f"{where} of this plan adds noise: pass noise=")
+        if value is None:  # the constant column; the anchor's term came before it unless its coefficient is 0
+            total = torch.zeros_like(values[ANCHOR]) + c if total is None else total + c
+        elif total is None:
+            total = value * c
+        elif isinstance(c, torch.Tensor):
+            total = torch.addcmul(total, value, c)
+        else:
+            total = torch.add(total, value, alpha=c)
+    return torch.zeros_like(values[0]) if total is None else total

@@ -1,0 +1,96 @@
+"""What a network returns, as one table of linear maps; guidance; dynamic thresholding.
+
+Every prediction is `output = p x_0 + q eps`; with `x = alpha x_0 + sigma eps` this is a 2x2 system, so any kind
+follows from any other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ._names import unknown
+
+PREDICTIONS = {  # kind -> (p, q) at (alpha, sigma)
+    "epsilon": lambda alpha, sigma: (0.0, 1.0),
+    "sample": lambda alpha, sigma: (1.0, 0.0),
+    "v_prediction": lambda alpha, sigma: (-sigma, alpha),  # Salimans & Ho 2022, arXiv 2202.00512, sec. 4
+    "flow": lambda alpha, sigma: (-1.0, 1.0),  # velocity eps - x_0 of rectified flow, arXiv 2403.03206
+    "score": lambda alpha, sigma: (0.0, -1.0 / sigma),  # Song et al. 2021, arXiv 2011.13456
+}
+
+
+def conversion(source: str, target: str, alpha: float, sigma: float) -> tuple[float, float]:
+    """The pair (a, b) with `target = a x + b source` at one noise level.
+
+    Raises:
+        ValueError: unknown kind, or a kind that says nothing about the target there (epsilon at alpha = 0, x_0 at
+            sigma = 0).
+    """
+    for kind in (source, target):
+        if kind not in PREDICTIONS:
+            raise unknown("prediction", kind, PREDICTIONS)
+    if source == target:
+        return 0.0, 1.0
+    p, q = PREDICTIONS[source](alpha, sigma)
+    p_to, q_to = PREDICTIONS[target](alpha, sigma)
+    det = alpha * q - sigma * p
+    if det == 0.0:
+        raise ValueError(
+            f"a network that predicts {source!r} does not determine {target!r} at alpha = {alpha:g}, sigma = {sigma:g}"
+        )
+    return (p_to * q - q_to * p) / det, (q_to * alpha - p_to * sigma) / det
+
+
+def convert(
+    x: torch.Tensor, output: torch.Tensor, source: str, target: str, alpha: float, sigma: float
+) -> torch.Tensor:
+    """The network output `output` at state x, as another kind of prediction. Shapes: all the same."""
+    a, b = conversion(source, target, alpha, sigma)
+    return a * x + b * output
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): `uncond + scale (cond - uncond)`.
+
+    Args:
+        scale: 1 is the conditional model alone (the unconditional one is then not called).
+        uncond: the unconditional model, called as `uncond(x, t)`. A guided pair counts as one model call.
+        rescale: 0..1, pulls the standard deviation per sample back to the conditional one's (arXiv 2305.08891, eq.
+            15-16).
+        interval: guide only at noise levels sigma / alpha in [lo, hi] (arXiv 2404.07724); outside, `uncond` is not
+            called.
+    """
+
+    scale: float
+    uncond: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    rescale: float = 0.0
+    interval: tuple[float, float] = (0.0, float("inf"))
+
+    def __call__(self, cond: torch.Tensor, x: torch.Tensor, label: torch.Tensor, noise_level: float) -> torch.Tensor:
+        lo, hi = self.interval
+        if self.scale == 1.0 or not lo <= noise_level <= hi:
+            return cond
+        uncond = self.uncond(x, label).to(cond.dtype)
+        guided = torch.lerp(uncond, cond, self.scale)
+        if self.rescale:
+            dims = tuple(range(1, cond.ndim))
+            matched = guided * (cond.std(dims, keepdim=True) / guided.std(dims, keepdim=True))
+            guided = torch.lerp(guided, matched, self.rescale)
+        return guided
+
+
+def dynamic_threshold(
+    x0: torch.Tensor, ratio: float = 0.995, floor: float = 1.0, ceiling: float = float("inf")
+) -> torch.Tensor:
+    """Dynamic thresholding of x_0 (Imagen, arXiv 2205.11487, sec. 2.3): clamp to the sample's `ratio` quantile s of
+    |x_0|, divide by s.
+
+    s is kept in [floor, ceiling]. Meant for pixels in [-1, 1]; not for latents. Shape: (batch, ...).
+    """
+    s = torch.quantile(x0.abs().flatten(1), ratio, dim=1).clamp(floor, ceiling)
+    s = s.view(-1, *[1] * (x0.ndim - 1))
+    return x0.clamp(-s, s) / s

@@ -1,0 +1,113 @@
+"""The functional face: `sample` and the `build_plan` behind it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+import torch
+
+from ._names import unknown
+from .grid import Grid
+from .plan import Plan
+from .prediction import PREDICTIONS, Guidance
+from .schedule import Schedule
+from .solvers import SOLVERS
+
+
+def build_plan(
+    schedule: Schedule,
+    solver: str | Callable[..., Plan] = "dpmpp",
+    steps: int | None = None,
+    grid: str | Grid | None = None,
+    prediction: str = "epsilon",
+    *,
+    end: str | None = None,
+    t_start: float | None = None,
+    t_end: float | None = None,
+    sigmas=None,
+    timesteps=None,
+    **options,
+) -> Plan:
+    """Compile (schedule, grid, solver) into a plan.
+
+    Args:
+        schedule: the network's noise schedule.
+        solver: a name in `samplers.solvers.SOLVERS`, or any function `(grid, steps, **options) -> Plan`.
+        steps: number of model calls, always. May be left out with `sigmas` or `timesteps`.
+        grid: a name in `samplers.grid.GRIDS` or a `Grid` (which then carries end, t_start, t_end, sigmas and
+            timesteps itself).
+        prediction: what the network returns: 'epsilon', 'sample', 'v_prediction', 'flow' or 'score'.
+        end, t_start, t_end, sigmas, timesteps: see `Grid`.
+        options: the solver's own, e.g. `order=3` for dpmpp, `eta=1.0` for ddim.
+
+    Raises:
+        ValueError: an unknown name (with the nearest one), steps < 1, sigmas that are not monotone, ...
+    """
+    if not callable(solver) and solver not in SOLVERS:
+        raise unknown("solver", solver, SOLVERS)
+    if prediction not in PREDICTIONS:
+        raise unknown("prediction", prediction, PREDICTIONS)
+    build = solver if callable(solver) else SOLVERS[solver]
+    known = list(inspect.signature(build).parameters)[2:]
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of solver {getattr(build, '__name__', solver)!r}", option, known)
+    if not isinstance(grid, Grid):
+        grid = Grid(schedule, grid, end=end or "zero", t_start=t_start, t_end=t_end, sigmas=sigmas, timesteps=timesteps)
+    elif any(v is not None for v in (end, t_start, t_end, sigmas, timesteps)):
+        raise ValueError("a Grid object carries its own end, t_start, t_end, sigmas and timesteps")
+    if steps is None:
+        if grid.given is None:
+            raise ValueError("pass steps=, the number of model calls")
+        steps = len(grid.given) - 1
+    plan = build(grid, steps, **options)
+    if len(plan) != steps:
+        raise ValueError(
+            f"solver {plan.name!r} cannot make exactly {steps} model calls here; it would make {len(plan)}"
+        )
+    return plan.for_prediction(prediction)
+
+
+def sample(
+    model: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    x: torch.Tensor,
+    *,
+    schedule: Schedule,
+    solver: str | Callable[..., Plan] = "dpmpp",
+    steps: int | None = None,
+    grid: str | Grid | None = None,
+    prediction: str = "epsilon",
+    guidance: Guidance | None = None,
+    threshold: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    generator=None,
+    noise: Callable[[int], torch.Tensor] | None = None,
+    callback=None,
+    check_finite: bool = True,
+    **options,
+) -> torch.Tensor:
+    """Draw a sample: `build_plan(...)` and `plan.run(...)` in one call; see there for the arguments.
+
+    Args:
+        model: any callable `model(x, t)`; t is the network's own label (0..999 for Stable Diffusion, sigma for EDM,
+            ...).
+        x: (batch, ...) initial state, noise of standard deviation `schedule.init_scale`.
+        steps: number of model calls; default 10, or what the given sigmas or timesteps make.
+        options: whatever else `build_plan` takes: end, t_start, t_end, sigmas, timesteps and the solver's own options.
+
+    Returns: the result, with x's shape, dtype and device.
+    """
+    placed = isinstance(grid, Grid) and grid.given is not None
+    if steps is None and not placed and options.get("sigmas") is None and options.get("timesteps") is None:
+        steps = 10
+    plan = build_plan(schedule, solver, steps, grid, prediction, **options)
+    return plan.run(
+        model,
+        x,
+        guidance=guidance,
+        threshold=threshold,
+        generator=generator,
+        noise=noise,
+        callback=callback,
+        check_finite=check_finite,
+    )

@@ -1,0 +1,223 @@
+"""Noise schedules: `x_t = alpha_t x_0 + sigma_t eps`, in float64 numpy.
+
+A schedule knows alpha, sigma, `lambda = log(alpha / sigma)` and the way back, and what a network is told at time t
+(`model_time`). It knows nothing of where a solver places its calls (grid.py) nor of what the network returns
+(prediction.py).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ._names import unknown
+
+Array = np.ndarray
+
+
+class Schedule:
+    """Base class: subclasses define `log_alpha`, `sigma`, `t_of_lambda` and, if the network is not told t itself,
+    the labels.
+
+    All methods take and return float64 arrays (scalars are accepted); `t` runs from `t_min` (clean) to `t_max` (noise).
+    """
+
+    t_min: float  # where sampling ends and starts by default
+    t_max: float
+    t_limits: tuple[float, float] = (0.0, 1.0)  # where the network is defined
+    init_scale: float = 1.0  # standard deviation of x at t_max when x_0 is negligible
+    default_grid = "logsnr"  # used where the caller names none
+
+    def log_alpha(self, t: Array) -> Array:
+        raise NotImplementedError
+
+    def sigma(self, t: Array) -> Array:
+        raise NotImplementedError
+
+    def t_of_lambda(self, lam: Array) -> Array:
+        """The time at half log-SNR `lam` (inverse of `lam`)."""
+        raise NotImplementedError
+
+    def alpha(self, t: Array) -> Array:
+        return np.exp(self.log_alpha(t))
+
+    def lam(self, t: Array) -> Array:
+        """Half log-SNR log(alpha_t / sigma_t); -inf where alpha is 0."""
+        with np.errstate(divide="ignore"):
+            return self.log_alpha(t) - np.log(self.sigma(t))
+
+    def model_time(self, t: Array) -> Array:
+        """What the network is told at time t; here t itself."""
+        return np.asarray(t, np.float64)
+
+    def t_of_model_time(self, label: Array) -> Array:
+        return np.asarray(label, np.float64)
+
+    def t_of_noise_level(self, level: Array) -> Array:
+        """The time at noise level `sigma / alpha`, the number that k-diffusion and diffusers call sigma."""
+        return self.t_of_lambda(-np.log(np.asarray(level, np.float64)))
+
+
+class _VariancePreserving(Schedule):
+    def sigma(self, t: Array) -> Array:
+        return np.sqrt(-np.expm1(2.0 * self.log_alpha(t)))
+
+
+class VPLinear(_VariancePreserving):
+    """Continuous VP schedule with beta(t) linear in t (Song et al. 2021, arXiv 2011.13456, eq. 33)."""
+
+    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3):
+        if not 0 < beta_min < beta_max:
+            raise ValueError(f"VPLinear needs 0 < beta_min < beta_max, got {beta_min} and {beta_max}")
+        self.beta_min, self.beta_max, self.t_min, self.t_max = beta_min, beta_max, t_min, 1.0
+
+    def log_alpha(self, t):
+        t = np.asarray(t, np.float64)
+        return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
+
+    def t_of_lambda(self, lam):
+        slope = self.beta_max - self.beta_min
+        q = 2.0 * slope * np.logaddexp(0.0, -2.0 * np.asarray(lam, np.float64))  # -4 slope log alpha
+        return q / ((np.sqrt(self.beta_min**2 + q) + self.beta_min) * slope)  # the root without cancellation
+
+
+class VPDiscrete(_VariancePreserving):
+    """VP schedule of a network trained on N betas (Stable Diffusion, SDXL, DDPM, ...).
+
+    Label n of the network (0..N-1) is time t_n = (n + 1) / N, where log alpha = 0.5 sum_{m<=n} log(1 - beta_m);
+    between the t_n log alpha is piecewise linear (DPM-Solver, arXiv 2206.00927, app. D.1), so that solvers can work
+    in continuous time.
+
+    Args:
+        betas: (N,) numbers in (0, 1), N >= 2.
+    """
+
+    def __init__(self, betas):
+        self.betas = np.asarray(betas, np.float64)
+        if self.betas.ndim != 1 or len(self.betas) < 2:
+            raise ValueError(f"VPDiscrete needs at least two betas in one dimension, got shape {self.betas.shape}")
+        if not ((self.betas > 0) & (self.betas < 1)).all():
+            raise ValueError(
+                "VPDiscrete needs betas strictly between 0 and 1; for zero terminal SNR cap the last one below 1"
+            )
+        n = len(self.betas)
+        self._t = np.arange(1, n + 1) / n
+        self._log_alpha = 0.5 * np.cumsum(np.log1p(-self.betas))
+        self.t_min, self.t_max = self.t_limits = 1.0 / n, 1.0
+
+    @classmethod
+    def scaled_linear(
+        cls, beta_start: float = 0.00085, beta_end: float = 0.012, num_train_timesteps: int = 1000
+    ) -> VPDiscrete:
+        """The schedule of Stable Diffusion 1.x, 2.x and SDXL."""
+        return cls(training_betas("scaled_linear", beta_start, beta_end, num_train_timesteps))
+
+    def log_alpha(self, t):
+        return _piecewise_linear(t, self._t, self._log_alpha)
+
+    def t_of_lambda(self, lam):
+        log_alpha = -0.5 * np.logaddexp(0.0, -2.0 * np.asarray(lam, np.float64))
+        return _piecewise_linear(-log_alpha, -self._log_alpha, self._t)
+
+    def model_time(self, t):
+        n = len(self.betas)
+        return (np.asarray(t, np.float64) - 1.0 / n) * n
+
+    def t_of_model_time(self, label):
+        return (np.asarray(label, np.float64) + 1.0) / len(self.betas)
+
+
+class EDM(Schedule):
+    """alpha = 1, sigma = t, the network is told sigma (Karras et al. 2022, arXiv 2206.00364)."""
+
+    def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0):
+        if not 0 < sigma_min < sigma_max:
+            raise ValueError(f"EDM needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
+        self.t_min, self.t_max, self.init_scale = sigma_min, sigma_max, sigma_max
+        self.t_limits = (0.0, float("inf"))
+
+    def log_alpha(self, t):
+        return np.zeros_like(np.asarray(t, np.float64))
+
+    def sigma(self, t):
+        return np.asarray(t, np.float64)
+
+    def t_of_lambda(self, lam):
+        return np.exp(-np.asarray(lam, np.float64))
+
+
+class RectifiedFlow(Schedule):
+    """alpha = 1 - s, sigma = s with s = shift t / (1 + (shift - 1) t); the network is told 1000 s (SD3, arXiv
+    2403.03206, eq. 23).
+
+    t is the time before the shift: a grid that is uniform in t is the shifted grid of SD3 and Flux.
+    """
+
+    default_grid = "time"  # lambda is -inf at t = 1
+
+    def __init__(self, shift: float = 1.0, num_train_timesteps: int = 1000, t_min: float | None = None):
+        if shift <= 0:
+            raise ValueError(f"RectifiedFlow needs shift > 0, got {shift}")
+        self.shift, self.num_train_timesteps = float(shift), num_train_timesteps
+        self.t_max = 1.0
+        # By default as diffusers' FlowMatch schedulers, which shift an already shifted 1/N again.
+        self.t_min = float(self.sigma(1.0 / num_train_timesteps)) if t_min is None else t_min
+
+    def sigma(self, t):
+        t = np.asarray(t, np.float64)
+        return self.shift * t / (1.0 + (self.shift - 1.0) * t)
+
+    def alpha(self, t):
+        t = np.asarray(t, np.float64)
+        return (1.0 - t) / (1.0 + (self.shift - 1.0) * t)
+
+    def log_alpha(self, t):
+        with np.errstate(divide="ignore"):
+            return np.log(self.alpha(t))
+
+    def t_of_lambda(self, lam):
+        return self.t_of_noise_level(1.0 / (1.0 + np.exp(np.asarray(lam, np.float64))))
+
+    def t_of_noise_level(self, level):
+        """The time at sigma (flow models name sigma itself, not sigma / alpha, which is infinite at the start)."""
+        level = np.asarray(level, np.float64)
+        return level / (self.shift - (self.shift - 1.0) * level)
+
+    def model_time(self, t):
+        return self.num_train_timesteps * self.sigma(t)
+
+    def t_of_model_time(self, label):
+        return self.t_of_noise_level(np.asarray(label, np.float64) / self.num_train_timesteps)
+
+
+def training_betas(kind, start: float = 1e-4, end: float = 0.02, n: int = 1000, zero_snr: bool = False) -> Array:
+    """The betas that a diffusers config describes.
+
+    Args:
+        kind: 'linear', 'scaled_linear', 'squaredcos_cap_v2', or the betas themselves.
+        zero_snr: rescale to zero terminal SNR (Lin et al. 2023, arXiv 2305.08891, algorithm 1); as in diffusers the
+            last alpha^2 is then 2^-24 instead of 0.
+    """
+    if not isinstance(kind, str):
+        betas = np.asarray(kind, np.float64)
+    elif kind == "linear":
+        betas = np.linspace(start, end, n)
+    elif kind == "scaled_linear":
+        betas = np.linspace(start**0.5, end**0.5, n) ** 2
+    elif kind == "squaredcos_cap_v2":  # Nichol & Dhariwal 2021, arXiv 2102.09672, eq. 17
+        alpha_bar = np.cos((np.arange(n + 1) / n + 0.008) / 1.008 * np.pi / 2) ** 2
+        betas = np.minimum(1.0 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
+    else:
+        raise unknown("beta_schedule", kind, ("linear", "scaled_linear", "squaredcos_cap_v2"))
+    if zero_snr:
+        root = np.sqrt(np.cumprod(1.0 - betas))
+        alpha_bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+        alpha_bar[-1] = 2.0**-24
+        betas = 1.0 - alpha_bar / np.concatenate([[1.0], alpha_bar[:-1]])
+    return betas
+
+
+def _piecewise_linear(x: Array, xs: Array, ys: Array) -> Array:
+    """Interpolation over increasing xs; the outermost segments continue as straight lines."""
+    x = np.asarray(x, np.float64)
+    i = np.clip(np.searchsorted(xs, x) - 1, 0, len(xs) - 2)
+    return ys[i] + (x - xs[i]) * (ys[i + 1] - ys[i]) / (xs[i + 1] - xs[i])

@@ -1,0 +1,82 @@
+import numpy as np
+import pytest
+
+from samplers import EDM, Grid, RectifiedFlow, VPDiscrete, VPLinear
+from samplers.grid import GRIDS
+
+SD = VPDiscrete.scaled_linear()
+
+
+@pytest.mark.parametrize("kind", GRIDS)
+@pytest.mark.parametrize("end", ["zero", "t_end"])
+@pytest.mark.parametrize("n", [1, 2, 10, 30])
+def test_every_grid(kind, end, n):
+    nodes = Grid(SD, kind, end=end).nodes(n)
+    assert len(nodes) == n + 1
+    assert (np.diff(nodes.lam) >= 0).all() and (np.diff(nodes.lam)[:-1] > 0).all()
+    assert nodes.sigma[-1] == 0 if end == "zero" else nodes.t[-1] == pytest.approx(SD.t_min)
+    assert (nodes.label[:n] >= 0).all() and (nodes.label[:n] <= 999).all()
+
+
+def test_closed_forms():
+    logsnr = Grid(SD, "logsnr", end="t_end").nodes(7)
+    np.testing.assert_allclose(np.diff(logsnr.lam), (SD.lam(SD.t_min) - SD.lam(1.0)) / 7, rtol=1e-9)
+    assert (logsnr.t[0], logsnr.t[-1]) == (1.0, SD.t_min)
+    quadratic = Grid(VPLinear(), "quadratic", end="t_end").nodes(4)
+    np.testing.assert_allclose(np.sqrt(quadratic.t), np.linspace(1.0, 1e-3**0.5, 5), rtol=1e-12)
+    karras = Grid(EDM(), "karras").nodes(18)  # EDM eq. 5
+    i = np.arange(18)
+    expected = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    np.testing.assert_allclose(karras.sigma, [*expected, 0.0], rtol=1e-9)
+
+
+def test_labels_as_diffusers_spaces_them():
+    assert Grid(SD, "linspace").nodes(5).label[:5] == pytest.approx([999, 799, 599, 400, 200])
+    assert Grid(SD, "leading", steps_offset=1).nodes(5).label[:5] == pytest.approx([831, 665, 499, 333, 167])
+    assert Grid(SD, "trailing").nodes(5).label[:5] == pytest.approx([999, 799, 599, 399, 199])
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels"),
+    [  # published with the noise levels, arXiv 2404.14507
+        ("ays", [999, 850, 736, 645, 545, 455, 343, 233, 124, 24]),
+        ("ays_sdxl", [999, 845, 730, 587, 443, 310, 193, 116, 53, 13]),
+    ],
+)
+def test_ays_agrees_with_the_published_labels(kind, labels):
+    np.testing.assert_allclose(Grid(SD, kind).nodes(10).label[:10], labels, atol=1.0)
+
+
+def test_given_nodes():
+    nodes = Grid(SD, sigmas=[14.615, 3.0, 0.5, 0.0]).nodes(3)  # the published maximum is rounded up
+    np.testing.assert_allclose(nodes.sigma / nodes.alpha, [14.6146, 3.0, 0.5, 0.0], rtol=1e-5)
+    assert Grid(SD, timesteps=[999, 400, 3], end="t_end").nodes(3).label == pytest.approx([999, 400, 3, 0])
+    flow = Grid(RectifiedFlow(shift=3.0), sigmas=[1.0, 0.75, 0.2]).nodes(3)
+    assert flow.sigma == pytest.approx([1.0, 0.75, 0.2, 0.0])
+    assert flow.label[:3] == pytest.approx([1000, 750, 200])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Grid(SD, "logsrn"), "did you mean 'logsnr'"),
+        (lambda: Grid(SD, end="zeros"), "did you mean 'zero'"),
+        (lambda: Grid(SD).nodes(0), "at least 1"),
+        (lambda: Grid(SD).nodes(2.5), "whole number"),
+        (lambda: Grid(SD, sigmas=[1.0, 2.0, 0.5]), "strictly monotone, but entry 2 is 0.5 after 2"),
+        (lambda: Grid(SD, sigmas=[3.0, 3.0, 0.5]), "strictly monotone"),
+        (lambda: Grid(SD, sigmas=[3.0, float("nan")]), "finite"),
+        (lambda: Grid(SD, timesteps=[1500, 300]), "1500 lies outside the schedule"),
+        (lambda: Grid(SD, sigmas=[30.0, 1.0]), "30 lies outside the schedule"),
+        (lambda: Grid(SD, sigmas=[0.0]), "no model call"),
+        (lambda: Grid(SD, sigmas=[1.0], timesteps=[3]), "at most one"),
+        (lambda: Grid(SD, timesteps=[900, 10]).nodes(3), "make 2 intervals, this solver needs 3"),
+        (lambda: Grid(SD, t_end=1e-4), "outside the schedule"),
+        (lambda: Grid(SD, t_start=0.001, t_end=1.0), "pass end='t_end'"),
+        (lambda: Grid(RectifiedFlow(), "logsnr").nodes(4), "alpha > 0 at its start"),
+        (lambda: Grid(EDM(), "trailing").nodes(4), "needs a VPDiscrete"),
+    ],
+)
+def test_misuse(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
