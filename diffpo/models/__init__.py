@@ -1,0 +1,98 @@
+"""Model families: the only place that knows a family's conditioning. One file each, the same few methods (sd.py).
+
+`load` reads the pipeline's own model_index.json to tell the family; `load_pipeline` gives the whole pipeline, for generation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..config import Model
+from ..errors import DiffpoError
+
+# the class that model_index.json names -> file here, class in it
+FAMILIES = {
+    "StableDiffusionPipeline": ("sd", "StableDiffusion"),
+    "StableDiffusionXLPipeline": ("sdxl", "StableDiffusionXL"),
+}
+
+
+def load(settings: Model, precision: str = "no") -> Any:
+    """The family of ``settings.path``; nothing large is read yet. ``precision``: no | bf16 | fp16."""
+    name = pipeline_class(settings)
+    if name not in FAMILIES:
+        raise DiffpoError(f"{settings.path} is a {name}; diffpo trains {', '.join(FAMILIES)}")
+    module, cls = FAMILIES[name]
+    return getattr(importlib.import_module(f"{__name__}.{module}"), cls)(settings, precision)
+
+
+def pipeline_class(settings: Model) -> str:
+    """The `_class_name` in the pipeline's model_index.json."""
+    index = Path(settings.path).expanduser() / "model_index.json"
+    with readable(settings.path):
+        if not index.parent.is_dir():
+            from huggingface_hub import hf_hub_download
+
+            index = Path(hf_hub_download(settings.path, "model_index.json", revision=settings.revision))
+        try:
+            return json.loads(index.read_text())["_class_name"]
+        except (json.JSONDecodeError, KeyError) as error:
+            raise DiffpoError(f"{index} does not describe a diffusers pipeline ({error!r})") from None
+
+
+def load_pipeline(path: str, dtype: str = "float32", device: str | None = None, **options: Any) -> Any:
+    """A whole diffusers pipeline in inference mode, on ``device`` (default: cuda if there is one).
+
+    ``dtype`` is a torch dtype by name; ``options`` (revision, variant, vae=None...) go to `from_pretrained`.
+    """
+    import torch
+    import transformers
+    from diffusers import DiffusionPipeline
+    from diffusers.utils import logging
+
+    # a bar per weight file, gone within a second, hides what a run has to say
+    logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    with readable(path):
+        pipe = DiffusionPipeline.from_pretrained(local(path), **dtype_option(getattr(torch, dtype)), **options)
+    return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def local(path: str) -> str:
+    """``~`` expanded where the path is a folder here; a hub id as it is."""
+    folder = Path(path).expanduser()
+    return str(folder) if folder.is_dir() else path
+
+
+def dtype_option(dtype: Any) -> dict[str, Any]:
+    """`from_pretrained`'s name for the dtype: diffusers 0.42 renamed torch_dtype."""
+    import diffusers
+    from packaging.version import Version
+
+    return {"dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype": dtype}
+
+
+@contextlib.contextmanager
+def readable(path: str) -> Iterator[None]:
+    """Turns what `from_pretrained` raises for a model that cannot be had into one message with the next step."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError) as error:
+        # safetensors and huggingface_hub derive theirs from these three
+        reason = " ".join(str(error).split())[:300]
+        if Path(path).expanduser().is_dir():
+            raise DiffpoError(f"cannot read the model in {path}: {reason}") from error
+        offline = (
+            " HF_HUB_OFFLINE is set, so it was not looked up." if os.environ.get("HF_HUB_OFFLINE", "0") != "0" else ""
+        )
+        raise DiffpoError(
+            f"cannot load the model {path!r}: it is no folder in {Path.cwd()}, and the hub did not give it.{offline} With a network, run "
+            f"`hf download {path}` once (log in with `hf auth login` if the model is gated); without, set model.path to a local "
+            f"folder that holds model_index.json. ({reason})"
+        ) from error

@@ -44,7 +44,7 @@ def test_oracle_is_exact_on_rendered_scenes():
     # 2,000 here to stay quick; scripts/check_oracle.py does 10,000
     rng = np.random.default_rng(1)
     right = []
-    for i in range(2000):
+    for _ in range(2000):
         scene = ALL_SCENES[rng.integers(len(ALL_SCENES))]
         result = score(render(scene, rng), scene.caption)
         right.append(result["all_right"])

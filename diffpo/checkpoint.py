@@ -1,0 +1,182 @@
+"""The run folder: whose it is, and checkpoints that are whole or not there.
+
+A checkpoint is a folder checkpoint-000100/ with the LoRA (a diffusers file of its own), state.pt (optimiser, schedule, scaler:
+tensors and numbers, read back without unpickling code) and checkpoint.json, which lists the others' sizes and hashes. It is
+written under another name, flushed, and renamed, so a crash leaves either the whole of it or nothing under its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from .config import Config, load_config
+from .errors import DiffpoError
+
+CONFIG_NAME = "config.yaml"
+STATE_NAME = "state.pt"
+MANIFEST_NAME = "checkpoint.json"
+PREFIX = "checkpoint-"
+
+
+def claim(config: Config) -> None:
+    """Make ``config.output`` this run's folder and write the resolved config into it.
+
+    Raises DiffpoError if the folder holds something else, or a run whose settings differ in what they compute.
+    """
+    output, written = config.output, config.output / CONFIG_NAME
+    if written.exists():
+        theirs, ours = load_config(written).identity(), config.identity()
+        differing = [f"{key}: {a!r} there, {b!r} here" for key, a, b in _differences(theirs, ours)]
+        if differing:
+            raise DiffpoError(
+                f"{output} holds another run ({'; '.join(differing)}). Choose another folder with output=FOLDER, or delete this one"
+            )
+    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise DiffpoError(
+            f"{output} is not empty and is not a training run's folder; choose another with output=FOLDER"
+        )
+    with disk_errors(output):
+        output.mkdir(parents=True, exist_ok=True)
+        write_atomic(written, config.to_yaml().encode())
+
+
+def _differences(one: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in sorted({*one, *other}):
+            yield from _differences(one.get(key), other.get(key), f"{prefix}{'.' if prefix else ''}{key}")
+    elif one != other:
+        yield prefix, one, other
+
+
+def save(output: Path, step: int, write_lora: Callable[[Path], None], state: dict, about: dict, keep: int) -> Path:
+    """Write the checkpoint of ``step`` and remove all but the newest ``keep``.
+
+    ``write_lora(path)`` writes the LoRA file; ``about`` (JSON) goes into the manifest. If the disk is full, what is half
+    written is removed, the checkpoints that exist stay, and a DiffpoError says so.
+    """
+    import torch
+
+    from .lora import FILE_NAME
+
+    final = output / f"{PREFIX}{step:06d}"
+    part = output / f".{final.name}.part"
+    with disk_errors(output):
+        try:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            write_lora(part / FILE_NAME)
+            torch.save(state, part / STATE_NAME)
+            files = {name: _fingerprint(part / name) for name in (FILE_NAME, STATE_NAME)}
+            manifest = {"step": step, **about, "files": files}
+            (part / MANIFEST_NAME).write_text(json.dumps(manifest, indent=1))
+            for path in (*part.iterdir(), part):
+                _sync(path)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(part, final)
+            _sync(output)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+    for old in _folders(output)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def latest(output: Path, say: Callable[[str], None] = print) -> tuple[Path, dict] | None:
+    """The newest checkpoint that is whole, and its manifest; damaged ones are named and passed over.
+
+    Raises DiffpoError if there are checkpoints and not one of them is whole.
+    """
+    folders = _folders(output)
+    for folder in folders:
+        problem, manifest = _inspect(folder)
+        if not problem:
+            return folder, manifest
+        say(f"{folder} is damaged ({problem}); going back to the checkpoint before it")
+    if folders:
+        raise DiffpoError(
+            f"every checkpoint in {output} is damaged: {', '.join(folder.name for folder in folders)}. Delete them to start "
+            "again from the beginning"
+        )
+    return None
+
+
+def read_state(folder: Path) -> dict:
+    """state.pt of a checkpoint: tensors and numbers, never code."""
+    import torch
+
+    try:
+        return torch.load(folder / STATE_NAME, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+        raise DiffpoError(f"cannot read {folder / STATE_NAME}: {' '.join(str(error).split())[:300]}") from error
+
+
+def _folders(output: Path) -> list[Path]:
+    """Newest first."""
+    return sorted((path for path in output.glob(f"{PREFIX}*") if path.is_dir()), reverse=True)
+
+
+def _inspect(folder: Path) -> tuple[str, dict]:
+    try:
+        manifest = json.loads((folder / MANIFEST_NAME).read_text())
+        for name, fingerprint in manifest["files"].items():
+            if _fingerprint(folder / name) != fingerprint:
+                return f"{name} is not what was written", {}
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}", {}
+    return "", manifest
+
+
+def _fingerprint(path: Path) -> list:
+    with open(path, "rb") as file:
+        digest = sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return [path.stat().st_size, digest.hexdigest()]
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    part = path.with_name(f".{path.name}.part")
+    with open(part, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+@contextlib.contextmanager
+def disk_errors(output: Path) -> Iterator[None]:
+    """Turns a full or forbidden disk into one message; what is whole on it stays."""
+    try:
+        yield
+    except Exception as error:
+        # torch and safetensors report a failed write as kinds of their own, with the system's words inside
+        code = getattr(error, "errno", None)
+        full = code in (errno.ENOSPC, errno.EDQUOT) or any(
+            words in str(error) for words in ("No space left", "os error 28", "file write failed")
+        )
+        if not full and not isinstance(error, OSError):
+            raise
+        reason = "the disk is full" if full else f"{getattr(error, 'strerror', None) or error}"
+        found = [folder.name for folder in _folders(output) if not _inspect(folder)[0]] if output.is_dir() else []
+        kept = f"the last whole checkpoint is {found[0]}" if found else "there is no checkpoint yet"
+        raise DiffpoError(
+            f"cannot write into {output}: {reason}; {kept}. Make room and run the same command again: it resumes from there"
+        ) from error

@@ -1,0 +1,159 @@
+"""The command line: verbs only. Each verb imports what it needs when it is called: `diffpo --help` stays instant."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from diffpo.errors import DiffpoError
+
+app = typer.Typer(
+    help="Align image diffusion models with preferences.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; configs/ holds recipes.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Settings that replace the file's, e.g. train.lr=1e-5.")
+]
+
+
+@app.command()
+def train(config: Config, overrides: Overrides = None) -> None:
+    """Train a preference LoRA; run the same command again to resume."""
+    from diffpo.config import load_config
+
+    settings = load_config(config, overrides or [])  # a typing error is reported before the slow imports
+
+    from diffpo.train import train
+
+    train(settings)
+
+
+@app.command()
+def check(config: Config, overrides: Overrides = None) -> None:
+    """Dry run: what the config says, what the data holds, what training would need."""
+    from diffpo.check import check
+    from diffpo.config import load_config
+
+    check(load_config(config, overrides or []))
+
+
+MODEL = typer.Option(help="A pipeline folder or a hub id.")
+Lora = Annotated[str | None, typer.Option(help="A LoRA file, or the folder of a training run.")]
+PROMPTS = typer.Option(help="A text file (one per line), a .jsonl with the key 'prompt', or shapes:heldout[:N].")
+Out = Annotated[Path, typer.Option(help="Where to write; the same command again continues.")]
+Count = Annotated[int | None, typer.Option("--n", min=1, help="Only the first N prompts.")]
+Seed = Annotated[int, typer.Option(help="First seed of every prompt.")]
+PerPrompt = Annotated[int, typer.Option(min=1, help="Images (seeds) per prompt.")]
+Steps = Annotated[int, typer.Option(min=1, help="Model calls per image.")]
+Solver = Annotated[str, typer.Option(help="A solver of the package samplers.")]
+Guidance = Annotated[float, typer.Option(help="Classifier-free guidance scale.")]
+Negative = Annotated[str | None, typer.Option(help="Negative prompt.")]
+Side = Annotated[int | None, typer.Option(min=8, help="Pixels; the model's own size by default.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time; does not change them.")]
+Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Precision of the model.")]
+Device = Annotated[str | None, typer.Option(help="cuda, cpu, ...; CUDA where there is one by default.")]
+
+
+@app.command()
+def generate(
+    model: Annotated[str, MODEL],
+    prompts: Annotated[str, PROMPTS],
+    out: Out,
+    lora: Lora = None,
+    n: Count = None,
+    seed: Seed = 0,
+    images_per_prompt: PerPrompt = 1,
+    steps: Steps = 20,
+    solver: Solver = "dpmpp",
+    guidance: Guidance = 5.0,
+    negative_prompt: Negative = None,
+    height: Side = None,
+    width: Side = None,
+    batch_size: BatchSize = 8,
+    dtype: Dtype = "float32",
+    device: Device = None,
+) -> None:
+    """Make images with the base model and, with --lora, the tuned one: same prompts, same noise."""
+    options = dict(locals())
+    from diffpo.generate import run
+
+    rows = run(**options)
+    print(f"{len(rows)} images in {out / 'images'}, described by {out / 'manifest.jsonl'}")
+
+
+@app.command("eval")
+def evaluate(
+    out: Out,
+    model: Annotated[str | None, MODEL] = None,
+    lora: Lora = None,
+    prompts: Annotated[str | None, PROMPTS] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Compare these instead of making them: a folder with images/base and images/tuned."),
+    ] = None,
+    scorers: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="shapes (the default), pickscore, hps, clip or aesthetic; NAME=SOURCE for local weights. Repeatable."
+        ),
+    ] = None,
+    train_scorer: Annotated[
+        str | None, typer.Option(help="The score that labelled the training pairs, such as shapes.total.")
+    ] = None,
+    run_folder: Annotated[
+        Path | None, typer.Option("--run", help="Training run whose curves to show; the LoRA's folder by default.")
+    ] = None,
+    n: Count = None,
+    seed: Seed = 0,
+    images_per_prompt: PerPrompt = 1,
+    steps: Steps = 20,
+    solver: Solver = "dpmpp",
+    guidance: Guidance = 5.0,
+    negative_prompt: Negative = None,
+    height: Side = None,
+    width: Side = None,
+    batch_size: BatchSize = 8,
+    dtype: Dtype = "float32",
+    device: Device = None,
+) -> None:
+    """Compare base and tuned images: a table with intervals, a before/after picture and an HTML report."""
+    options = dict(locals())
+    options["scorer_names"] = options.pop("scorers") or ["shapes"]
+    from diffpo.evaluate import run
+
+    run(**options)
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Where to write; the same command again continues.")] = Path(
+        "runs/quickstart"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Training seed.")] = 0,
+    n: Annotated[int, typer.Option("--n", min=2, help="Held-out prompts to measure on.")] = 512,
+) -> None:
+    """The main job on the embedded model, in minutes on a CPU: check, train, eval, report."""
+    from diffpo.quickstart import run
+
+    run(out, seed, n)
+
+
+def main() -> None:
+    """Entry point. A DiffpoError is printed as one message; its exit status is 2 (130 after an interruption)."""
+    try:
+        app()
+    except DiffpoError as error:
+        rank = f"[process {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+        code = getattr(error, "exit_code", 2)
+        print(f"{rank}{'' if code == 130 else 'error: '}{error}", file=sys.stderr)
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""A run's settings: a YAML file and `a.b=c` overrides, checked by pydantic; an unknown key names the nearest one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from .errors import DiffpoError
+
+
+class Section(BaseModel):
+    # plain YAML reads `1e-4` as text: pydantic's lax mode turns it into the float that the field asks for
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Model(Section):
+    """A diffusers pipeline: a local folder or a hub id."""
+
+    path: str
+    revision: str | None = None
+    variant: str | None = None  # e.g. fp16: which weight files are read, not the precision of the training
+    vae: str | None = None  # a folder or hub id that replaces the pipeline's VAE, e.g. madebyollin/sdxl-vae-fp16-fix
+
+
+class Columns(Section):
+    """Which columns hold what; null looks for the usual names (Pick-a-Pic's, or prompt/chosen/rejected)."""
+
+    caption: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    image_0: str | None = None
+    image_1: str | None = None
+    label_0: str | None = None
+    label_1: str | None = None
+
+
+class Data(Section):
+    """Pairs: a parquet file or a folder of them, a folder with metadata.jsonl, or a hub id."""
+
+    train: str
+    validation: str | None = None
+    train_split: str = "train"  # the splits of a hub id
+    validation_split: str = "validation"
+    columns: Columns = Columns()
+    resolution: int = Field(gt=0, multiple_of=8)
+    crop: Literal["center", "random"] = "center"
+    flip: bool = False
+    caption_dropout: float = Field(0.0, ge=0, lt=1)
+    ties: Literal["drop", "soft"] = "drop"  # drop: hard labels, ties left out; soft: labels are probabilities
+    bad_rows: Literal["error", "skip"] = "error"
+    cache: str = "~/.cache/diffpo"  # latents and text embeddings, shared by all runs
+    cache_latents: bool = True
+
+
+class Lora(Section):
+    rank: int = Field(8, gt=0)
+    alpha: float | None = Field(None, gt=0)  # null: equal to the rank
+    targets: list[str] | None = None  # null: the attention projections of the model's family
+
+    @property
+    def scale_alpha(self) -> float:
+        return float(self.rank if self.alpha is None else self.alpha)
+
+
+class ObjectiveSettings(Section):
+    name: Literal["diffusion_dpo"] = "diffusion_dpo"  # a file in diffpo/objectives/
+    beta: float = Field(gt=0)  # the project's beta: r = beta/2 * (reference error - policy error), mean over dimensions
+
+
+class Train(Section):
+    steps: int = Field(gt=0)
+    batch_size: int = Field(gt=0)  # pairs per device and forward pass
+    accumulation: int = Field(1, gt=0)
+    lr: float = Field(gt=0)
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup: int = Field(0, ge=0)
+    optimizer: str = "torch.optim.AdamW"
+    optimizer_args: dict[str, Any] = {}
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    seed: int = Field(0, ge=0)
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    gradient_checkpointing: bool = False
+    checkpoint_every: int = Field(500, gt=0)
+    checkpoint_keep: int = Field(2, gt=0)
+    eval_every: int = Field(100, gt=0)
+    eval_pairs: int = Field(256, gt=0)
+
+
+class Log(Section):
+    tensorboard: bool = False
+
+
+class Config(Section):
+    model: Model
+    data: Data
+    lora: Lora = Lora()
+    objective: ObjectiveSettings
+    train: Train
+    log: Log = Log()
+    output: Path
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Config:
+        if self.train.warmup > self.train.steps:
+            raise ValueError(f"train.warmup ({self.train.warmup}) is longer than train.steps ({self.train.steps})")
+        return self
+
+    def to_yaml(self) -> str:
+        """The resolved settings; the text is a config file of its own."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+    def identity(self) -> dict:
+        """The settings that decide what a run computes: two configs with equal identity may share an output folder.
+
+        How often things are saved or measured may change, the batch may be cut up otherwise, and where the learning
+        rate does not depend on the number of steps a run may be made longer.
+        """
+        settings = self.model_dump(mode="json")
+        for key in ("log", "output"):
+            del settings[key]
+        for key in ("cache", "cache_latents"):
+            del settings["data"][key]
+        free = ["gradient_checkpointing", "checkpoint_every", "checkpoint_keep", "eval_every", "eval_pairs"]
+        if self.train.lr_schedule == "constant":
+            free.append("steps")
+        for key in [*free, "batch_size", "accumulation"]:  # their product is compared when a checkpoint is read
+            del settings["train"][key]
+        return settings
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply ``overrides`` such as ``train.lr=1e-5`` and validate.
+
+    Raises DiffpoError that names the file and the key: unreadable file, unknown key, wrong type.
+    """
+    path = Path(path)
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DiffpoError(
+            f"cannot read the config {path}: {error.strerror}; recipes to start from are in configs/"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DiffpoError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(settings, dict):
+        raise DiffpoError(f"{path} holds no settings: expected sections such as `model:` and `train:`")
+    for override in overrides:
+        _apply(settings, override)
+    try:
+        return Config.model_validate(settings)
+    except ValidationError as error:
+        problems = "\n".join(f"  {_explain(problem)}" for problem in error.errors())
+        raise DiffpoError(f"{path}:\n{problems}") from None
+
+
+def _apply(settings: dict, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise DiffpoError(f"cannot read the override {override!r}: write section.key=value, e.g. train.lr=1e-5")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise DiffpoError(f"cannot read the value of the override {override!r}: it is not valid YAML") from None
+    *sections, last = key.split(".")
+    for section in sections:
+        if settings.get(section) is None:
+            settings[section] = {}
+        settings = settings[section]
+        if not isinstance(settings, dict):
+            raise DiffpoError(f"cannot apply the override {override!r}: {section} is a value, not a section")
+    settings[last] = value
+
+
+def _explain(problem: dict) -> str:
+    """One line on one pydantic error: the key as the user writes it, what is wrong, what to write instead."""
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        *parents, wrong = problem["loc"]
+        known = list(_fields(parents))
+        near = difflib.get_close_matches(str(wrong), known, n=1, cutoff=0.6)
+        everywhere = difflib.get_close_matches(
+            str(wrong), [name.rsplit(".")[-1] for name in _all_keys()], n=1, cutoff=0.8
+        )
+        if near:
+            hint = f"did you mean {'.'.join([*map(str, parents), near[0]])}?"
+        elif everywhere:
+            hint = f"did you mean {next(name for name in _all_keys() if name.rsplit('.')[-1] == everywhere[0])}?"
+        else:
+            hint = f"known keys: {', '.join(known)}"
+        return f"unknown key {key}: {hint}"
+    if problem["type"] == "missing":
+        return f"missing key {key}"
+    text = problem["msg"].removeprefix("Value error, ")
+    if not key:
+        return text
+    return f"{key}: {text[0].lower()}{text[1:]} (got {problem['input']!r})"
+
+
+def _fields(sections: Sequence) -> dict:
+    model: type[BaseModel] = Config
+    for name in sections:
+        model = model.model_fields[name].annotation
+    return model.model_fields
+
+
+def _all_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += _all_keys(field.annotation, f"{prefix}{name}.")
+    return keys

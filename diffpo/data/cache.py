@@ -1,0 +1,113 @@
+"""Rows of named tensors kept on disk: safetensors shards whose name and header carry the hash of all that made them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from ..errors import DiffpoError
+
+SHARD = 256  # rows in a file
+
+
+def content_key(*parts: object) -> str:
+    """A hash of everything that the cached values depend on."""
+    return blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
+
+
+class Cache:
+    """``rows`` rows under ``root``/``kind``-<key>; `read` gives any of them, stacked.
+
+    Shards that are missing are computed by ``compute(rows) -> {name: (n, ...) tensor}`` in portions of ``batch`` rows,
+    shared out over the processes. A shard that is there but torn, or that belongs to another model or other data, raises
+    DiffpoError: it is never used and never silently replaced.
+    """
+
+    def __init__(self, root: str | Path, kind: str, key: str, rows: int) -> None:
+        self.folder = Path(root).expanduser() / f"{kind}-{key[:16]}"
+        self.kind, self.key, self.rows = kind, key, rows
+        self._open: dict[int, object] = {}
+
+    @property
+    def shards(self) -> int:
+        return -(-self.rows // SHARD)
+
+    def path(self, shard: int) -> Path:
+        return self.folder / f"{shard:05d}.safetensors"
+
+    def missing(self) -> list[int]:
+        """Shards still to be computed; those that exist are checked."""
+        absent = [shard for shard in range(self.shards) if not self.path(shard).exists()]
+        for shard in range(self.shards):
+            if shard not in absent:
+                self._handle(shard)
+        return absent
+
+    def build(
+        self,
+        compute: Callable[[Sequence[int]], dict[str, torch.Tensor]],
+        batch: int,
+        process: int = 0,
+        processes: int = 1,
+        quiet: bool = True,
+    ) -> None:
+        from tqdm.auto import tqdm
+
+        todo = [shard for shard in self.missing() if shard % processes == process]
+        for shard in tqdm(todo, desc=f"caching {self.kind}", unit="shard", disable=quiet or len(todo) < 2):
+            rows = range(shard * SHARD, min(self.rows, (shard + 1) * SHARD))
+            parts = [compute(rows[i : i + batch]) for i in range(0, len(rows), batch)]
+            tensors = {name: torch.cat([part[name].cpu() for part in parts]).contiguous() for name in parts[0]}
+            self._write(shard, tensors)
+
+    def read(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        """{name: (len(rows), ...)} on the CPU, in the order asked for."""
+        found = []
+        for row in rows:
+            handle = self._handle(row // SHARD)
+            found.append({name: handle.get_slice(name)[row % SHARD] for name in handle.keys()})  # noqa: SIM118
+        return {name: torch.stack([values[name] for values in found]) for name in found[0]}
+
+    def _write(self, shard: int, tensors: dict[str, torch.Tensor]) -> None:
+        path = self.path(shard)
+        part = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(save(tensors, {"key": self.key, "shard": str(shard)}))
+            os.replace(part, path)
+        except (OSError, SafetensorError) as error:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            raise DiffpoError(
+                f"cannot write the cache {path}: {error}. Make room or choose another folder with data.cache=FOLDER; "
+                "what is cached so far is kept"
+            ) from error
+
+    def _handle(self, shard: int):
+        if shard not in self._open:
+            path = self.path(shard)
+            try:
+                handle = safe_open(path, "pt")
+                about = handle.metadata() or {}
+                rows = {handle.get_slice(name).get_shape()[0] for name in handle.keys()}  # noqa: SIM118
+            except (OSError, SafetensorError) as error:
+                raise DiffpoError(
+                    f"the cached {self.kind} in {path} cannot be read ({error}): the file is truncated or damaged. Delete it; "
+                    "the next run computes it again"
+                ) from error
+            expected = min(SHARD, self.rows - shard * SHARD)
+            if about.get("key") != self.key or about.get("shard") != str(shard) or rows != {expected}:
+                raise DiffpoError(
+                    f"the cached {self.kind} in {path} are stale: they were made from another model, other pairs or other "
+                    f"settings. Delete the folder {self.folder}; the next run computes them again"
+                )
+            self._open[shard] = handle
+        return self._open[shard]

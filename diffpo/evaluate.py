@@ -1,0 +1,320 @@
+"""Base against tuned, image by image: scores, paired statistics, one table, one picture and one report.
+
+OUT/images/..., manifest.jsonl   what was compared (see `diffpo.generate`)
+OUT/scores.parquet               prompt_id, seed, arm, scorer, value
+OUT/summary.json                 the table, diversity, worst and best prompts
+OUT/grid.png, report.html        to look at
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from . import charts, generate, report, scorers, statistics
+from .errors import DiffpoError
+from .prompts import load_prompts
+from .report import open_image
+from .statistics import Estimate
+
+_DIVERSITY_IMAGES, _DIVERSITY_SIZE = 512, 64  # all pairs of more, or of larger pictures, cost minutes and tell no more
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One prompt and seed with the picture of each arm."""
+
+    index: int
+    seed: int
+    prompt: str
+    base: Path
+    tuned: Path
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. ``difference`` is tuned - base; ``training_signal``: yes, same scorer, or no."""
+
+    scorer: str
+    base: float
+    tuned: float
+    difference: Estimate
+    win_rate: Estimate
+    n: int
+    training_signal: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """``primary`` names the row that sorts the prompts; ``by_prompt`` is sorted by its difference, best first."""
+
+    rows: list[Row]
+    primary: str
+    diversity: dict[str, float]
+    by_prompt: list[dict]
+    pairs: list[Pair]
+    scores: dict[str, dict[str, np.ndarray]]
+    files: dict[str, Path]
+
+    def row(self, scorer: str) -> Row:
+        return next(row for row in self.rows if row.scorer == scorer)
+
+
+def run(
+    out: str | Path,
+    *,
+    model: str | Path | None = None,
+    lora: str | Path | None = None,
+    prompts: str | Path | Sequence[str] | None = None,
+    images: str | Path | None = None,
+    scorer_names: Sequence[str] = ("shapes",),
+    train_scorer: str | None = None,
+    run_folder: str | Path | None = None,
+    n: int | None = None,
+    device: str | None = None,
+    show: bool = True,
+    **generation,
+) -> Evaluation:
+    """Compare ``model`` with and without ``lora`` and write the files above into ``out``.
+
+    Either generates the images (``model``, ``lora``, ``prompts``; ``generation`` goes to `diffpo.generate.run`) or
+    takes them from the folder ``images``: one made by ``diffpo generate``, or any with
+    images/base/<prompt index>_<seed>.png and images/tuned/..., to which ``prompts`` gives the texts.
+    ``scorer_names``: see `diffpo.scorers.load`.
+    ``train_scorer`` names the score that labelled the training pairs. ``run_folder`` holds metrics.jsonl for the
+    training curves; by default the folder of the LoRA. Raises DiffpoError for missing images, unknown names and NaN.
+    """
+    out = Path(out)
+    if not scorer_names:
+        raise DiffpoError("no scorer named; for example --scorers shapes")
+    # every scorer is loaded once before the first picture is made: missing weights should not show hours later
+    names = [name for spec in scorer_names for name in scorers.load(spec).names]
+    _check_train_scorer(train_scorer, names)
+    if images is None:
+        for name, value in {"model": model, "lora": lora, "prompts": prompts}.items():
+            if value is None:
+                raise DiffpoError(f"eval needs --{name} to make the images, or --images with a folder of them")
+        generate.run(model, prompts, out, lora=lora, n=n, device=device, **generation)
+    pairs = find_pairs(out if images is None else Path(images), prompts if images is not None else None, n)
+
+    scores = score_pairs(pairs, scorer_names, device)
+    evaluation = summarise(pairs, scores, train_scorer)
+    run_folder = Path(run_folder) if run_folder else (_folder_of(lora) if lora else None)
+    files = {name: out / name for name in ("scores.parquet", "summary.json", "grid.png", "report.html")}
+    evaluation = Evaluation(**{**vars(evaluation), "files": files})
+    manifest = generate.read_manifest(out if images is None else Path(images))
+    generate.write_atomic(files["scores.parquet"], _parquet(pairs, scores))
+    generate.write_atomic(files["summary.json"], _json(evaluation))
+    generate.write_atomic(files["grid.png"], report.grid_png(pairs))
+    generate.write_atomic(
+        files["report.html"], report.html(evaluation, manifest, charts.read_metrics(run_folder)).encode()
+    )
+    if show:
+        report.print_table(evaluation)
+    return evaluation
+
+
+def _folder_of(lora: str | Path) -> Path:
+    return Path(lora) if Path(lora).is_dir() else Path(lora).parent
+
+
+def find_pairs(folder: Path, prompts=None, n: int | None = None) -> list[Pair]:
+    """The pairs of a folder of images, of its first ``n`` prompts; both arms must hold the same images."""
+    manifest = generate.read_manifest(folder)
+    if manifest and prompts is not None:
+        raise DiffpoError(f"{folder}/manifest.jsonl already says the prompts; leave out --prompts")
+    if manifest:
+        found = {(r["arm"], r["index"], r["seed"]): (r["prompt"], folder / r["file"]) for r in manifest}
+    else:
+        if prompts is None:
+            raise DiffpoError(f"{folder} holds no manifest.jsonl; give the texts of its images with --prompts")
+        texts, found = load_prompts(prompts), {}
+        for path in sorted(folder.glob("images/*/*.png")):
+            index, _, seed = path.stem.partition("_")
+            if path.parent.name not in generate.ARMS or not index.isdigit() or not (seed or "0").isdigit():
+                raise DiffpoError(f"{path}: expected images/base or images/tuned/<prompt index>_<seed>.png")
+            if int(index) >= len(texts):
+                raise DiffpoError(f"{path} has no prompt: {prompts} holds {len(texts)}, counted from 0")
+            found[path.parent.name, int(index), int(seed or 0)] = (texts[int(index)], path)
+    keys = {arm: {(i, s) for a, i, s in found if a == arm and (n is None or i < n)} for arm in generate.ARMS}
+    for arm, other in (generate.ARMS, generate.ARMS[::-1]):
+        if lacking := sorted(keys[other] - keys[arm]):
+            path = generate.image_path(folder, arm, *lacking[0])
+            raise DiffpoError(
+                f"{path} is missing, {len(lacking)} in all; run the same `diffpo generate` again to fill in"
+            )
+    if not keys["base"]:
+        raise DiffpoError(f"{folder} holds no images in images/base and images/tuned")
+    return [
+        Pair(index, seed, found["base", index, seed][0], found["base", index, seed][1], found["tuned", index, seed][1])
+        for index, seed in sorted(keys["base"])
+    ]
+
+
+def score_pairs(
+    pairs: Sequence[Pair], scorer_names: Sequence[str], device: str | None = None, batch_size: int = 16
+) -> dict[str, dict[str, np.ndarray]]:
+    """``{scorer: {arm: float64 array of shape (n,)}}``, one model in memory at a time."""
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    scores: dict[str, dict[str, np.ndarray]] = {}
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn()) as progress:
+        for spec in scorer_names:
+            scorer = scorers.load(spec, device or _default_device(spec))
+            task = progress.add_task(f"{spec.partition('=')[0]} scores", total=2 * len(pairs))
+            for arm in generate.ARMS:
+                parts: dict[str, list[np.ndarray]] = {}
+                for start in range(0, len(pairs), batch_size):
+                    batch = pairs[start : start + batch_size]
+                    images, prompts = (
+                        [open_image(getattr(pair, arm)) for pair in batch],
+                        [pair.prompt for pair in batch],
+                    )
+                    for name, values in scorer.score(images, prompts).items():
+                        _check(name, values, batch, arm, name in scorer.optional)
+                        parts.setdefault(name, []).append(values)
+                    progress.advance(task, len(batch))
+                for name, values in parts.items():
+                    scores.setdefault(name, {})[arm] = np.concatenate(values)
+    return scores
+
+
+def _check(name: str, values: np.ndarray, batch: Sequence[Pair], arm: str, optional: bool) -> None:
+    bad = np.isinf(values) if optional else ~np.isfinite(values)
+    if bad.any():
+        pair = batch[int(bad.argmax())]
+        raise DiffpoError(
+            f"the scorer {name} gave {values[int(bad.argmax())]} for prompt {pair.index} ({pair.prompt!r}), "
+            f"{getattr(pair, arm)}; look at the picture, or leave this scorer out"
+        )
+
+
+def _default_device(spec: str) -> str:
+    if spec.startswith("shapes"):
+        return "cpu"  # spares the import
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def summarise(pairs: Sequence[Pair], scores: dict[str, dict[str, np.ndarray]], train_scorer: str | None) -> Evaluation:
+    """The statistics of given scores. A score that a prompt does not ask for (NaN) leaves that pair out of its row."""
+    ids = np.array([pair.index for pair in pairs])
+    rows = []
+    for name, arms in scores.items():
+        base, tuned = arms["base"], arms["tuned"]
+        asked = ~(np.isnan(base) | np.isnan(tuned))
+        if not asked.any():
+            continue
+        base, tuned, asked_ids = base[asked], tuned[asked], ids[asked]
+        rows.append(
+            Row(
+                name,
+                float(base.mean()),
+                float(tuned.mean()),
+                statistics.mean_difference(base, tuned, asked_ids),
+                statistics.win_rate(base, tuned, asked_ids),
+                len(base),
+                _training_signal(name, train_scorer),
+            )
+        )
+    names = [row.scorer for row in rows]
+    primary = train_scorer if train_scorer in names else names[0]
+    return Evaluation(
+        rows=rows,
+        primary=primary,
+        diversity=_diversity(pairs),
+        by_prompt=_by_prompt(pairs, scores[primary]),
+        pairs=list(pairs),
+        scores=scores,
+        files={},
+    )
+
+
+def _check_train_scorer(train_scorer: str | None, names: list[str]) -> None:
+    """The training scorer need not be measured here, but a misspelt name is an error."""
+    if train_scorer is None or train_scorer in names:
+        return
+    name = scorers.check_name(train_scorer.partition(".")[0])[0]
+    if parts := [known for known in names if known.partition(".")[0] == name]:
+        near = get_close_matches(train_scorer, parts, 1)
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        raise DiffpoError(f"unknown training scorer {train_scorer!r}{hint} (there are {', '.join(parts)})")
+
+
+def _training_signal(name: str, train_scorer: str | None) -> str:
+    if name == train_scorer:
+        return "yes"
+    same = train_scorer is not None and name.partition(".")[0] == train_scorer.partition(".")[0]
+    return "same scorer" if same else "no"
+
+
+def _by_prompt(pairs: Sequence[Pair], arms: dict[str, np.ndarray]) -> list[dict]:
+    """Per prompt, the means over its seeds and the difference; best first."""
+    groups: dict[int, list[int]] = {}
+    for k, pair in enumerate(pairs):
+        groups.setdefault(pair.index, []).append(k)
+    entries = []
+    asked = ~(np.isnan(arms["base"]) | np.isnan(arms["tuned"]))
+    for index, group in groups.items():
+        if not (ks := [k for k in group if asked[k]]):
+            continue
+        base, tuned = float(arms["base"][ks].mean()), float(arms["tuned"][ks].mean())
+        entries.append(
+            {
+                "prompt_id": index,
+                "prompt": pairs[ks[0]].prompt,
+                "base": base,
+                "tuned": tuned,
+                "difference": tuned - base,
+            }
+        )
+    return sorted(entries, key=lambda e: (-e["difference"], e["prompt_id"]))
+
+
+def _diversity(pairs: Sequence[Pair]) -> dict[str, float]:
+    chosen = pairs[:_DIVERSITY_IMAGES]
+    sizes = {open_image(path).size for path in (chosen[0].base, chosen[0].tuned)}
+    size = min(min(min(s) for s in sizes), _DIVERSITY_SIZE)
+    numbers = {}
+    for arm in generate.ARMS:
+        small = [open_image(getattr(p, arm)).resize((size, size), Image.Resampling.BOX) for p in chosen]
+        numbers[arm] = statistics.diversity(np.stack([np.asarray(s) for s in small]) / 255, [p.index for p in chosen])
+    return numbers
+
+
+def _parquet(pairs: Sequence[Pair], scores: dict[str, dict[str, np.ndarray]]) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: dict[str, list] = {name: [] for name in ("prompt_id", "seed", "arm", "scorer", "value")}
+    for scorer, arms in scores.items():
+        for arm, values in arms.items():
+            columns["prompt_id"] += [pair.index for pair in pairs]
+            columns["seed"] += [pair.seed for pair in pairs]
+            columns["arm"] += [arm] * len(pairs)
+            columns["scorer"] += [scorer] * len(pairs)
+            columns["value"] += values.tolist()
+    buffer = BytesIO()
+    pq.write_table(pa.table(columns), buffer)
+    return buffer.getvalue()
+
+
+def _json(evaluation: Evaluation) -> bytes:
+    summary = {
+        "rows": [asdict(row) for row in evaluation.rows],
+        "primary": evaluation.primary,
+        "diversity": evaluation.diversity,
+        "best": evaluation.by_prompt[:5],
+        "worst": evaluation.by_prompt[::-1][:5],
+        "pairs": len(evaluation.pairs),
+        "prompts": len(evaluation.by_prompt),
+    }
+    return (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode()

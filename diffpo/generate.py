@@ -1,0 +1,260 @@
+"""Paired generation: the same prompts and the same noise through the base model and the tuned one.
+
+A folder of images that says how it was made and can be continued::
+
+    OUT/images/base/00000_0.png     <prompt index>_<seed>.png
+    OUT/images/tuned/00000_0.png
+    OUT/manifest.jsonl              one line per image: prompt, settings, hashes of model, LoRA and image, versions
+
+Every image has its own random generator, seeded from (seed, prompt index) on the CPU in float32, so a picture does not
+depend on the batch size, on the other prompts or on where an interrupted run continued.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from hashlib import file_digest, sha256
+from importlib.metadata import version
+from io import BytesIO
+from itertools import islice
+from pathlib import Path
+
+from . import lora as lora_module
+from . import models
+from .errors import DiffpoError
+from .prompts import load_prompts
+
+ARMS = ("base", "tuned")
+# what makes two images comparable; a folder never mixes values of these
+SETTINGS = ("model_hash", "lora_hash", "steps", "solver", "guidance", "negative_prompt", "height", "width", "dtype")
+_LIBRARIES = ("torch", "diffusers", "transformers", "peft")
+
+
+def image_path(out: Path, arm: str, index: int, seed: int) -> Path:
+    return Path(out) / "images" / arm / f"{index:05d}_{seed}.png"
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """All of ``data`` or nothing: written beside ``path``, flushed to disk, then renamed over it."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise DiffpoError(
+            f"cannot write {path}: {error.strerror}; make room or choose another folder and run the same command again "
+            "(what is finished is kept)"
+        ) from None
+
+
+def read_manifest(out: Path) -> list[dict]:
+    """The rows of OUT/manifest.jsonl, the last one per image; a half-written last line is left out."""
+    path = Path(out) / "manifest.jsonl"
+    rows, lines = {}, path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            rows[row["arm"], row["index"], row["seed"]] = row
+        except (ValueError, KeyError, TypeError):
+            if number < len(lines):
+                raise DiffpoError(
+                    f"{path}:{number} is not a manifest line; move the folder away and start anew"
+                ) from None
+    return list(rows.values())
+
+
+def _intact(out: Path, row: dict) -> bool:
+    try:
+        return sha256((out / row["file"]).read_bytes()).hexdigest() == row["sha256"]
+    except OSError:
+        return False
+
+
+def _check_same_run(out: Path, done: list[dict], wanted: dict[tuple, dict]) -> None:
+    """Raise if ``out`` was made with other settings: mixing them would compare unlike with unlike."""
+    if not done and any((out / "images").glob("*/*.png")):
+        raise DiffpoError(f"{out} holds images but no manifest of this tool; choose another output folder")
+    examples = {arm: next((r for r in wanted.values() if r["arm"] == arm), None) for arm in ARMS}
+    for row in done:
+        new = wanted.get((row["arm"], row["index"], row["seed"])) or examples[row["arm"]]
+        if new is None:
+            continue
+        keys = SETTINGS if new["index"] != row["index"] else ("prompt", *SETTINGS)
+        for key in keys:
+            if row.get(key) != new[key]:
+                raise DiffpoError(
+                    f"{out}/manifest.jsonl was made with {key}={row.get(key)!r} ({row['arm']}, prompt {row['index']}), "
+                    f"now it is {new[key]!r}; choose another output folder, or delete this one to start anew"
+                )
+
+
+def run(
+    model: str | Path,
+    prompts: str | Path | Sequence[str],
+    out: str | Path,
+    *,
+    lora: str | Path | None = None,
+    n: int | None = None,
+    seed: int = 0,
+    images_per_prompt: int = 1,
+    steps: int = 20,
+    solver: str = "dpmpp",
+    guidance: float = 5.0,
+    negative_prompt: str | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    batch_size: int = 8,
+    dtype: str = "float32",
+    device: str | None = None,
+) -> list[dict]:
+    """Generate the base arm and, with ``lora``, the tuned arm into ``out``; what is there and intact is kept.
+
+    ``model`` is a pipeline folder or hub id, ``lora`` a LoRA file or a folder that holds one, ``prompts`` anything
+    `diffpo.prompts.load_prompts` reads. Seeds are ``seed, ..., seed + images_per_prompt - 1``; ``height`` and ``width``
+    default to the model's. Returns the manifest rows of this call, arm by arm. Raises DiffpoError when ``out`` was made
+    with other settings, the model or LoRA cannot be loaded, or an image comes out as NaN.
+    """
+    for key, value in {"steps": steps, "batch_size": batch_size, "images_per_prompt": images_per_prompt}.items():
+        if value < 1:
+            raise DiffpoError(f"{key} must be at least 1, not {value}")
+    out, prompts = Path(out), load_prompts(prompts, n)
+    settings = {
+        "model": str(model),
+        "model_hash": _model_hash(model),
+        "steps": steps,
+        "solver": solver,
+        "guidance": float(guidance),
+        "negative_prompt": negative_prompt,
+        "height": height,
+        "width": width,
+        "dtype": dtype,
+        "versions": {name: version(name) for name in _LIBRARIES},
+    }
+    arms = {"base": {"lora": None, "lora_hash": None}}
+    if lora is not None:
+        arms["tuned"] = {"lora": str(lora), "lora_hash": lora_module.file_hash(lora)}
+    wanted = {
+        (arm, index, s): {"arm": arm, "index": index, "seed": s, "prompt": prompt, **adapter, **settings}
+        for arm, adapter in arms.items()
+        for index, prompt in enumerate(prompts)
+        for s in range(seed, seed + images_per_prompt)
+    }
+
+    done = read_manifest(out)
+    _check_same_run(out, done, wanted)
+    finished = {(r["arm"], r["index"], r["seed"]): r for r in done if _intact(out, r)}
+    # rewritten whole before anything is added, so that a half-written last line does not swallow the next one
+    write_atomic(out / "manifest.jsonl", b"".join(_line(row) for row in finished.values()))
+    missing = [row for key, row in wanted.items() if key not in finished]
+    if missing:
+        for row in _generate(missing, out, model, lora, batch_size, device):
+            finished[row["arm"], row["index"], row["seed"]] = row
+    return [finished[key] for key in wanted]
+
+
+def _model_hash(model: str | Path) -> str:
+    """Of a folder, the hash of everything in it that decides an image; of a hub id, the commit in the local cache."""
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        from diffusers import DiffusionPipeline
+
+        with models.readable(str(model)):
+            return f"commit:{Path(DiffusionPipeline.download(str(model))).name}"
+    total = sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json", ".txt", ".bin")):
+        with open(path, "rb") as file:
+            total.update(path.relative_to(folder).as_posix().encode() + file_digest(file, "sha256").digest())
+    return f"sha256:{total.hexdigest()}"
+
+
+def _line(row: dict) -> bytes:
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+
+
+def _generate(missing: list[dict], out: Path, model, lora, batch_size: int, device: str | None):
+    """Make the missing images, one batch at a time; yields each row once its image and manifest line are on disk."""
+    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    import samplers
+
+    first = missing[0]
+    pipe = models.load_pipeline(str(model), first["dtype"], device)
+    if not hasattr(pipe, "unet"):
+        raise DiffpoError(f"{model} is a {type(pipe).__name__}; so far images are made by pipelines with a UNet")
+    try:
+        pipe.scheduler = samplers.SolverScheduler.from_config(pipe.scheduler.config, solver=first["solver"])
+    except ValueError as error:
+        raise DiffpoError(str(error)) from None
+    pipe.set_progress_bar_config(disable=True)
+    # neither belongs into a measurement: one blackens pictures, the other prints into them
+    for extra in ("safety_checker", "watermark"):
+        if getattr(pipe, extra, None) is not None:
+            setattr(pipe, extra, None)
+    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn()) as progress:
+        for arm in ARMS:
+            todo = [row for row in missing if row["arm"] == arm]
+            if not todo:
+                continue
+            if arm == "tuned":
+                lora_module.load_lora(pipe, lora)
+            task = progress.add_task(f"{arm} images", total=len(todo))
+            rows = iter(todo)
+            while batch := list(islice(rows, batch_size)):
+                for row, png in zip(batch, _pngs(pipe, batch), strict=True):
+                    path = image_path(out, arm, row["index"], row["seed"])
+                    write_atomic(path, png)
+                    row = {**row, "file": path.relative_to(out).as_posix(), "sha256": sha256(png).hexdigest()}
+                    with open(out / "manifest.jsonl", "ab") as manifest:
+                        manifest.write(_line(row))
+                    yield row
+                progress.advance(task, len(batch))
+
+
+def initial_noise(shape: Sequence[int], seed: int, index: int):
+    """The starting noise of one image, (C, h, w) float32 on the CPU, and its generator for what a solver adds later."""
+    import torch
+
+    from .rng import generator as generator_at
+
+    generator = generator_at(seed, "generate", index)
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float32), generator
+
+
+def _pngs(pipe, batch: list[dict]) -> list[bytes]:
+    import torch
+    from PIL import Image
+
+    height, width = (batch[0][k] or pipe.unet.config.sample_size * pipe.vae_scale_factor for k in ("height", "width"))
+    shape = (pipe.unet.config.in_channels, height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
+    noises, generators = zip(*(initial_noise(shape, row["seed"], row["index"]) for row in batch), strict=True)
+    negative = batch[0]["negative_prompt"]
+    with torch.inference_mode():
+        images = pipe(
+            prompt=[row["prompt"] for row in batch],
+            negative_prompt=negative and [negative] * len(batch),  # None is not "": SDXL then uses zeros
+            latents=torch.stack(noises).to(pipe.device, pipe.unet.dtype),
+            generator=list(generators),
+            num_inference_steps=batch[0]["steps"],
+            guidance_scale=batch[0]["guidance"],
+            height=height,
+            width=width,
+            output_type="pt",
+        ).images
+    pngs = []
+    for row, image in zip(batch, images.float().cpu(), strict=True):
+        if not image.isfinite().all():
+            raise DiffpoError(
+                f"the {row['arm']} image of prompt {row['index']} ({row['prompt']!r}) is NaN; the images before it are "
+                "kept. In float16 the usual cause is the VAE: use --dtype bfloat16 or float32"
+            )
+        buffer = BytesIO()
+        Image.fromarray((image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()).save(buffer, "PNG")
+        pngs.append(buffer.getvalue())
+    return pngs

@@ -1,0 +1,52 @@
+"""Held-out pair accuracy: does the policy's implicit reward rank pairs that it was not trained on?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .data.batches import Batches
+from .reward import score
+from .track import accuracy
+
+DRAWS = 4  # timesteps for each pair, one from each quarter of 0..T-1
+ROWS = 16  # pairs in one forward pass
+
+
+class HeldOut:
+    """A fixed set of (pair, noise, timestep), the same at every measurement and for every number of processes."""
+
+    def __init__(self, batches: Batches, limit: int, accelerator: Any) -> None:
+        self.batches = batches
+        self.n = min(limit, len(batches.pairs))
+        total = self.n * DRAWS
+        # spread over the whole source when there are more pairs than wanted
+        self.indices = [i * len(batches.pairs) // self.n for i in range(self.n)]
+        self.mine = list(range(total))[accelerator.process_index :: accelerator.num_processes]
+
+    @torch.no_grad()
+    def measure(
+        self, family: Any, unet: torch.nn.Module, objective: Any, beta: float, accelerator: Any
+    ) -> dict[str, float]:
+        """eval/accuracy: share of pairs whose mean margin over the draws is positive (ties half); eval/margin; eval/pairs."""
+        margins = torch.zeros(self.n, dtype=torch.float64)
+        width = family.train_timesteps / DRAWS
+        for start in range(0, len(self.mine), ROWS):
+            positions = self.mine[start : start + ROWS]
+            batch = self.batches.batch(
+                [self.indices[position // DRAWS] for position in positions],
+                positions,
+                purpose="eval",
+                timesteps=[(int(p % DRAWS * width), int((p % DRAWS + 1) * width)) for p in positions],
+            )
+            result = score(family, unet, unet, objective.reference, objective.source(family, batch), beta)
+            u = (result.chosen - result.rejected).double().cpu()
+            margins.index_add_(0, torch.tensor([position // DRAWS for position in positions]), u / DRAWS)
+        if accelerator.num_processes > 1:
+            margins = accelerator.reduce(margins.to(accelerator.device), "sum").cpu()
+        return {
+            "eval/accuracy": accuracy(margins).mean().item(),
+            "eval/margin": margins.mean().item(),
+            "eval/pairs": float(self.n),
+        }

@@ -1,0 +1,168 @@
+"""LoRA by peft: adding it, reading and writing the diffusers file, and knowing which base a file belongs to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from hashlib import blake2b, sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .config import Lora
+from .errors import DiffpoError
+
+if TYPE_CHECKING:
+    import torch
+
+FILE_NAME = "pytorch_lora_weights.safetensors"  # diffusers looks for this name in a folder
+HEADER = "diffpo"  # our key in the safetensors header, beside diffusers' lora_adapter_metadata
+ADAPTER = "default"
+
+
+def add_lora(unet: torch.nn.Module, lora: Lora, targets: Sequence[str], seed: int = 0) -> list[torch.nn.Parameter]:
+    """Add a fresh adapter (B = 0, so the output is unchanged) and return its parameters, float32 whatever the base is."""
+    import torch
+    from peft import LoraConfig
+
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.scale_alpha if lora.scale_alpha % 1 else int(lora.scale_alpha),
+        target_modules=list(lora.targets or targets),
+        init_lora_weights="gaussian",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            unet.add_adapter(config, adapter_name=ADAPTER)
+        except ValueError as error:
+            raise DiffpoError(f"lora.targets {config.target_modules} fit no layer of the model: {error}") from None
+    parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.data = parameter.data.float()
+    return parameters
+
+
+def lora_state(unet: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The adapter's weights on the CPU, by peft's names."""
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(unet, adapter_name=ADAPTER)
+    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+
+
+def set_lora_state(unet: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+    from peft import set_peft_model_state_dict
+
+    result = set_peft_model_state_dict(unet, state, adapter_name=ADAPTER)
+    lost = [name for name in result.missing_keys if "lora_" in name] + list(result.unexpected_keys)
+    if lost:
+        raise DiffpoError(f"the LoRA does not fit the model: {len(lost)} weights have no counterpart, e.g. {lost[0]}")
+
+
+def save_lora(path: Path, unet: torch.nn.Module, component: str, about: dict[str, Any]) -> None:
+    """Write ``path`` so that `pipe.load_lora_weights` reads it with the right rank, alpha and targets."""
+    from safetensors.torch import save
+
+    config = unet.peft_config[ADAPTER]
+    # what differs from LoraConfig's defaults and no more: older and newer versions of peft know other fields
+    adapter = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": sorted(config.target_modules)}
+    header = {
+        "format": "pt",
+        "lora_adapter_metadata": json.dumps({f"{component}.{k}": v for k, v in adapter.items()}, sort_keys=True),
+        HEADER: json.dumps(about, sort_keys=True),
+    }
+    path.write_bytes(save({f"{component}.{name}": value for name, value in lora_state(unet).items()}, header))
+
+
+def read_lora(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The weights and our header (empty for a file from elsewhere); DiffpoError if the file is missing or damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    path = lora_file(path)
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise DiffpoError(f"cannot read the LoRA {path}: {error} (truncated, or not a safetensors file)") from error
+
+
+def lora_file(path: str | Path) -> Path:
+    """The LoRA file that ``path`` means: itself, or `pytorch_lora_weights.safetensors` in the folder ``path``."""
+    path = Path(path).expanduser()
+    path = path / FILE_NAME if path.is_dir() else path
+    if not path.is_file():
+        raise DiffpoError(f"there is no LoRA at {path}; give the file or the folder of a finished training run")
+    return path
+
+
+def file_hash(path: str | Path) -> str:
+    """sha256 of the LoRA file that ``path`` means."""
+    return sha256(lora_file(path).read_bytes()).hexdigest()
+
+
+def load_lora(pipe: Any, path: str | Path) -> None:
+    """`pipe.load_lora_weights`, after a check that the LoRA was trained on this very base.
+
+    Raises DiffpoError for a missing or damaged file and for a LoRA of another base. A file that does not say what it was
+    trained on (not written by diffpo) is loaded if its shapes fit.
+    """
+    path = lora_file(path)
+    _, about = read_lora(path)
+    component = "unet" if getattr(pipe, "unet", None) is not None else "transformer"
+    if "base" in about and not same_base(about["base"], base_identity(getattr(pipe, component))):
+        raise DiffpoError(
+            f"the LoRA {path} was trained on another base model: {about['base'].get('name', 'unknown')}. Load that model, or train "
+            "a LoRA on this one"
+        )
+    try:
+        pipe.load_lora_weights(str(path.parent), weight_name=path.name)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DiffpoError(f"the LoRA {path} does not fit this model: {reason}") from error
+
+
+# ---- identity of weights
+
+
+def _samples(module: torch.nn.Module) -> tuple[str, torch.Tensor]:
+    """A hash of all names and shapes, and up to 64 evenly spaced values of every weight, float32 on the CPU."""
+    import torch
+
+    # the adapter is not part of the base, and peft moves the base's weights one level down
+    weights = {
+        name.replace(".base_layer.", "."): value for name, value in module.state_dict().items() if "lora_" not in name
+    }
+    structure = blake2b(digest_size=16)
+    values = []
+    for name in sorted(weights):
+        flat = weights[name].detach().reshape(-1)
+        structure.update(f"{name}{tuple(weights[name].shape)}".encode())
+        values.append(flat[:: max(1, flat.numel() // 64)][:64].float().cpu())
+    return structure.hexdigest(), torch.cat(values)
+
+
+def weights_hash(module: torch.nn.Module) -> str:
+    """A hash over names, shapes and 64 values of every weight: exact enough to tell models and precisions apart, and quick."""
+    structure, values = _samples(module)
+    return blake2b(structure.encode() + values.numpy().tobytes(), digest_size=16).hexdigest()
+
+
+def base_identity(unet: torch.nn.Module, name: str = "") -> dict[str, Any]:
+    """What a LoRA file remembers of its base: ``hash`` is exact; ``structure`` and ``sample`` also recognise the same
+    model in another precision."""
+    structure, values = _samples(unet)
+    sample = values[:: max(1, values.numel() // 512)][:512]
+    exact = blake2b(structure.encode() + values.numpy().tobytes(), digest_size=16).hexdigest()
+    return {"name": name, "hash": exact, "structure": structure, "sample": [float(f"{v:.5g}") for v in sample.tolist()]}
+
+
+def same_base(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two identities are of one model, allowing for bfloat16 rounding (relative error at most 2^-9 a value)."""
+    if one["hash"] == other["hash"]:
+        return True
+    if one["structure"] != other["structure"]:
+        return False
+    pairs = list(zip(one["sample"], other["sample"], strict=True))
+    close = sum(abs(a - b) <= 2**-8 * max(abs(a), abs(b)) + 1e-6 for a, b in pairs)
+    return close >= 0.98 * len(pairs)

@@ -1,0 +1,48 @@
+"""Stable Diffusion XL: two text encoders, a pooled embedding, and sizes and crops as conditions (arXiv 2307.01952)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from .sd import StableDiffusion
+
+
+class StableDiffusionXL(StableDiffusion):
+    encoders = ("text_encoder", "text_encoder_2")
+    tokenizers = ("tokenizer", "tokenizer_2")
+    no_unet: ClassVar[dict[str, Any]] = {"unet": None, "add_watermarker": False}
+
+    def predict(self, unet: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        added = {"text_embeds": cond["pooled_prompt_embeds"].to(self.dtype), "time_ids": cond["time_ids"]}
+        prompt_embeds = cond["prompt_embeds"].to(self.dtype)
+        return unet(x_t.to(self.dtype), t, encoder_hidden_states=prompt_embeds, added_cond_kwargs=added).sample
+
+    @torch.no_grad()
+    def encode_text(self, captions: Sequence[str | None]) -> dict[str, Tensor]:
+        # negative_prompt=None: zeros where the pipeline says force_zeros_for_empty_prompt, else the empty caption
+        embeds, no_embeds, pooled, no_pooled = self.pipe.encode_prompt(
+            [caption or "" for caption in captions],
+            device=self.pipe.vae.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=True,
+        )
+        absent = torch.tensor([caption is None for caption in captions], device=embeds.device)
+        return {
+            "prompt_embeds": torch.where(absent[:, None, None], no_embeds, embeds),
+            "pooled_prompt_embeds": torch.where(absent[:, None], no_pooled, pooled),
+        }
+
+    def condition(self, text: dict[str, Tensor], micro_conditioning: Tensor) -> dict[str, Tensor]:
+        return {**text, "time_ids": micro_conditioning}
+
+    def _meta_cond(self, unet: torch.nn.Module, n: int) -> dict[str, Tensor]:
+        pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+        return {
+            **super()._meta_cond(unet, n),
+            "pooled_prompt_embeds": torch.empty(n, pooled, device="meta"),
+            "time_ids": torch.zeros(n, 6, device="meta"),
+        }

@@ -1,0 +1,16 @@
+"""Stateless randomness: every draw has an address, so resuming, accumulating and spreading over processes change nothing."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+import torch
+
+
+def generator(seed: int, purpose: str, position: int) -> torch.Generator:
+    """A CPU generator that depends on its three arguments alone.
+
+    ``position`` counts the pairs drawn since the start of training, step * pairs per update + place in the update.
+    """
+    digest = blake2b(f"{seed}/{purpose}/{position}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -1,0 +1,57 @@
+"""CLIP score (Hessel et al. 2021, "CLIPScore"): the cosine between picture and prompt, here without the paper's 2.5.
+
+By default OpenAI's ViT-L-14; numbers of different backbones cannot be compared, so the report names the model.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from . import missing
+
+MODEL = "ViT-L-14:openai"
+
+
+def load_open_clip(name: str, device: str, advice: str):
+    """``ARCHITECTURE:WEIGHTS`` of open_clip (weights: its tag or a local file) -> model, transform, tokenizer."""
+    import open_clip
+
+    architecture, _, weights = name.partition(":")
+    try:
+        if not Path(weights).is_file() and weights not in open_clip.list_pretrained_tags_by_model(architecture):
+            raise FileNotFoundError(f"{weights or 'no weights named'}: neither a file nor weights that open_clip knows")
+        model, _, transform = open_clip.create_model_and_transforms(architecture, pretrained=weights)
+        tokenizer = open_clip.get_tokenizer(architecture)
+    except Exception as error:  # open_clip, timm and the hub raise a dozen types here; all mean: no model
+        raise missing(f"the open_clip model {name}", error, advice) from None
+    return model.to(device).eval(), transform, tokenizer
+
+
+class ClipScore:
+    """``model``: an open_clip model, with its picture ``transform`` and its ``tokenizer``."""
+
+    names: tuple[str, ...] = ("clip",)
+    optional: frozenset[str] = frozenset()
+
+    def __init__(self, model, transform, tokenizer, device: str = "cpu"):
+        self.model, self.transform, self.tokenizer, self.device = model.to(device).eval(), transform, tokenizer, device
+
+    @classmethod
+    def load(cls, source: str | None, device: str) -> ClipScore:
+        # OpenAI trained with QuickGELU; open_clip knows that of its own tags but not of a local file
+        advice = (
+            "It is fetched once by open_clip itself, on a machine with network; or name other weights or a local file: "
+            "--scorers clip=ViT-B-32:laion2b_s34b_b79k, clip=ViT-L-14-quickgelu:FILE (OpenAI's)"
+        )
+        return cls(*load_open_clip(source or MODEL, device, advice), device)
+
+    @torch.inference_mode()
+    def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
+        pixels = torch.stack([self.transform(image.convert("RGB")) for image in images]).to(self.device)
+        image_features = self.model.encode_image(pixels, normalize=True)
+        text_features = self.model.encode_text(self.tokenizer(prompts).to(self.device), normalize=True)
+        return {"clip": (image_features * text_features).sum(1).double().cpu().numpy()}

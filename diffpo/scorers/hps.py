@@ -1,0 +1,78 @@
+"""HPS v2.1 (Wu et al. 2023, "Human Preference Score v2"): open_clip ViT-H-14 trained on human rankings.
+
+The score is the bare cosine, about 0.2 to 0.35 (the benchmark prints it times 100), in float32 where the published code
+uses half precision. v2.0 and v2.1 cannot be compared.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms.functional import InterpolationMode, normalize, pad, resize, to_tensor
+
+from . import missing
+
+ARCHITECTURE = "ViT-H-14"
+# of OpenAI's CLIP, as published
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+WEIGHTS = ("xswu/HPSv2", "HPS_v2.1_compressed.pt")
+
+
+def preprocess(image: Image.Image, size: int) -> torch.Tensor:
+    """The published preprocessing: (3, size, size), the whole picture kept and its shorter side padded with black.
+
+    Not open_clip's own transform, which cuts the sides of a non-square picture off; and the tensor is resized, not the
+    PIL picture (HPSv2, src/open_clip/transform.py).
+    """
+    pixels = to_tensor(image.convert("RGB"))
+    height, width = pixels.shape[1:]
+    scale = size / max(height, width)
+    height, width = max(1, round(height * scale)), max(1, round(width * scale))
+    pixels = resize(pixels, [height, width], InterpolationMode.BICUBIC, antialias=True)
+    left, top = (size - width) // 2, (size - height) // 2
+    return normalize(pad(pixels, [left, top, size - width - left, size - height - top], fill=0), MEAN, STD)
+
+
+class HPS:
+    """``model``: an open_clip model; ``tokenizer``: its tokenizer."""
+
+    names: tuple[str, ...] = ("hps",)
+    optional: frozenset[str] = frozenset()
+
+    def __init__(self, model, tokenizer, device: str = "cpu"):
+        self.model, self.tokenizer, self.device = model.to(device).eval(), tokenizer, device
+
+    @classmethod
+    def load(cls, source: str | None, device: str) -> HPS:
+        """``source``: the file HPS_v2.1_compressed.pt, or a .safetensors of the same state."""
+        import open_clip
+
+        try:
+            if source is None:
+                from huggingface_hub import hf_hub_download
+
+                source = hf_hub_download(*WEIGHTS)
+            if source.endswith(".safetensors"):
+                from safetensors.torch import load_file
+
+                state = load_file(source)
+            else:
+                state = torch.load(source, map_location="cpu", weights_only=True)
+            model = open_clip.create_model(ARCHITECTURE, pretrained=None)
+            model.load_state_dict(state.get("state_dict", state))
+        except Exception as error:  # missing, truncated, pickled, or another model's: all mean no HPS
+            raise missing(
+                f"HPS v2.1 from {source or '/'.join(WEIGHTS)}",
+                error,
+                f"Fetch it once with `hf download {' '.join(WEIGHTS)}`, or give the file: --scorers hps=FILE",
+            ) from None
+        return cls(model, open_clip.get_tokenizer(ARCHITECTURE), device)
+
+    @torch.inference_mode()
+    def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
+        size = self.model.visual.image_size[0]
+        pixels = torch.stack([preprocess(image, size) for image in images]).to(self.device)
+        image_features = self.model.encode_image(pixels, normalize=True)
+        text_features = self.model.encode_text(self.tokenizer(prompts).to(self.device), normalize=True)
+        return {"hps": (image_features * text_features).sum(1).double().cpu().numpy()}

@@ -1,0 +1,27 @@
+"""The oracle of the embedded world as a scorer: prompt following and appearance, apart and together."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from .. import shapes
+from ..errors import DiffpoError
+
+# The attributes as 0/1, not as soft memberships: "80 % of the colours are right" can be read, and a membership that
+# moves from 0.9993 to 0.9996 would count as a win.
+KEYS = ("total", "following", "appearance", "all_right", *(f"right_{name}" for name in shapes.ATTRIBUTES))
+
+
+class ShapesScorer:
+    """Every number in 0..1, higher is better; ``shapes.right_relation`` is NaN for prompts without a relation."""
+
+    names = tuple(f"shapes.{key}" for key in KEYS)
+    optional = frozenset({"shapes.right_relation"})
+
+    def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
+        try:
+            read = [shapes.score(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
+        except ValueError as error:
+            raise DiffpoError(f"the shapes scorer knows the embedded world only: {error}") from None
+        return {f"shapes.{key}": np.array([one[key] for one in read], np.float64) for key in KEYS}

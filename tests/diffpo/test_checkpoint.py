@@ -1,0 +1,146 @@
+import shutil
+
+import pytest
+import torch
+from conftest import pick_a_pic_rows, write_parquet
+
+from diffpo import checkpoint, lora
+from diffpo.errors import DiffpoError
+from diffpo.train import train
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_sd, pairs_parquet):
+    """A run of 4 steps with checkpoints 2 and 4; tests work on copies."""
+    from diffpo.config import load_config
+
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "recipe.yaml").write_text(
+        f"model: {{path: {tiny_sd}}}\n"
+        f"data: {{train: {pairs_parquet}, resolution: 16, cache: {tmp_path_factory.getbasetemp() / 'cache'}}}\n"
+        "lora: {rank: 4}\nobjective: {beta: 500}\n"
+        "train: {steps: 4, batch_size: 4, lr: 1e-2, checkpoint_every: 2}\n"
+        f"output: {folder / 'run'}\n"
+    )
+    train(load_config(folder / "recipe.yaml"))
+
+    def copy(to, *overrides):
+        shutil.copytree(folder / "run", to, dirs_exist_ok=True)
+        return load_config(folder / "recipe.yaml", [f"output={to}", *overrides])
+
+    return copy
+
+
+def test_checkpoints_are_rotated_and_named_by_step(finished, tmp_path):
+    config = finished(tmp_path / "run", "train.steps=10", "train.checkpoint_every=3", "train.checkpoint_keep=3")
+    train(config)
+    found = sorted(path.name for path in config.output.glob("checkpoint-*"))
+    assert found == ["checkpoint-000006", "checkpoint-000009", "checkpoint-000010"]
+    assert lora.read_lora(config.output)[1]["step"] == 10
+
+
+@pytest.mark.parametrize("fault", ["torn state", "torn lora", "no manifest", "half manifest", "flipped bit"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(finished, tmp_path, capsys, fault):
+    config = finished(tmp_path / "run")
+    newest = config.output / "checkpoint-000004"
+    state, manifest = newest / "state.pt", newest / "checkpoint.json"
+    match fault:
+        case "torn state":
+            state.write_bytes(state.read_bytes()[:-100])
+        case "torn lora":
+            (newest / lora.FILE_NAME).write_bytes(b"")
+        case "no manifest":
+            manifest.unlink()
+        case "half manifest":
+            manifest.write_text(manifest.read_text()[:40])
+        case "flipped bit":
+            content = bytearray(state.read_bytes())
+            content[len(content) // 2] ^= 1
+            state.write_bytes(bytes(content))
+    final = lora.read_lora(config.output)[0]
+    train(config)
+    out = capsys.readouterr().out
+    assert "checkpoint-000004 is damaged" in out and "resuming from" in out and "checkpoint-000002 (step 2)" in out
+    assert all(torch.equal(value, final[name]) for name, value in lora.read_lora(config.output)[0].items())
+
+
+def test_when_every_checkpoint_is_damaged_the_run_stops(finished, tmp_path):
+    config = finished(tmp_path / "run")
+    for path in config.output.glob("checkpoint-*/state.pt"):
+        path.write_bytes(b"x")
+    with pytest.raises(DiffpoError, match=r"every checkpoint in .* is damaged: checkpoint-000004, checkpoint-000002"):
+        train(config)
+
+
+def test_state_is_never_unpickled(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "trap"), "w"))
+
+    torch.save({"optimizer": Trap()}, tmp_path / "state.pt")
+    with pytest.raises(DiffpoError, match=r"cannot read .*state\.pt"):
+        checkpoint.read_state(tmp_path)
+    assert not (tmp_path / "trap").exists()
+
+
+@pytest.mark.parametrize("how", ["write_bytes", "torch.save"])
+def test_full_disk_keeps_the_last_whole_checkpoint_and_the_run_can_go_on(finished, tmp_path, monkeypatch, how):
+    config = finished(tmp_path / "run", "train.steps=6")
+
+    def full(*args, **kwargs):
+        if how == "torch.save":
+            raise RuntimeError("[enforce fail at inline_container.cc:858] . PytorchStreamWriter: file write failed")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(*((torch, "save") if how == "torch.save" else (lora.Path, "write_bytes")), full)
+    with pytest.raises(DiffpoError, match="the disk is full; the last whole checkpoint is checkpoint-000004"):
+        train(config)
+    assert not list(config.output.glob(".*part"))
+    monkeypatch.undo()
+    train(config)
+    assert (config.output / "checkpoint-000006").is_dir()
+
+
+def test_the_folder_of_another_run_is_refused_and_what_differs_is_named(finished, tmp_path):
+    config = finished(tmp_path / "run", "objective.beta=100", "train.seed=1")
+    with pytest.raises(DiffpoError, match=r"holds another run \(objective.beta: 500.0 there, 100.0 here; train.seed"):
+        train(config)
+    finished(tmp_path / "other")
+    (tmp_path / "other" / "config.yaml").unlink()
+    with pytest.raises(DiffpoError, match=r"is not empty and is not a training run's folder; choose another with output="):
+        train(finished(tmp_path / "run").model_copy(update={"output": tmp_path / "other"}))
+
+
+def test_a_run_does_not_resume_on_other_pairs_or_with_another_batch(finished, tmp_path):
+    config = finished(tmp_path / "run", "train.steps=6", "train.batch_size=2")
+    with pytest.raises(DiffpoError, match=r"batch_size x accumulation x processes is not that .*\(4 there, 2 now\)"):
+        train(config)
+    data = tmp_path / "pairs.parquet"
+    write_parquet(data, pick_a_pic_rows(8))
+    config = config.model_copy(update={"data": config.data.model_copy(update={"train": str(data)}), "output": tmp_path / "b"})
+    config = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": 4})})
+    train(config)
+    write_parquet(data, pick_a_pic_rows(9))
+    with pytest.raises(DiffpoError, match="the training pairs are not those that the run started with"):
+        train(config)
+
+
+def test_a_run_does_not_resume_on_another_base(finished, tmp_path):
+    import os
+
+    from conftest import make_sd
+
+    config = finished(tmp_path / "run", "train.steps=6")
+    model = tmp_path / "model"
+    shutil.copytree(config.model.path, model)
+    moved = config.model_copy(
+        update={"model": config.model.model_copy(update={"path": str(model)}), "output": tmp_path / "b"}
+    )
+    train(moved)
+    make_sd(tmp_path / "other", seed=1)
+    os.replace(
+        tmp_path / "other" / "unet" / "diffusion_pytorch_model.safetensors",
+        model / "unet" / "diffusion_pytorch_model.safetensors",
+    )
+    with pytest.raises(DiffpoError, match="the base model is not the one that the run started with"):
+        train(moved)

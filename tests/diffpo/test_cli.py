@@ -1,0 +1,103 @@
+import subprocess
+import sys
+
+import pytest
+from conftest import pick_a_pic_rows, write_parquet
+
+from diffpo import cli
+from diffpo.check import check
+from diffpo.errors import DiffpoError
+
+
+def call(monkeypatch, *words: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["diffpo", *map(str, words)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return end.value.code
+
+
+def test_help_and_check_of_data_do_not_import_torch(pairs_parquet):
+    code = f"""
+import sys
+import diffpo.cli, diffpo.config, diffpo.check
+from diffpo.data.pairs import scan
+assert len(scan(diffpo.config.Data(train={str(pairs_parquet)!r}, resolution=16), {str(pairs_parquet)!r}, "train")) == 10
+print([name for name in ("torch", "diffusers", "transformers", "peft") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_help_names_the_verbs(monkeypatch, capsys):
+    assert call(monkeypatch, "--help") == 0
+    out = capsys.readouterr().out
+    assert "train" in out and "check" in out
+
+
+def test_errors_are_one_message_and_status_2(monkeypatch, capsys, tmp_path):
+    assert call(monkeypatch, "train", tmp_path / "nowhere.yaml") == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: cannot read the config") and "Traceback" not in captured.err
+    assert len(captured.err.strip().splitlines()) == 1
+
+
+def test_an_interruption_has_its_own_status(monkeypatch, capsys, tiny_sd, make_config, tmp_path):
+    from diffpo import train
+
+    def interrupted(config):
+        raise train.Interrupted("interrupted: step 3 is saved")
+
+    monkeypatch.setattr(train, "train", interrupted)
+    make_config(tiny_sd)
+    assert call(monkeypatch, "train", tmp_path / "recipe.yaml") == 130
+    assert capsys.readouterr().err == "interrupted: step 3 is saved\n"
+
+
+def test_check_tells_what_it_found(tiny_sdxl, make_config, tmp_path, capsys):
+    rows = pick_a_pic_rows(9, ties=2)
+    rows[0]["caption"] = ""
+    rows[1] |= {name: pick_a_pic_rows(1, size=(12, 20))[0][name] for name in ("jpg_0", "jpg_1")}
+    data = write_parquet(tmp_path / "a.parquet", rows)
+    options = ("data.bad_rows=skip", "train.accumulation=3", "train.steps=7", "train.precision=bf16")
+    check(make_config(tiny_sdxl, *options, data=data))
+    out = capsys.readouterr().out
+    for words in (
+        "accumulation: 3",
+        "pairs       6 with 3 captions",
+        "ties        2 left out",
+        "1 of 9 rows cannot be used (1 x empty caption); the first is row 0",
+        "16x16          5",
+        "12x20          1  enlarged",
+        "7 steps of 12 pairs (4 at a time x 3 accumulated)",
+        "each pair is seen 14 times",
+        "latents of 12 images at 16 px",
+        "4,608 trainable (LoRA rank 4, float32)",
+        "bfloat16",
+        "memory    roughly",
+        "training can start",
+    ):
+        assert words in out, words
+
+
+def test_check_prints_everything_and_then_fails_on_what_would_stop_training(tiny_sd, make_config, tmp_path, capsys):
+    rows = pick_a_pic_rows(3)
+    rows[1]["jpg_0"] = b"x"
+    with pytest.raises(DiffpoError, match=r"training would not start: .*a.parquet: 1 of 3 rows cannot be used"):
+        check(make_config(tiny_sd, data=write_parquet(tmp_path / "a.parquet", rows)))
+    assert "memory    roughly" in capsys.readouterr().out
+    with pytest.raises(DiffpoError, match=r"b.parquet has only ties"):
+        check(make_config(tiny_sd, data=write_parquet(tmp_path / "b.parquet", pick_a_pic_rows(2, ties=2))))
+
+
+def test_gradient_checkpointing_lowers_the_estimate(tiny_sdxl):
+    from diffpo import models
+    from diffpo.check import activations
+    from diffpo.config import Model, Train
+
+    family = models.load(Model(path=str(tiny_sdxl)))
+    kept = [
+        activations(family, family.meta_unet(), 2, 16, Train(steps=1, batch_size=1, lr=1, gradient_checkpointing=on))
+        for on in (False, True)
+    ]
+    assert kept[1] < kept[0]
+    assert activations(family, family.meta_unet(), 4, 16, Train(steps=1, batch_size=1, lr=1)) == 2 * kept[0]

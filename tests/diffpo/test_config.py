@@ -1,0 +1,67 @@
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from diffpo.config import load_config
+from diffpo.errors import DiffpoError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+QUICKSTART = CONFIGS / "quickstart.yaml"
+
+
+@pytest.mark.parametrize("recipe", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_valid_and_its_header_says_what_it_needs(recipe):
+    load_config(recipe)
+    header = "".join(line for line in recipe.read_text().splitlines(True) if line.startswith("#"))
+    assert all(word in header for word in ("command", "data", "hardware"))
+
+
+def test_resolved_config_is_a_config_with_the_same_values(tmp_path):
+    config = load_config(QUICKSTART, ["train.lr=3e-6", "lora.targets=[to_q]", "data.columns.caption=text"])
+    (tmp_path / "again.yaml").write_text(config.to_yaml())
+    assert load_config(tmp_path / "again.yaml") == config
+
+
+def test_overrides_replace_values_and_text_numbers_become_numbers(tmp_path):
+    shutil.copy(QUICKSTART, tmp_path / "a.yaml")
+    settings = yaml.safe_load(QUICKSTART.read_text())
+    assert isinstance(settings["train"]["lr"], str)  # plain YAML reads 5e-4 as text
+    config = load_config(QUICKSTART, ["objective.beta=2e3", "train.steps=7", "data.validation=null", "lora.alpha=16"])
+    assert (config.train.lr, config.objective.beta, config.train.steps) == (5e-4, 2000.0, 7)
+    assert config.data.validation is None and config.lora.scale_alpha == 16 and load_config(QUICKSTART).lora.scale_alpha == 8
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.learning_rat=1", ["train.learning_rat", "known keys", "lr"]),
+        ("train.acumulation=2", ["train.acumulation", "did you mean train.accumulation"]),
+        ("beta=3", ["did you mean objective.beta"]),
+        ("train.lr=fast", ["train.lr", "number", "'fast'"]),
+        ("train.lr=.inf", ["train.lr", "finite"]),
+        ("train.steps=2.5", ["train.steps", "integer"]),
+        ("train.steps=0", ["train.steps", "greater than 0"]),
+        ("train.warmup=999", ["train.warmup", "train.steps"]),
+        ("train.precision=fp8", ["train.precision", "bf16"]),
+        ("data.resolution=33", ["data.resolution", "multiple of 8"]),
+        ("objective.name=orpo", ["objective.name", "diffusion_dpo"]),
+        ("train.lr", ["section.key=value"]),
+        ("model.path.x=1", ["model.path.x"]),
+        ("model=null", ["model"]),
+    ],
+)
+def test_a_bad_setting_is_one_message_that_names_the_key(override, words):
+    with pytest.raises(DiffpoError) as error:
+        load_config(QUICKSTART, [override])
+    assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize("text", ["a: [", "just words", ""])
+def test_a_file_that_is_no_config(tmp_path, text):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(DiffpoError, match=r"x\.yaml"):
+        load_config(tmp_path / "x.yaml")
+    with pytest.raises(DiffpoError, match="nowhere"):
+        load_config(tmp_path / "nowhere.yaml")

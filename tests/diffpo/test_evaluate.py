@@ -1,0 +1,142 @@
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from scipy import stats
+
+from diffpo import evaluate, shapes
+from diffpo.errors import DiffpoError
+
+_RELATION = [c for c in shapes.heldout_captions() if shapes.parse(c).relation]
+_EQUAL = [c for c in shapes.heldout_captions() if not shapes.parse(c).relation]
+CAPTIONS = [*_RELATION[:8], *_EQUAL[:4]]
+
+
+def save_arm(folder, arm, pictures, seed=0):
+    target = folder / "images" / arm
+    target.mkdir(parents=True, exist_ok=True)
+    for index, picture in enumerate(pictures):
+        Image.fromarray(picture).save(target / f"{index:05d}_{seed}.png")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The base arm shows noisy scenes, the tuned arm the same scenes clean: a tuned model that must win everywhere."""
+    rng = np.random.default_rng(0)
+    clean = [shapes.render(shapes.parse(caption), rng) for caption in CAPTIONS]
+    noisy = [np.clip(p + rng.normal(0, 12, p.shape), 0, 255).astype(np.uint8) for p in clean]
+    save_arm(tmp_path, "base", noisy)
+    save_arm(tmp_path, "tuned", clean)
+    (tmp_path / "prompts.txt").write_text("\n".join(CAPTIONS))
+    return tmp_path
+
+
+def compare(folder, **more):
+    return evaluate.run(folder / "eval", images=folder, prompts=folder / "prompts.txt", **{"show": False, **more})
+
+
+def test_folders_of_images_become_a_table_and_files(folder, capsys):
+    result = compare(folder, train_scorer="shapes.total", show=True)
+    appearance = result.row("shapes.appearance")
+    expected = {
+        arm: [
+            shapes.score(Image.open(folder / "images" / arm / f"{i:05d}_0.png"), caption)["appearance"]
+            for i, caption in enumerate(CAPTIONS)
+        ]
+        for arm in ("base", "tuned")
+    }
+    difference = np.subtract(expected["tuned"], expected["base"])
+    assert appearance.base == pytest.approx(np.mean(expected["base"]))
+    assert appearance.difference.value == pytest.approx(difference.mean())
+    assert appearance.difference.low > 0 and (difference > 0).all()
+    wilson = stats.binomtest(12, 12).proportion_ci(method="wilson")
+    assert (appearance.win_rate.value, appearance.win_rate.low) == (1, pytest.approx(wilson.low))
+
+    assert result.primary == "shapes.total"
+    signals = {row.scorer: row.training_signal for row in result.rows}
+    assert (signals["shapes.total"], signals["shapes.following"]) == ("yes", "same scorer")
+
+    table = pq.read_table(folder / "eval" / "scores.parquet").to_pandas()
+    assert list(table.columns) == ["prompt_id", "seed", "arm", "scorer", "value"]
+    stored = table[(table.scorer == "shapes.appearance") & (table.arm == "base")].sort_values("prompt_id").value
+    np.testing.assert_allclose(stored, expected["base"])
+    summary = json.loads((folder / "eval" / "summary.json").read_text())
+    assert summary["rows"][0]["scorer"] == "shapes.total" and summary["pairs"] == 12 and len(summary["worst"]) == 5
+    assert summary["best"][0]["difference"] == max(e["difference"] for e in result.by_prompt)
+    for name in ("grid.png", "report.html"):
+        assert (folder / "eval" / name).stat().st_size > 1000
+    printed = capsys.readouterr().out
+    assert "shapes.appearance" in printed and "diversity" in printed and "worst prompts" in printed
+
+
+def test_relation_counts_only_the_prompts_that_have_one(folder):
+    assert compare(folder).row("shapes.right_relation").n == 8
+
+
+def test_identical_arms_are_a_draw(folder):
+    for path in (folder / "images" / "base").iterdir():
+        (folder / "images" / "tuned" / path.name).write_bytes(path.read_bytes())
+    result = compare(folder)
+    for row in result.rows:
+        assert row.win_rate.value == 0.5
+        assert (row.difference.value, row.difference.low, row.difference.high) == (0, 0, 0)
+    assert result.diversity["base"] == result.diversity["tuned"] > 0
+
+
+def test_seeds_of_a_prompt_are_one_cluster(folder):
+    for arm in ("base", "tuned"):
+        for path in sorted((folder / "images" / arm).iterdir()):
+            path.with_name(path.name.replace("_0", "_1")).write_bytes(path.read_bytes())
+    row = compare(folder).row("shapes.appearance")
+    assert row.n == 24 and row.win_rate.low == pytest.approx(
+        stats.binomtest(12, 12).proportion_ci(method="wilson").low
+    )  # the copies add nothing
+
+
+def test_nan_names_scorer_and_prompt(folder, monkeypatch):
+    class Broken:
+        names = ("shapes",)
+        optional = frozenset()
+
+        def score(self, images, prompts):
+            return {"shapes": np.array([np.nan if prompt == CAPTIONS[7] else 1.0 for prompt in prompts])}
+
+    monkeypatch.setattr(evaluate.scorers, "load", lambda *_: Broken())
+    with pytest.raises(DiffpoError, match=f"shapes gave nan for prompt 7.*{CAPTIONS[7]}"):
+        compare(folder)
+
+
+def test_a_missing_image_of_one_arm_is_named(folder):
+    (folder / "images" / "tuned" / "00003_0.png").unlink()
+    with pytest.raises(DiffpoError, match=r"tuned/00003_0\.png is missing"):
+        compare(folder)
+
+
+def test_a_truncated_image_is_named(folder):
+    path = folder / "images" / "tuned" / "00003_0.png"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DiffpoError, match=r"tuned/00003_0\.png"):
+        compare(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scorer_names": ["shape"]}, "did you mean 'shapes'"),
+        ({"scorer_names": []}, "no scorer"),
+        ({"train_scorer": "shapes.totl"}, "did you mean 'shapes.total'"),
+        ({"train_scorer": "pikscore"}, "did you mean 'pickscore'"),
+        ({"images": None}, "--model"),
+        ({"prompts": None}, "--prompts"),
+    ],
+)
+def test_bad_input_is_one_clear_error(folder, options, message):
+    with pytest.raises(DiffpoError, match=message):
+        evaluate.run(folder / "eval", **{"images": folder, "prompts": folder / "prompts.txt", "show": False, **options})
+
+
+def test_n_takes_the_first_prompts(folder):
+    result = compare(folder, n=4)
+    assert [pair.index for pair in result.pairs] == [0, 1, 2, 3]

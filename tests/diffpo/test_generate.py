@@ -1,0 +1,272 @@
+import json
+import shutil
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffpo import generate
+from diffpo.errors import DiffpoError
+from diffpo.prompts import load_prompts
+
+PROMPTS = ["a cat", "a dog", "two birds", "a red house", "a green fish"]
+FAST = {"steps": 2, "guidance": 3.0}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A StableDiffusionXLPipeline with random weights: 16 x 16 pixels, 8 x 8 latents."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    torch.manual_seed(0)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: i for i, token in enumerate(words)}
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77)
+    text = CLIPTextConfig(
+        vocab_size=len(vocab),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        projection_dim=16,
+        bos_token_id=vocab["<|startoftext|>"],
+        eos_token_id=vocab["<|endoftext|>"],
+        pad_token_id=vocab["<|endoftext|>"],
+    )
+    pipe = StableDiffusionXLPipeline(
+        unet=UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(16, 16),
+            norm_num_groups=8,
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=2,
+            use_linear_projection=True,
+            cross_attention_dim=32,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=6 * 4 + 16,
+        ),
+        vae=AutoencoderKL(
+            block_out_channels=(8, 8),
+            norm_num_groups=4,
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            sample_size=16,
+            force_upcast=False,
+        ),
+        text_encoder=CLIPTextModel(text),
+        text_encoder_2=CLIPTextModelWithProjection(text),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        scheduler=DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
+        add_watermarker=False,
+    )
+    folder = tmp_path_factory.mktemp("model")
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lora(model, tmp_path_factory):
+    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    torch.manual_seed(1)
+    unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet")
+    unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    for name, parameter in unet.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)
+    folder = tmp_path_factory.mktemp("lora")
+    StableDiffusionXLPipeline.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(unet))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(model, lora, tmp_path_factory):
+    """Both arms in one go, for tests that only look."""
+    out = tmp_path_factory.mktemp("made")
+    rows = generate.run(model, PROMPTS, out, lora=lora, batch_size=5, **FAST)
+    return out, rows
+
+
+def pixels(out, row):
+    return np.asarray(Image.open(out / row["file"])).astype(int)
+
+
+def test_layout_and_manifest(made, model, lora):
+    out, rows = made
+    assert [(r["arm"], r["index"], r["seed"]) for r in rows] == [(a, i, 0) for a in ("base", "tuned") for i in range(5)]
+    assert rows[7]["file"] == "images/tuned/00002_0.png" and rows[7]["prompt"] == "two birds"
+    assert [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()] == rows
+    for row in rows:
+        assert pixels(out, row).shape == (16, 16, 3)
+        assert (row["steps"], row["solver"], row["guidance"]) == (2, "dpmpp", 3.0)
+        assert row["versions"]["torch"] == torch.__version__.partition("+")[0] and len(row["model_hash"]) > 40
+        assert (row["lora_hash"] is None) == (row["arm"] == "base")
+    assert not list(out.rglob("*.part"))
+
+
+def test_pictures_do_not_depend_on_the_batch_size(made, model, lora, tmp_path):
+    out, rows = made
+    again = generate.run(model, PROMPTS, tmp_path, lora=lora, batch_size=2, **FAST)
+    for one, other in zip(rows, again, strict=True):
+        # BLAS may add in another order for another batch size: at most one level of 255
+        assert np.abs(pixels(out, one) - pixels(tmp_path, other)).max() <= 1
+
+
+def test_the_arms_share_the_noise_and_differ_by_the_lora(made, model):
+    """Against an independent computation: the plain pipeline with the same starting noise and the same solver."""
+    from diffusers import StableDiffusionXLPipeline
+
+    import samplers
+
+    out, rows = made
+    pipe = StableDiffusionXLPipeline.from_pretrained(model)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = samplers.SolverScheduler.from_config(pipe.scheduler.config, solver="dpmpp")
+    noise, _ = generate.initial_noise((4, 8, 8), seed=0, index=3)
+    image = pipe(PROMPTS[3], latents=noise[None], num_inference_steps=2, guidance_scale=3.0, height=16, width=16).images
+    assert np.abs(np.asarray(image[0]).astype(int) - pixels(out, rows[3])).max() <= 1
+    assert np.abs(pixels(out, rows[8]) - pixels(out, rows[3])).max() > 1
+
+
+def test_noise_is_fixed_by_seed_and_index_alone():
+    a, _ = generate.initial_noise((4, 64, 64), 0, 1)
+    assert torch.equal(a, generate.initial_noise((4, 64, 64), 0, 1)[0]) and a.dtype == torch.float32
+    for seed, index in ((1, 0), (0, 2), (1, 1)):
+        b, _ = generate.initial_noise((4, 64, 64), seed, index)
+        correlation = torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1]
+        assert abs(correlation) < 5 / np.sqrt(a.numel())  # five standard errors of independent noise
+
+
+def test_only_missing_and_damaged_images_are_made_again(model, tmp_path, monkeypatch):
+    rows = generate.run(model, PROMPTS, tmp_path, **FAST)
+    paths = [tmp_path / row["file"] for row in rows]
+    before = [path.read_bytes() for path in paths]
+    paths[1].unlink()
+    paths[3].write_bytes(before[3][:100])
+    with open(tmp_path / "manifest.jsonl", "a") as manifest:
+        manifest.write('{"arm": "base", "ind')  # an interrupted write
+    times = [path.stat().st_mtime_ns for i, path in enumerate(paths) if i not in (1, 3)]
+    again = generate.run(model, PROMPTS, tmp_path, batch_size=2, **FAST)
+    assert [path.stat().st_mtime_ns for i, path in enumerate(paths) if i not in (1, 3)] == times
+    for i in (1, 3):
+        difference = np.abs(pixels(tmp_path, again[i]) - np.asarray(Image.open(BytesIO(before[i]))).astype(int))
+        assert difference.max() <= 1
+    # and nothing at all is left to do: not even the model is loaded
+    finished = generate.read_manifest(tmp_path)
+    assert len(finished) == 5
+    monkeypatch.setattr(generate.models, "load_pipeline", None)
+    assert generate.run(model, PROMPTS, tmp_path, **FAST) == again
+
+
+def test_more_prompts_and_the_tuned_arm_can_be_added_later(model, lora, tmp_path):
+    first = generate.run(model, PROMPTS, tmp_path, n=2, **FAST)
+    both = generate.run(model, PROMPTS, tmp_path, n=3, lora=lora, **FAST)
+    assert both[:2] == first and [r["arm"] for r in both] == ["base"] * 3 + ["tuned"] * 3
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"steps": 3}, "steps=2"),
+        ({"guidance": 5.0}, "guidance=3.0"),
+        ({"prompts": ["another prompt", *PROMPTS[1:]]}, "prompt='a cat'"),
+        ({"height": 24}, "height=None"),
+    ],
+)
+def test_a_folder_of_other_settings_is_refused_and_kept(made, model, change, key):
+    out, _ = made
+    before = (out / "manifest.jsonl").read_bytes()
+    with pytest.raises(DiffpoError, match=key):
+        generate.run(**{"model": model, "prompts": PROMPTS, "out": out, **FAST, **change})
+    assert (out / "manifest.jsonl").read_bytes() == before
+
+
+def test_another_model_under_the_same_name_is_noticed(model, tmp_path):
+    copy = shutil.copytree(model, tmp_path / "model")
+    generate.run(copy, PROMPTS[:1], tmp_path / "out", **FAST)
+    config = json.loads((copy / "scheduler" / "scheduler_config.json").read_text())
+    (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps({**config, "beta_end": 0.02}))
+    with pytest.raises(DiffpoError, match="model_hash"):
+        generate.run(copy, PROMPTS[:1], tmp_path / "out", **FAST)
+
+
+def test_a_folder_of_foreign_images_is_not_overwritten(model, tmp_path):
+    (tmp_path / "images" / "base").mkdir(parents=True)
+    (tmp_path / "images" / "base" / "00000_0.png").write_bytes(b"mine")
+    with pytest.raises(DiffpoError, match="no manifest"):
+        generate.run(model, PROMPTS, tmp_path, **FAST)
+    assert (tmp_path / "images" / "base" / "00000_0.png").read_bytes() == b"mine"
+
+
+def test_nan_names_the_prompt_and_keeps_what_is_done(model, tmp_path, monkeypatch):
+    original = generate._pngs
+
+    def broken(pipe, batch):
+        if batch[0]["index"] == 2:
+            pipe.vae.post_quant_conv.weight.data.fill_(float("nan"))
+        return original(pipe, batch)
+
+    monkeypatch.setattr(generate, "_pngs", broken)
+    with pytest.raises(DiffpoError, match=r"prompt 2 \('two birds'\) is NaN"):
+        generate.run(model, PROMPTS, tmp_path, batch_size=1, **FAST)
+    assert len(generate.read_manifest(tmp_path)) == 2
+
+
+def test_a_full_disk_is_one_error_and_leaves_no_half_file(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(generate.os, "fsync", full)
+    with pytest.raises(DiffpoError, match=r"a\.png: No space left on device"):
+        generate.write_atomic(tmp_path / "a.png", b"data")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "no-such/model"}, "no-such/model.*hf download"),
+        ({"lora": "/no/such/lora.safetensors"}, "/no/such/lora.safetensors"),
+        ({"solver": "dpmp"}, "dpmpp"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"n": 6}, "5 prompts; n must be 1 to 5"),
+    ],
+)
+def test_bad_input_is_one_clear_error(model, tmp_path, options, message):
+    with pytest.raises(DiffpoError, match=message):
+        generate.run(**{"model": model, "prompts": PROMPTS, "out": tmp_path, **FAST, **options})
+
+
+def test_prompts_come_from_text_jsonl_and_the_embedded_world(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n\n two \n")
+    (tmp_path / "a.jsonl").write_text('{"prompt": "one", "id": 3}\n{"prompt": "two"}\n')
+    assert load_prompts(tmp_path / "a.txt") == load_prompts(tmp_path / "a.jsonl") == ["one", "two"]
+    held_out, train = load_prompts("shapes:heldout:40"), load_prompts("shapes:train", 40)
+    assert len(set(held_out)) == len(set(train)) == 40 and not set(held_out) & set(train)
+    assert load_prompts("shapes:heldout:20") == held_out[:20]  # a longer run continues a shorter one
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.txt", None, r"missing\.txt"),
+        ("a.txt", "", "holds no prompt"),
+        ("a.jsonl", '{"prompt": "one"}\n{"caption": "two"}\n', r"a\.jsonl:2"),
+        ("a.jsonl", '{"prompt": " "}\n', "prompt 0 is ' '"),
+        ("shapes:heldot", None, "shapes:heldout"),
+    ],
+)
+def test_bad_prompts_name_file_and_line(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(DiffpoError, match=message):
+        load_prompts(name if name.startswith("shapes") else tmp_path / name)
