@@ -38,9 +38,9 @@ tags: [lora, text-to-image, preference-optimization, {config.objective.name}]
 
 # A preference LoRA for {base}
 
-Trained by diffpo with {config.objective.name} (beta {config.objective.beta:g}) on {len(pairs)} pairs of `{config.data.train}`,
-{config.train.steps} updates of {about["pairs_per_update"]} pairs, learning rate {config.train.lr:g}, rank {config.lora.rank},
-{config.data.resolution} px.
+Trained by diffpo with {config.objective.name} (beta {config.objective.beta:g}) on {len(pairs)} pairs of
+`{config.data.train}`, {config.train.steps} updates of {about["pairs_per_update"]} pairs, learning rate
+{config.train.lr:g}, rank {config.lora.rank}, {config.data.resolution} px.
 
 ```python
 from diffusers import DiffusionPipeline
@@ -54,8 +54,8 @@ image = pipe("a prompt").images[0]
 | --- | --- |
 {table}
 
-Rewards and errors are measured against the base model on noised training images; they say that training worked, not that
-pictures are better. For that, compare samples: `diffpo eval`.
+Rewards and errors are measured against the base model on noised training images; they say that training worked, not
+that pictures are better. For that, compare samples: `diffpo eval`.
 
 Base {about["base"]["hash"]}, data {about["data_hash"]}. All settings are in `config.yaml`:
 `diffpo train config.yaml output=NEW_FOLDER` repeats the run.

@@ -31,7 +31,10 @@ def check(config: Config) -> None:
 
     train = config.train
     update = train.batch_size * train.accumulation
-    say(f"training  {train.steps} steps of {update} pairs ({train.batch_size} at a time x {train.accumulation} accumulated)")
+    say(
+        f"training  {train.steps} steps of {update} pairs ({train.batch_size} at a time x {train.accumulation} "
+        f"accumulated)"
+    )
     if len(pairs):
         usable = len(pairs) * pairs.total / pairs.rows
         say(f"          each pair is seen {train.steps * update / usable:.3g} times; N processes multiply both by N")
@@ -98,8 +101,9 @@ def _amount(size: int) -> str:
 
 
 def activations(family: Any, unet: Any, samples: int, resolution: int, train: Any) -> int:
-    """Bytes that a backward pass needs, counted as the outputs of all layers; under gradient checkpointing, the outputs of
-    the checkpointed blocks and the inside of the largest one. An estimate: kernels save less, and their work space is extra."""
+    """Bytes that a backward pass needs, counted as the outputs of all layers; under gradient checkpointing, the
+    outputs of the checkpointed blocks and the inside of the largest one. An estimate: kernels save less, and their
+    work space is extra."""
     import torch
 
     blocks = {name: [0, 0] for name, module in unet.named_modules() if type(module).__name__ in CHECKPOINTED}

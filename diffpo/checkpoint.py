@@ -1,8 +1,9 @@
 """The run folder: whose it is, and checkpoints that are whole or not there.
 
-A checkpoint is a folder checkpoint-000100/ with the LoRA (a diffusers file of its own), state.pt (optimiser, schedule, scaler:
-tensors and numbers, read back without unpickling code) and checkpoint.json, which lists the others' sizes and hashes. It is
-written under another name, flushed, and renamed, so a crash leaves either the whole of it or nothing under its name.
+A checkpoint is a folder checkpoint-000100/ with the LoRA (a diffusers file of its own), state.pt (optimiser, schedule,
+scaler: tensors and numbers, read back without unpickling code) and checkpoint.json, which lists the others' sizes and
+hashes. It is written under another name, flushed, and renamed, so a crash leaves either the whole of it or nothing
+under its name.
 """
 
 from __future__ import annotations
@@ -30,17 +31,19 @@ PREFIX = "checkpoint-"
 def claim(config: Config) -> None:
     """Make ``config.output`` this run's folder and write the resolved config into it.
 
-    Raises DiffpoError if the folder holds something else, or a run whose settings differ in what they compute.
+    Raises DiffpoError if the folder holds something else, or a run whose settings differ in what they compute. (A run
+    that failed before its first checkpoint has nothing to lose: its settings may be mended.)
     """
     output, written = config.output, config.output / CONFIG_NAME
-    if written.exists():
+    if written.exists() and _folders(output):
         theirs, ours = load_config(written).identity(), config.identity()
         differing = [f"{key}: {a!r} there, {b!r} here" for key, a, b in _differences(theirs, ours)]
         if differing:
             raise DiffpoError(
-                f"{output} holds another run ({'; '.join(differing)}). Choose another folder with output=FOLDER, or delete this one"
+                f"{output} holds another run ({'; '.join(differing)}). Choose another folder with output=FOLDER, or "
+                f"delete this one"
             )
-    elif output.exists() and (not output.is_dir() or any(output.iterdir())):
+    elif not written.exists() and output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise DiffpoError(
             f"{output} is not empty and is not a training run's folder; choose another with output=FOLDER"
         )
@@ -60,8 +63,8 @@ def _differences(one: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, 
 def save(output: Path, step: int, write_lora: Callable[[Path], None], state: dict, about: dict, keep: int) -> Path:
     """Write the checkpoint of ``step`` and remove all but the newest ``keep``.
 
-    ``write_lora(path)`` writes the LoRA file; ``about`` (JSON) goes into the manifest. If the disk is full, what is half
-    written is removed, the checkpoints that exist stay, and a DiffpoError says so.
+    ``write_lora(path)`` writes the LoRA file; ``about`` (JSON) goes into the manifest. If the disk is full, what is
+    half written is removed, the checkpoints that exist stay, and a DiffpoError says so.
     """
     import torch
 
@@ -104,7 +107,8 @@ def latest(output: Path, say: Callable[[str], None] = print) -> tuple[Path, dict
         say(f"{folder} is damaged ({problem}); going back to the checkpoint before it")
     if folders:
         raise DiffpoError(
-            f"every checkpoint in {output} is damaged: {', '.join(folder.name for folder in folders)}. Delete them to start "
+            f"every checkpoint in {output} is damaged: {', '.join(folder.name for folder in folders)}. Delete them "
+            f"to start "
             "again from the beginning"
         )
     return None
@@ -178,5 +182,6 @@ def disk_errors(output: Path) -> Iterator[None]:
         found = [folder.name for folder in _folders(output) if not _inspect(folder)[0]] if output.is_dir() else []
         kept = f"the last whole checkpoint is {found[0]}" if found else "there is no checkpoint yet"
         raise DiffpoError(
-            f"cannot write into {output}: {reason}; {kept}. Make room and run the same command again: it resumes from there"
+            f"cannot write into {output}: {reason}; {kept}. Make room and run the same command again: it resumes "
+            f"from there"
         ) from error

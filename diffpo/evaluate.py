@@ -101,21 +101,21 @@ def run(
         for name, value in {"model": model, "lora": lora, "prompts": prompts}.items():
             if value is None:
                 raise DiffpoError(f"eval needs --{name} to make the images, or --images with a folder of them")
-        generate.run(model, prompts, out, lora=lora, n=n, device=device, **generation)
-    pairs = find_pairs(out if images is None else Path(images), prompts if images is not None else None, n)
+        images, manifest = out, generate.run(model, prompts, out, lora=lora, n=n, device=device, **generation)
+        prompts = None  # the manifest has them
+    else:
+        manifest = generate.read_manifest(images)
+    pairs = find_pairs(Path(images), manifest, prompts, n)
 
     scores = score_pairs(pairs, scorer_names, device)
     evaluation = summarise(pairs, scores, train_scorer)
     run_folder = Path(run_folder) if run_folder else (_folder_of(lora) if lora else None)
     files = {name: out / name for name in ("scores.parquet", "summary.json", "grid.png", "report.html")}
     evaluation = Evaluation(**{**vars(evaluation), "files": files})
-    manifest = generate.read_manifest(out if images is None else Path(images))
-    generate.write_atomic(files["scores.parquet"], _parquet(pairs, scores))
-    generate.write_atomic(files["summary.json"], _json(evaluation))
-    generate.write_atomic(files["grid.png"], report.grid_png(pairs))
-    generate.write_atomic(
-        files["report.html"], report.html(evaluation, manifest, charts.read_metrics(run_folder)).encode()
-    )
+    generate.save(files["scores.parquet"], _parquet(pairs, scores))
+    generate.save(files["summary.json"], _json(evaluation))
+    generate.save(files["grid.png"], report.grid_png(pairs))
+    generate.save(files["report.html"], report.html(evaluation, manifest, charts.read_metrics(run_folder)).encode())
     if show:
         report.print_table(evaluation)
     return evaluation
@@ -125,9 +125,11 @@ def _folder_of(lora: str | Path) -> Path:
     return Path(lora) if Path(lora).is_dir() else Path(lora).parent
 
 
-def find_pairs(folder: Path, prompts=None, n: int | None = None) -> list[Pair]:
-    """The pairs of a folder of images, of its first ``n`` prompts; both arms must hold the same images."""
-    manifest = generate.read_manifest(folder)
+def find_pairs(folder: Path, manifest: list[dict], prompts=None, n: int | None = None) -> list[Pair]:
+    """The pairs that ``manifest`` lists, or that lie in ``folder`` when it is empty, of the first ``n`` prompts.
+
+    Both arms must hold the same images.
+    """
     if manifest and prompts is not None:
         raise DiffpoError(f"{folder}/manifest.jsonl already says the prompts; leave out --prompts")
     if manifest:

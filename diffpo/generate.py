@@ -13,8 +13,8 @@ depend on the batch size, on the other prompts or on where an interrupted run co
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
+from contextlib import contextmanager
 from hashlib import file_digest, sha256
 from importlib.metadata import version
 from io import BytesIO
@@ -23,6 +23,7 @@ from pathlib import Path
 
 from . import lora as lora_module
 from . import models
+from .checkpoint import write_atomic
 from .errors import DiffpoError
 from .prompts import load_prompts
 
@@ -36,22 +37,26 @@ def image_path(out: Path, arm: str, index: int, seed: int) -> Path:
     return Path(out) / "images" / arm / f"{index:05d}_{seed}.png"
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """All of ``data`` or nothing: written beside ``path``, flushed to disk, then renamed over it."""
-    part = path.with_name(f".{path.name}.part")
+@contextmanager
+def writing(path: Path):
+    """Turns a full or forbidden disk into one message."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        yield
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise DiffpoError(
             f"cannot write {path}: {error.strerror}; make room or choose another folder and run the same command again "
             "(what is finished is kept)"
         ) from None
+
+
+def save(path: Path, data: bytes) -> None:
+    """All of ``data`` or nothing."""
+    with writing(path):
+        try:
+            write_atomic(path, data)
+        finally:
+            path.with_name(f".{path.name}.part").unlink(missing_ok=True)
 
 
 def read_manifest(out: Path) -> list[dict]:
@@ -151,7 +156,7 @@ def run(
     _check_same_run(out, done, wanted)
     finished = {(r["arm"], r["index"], r["seed"]): r for r in done if _intact(out, r)}
     # rewritten whole before anything is added, so that a half-written last line does not swallow the next one
-    write_atomic(out / "manifest.jsonl", b"".join(_line(row) for row in finished.values()))
+    save(out / "manifest.jsonl", b"".join(_line(row) for row in finished.values()))
     missing = [row for key, row in wanted.items() if key not in finished]
     if missing:
         for row in _generate(missing, out, model, lora, batch_size, device):
@@ -209,9 +214,9 @@ def _generate(missing: list[dict], out: Path, model, lora, batch_size: int, devi
             while batch := list(islice(rows, batch_size)):
                 for row, png in zip(batch, _pngs(pipe, batch), strict=True):
                     path = image_path(out, arm, row["index"], row["seed"])
-                    write_atomic(path, png)
+                    save(path, png)
                     row = {**row, "file": path.relative_to(out).as_posix(), "sha256": sha256(png).hexdigest()}
-                    with open(out / "manifest.jsonl", "ab") as manifest:
+                    with writing(out / "manifest.jsonl"), open(out / "manifest.jsonl", "ab") as manifest:
                         manifest.write(_line(row))
                     yield row
                 progress.advance(task, len(batch))

@@ -29,7 +29,8 @@ class HeldOut:
     def measure(
         self, family: Any, unet: torch.nn.Module, objective: Any, beta: float, accelerator: Any
     ) -> dict[str, float]:
-        """eval/accuracy: share of pairs whose mean margin over the draws is positive (ties half); eval/margin; eval/pairs."""
+        """eval/accuracy: share of pairs whose mean margin over the draws is positive (ties half); eval/margin;
+        eval/pairs."""
         margins = torch.zeros(self.n, dtype=torch.float64)
         width = family.train_timesteps / DRAWS
         for start in range(0, len(self.mine), ROWS):

@@ -20,7 +20,8 @@ ADAPTER = "default"
 
 
 def add_lora(unet: torch.nn.Module, lora: Lora, targets: Sequence[str], seed: int = 0) -> list[torch.nn.Parameter]:
-    """Add a fresh adapter (B = 0, so the output is unchanged) and return its parameters, float32 whatever the base is."""
+    """Add a fresh adapter (B = 0, so the output is unchanged) and return its parameters, float32 whatever the base
+    is."""
     import torch
     from peft import LoraConfig
 
@@ -82,7 +83,7 @@ def read_lora(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {}).get(HEADER, "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, about  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in file.keys()}, about
     except (OSError, SafetensorError, json.JSONDecodeError) as error:
         raise DiffpoError(f"cannot read the LoRA {path}: {error} (truncated, or not a safetensors file)") from error
 
@@ -104,15 +105,16 @@ def file_hash(path: str | Path) -> str:
 def load_lora(pipe: Any, path: str | Path) -> None:
     """`pipe.load_lora_weights`, after a check that the LoRA was trained on this very base.
 
-    Raises DiffpoError for a missing or damaged file and for a LoRA of another base. A file that does not say what it was
-    trained on (not written by diffpo) is loaded if its shapes fit.
+    Raises DiffpoError for a missing or damaged file and for a LoRA of another base. A file that does not say what it
+    was trained on (not written by diffpo) is loaded if its shapes fit.
     """
     path = lora_file(path)
     _, about = read_lora(path)
     component = "unet" if getattr(pipe, "unet", None) is not None else "transformer"
     if "base" in about and not same_base(about["base"], base_identity(getattr(pipe, component))):
         raise DiffpoError(
-            f"the LoRA {path} was trained on another base model: {about['base'].get('name', 'unknown')}. Load that model, or train "
+            f"the LoRA {path} was trained on another base model: {about['base'].get('name', 'unknown')}. Load that "
+            f"model, or train "
             "a LoRA on this one"
         )
     try:
@@ -143,7 +145,8 @@ def _samples(module: torch.nn.Module) -> tuple[str, torch.Tensor]:
 
 
 def weights_hash(module: torch.nn.Module) -> str:
-    """A hash over names, shapes and 64 values of every weight: exact enough to tell models and precisions apart, and quick."""
+    """A hash over names, shapes and 64 values of every weight: exact enough to tell models and precisions apart, and
+    quick."""
     structure, values = _samples(module)
     return blake2b(structure.encode() + values.numpy().tobytes(), digest_size=16).hexdigest()
 

@@ -10,7 +10,8 @@ import torch
 
 @contextlib.contextmanager
 def adapter_off(unet: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """The policy's own module with its adapter switched off, without gradients: the base model, and no second copy of it.
+    """The policy's own module with its adapter switched off, without gradients: the base model, and no second copy of
+    it.
 
     ``unet`` is the bare module, not its DDP wrapper: a forward pass of the wrapper would wait for a backward pass.
     """

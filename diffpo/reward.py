@@ -33,7 +33,8 @@ class Score:
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean over C, h, w of the squared difference, in float32: half precision here would drown the reward in rounding."""
+    """Mean over C, h, w of the squared difference, in float32: half precision here would drown the reward in
+    rounding."""
     return (prediction.float() - target.float()).square().flatten(1).mean(1)
 
 

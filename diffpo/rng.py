@@ -1,4 +1,5 @@
-"""Stateless randomness: every draw has an address, so resuming, accumulating and spreading over processes change nothing."""
+"""Stateless randomness: every draw has an address, so resuming, accumulating and spreading over processes change
+nothing."""
 
 from __future__ import annotations
 

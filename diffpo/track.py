@@ -17,8 +17,8 @@ BINS = 5  # timestep bins, equally wide
 def summarize(values: Any, train_timesteps: int) -> dict[str, float]:
     """The metrics of one update from a (pairs, 6) table: loss, r_chosen, r_rejected, error deltas of both, timestep.
 
-    Names are TRL's where TRL has one. Deltas are policy minus reference: positive means that the policy explains the image
-    worse than the reference does.
+    Names are TRL's where TRL has one. Deltas are policy minus reference: positive means that the policy explains the
+    image worse than the reference does.
     """
     loss, chosen, rejected, chosen_delta, rejected_delta, t = values.double().unbind(1)
     margin = chosen - rejected
@@ -48,7 +48,8 @@ def accuracy(margin: Any) -> Any:
 
 
 class Tracker:
-    """Appends one JSON line per step to ``output``/metrics.jsonl; after a resume, lines beyond ``step`` are dropped first."""
+    """Appends one JSON line per step to ``output``/metrics.jsonl; after a resume, lines beyond ``step`` are dropped
+    first."""
 
     def __init__(self, output: Path, step: int, tensorboard: bool) -> None:
         from .checkpoint import write_atomic
@@ -63,7 +64,7 @@ class Tracker:
                 except ValueError:  # a line cut off by a crash; it is beyond the checkpoint
                     continue
         write_atomic(path, "".join(line + "\n" for line in kept).encode())
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        self._file = open(path, "a", encoding="utf-8")
         self._writer = None
         if tensorboard:
             try:
@@ -90,7 +91,8 @@ class Tracker:
 class Watch:
     """Warns when the margin grows only because the policy explains both images worse than the reference does.
 
-    That is what likelihood displacement looks like in a diffusion model; pictures degrade long before the loss shows it.
+    That is what likelihood displacement looks like in a diffusion model; pictures degrade long before the loss shows
+    it.
     """
 
     WINDOW = 50  # updates that an average remembers
@@ -110,6 +112,7 @@ class Watch:
             self._silent_until = step + self.QUIET
             self._say(
                 f"step {step}: the margin ({margin:.3g}) grows because both errors rise, the rejected images' faster "
-                f"(chosen {chosen:+.2g}, rejected {rejected:+.2g} against the reference). If samples get worse, lower train.lr, "
+                f"(chosen {chosen:+.2g}, rejected {rejected:+.2g} against the reference). If samples get worse, "
+                f"lower train.lr, "
                 "raise objective.beta or stop earlier"
             )

@@ -1,7 +1,8 @@
 """`diffpo train`: the loop, top to bottom, on accelerate.
 
-Reproducibility: pairs, noise, timesteps and augmentation have addresses (rng.py), so that the pairs of update k and their
-draws do not depend on how the update is cut into forward passes and processes, nor on where the run was interrupted.
+Reproducibility: pairs, noise, timesteps and augmentation have addresses (rng.py), so that the pairs of update k and
+their draws do not depend on how the update is cut into forward passes and processes, nor on where the run was
+interrupted.
 """
 
 from __future__ import annotations
@@ -138,7 +139,8 @@ def train(config: Config) -> Path:
                 good = save(step) if step and last_saved != step else output / f"{checkpoint.PREFIX}{step:06d}"
                 kept = f"the state before it is in {good}" if step else "there is no good state yet"
                 raise DiffpoError(
-                    f"{error}; stopped, {kept}. Lower train.lr or raise objective.beta (in a new output folder), or use precision bf16"
+                    f"{error}; stopped, {kept}. Lower train.lr or raise objective.beta (in a new output folder), or "
+                    f"use precision bf16"
                     " instead of fp16"
                 ) from None
             step += 1
@@ -173,17 +175,22 @@ class Diverged(Exception):
 def make_accelerator(settings: Train) -> Any:
     from accelerate import Accelerator, InitProcessGroupKwargs
 
+    refusal = f"train.precision={settings.precision} does not work on this machine"
     try:
         # the first run fills the caches, and the processes wait for one another while it does
-        return Accelerator(
+        accelerator = Accelerator(
             mixed_precision=settings.precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=24))]
         )
     except ValueError as error:
-        raise DiffpoError(f"train.precision={settings.precision} does not work on this machine: {error}") from None
+        raise DiffpoError(f"{refusal}: {error}") from None
+    if settings.precision == "fp16" and accelerator.scaler is None:
+        raise DiffpoError(f"{refusal}: there is no loss scaling for {accelerator.device.type}; use bf16 or no")
+    return accelerator
 
 
 def load_data(config: Config, family: Any, accelerator: Any) -> tuple[Batches, HeldOut | None]:
-    """Train and validation batches with their caches filled; the encoders are freed, the VAE too unless it is needed."""
+    """Train and validation batches with their caches filled; the encoders are freed, the VAE too unless it is
+    needed."""
     data, quiet = config.data, not accelerator.is_main_process
     say = accelerator.print
     found = [load_pairs(data, data.train, data.train_split, quiet=quiet)]
@@ -196,12 +203,15 @@ def load_data(config: Config, family: Any, accelerator: Any) -> tuple[Batches, H
             say(f"  skipped: {pairs.describe_bad()}")
     if data.cache_latents and not latents_can_be_cached(data):
         say(
-            "latents are not cached, because data.flip or data.crop=random shows another picture at each step; the VAE stays"
+            "latents are not cached, because data.flip or data.crop=random shows another picture at each step; the "
+            "VAE stays"
         )
     family.load_encoders(accelerator.device)
     place = (accelerator.device, accelerator.process_index, accelerator.num_processes)
     # held-out draws do not depend on the run's seed, so that runs can be compared
-    batches = [Batches(pairs, data, family, seed, *place) for pairs, seed in zip(found, (config.train.seed, 0), strict=False)]
+    batches = [
+        Batches(pairs, data, family, seed, *place) for pairs, seed in zip(found, (config.train.seed, 0), strict=False)
+    ]
     accelerator.wait_for_everyone()
     for each in batches:
         each.check()
@@ -294,7 +304,8 @@ def bar(config: Config, step: int, accelerator: Any) -> Iterator[Any]:
 
         def advance(metrics: dict[str, float]) -> None:
             line.set_postfix_str(
-                f"loss {metrics['loss']:.3f} accuracy {metrics['rewards/accuracies']:.2f} margin {metrics['rewards/margins']:.3g}",
+                f"loss {metrics['loss']:.3f} accuracy {metrics['rewards/accuracies']:.2f} margin "
+                f"{metrics['rewards/margins']:.3g}",
                 refresh=False,
             )
             line.update()

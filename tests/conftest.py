@@ -30,7 +30,9 @@ def _tokenizer():
     symbols = sorted(ByteLevel.alphabet())
     vocabulary = [*symbols, *[f"{s}</w>" for s in symbols], "<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer(
-        vocab={token: i for i, token in enumerate(vocabulary)}, merges=[], model_max_length=TEXT["max_position_embeddings"]
+        vocab={token: i for i, token in enumerate(vocabulary)},
+        merges=[],
+        model_max_length=TEXT["max_position_embeddings"],
     )
     assert len(tokenizer) == len(vocabulary) == 514
     return tokenizer
@@ -118,7 +120,12 @@ def make_sd(folder: Path, prediction: str = "epsilon", seed: int = 0) -> Path:
             cross_attention_dim=16,
         ),
         scheduler=DDIMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=prediction, clip_sample=False, steps_offset=1
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            prediction_type=prediction,
+            clip_sample=False,
+            steps_offset=1,
         ),
         safety_checker=None,
         feature_extractor=None,
@@ -209,7 +216,8 @@ def _dataset_cache(tmp_path_factory):
 
 @pytest.fixture
 def make_config(tmp_path, tmp_path_factory, pairs_parquet):
-    """make_config(model, "a.b=c", ...): a Config for a tiny model and the tiny pairs, with tests' own cache and output."""
+    """make_config(model, "a.b=c", ...): a Config for a tiny model and the tiny pairs, with tests' own cache and
+    output."""
     from diffpo.config import load_config
 
     def make(model: Path, *overrides: str, data: Path = pairs_parquet):

@@ -36,8 +36,8 @@ class PairBatch:
 
 
 class Batches:
-    """Batches of one source. Building it fills the caches, so the family's encoders must be loaded; they may go afterwards
-    (the VAE only if ``cached``)."""
+    """Batches of one source. Building it fills the caches, so the family's encoders must be loaded; they may go
+    afterwards (the VAE only if ``cached``)."""
 
     def __init__(
         self, pairs: Pairs, data: Data, family: Any, seed: int, device: Any, process: int = 0, processes: int = 1
@@ -60,7 +60,9 @@ class Batches:
         """Once every process has built its share: are the caches whole?"""
         for cache in (self.text, *((self.latents,) if self.cached else ())):
             if cache.missing():
-                raise DiffpoError(f"the cache {cache.folder} is incomplete: {cache.path(cache.missing()[0])} is not there")
+                raise DiffpoError(
+                    f"the cache {cache.folder} is incomplete: {cache.path(cache.missing()[0])} is not there"
+                )
 
     def batch(
         self,
@@ -72,7 +74,8 @@ class Batches:
         """The pairs ``indices``; ``positions`` address their draws of posterior noise, view and caption dropout."""
         train = purpose == "train"
         draws = [generator(self.seed, f"{purpose} data", position) for position in positions]
-        # every draw asks for its numbers in the same order, so that switching one option on leaves the others' draws alone
+        # every draw asks for its numbers in the same order, so that switching one option on leaves the others' draws
+        # alone
         dropped = [train and torch.rand((), generator=draw).item() < self.data.caption_dropout for draw in draws]
         views = [self._view(index, draw, train) for index, draw in zip(indices, draws, strict=True)]
         if self.cached:
@@ -121,7 +124,8 @@ def latents_can_be_cached(data: Data) -> bool:
 
 
 def order(seed: int, size: int, position: int) -> int:
-    """Which pair is drawn at ``position``: epoch after epoch, each in a new order that depends on (seed, epoch) alone."""
+    """Which pair is drawn at ``position``: epoch after epoch, each in a new order that depends on (seed, epoch)
+    alone."""
     epoch, place = divmod(position, size)
     return _permutation(seed, size, epoch)[place]
 

@@ -27,8 +27,8 @@ class Cache:
     """``rows`` rows under ``root``/``kind``-<key>; `read` gives any of them, stacked.
 
     Shards that are missing are computed by ``compute(rows) -> {name: (n, ...) tensor}`` in portions of ``batch`` rows,
-    shared out over the processes. A shard that is there but torn, or that belongs to another model or other data, raises
-    DiffpoError: it is never used and never silently replaced.
+    shared out over the processes. A shard that is there but torn, or that belongs to another model or other data,
+    raises DiffpoError: it is never used and never silently replaced.
     """
 
     def __init__(self, root: str | Path, kind: str, key: str, rows: int) -> None:
@@ -73,7 +73,7 @@ class Cache:
         found = []
         for row in rows:
             handle = self._handle(row // SHARD)
-            found.append({name: handle.get_slice(name)[row % SHARD] for name in handle.keys()})  # noqa: SIM118
+            found.append({name: handle.get_slice(name)[row % SHARD] for name in handle.keys()})
         return {name: torch.stack([values[name] for values in found]) for name in found[0]}
 
     def _write(self, shard: int, tensors: dict[str, torch.Tensor]) -> None:
@@ -97,16 +97,18 @@ class Cache:
             try:
                 handle = safe_open(path, "pt")
                 about = handle.metadata() or {}
-                rows = {handle.get_slice(name).get_shape()[0] for name in handle.keys()}  # noqa: SIM118
+                rows = {handle.get_slice(name).get_shape()[0] for name in handle.keys()}
             except (OSError, SafetensorError) as error:
                 raise DiffpoError(
-                    f"the cached {self.kind} in {path} cannot be read ({error}): the file is truncated or damaged. Delete it; "
+                    f"the cached {self.kind} in {path} cannot be read ({error}): the file is truncated or damaged. "
+                    f"Delete it; "
                     "the next run computes it again"
                 ) from error
             expected = min(SHARD, self.rows - shard * SHARD)
             if about.get("key") != self.key or about.get("shard") != str(shard) or rows != {expected}:
                 raise DiffpoError(
-                    f"the cached {self.kind} in {path} are stale: they were made from another model, other pairs or other "
+                    f"the cached {self.kind} in {path} are stale: they were made from another model, other pairs or "
+                    f"other "
                     f"settings. Delete the folder {self.folder}; the next run computes them again"
                 )
             self._open[shard] = handle

@@ -90,14 +90,16 @@ class Pairs:
 
 
 def load_pairs(data: Data, source: str, split: str, quiet: bool = True) -> Pairs:
-    """All usable pairs of a source. Raises DiffpoError: unreadable source, bad rows (unless skipped), nothing to learn."""
+    """All usable pairs of a source. Raises DiffpoError: unreadable source, bad rows (unless skipped), nothing to
+    learn."""
     pairs = scan(data, source, split, quiet=quiet)
     if pairs.bad and data.bad_rows == "error":
         raise DiffpoError(f"{source}: {pairs.describe_bad()}. Mend them, or leave them out with data.bad_rows=skip")
     if all(pair.preference == 0.5 for pair in pairs.pairs):
         if pairs.ties:
             raise DiffpoError(
-                f"{source}: all {pairs.ties} usable pairs are ties (label_0 == 0.5), so there is no preference to learn from"
+                f"{source}: all {pairs.ties} usable pairs are ties (label_0 == 0.5), so there is no preference to "
+                f"learn from"
             )
         what = pairs.describe_bad() if pairs.bad else "it has no rows"
         raise DiffpoError(f"{source}: no usable pair: {what}")
@@ -169,7 +171,8 @@ def open_source(source: str, split: str) -> tuple[Any, Path]:
             ""
             if path.exists()
             else (
-                f" (there is no such folder in {Path.cwd()}, so it was looked up on the hub: is it spelt right, and is there"
+                f" (there is no such folder in {Path.cwd()}, so it was looked up on the hub: is it spelt right, and "
+                f"is there"
                 f" a network? `hf download --repo-type dataset {source}` fetches it once)"
             )
         )
@@ -192,7 +195,8 @@ def find_columns(source: str, names: list[str], given: Columns) -> Columns:
     missing = [role for role in needed if found[role] is None]
     if missing:
         raise DiffpoError(
-            f"{source} lacks the column for {', '.join(missing)}; it has: {', '.join(names)}. Expected are caption, jpg_0, jpg_1, "
+            f"{source} lacks the column for {', '.join(missing)}; it has: {', '.join(names)}. Expected are caption, "
+            f"jpg_0, jpg_1, "
             f"label_0 or prompt, chosen, rejected; other names go into the config, e.g. data.columns.{missing[0]}=NAME"
         )
     if labelled:

@@ -1,6 +1,7 @@
 """Model families: the only place that knows a family's conditioning. One file each, the same few methods (sd.py).
 
-`load` reads the pipeline's own model_index.json to tell the family; `load_pipeline` gives the whole pipeline, for generation.
+`load` reads the pipeline's own model_index.json to tell the family; `load_pipeline` gives the whole pipeline, for
+generation.
 """
 
 from __future__ import annotations
@@ -92,7 +93,9 @@ def readable(path: str) -> Iterator[None]:
             " HF_HUB_OFFLINE is set, so it was not looked up." if os.environ.get("HF_HUB_OFFLINE", "0") != "0" else ""
         )
         raise DiffpoError(
-            f"cannot load the model {path!r}: it is no folder in {Path.cwd()}, and the hub did not give it.{offline} With a network, run "
-            f"`hf download {path}` once (log in with `hf auth login` if the model is gated); without, set model.path to a local "
+            f"cannot load the model {path!r}: it is no folder in {Path.cwd()}, and the hub did not give it.{offline} "
+            f"With a network, run "
+            f"`hf download {path}` once (log in with `hf auth login` if the model is gated); without, set model.path "
+            f"to a local "
             f"folder that holds model_index.json. ({reason})"
         ) from error

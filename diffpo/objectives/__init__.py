@@ -1,4 +1,5 @@
-"""Objectives: one file per published method, holding its preset of (source, reference, link), its paper and its numbers."""
+"""Objectives: one file per published method, holding its preset of (source, reference, link), its paper and its
+numbers."""
 
 from __future__ import annotations
 

@@ -1,9 +1,12 @@
-"""Diffusion-DPO: Wallace et al. 2023, "Diffusion Model Alignment Using Direct Preference Optimization", arXiv 2311.12908, eq. 14.
+"""Diffusion-DPO: Wallace et al. 2023, "Diffusion Model Alignment Using Direct Preference Optimization", arXiv
+2311.12908, eq. 14.
 
-loss = -log sigma((beta/2) [(err_ref - err_policy)_chosen - (err_ref - err_policy)_rejected]), errors at one shared (t, eps).
+loss = -log sigma((beta/2) [(err_ref - err_policy)_chosen - (err_ref - err_policy)_rejected]), errors at one shared (t,
+eps).
 
-Published: full fine-tuning on 851,293 Pick-a-Pic v2 pairs; beta 5000 (released launchers, SD1.5 and SDXL), lr 1e-8 x 2048 pairs
-an update, 2,000 steps, warm-up 500 / 200, AdamW / Adafactor. SDXL-DPO is preferred over SDXL base and over base + refiner.
+Published: full fine-tuning on 851,293 Pick-a-Pic v2 pairs; beta 5000 (released launchers, SD1.5 and SDXL), lr 1e-8 x
+2048 pairs an update, 2,000 steps, warm-up 500 / 200, AdamW / Adafactor. SDXL-DPO is preferred over SDXL base and over
+base + refiner.
 """
 
 from ..links import sigmoid

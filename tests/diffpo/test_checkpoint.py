@@ -107,7 +107,9 @@ def test_the_folder_of_another_run_is_refused_and_what_differs_is_named(finished
         train(config)
     finished(tmp_path / "other")
     (tmp_path / "other" / "config.yaml").unlink()
-    with pytest.raises(DiffpoError, match=r"is not empty and is not a training run's folder; choose another with output="):
+    with pytest.raises(
+        DiffpoError, match=r"is not empty and is not a training run's folder; choose another with output="
+    ):
         train(finished(tmp_path / "run").model_copy(update={"output": tmp_path / "other"}))
 
 
@@ -117,7 +119,9 @@ def test_a_run_does_not_resume_on_other_pairs_or_with_another_batch(finished, tm
         train(config)
     data = tmp_path / "pairs.parquet"
     write_parquet(data, pick_a_pic_rows(8))
-    config = config.model_copy(update={"data": config.data.model_copy(update={"train": str(data)}), "output": tmp_path / "b"})
+    config = config.model_copy(
+        update={"data": config.data.model_copy(update={"train": str(data)}), "output": tmp_path / "b"}
+    )
     config = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": 4})})
     train(config)
     write_parquet(data, pick_a_pic_rows(9))
@@ -144,3 +148,9 @@ def test_a_run_does_not_resume_on_another_base(finished, tmp_path):
     )
     with pytest.raises(DiffpoError, match="the base model is not the one that the run started with"):
         train(moved)
+
+
+def test_settings_may_be_mended_while_nothing_is_trained(tiny_sd, make_config):
+    with pytest.raises(DiffpoError, match="cannot be imported"):
+        train(make_config(tiny_sd, "train.optimizer=torch.optim.Adamm"))
+    assert train(make_config(tiny_sd, "train.steps=1")).exists()

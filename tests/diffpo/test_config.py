@@ -30,7 +30,11 @@ def test_overrides_replace_values_and_text_numbers_become_numbers(tmp_path):
     assert isinstance(settings["train"]["lr"], str)  # plain YAML reads 5e-4 as text
     config = load_config(QUICKSTART, ["objective.beta=2e3", "train.steps=7", "data.validation=null", "lora.alpha=16"])
     assert (config.train.lr, config.objective.beta, config.train.steps) == (5e-4, 2000.0, 7)
-    assert config.data.validation is None and config.lora.scale_alpha == 16 and load_config(QUICKSTART).lora.scale_alpha == 8
+    assert (
+        config.data.validation is None
+        and config.lora.scale_alpha == 16
+        and load_config(QUICKSTART).lora.scale_alpha == 8
+    )
 
 
 @pytest.mark.parametrize(

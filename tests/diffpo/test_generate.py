@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 
 from diffpo import generate
+from diffpo.config import Lora
 from diffpo.errors import DiffpoError
+from diffpo.lora import FILE_NAME, add_lora, base_identity, save_lora
 from diffpo.prompts import load_prompts
 
 PROMPTS = ["a cat", "a dog", "two birds", "a red house", "a green fish"]
@@ -16,75 +18,24 @@ FAST = {"steps": 2, "guidance": 3.0}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A StableDiffusionXLPipeline with random weights: 16 x 16 pixels, 8 x 8 latents."""
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
-
-    torch.manual_seed(0)
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    words = [*letters, *(f"{c}</w>" for c in letters), "<|startoftext|>", "<|endoftext|>"]
-    vocab = {token: i for i, token in enumerate(words)}
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=[], model_max_length=77)
-    text = CLIPTextConfig(
-        vocab_size=len(vocab),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        projection_dim=16,
-        bos_token_id=vocab["<|startoftext|>"],
-        eos_token_id=vocab["<|endoftext|>"],
-        pad_token_id=vocab["<|endoftext|>"],
-    )
-    pipe = StableDiffusionXLPipeline(
-        unet=UNet2DConditionModel(
-            sample_size=8,
-            block_out_channels=(16, 16),
-            norm_num_groups=8,
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            attention_head_dim=2,
-            use_linear_projection=True,
-            cross_attention_dim=32,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=4,
-            projection_class_embeddings_input_dim=6 * 4 + 16,
-        ),
-        vae=AutoencoderKL(
-            block_out_channels=(8, 8),
-            norm_num_groups=4,
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            sample_size=16,
-            force_upcast=False,
-        ),
-        text_encoder=CLIPTextModel(text),
-        text_encoder_2=CLIPTextModelWithProjection(text),
-        tokenizer=tokenizer,
-        tokenizer_2=tokenizer,
-        scheduler=DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012),
-        add_watermarker=False,
-    )
-    folder = tmp_path_factory.mktemp("model")
-    pipe.save_pretrained(folder)
-    return folder
+def model(tiny_sdxl):
+    return tiny_sdxl
 
 
 @pytest.fixture(scope="module")
 def lora(model, tmp_path_factory):
-    from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
-    from peft import LoraConfig, get_peft_model_state_dict
+    return random_lora(model, tmp_path_factory.mktemp("lora"))
 
-    torch.manual_seed(1)
+
+def random_lora(model, folder):
+    """A LoRA whose B is not zero, so that it changes pictures."""
+    from diffusers import UNet2DConditionModel
+
     unet = UNet2DConditionModel.from_pretrained(model, subfolder="unet")
-    unet.add_adapter(LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
-    for name, parameter in unet.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter)
-    folder = tmp_path_factory.mktemp("lora")
-    StableDiffusionXLPipeline.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(unet))
+    torch.manual_seed(1)
+    for parameter in add_lora(unet, Lora(rank=4), ["to_q", "to_k", "to_v", "to_out.0"]):
+        torch.nn.init.normal_(parameter)
+    save_lora(folder / FILE_NAME, unet, "unet", {"base": base_identity(unet)})
     return folder
 
 
@@ -173,6 +124,20 @@ def test_more_prompts_and_the_tuned_arm_can_be_added_later(model, lora, tmp_path
     assert both[:2] == first and [r["arm"] for r in both] == ["base"] * 3 + ["tuned"] * 3
 
 
+def test_stable_diffusion_1_is_generated_too(tiny_sd, tmp_path):
+    lora = random_lora(tiny_sd, tmp_path)
+    base, tuned = generate.run(tiny_sd, PROMPTS[:1], tmp_path / "out", lora=lora, negative_prompt="a fish", **FAST)
+    assert np.abs(pixels(tmp_path / "out", base) - pixels(tmp_path / "out", tuned)).max() > 1
+
+
+def test_bfloat16_is_close_to_float32_because_the_noise_is_the_same(made, model, tmp_path):
+    out, rows = made
+    half = generate.run(model, PROMPTS, tmp_path, dtype="bfloat16", **FAST)
+    for one, other in zip(rows, half, strict=False):
+        difference = np.abs(pixels(out, one) - pixels(tmp_path, other)).mean()
+        assert 0 < difference < 0.25 * np.abs(pixels(out, rows[0]) - pixels(out, rows[1])).mean()
+
+
 @pytest.mark.parametrize(
     ("change", "key"),
     [
@@ -225,9 +190,9 @@ def test_a_full_disk_is_one_error_and_leaves_no_half_file(tmp_path, monkeypatch)
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(generate.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(DiffpoError, match=r"a\.png: No space left on device"):
-        generate.write_atomic(tmp_path / "a.png", b"data")
+        generate.save(tmp_path / "a.png", b"data")
     assert list(tmp_path.iterdir()) == []
 
 

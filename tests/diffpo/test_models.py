@@ -15,7 +15,8 @@ from diffpo.reward import score
 from diffpo.states import Regression
 from diffpo.states.forward import shared_noise
 
-SDXL_BASE = {  # unet/config.json of stabilityai/stable-diffusion-xl-base-1.0, where it differs from the class's defaults
+# unet/config.json of stabilityai/stable-diffusion-xl-base-1.0, where it differs from the class's defaults
+SDXL_BASE = {
     "sample_size": 128,
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
@@ -39,7 +40,9 @@ def family_of(path, precision="no"):
     ("base", "settings", "total", "adapted"),
     [("tiny_sdxl", SDXL_BASE, 2_567_463_684, 11_612_160), ("tiny_sd", SD15, 859_520_964, 1_594_368)],
 )
-def test_real_width_unet_gets_the_published_number_of_lora_parameters(request, tmp_path, base, settings, total, adapted):
+def test_real_width_unet_gets_the_published_number_of_lora_parameters(
+    request, tmp_path, base, settings, total, adapted
+):
     """On the meta device, through the same code as `diffpo check`; totals are the published models'."""
     tiny = request.getfixturevalue(base)
     for part in ("model_index.json", "scheduler/scheduler_config.json"):
@@ -90,7 +93,9 @@ def batches(path, config, family=None):
 
 
 def test_both_images_of_a_pair_share_noise_timestep_crop_flip_and_dropout(tiny_sdxl, make_config, tmp_path):
-    config = make_config(tiny_sdxl, "data.crop=random", "data.flip=true", "data.caption_dropout=0.5", "data.resolution=8")
+    config = make_config(
+        tiny_sdxl, "data.crop=random", "data.flip=true", "data.caption_dropout=0.5", "data.resolution=8"
+    )
     family, source = batches(tiny_sdxl, config)
     batch = source.batch(list(range(8)), list(range(8)))
     regression = shared_noise(family, batch)
@@ -141,7 +146,12 @@ def test_reference_is_the_base_itself_and_swapping_the_images_negates_the_logit(
     cond_swapped = {name: value[swap] for name, value in cond.items()}
     one = score(family, unet, unet, adapter_off, Regression(x_t, t, target, cond, torch.ones(2)), 500.0)
     other = score(
-        family, unet, unet, adapter_off, Regression(x_t[swap], t[swap], target[swap], cond_swapped, torch.ones(2)), 500.0
+        family,
+        unet,
+        unet,
+        adapter_off,
+        Regression(x_t[swap], t[swap], target[swap], cond_swapped, torch.ones(2)),
+        500.0,
     )
     u = one.chosen - one.rejected
     assert u.abs().min() > 1e-3
@@ -217,7 +227,9 @@ def test_lora_files_that_are_missing_or_damaged(adapted, tiny_sdxl, tmp_path):
 
 
 def test_models_that_cannot_be_had(tmp_path, tiny_sd):
-    with pytest.raises(DiffpoError, match=r"cannot load the model 'nobody/model'.*hf download nobody/model.*model.path"):
+    with pytest.raises(
+        DiffpoError, match=r"cannot load the model 'nobody/model'.*hf download nobody/model.*model.path"
+    ):
         family_of("nobody/model")
     with pytest.raises(DiffpoError, match=r"cannot load the model 'nobody/model'.*hf download"):
         models.load_pipeline("nobody/model")

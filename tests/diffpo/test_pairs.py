@@ -124,14 +124,18 @@ def test_image_file_that_is_not_there_is_a_bad_row(tmp_path):
 def test_missing_columns_are_named_with_those_there_are(tmp_path):
     rows = [{"text": "x", "jpg_0": b"", "jpg_1": b"", "label_0": 1.0}]
     source = write_parquet(tmp_path / "a.parquet", rows)
-    with pytest.raises(DiffpoError, match=r"lacks the column for caption; it has: text, jpg_0, .*data.columns.caption=NAME"):
+    with pytest.raises(
+        DiffpoError, match=r"lacks the column for caption; it has: text, jpg_0, .*data.columns.caption=NAME"
+    ):
         load(source)
     with pytest.raises(DiffpoError, match="no column 'words'"):
         load(source, columns=Columns(caption="words"))
 
 
 def test_sources_that_are_not_there_or_not_readable(tmp_path):
-    (tmp_path / "torn.parquet").write_bytes(write_parquet(tmp_path / "a.parquet", pick_a_pic_rows(3)).read_bytes()[:-40])
+    (tmp_path / "torn.parquet").write_bytes(
+        write_parquet(tmp_path / "a.parquet", pick_a_pic_rows(3)).read_bytes()[:-40]
+    )
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "bad").mkdir()
