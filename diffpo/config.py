@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from .errors import DiffpoError
 
@@ -16,6 +16,16 @@ from .errors import DiffpoError
 class Section(BaseModel):
     # plain YAML reads `1e-4` as text: pydantic's lax mode turns it into the float that the field asks for
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _booleans_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[info.field_name].annotation
+        if value is False and "no" in get_args(annotation):
+            return "no"  # YAML reads the bare word as false
+        if isinstance(value, bool) and annotation is not bool:
+            raise ValueError("expected a number or text, not true or false")
+        return value
 
 
 class Model(Section):

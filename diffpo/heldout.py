@@ -11,14 +11,13 @@ from .reward import score
 from .track import accuracy
 
 DRAWS = 4  # timesteps for each pair, one from each quarter of 0..T-1
-ROWS = 16  # pairs in one forward pass
 
 
 class HeldOut:
     """A fixed set of (pair, noise, timestep), the same at every measurement and for every number of processes."""
 
-    def __init__(self, batches: Batches, limit: int, accelerator: Any) -> None:
-        self.batches = batches
+    def __init__(self, batches: Batches, limit: int, rows: int, accelerator: Any) -> None:
+        self.batches, self.rows = batches, rows  # pairs in one forward pass
         self.n = min(limit, len(batches.pairs))
         total = self.n * DRAWS
         # spread over the whole source when there are more pairs than wanted
@@ -33,8 +32,8 @@ class HeldOut:
         eval/pairs."""
         margins = torch.zeros(self.n, dtype=torch.float64)
         width = family.train_timesteps / DRAWS
-        for start in range(0, len(self.mine), ROWS):
-            positions = self.mine[start : start + ROWS]
+        for start in range(0, len(self.mine), self.rows):
+            positions = self.mine[start : start + self.rows]
             batch = self.batches.batch(
                 [self.indices[position // DRAWS] for position in positions],
                 positions,

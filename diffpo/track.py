@@ -47,6 +47,12 @@ def accuracy(margin: Any) -> Any:
     return (margin > 0).double() + 0.5 * (margin == 0).double()
 
 
+def headline(metrics: dict[str, float]) -> str:
+    """For the progress bar."""
+    accuracy, margin = metrics["rewards/accuracies"], metrics["rewards/margins"]
+    return f"loss {metrics['loss']:.3f} accuracy {accuracy:.2f} margin {margin:.3g}"
+
+
 class Tracker:
     """Appends one JSON line per step to ``output``/metrics.jsonl; after a resume, lines beyond ``step`` are dropped
     first."""
@@ -97,6 +103,7 @@ class Watch:
 
     WINDOW = 50  # updates that an average remembers
     QUIET = 200  # updates between two warnings
+    MARGIN = 0.1  # what is below it is noise
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self._say, self._seen, self._silent_until = say, 0, 0
@@ -108,7 +115,7 @@ class Watch:
         for name in self._mean:
             self._mean[name] += share * (metrics[name] - self._mean[name])
         chosen, rejected, margin = self._mean.values()
-        if self._seen >= self.WINDOW and step >= self._silent_until and chosen > 0 and rejected > chosen and margin > 0:
+        if self._seen >= self.WINDOW and step >= self._silent_until and rejected > chosen > 0 and margin > self.MARGIN:
             self._silent_until = step + self.QUIET
             self._say(
                 f"step {step}: the margin ({margin:.3g}) grows because both errors rise, the rejected images' faster "

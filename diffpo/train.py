@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
 from . import checkpoint, lora, models, objectives
 from .card import write_card
@@ -27,7 +28,7 @@ from .data.pairs import load_pairs
 from .errors import DiffpoError
 from .heldout import HeldOut
 from .reward import score
-from .track import Tracker, Watch, summarize
+from .track import Tracker, Watch, headline, summarize
 
 
 class Interrupted(DiffpoError):
@@ -69,6 +70,8 @@ def train(config: Config) -> Path:
     step = 0
     if found := checkpoint.latest(output, say):
         step = resume(*found, about, unet, optimizer, schedule, accelerator)
+        if step > settings.steps:
+            raise DiffpoError(f"{output} is already at step {step}, beyond train.steps={settings.steps}")
         say(f"resuming from {found[0]} (step {step})")
     policy = accelerator.prepare_model(unet)
     optimizer = accelerator.prepare_optimizer(optimizer)
@@ -121,14 +124,14 @@ def train(config: Config) -> Path:
         return metrics
 
     tracker = Tracker(output, step, config.log.tensorboard) if accelerator.is_main_process else None
-    watch = Watch(say)
+    watch = Watch(tqdm.write)
     last_saved = step if found else None
     metrics: dict[str, float] = {}
     with (
         checkpoint.disk_errors(output),
-        closing(tracker),
+        contextlib.closing(tracker) if tracker else contextlib.nullcontext(),
         interruption(accelerator) as interrupted,
-        bar(config, step, accelerator) as progress,
+        tqdm(total=settings.steps, initial=step, desc=output.name, unit="step", disable=tracker is None) as bar,
     ):
         while step < settings.steps:
             started = time.perf_counter()
@@ -140,8 +143,7 @@ def train(config: Config) -> Path:
                 kept = f"the state before it is in {good}" if step else "there is no good state yet"
                 raise DiffpoError(
                     f"{error}; stopped, {kept}. Lower train.lr or raise objective.beta (in a new output folder), or "
-                    f"use precision bf16"
-                    " instead of fp16"
+                    "use precision bf16 instead of fp16"
                 ) from None
             step += 1
             metrics["pairs_per_second"] = per_update / (time.perf_counter() - started)
@@ -151,7 +153,8 @@ def train(config: Config) -> Path:
             if tracker:
                 tracker.log(step, metrics)
                 watch.look(step, metrics)
-                progress(metrics)
+                bar.set_postfix_str(headline(metrics), refresh=False)
+                bar.update()
             stop = interrupted()
             if step % settings.checkpoint_every == 0 or step == settings.steps or stop:
                 save(step)
@@ -216,7 +219,10 @@ def load_data(config: Config, family: Any, accelerator: Any) -> tuple[Batches, H
     for each in batches:
         each.check()
     family.free_encoders(keep_vae=not batches[0].cached)
-    return batches[0], HeldOut(batches[1], config.train.eval_pairs, accelerator) if len(batches) > 1 else None
+    if len(batches) == 1:
+        return batches[0], None
+    # without gradients twice the pairs fit
+    return batches[0], HeldOut(batches[1], config.train.eval_pairs, 2 * config.train.batch_size, accelerator)
 
 
 def make_optimizer(settings: Train, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -293,30 +299,3 @@ def interruption(accelerator: Any) -> Iterator[Any]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def bar(config: Config, step: int, accelerator: Any) -> Iterator[Any]:
-    from tqdm.auto import tqdm
-
-    main = accelerator.is_main_process
-    with tqdm(total=config.train.steps, initial=step, desc=config.output.name, unit="step", disable=not main) as line:
-
-        def advance(metrics: dict[str, float]) -> None:
-            line.set_postfix_str(
-                f"loss {metrics['loss']:.3f} accuracy {metrics['rewards/accuracies']:.2f} margin "
-                f"{metrics['rewards/margins']:.3g}",
-                refresh=False,
-            )
-            line.update()
-
-        yield advance
-
-
-@contextlib.contextmanager
-def closing(tracker: Tracker | None) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        if tracker:
-            tracker.close()

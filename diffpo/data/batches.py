@@ -18,6 +18,8 @@ from .cache import Cache, content_key
 from .pairs import THREADS, Pairs
 from .transforms import View, pixels, view
 
+PIXELS = 2**20  # that go through the VAE at once
+
 
 @dataclass(frozen=True)
 class PairBatch:
@@ -47,14 +49,13 @@ class Batches:
         share = {"process": process, "processes": processes, "quiet": process > 0}
         self.captions = sorted({pair.caption for pair in pairs.pairs})
         self._caption_row = {caption: row for row, caption in enumerate(self.captions)}
-        self.text = Cache(
-            data.cache, "text", content_key(family.text_hash(), self.captions), len(self.captions) + 1
-        )  # the last row is the unconditional embedding
+        key = content_key(family.text_hash(), self.captions)
+        self.text = Cache(data.cache, "text", key, len(self.captions) + 1)  # the last row: the unconditional embedding
         self.text.build(self._encode_captions, 16, **share)
         if self.cached:
             key = content_key(family.vae_hash(), data.resolution, pairs.data_hash)
             self.latents = Cache(data.cache, "latents", key, len(pairs))
-            self.latents.build(self._encode_pairs, 4 if data.resolution > 256 else 32, **share)
+            self.latents.build(self._encode_pairs, 32, **share)
 
     def check(self) -> None:
         """Once every process has built its share: are the caches whole?"""
@@ -114,8 +115,10 @@ class Batches:
         with ThreadPoolExecutor(THREADS) as pool:
             images = list(pool.map(self.pairs.images, indices))
         flat = torch.stack([pixels(image, view) for pair, view in zip(images, views, strict=True) for image in pair])
-        encoded = self.family.encode_image(flat)
-        return {name: value.unflatten(0, (len(indices), 2)) for name, value in encoded.items()}
+        # a float32 VAE at 1024 px takes some gigabytes for each image
+        portions = flat.split(max(1, min(64, PIXELS // flat[0, 0].numel())))
+        parts = [self.family.encode_image(portion) for portion in portions]
+        return {name: torch.cat([part[name] for part in parts]).unflatten(0, (len(indices), 2)) for name in parts[0]}
 
 
 def latents_can_be_cached(data: Data) -> bool:

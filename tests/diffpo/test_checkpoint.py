@@ -129,6 +129,11 @@ def test_a_run_does_not_resume_on_other_pairs_or_with_another_batch(finished, tm
         train(config)
 
 
+def test_a_run_is_not_shortened(finished, tmp_path):
+    with pytest.raises(DiffpoError, match=r"is already at step 4, beyond train.steps=3"):
+        train(finished(tmp_path / "run", "train.steps=3"))
+
+
 def test_a_run_does_not_resume_on_another_base(finished, tmp_path):
     import os
 

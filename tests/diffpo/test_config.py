@@ -1,4 +1,3 @@
-import shutil
 from pathlib import Path
 
 import pytest
@@ -24,10 +23,10 @@ def test_resolved_config_is_a_config_with_the_same_values(tmp_path):
     assert load_config(tmp_path / "again.yaml") == config
 
 
-def test_overrides_replace_values_and_text_numbers_become_numbers(tmp_path):
-    shutil.copy(QUICKSTART, tmp_path / "a.yaml")
+def test_overrides_replace_values_and_text_numbers_become_numbers():
     settings = yaml.safe_load(QUICKSTART.read_text())
     assert isinstance(settings["train"]["lr"], str)  # plain YAML reads 5e-4 as text
+    assert load_config(QUICKSTART, ["train.precision=no"]).train.precision == "no"  # YAML reads false
     config = load_config(QUICKSTART, ["objective.beta=2e3", "train.steps=7", "data.validation=null", "lora.alpha=16"])
     assert (config.train.lr, config.objective.beta, config.train.steps) == (5e-4, 2000.0, 7)
     assert (
@@ -46,6 +45,8 @@ def test_overrides_replace_values_and_text_numbers_become_numbers(tmp_path):
         ("train.lr=fast", ["train.lr", "number", "'fast'"]),
         ("train.lr=.inf", ["train.lr", "finite"]),
         ("train.steps=2.5", ["train.steps", "integer"]),
+        ("train.steps=true", ["train.steps", "not true or false"]),
+        ("lora.targets=to_q", ["lora.targets", "list"]),
         ("train.steps=0", ["train.steps", "greater than 0"]),
         ("train.warmup=999", ["train.warmup", "train.steps"]),
         ("train.precision=fp8", ["train.precision", "bf16"]),
