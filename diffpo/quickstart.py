@@ -66,9 +66,9 @@ def run(out: Path, seed: int = 0, n: int = 512) -> None:
         "summary.json": "the table above, for programs",
     }
     for name, path in evaluation.files.items():
-        console.print(f"  {str(path):{width}}  {about[name]}", highlight=False, soft_wrap=True)
+        console.print(f"  {path!s:{width}}  {about[name]}", highlight=False, soft_wrap=True)
     lora = out / "pytorch_lora_weights.safetensors"
-    console.print(f"  {str(lora):{width}}  the LoRA: pipe.load_lora_weights(...)", highlight=False, soft_wrap=True)
+    console.print(f"  {lora!s:{width}}  the LoRA: pipe.load_lora_weights(...)", highlight=False, soft_wrap=True)
     console.print(
         "\nNext, train longer and harder on the same data:\n"
         f"  diffpo train configs/quickstart.yaml train.steps=600 objective.beta=200 output={out}-long\n"

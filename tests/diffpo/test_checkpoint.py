@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import pick_a_pic_rows, write_parquet
+from tiny import pick_a_pic_rows, write_parquet
 
 from diffpo import checkpoint, lora
 from diffpo.errors import DiffpoError
@@ -137,7 +137,7 @@ def test_a_run_is_not_shortened(finished, tmp_path):
 def test_a_run_does_not_resume_on_another_base(finished, tmp_path):
     import os
 
-    from conftest import make_sd
+    from tiny import make_sd
 
     config = finished(tmp_path / "run", "train.steps=6")
     model = tmp_path / "model"

@@ -2,7 +2,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import pick_a_pic_rows, write_parquet
+from tiny import pick_a_pic_rows, write_parquet
 
 from diffpo import cli
 from diffpo.check import check

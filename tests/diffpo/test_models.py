@@ -2,8 +2,8 @@ import json
 
 import pytest
 import torch
-from conftest import make_sdxl
 from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionXLPipeline
+from tiny import make_sdxl
 
 from diffpo import lora, models
 from diffpo.config import Lora, Model

@@ -3,7 +3,7 @@ import json
 
 import datasets
 import pytest
-from conftest import pick_a_pic_rows, picture, png, write_folder, write_parquet
+from tiny import pick_a_pic_rows, picture, png, write_folder, write_parquet
 
 from diffpo.config import Columns, Data
 from diffpo.data.pairs import load_pairs, scan

@@ -3,8 +3,8 @@ import signal
 
 import pytest
 import torch
-from conftest import metrics_of, pick_a_pic_rows, write_parquet
 from safetensors.torch import load_file
+from tiny import metrics_of, pick_a_pic_rows, write_parquet
 
 from diffpo import lora, models, track
 from diffpo import train as module

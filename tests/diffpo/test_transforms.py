@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import picture
+from tiny import picture
 
 from diffpo.data.transforms import pixels, view
 from diffpo.rng import generator

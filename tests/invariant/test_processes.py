@@ -5,8 +5,8 @@ import sys
 
 import pytest
 import torch
-from conftest import metrics_of
 from safetensors.torch import load_file
+from tiny import metrics_of
 
 from diffpo.train import train
 
