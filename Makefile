@@ -18,7 +18,7 @@ quickstart: install
 	$(BIN)/diffpo quickstart
 
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: install
 	$(BIN)/ruff check .

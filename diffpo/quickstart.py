@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import DiffpoError
+
+if TYPE_CHECKING:
+    from .evaluate import Evaluation
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(out: Path, seed: int = 0, n: int = 512) -> None:
-    """``check``, ``train`` and ``eval`` of configs/quickstart.yaml into ``out``; ends with what to try next."""
+def run(out: Path, seed: int = 0, n: int = 512, overrides: tuple[str, ...] = ()) -> Evaluation:
+    """``check``, ``train`` and ``eval`` of configs/quickstart.yaml into ``out``; ends with what to try next.
+
+    ``seed`` is the training's; the ``n`` held-out prompts and their noise are always the same. ``overrides`` are
+    settings as on the command line of ``diffpo train``.
+    """
     from rich.console import Console
     from rich.rule import Rule
 
@@ -29,6 +37,7 @@ def run(out: Path, seed: int = 0, n: int = 512) -> None:
             f"data.validation={ROOT / 'assets' / 'shapes-preferences' / 'validation.parquet'}",
             f"train.seed={seed}",
             f"output={out}",
+            *overrides,
         ],
     )
 
@@ -77,3 +86,4 @@ def run(out: Path, seed: int = 0, n: int = 512) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    return evaluation
