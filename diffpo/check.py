@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections import Counter
 from typing import Any
 
@@ -32,14 +33,15 @@ def check(config: Config) -> None:
     train = config.train
     update = train.batch_size * train.accumulation
     say(
-        f"training  {train.steps} steps of {update} pairs ({train.batch_size} at a time x {train.accumulation} "
-        f"accumulated)"
+        f"training  {train.steps} steps of {update} pairs "
+        f"({train.batch_size} at a time x {train.accumulation} accumulated)"
     )
     if len(pairs):
         usable = len(pairs) * pairs.total / pairs.rows
         say(f"          each pair is seen {train.steps * update / usable:.3g} times; N processes multiply both by N")
     say(f"caches    {data.cache}: {_caches(pairs, config)}")
     model(config, say)
+    problems += environment(config)
     if problems:
         raise DiffpoError("training would not start: " + "; ".join(problems))
     say("training can start: diffpo train")
@@ -94,6 +96,29 @@ def model(config: Config, say: Any) -> None:
     parts = {"weights": weights, "LoRA, gradients, optimiser": 8 * trained + optimizer, "activations": kept}
     amounts = ", ".join(f"{name} {_amount(size)}" for name, size in parts.items())
     say(f"memory    roughly {_amount(sum(parts.values()))} while training ({amounts}); encoders are freed before")
+
+
+def environment(config: Config) -> list[str]:
+    """What else would stop the run: its folder, its optimiser, the machine."""
+    import torch
+
+    from . import checkpoint
+    from .train import make_optimizer
+
+    problems = []
+    for test in (
+        lambda: checkpoint.check_folder(config),
+        lambda: make_optimizer(config.train, [torch.nn.Parameter(torch.zeros(2, 2))]),
+    ):
+        try:
+            test()
+        except DiffpoError as error:
+            problems.append(str(error))
+    if config.train.precision == "fp16" and not torch.accelerator.is_available():
+        problems.append("train.precision=fp16 needs a GPU, and there is none here; use bf16 or no")
+    if config.log.tensorboard and not importlib.util.find_spec("tensorboard"):
+        problems.append('log.tensorboard needs tensorboard: pip install "diffpo[trackers]"')
+    return problems
 
 
 def _amount(size: int) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import pickle
@@ -21,15 +22,17 @@ from typing import Any
 
 from .config import Config, load_config
 from .errors import DiffpoError
+from .lora import FILE_NAME
 
 CONFIG_NAME = "config.yaml"
 STATE_NAME = "state.pt"
 MANIFEST_NAME = "checkpoint.json"
+MANIFEST_KEYS = ("step", "base", "data_hash", "pairs_per_update", "files")  # what resuming relies on
 PREFIX = "checkpoint-"
 
 
-def claim(config: Config) -> None:
-    """Make ``config.output`` this run's folder and write the resolved config into it.
+def check_folder(config: Config) -> None:
+    """May ``config.output`` be this run's folder? Nothing is written.
 
     Raises DiffpoError if the folder holds something else, or a run whose settings differ in what they compute. (A run
     that failed before its first checkpoint has nothing to lose: its settings may be mended.)
@@ -47,9 +50,14 @@ def claim(config: Config) -> None:
         raise DiffpoError(
             f"{output} is not empty and is not a training run's folder; choose another with output=FOLDER"
         )
-    with disk_errors(output):
-        output.mkdir(parents=True, exist_ok=True)
-        write_atomic(written, config.to_yaml().encode())
+
+
+def claim(config: Config) -> None:
+    """Make ``config.output`` this run's folder and write the resolved config into it; DiffpoError as `check_folder`."""
+    check_folder(config)
+    with disk_errors(config.output):
+        config.output.mkdir(parents=True, exist_ok=True)
+        write_atomic(config.output / CONFIG_NAME, config.to_yaml().encode())
 
 
 def _differences(one: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -68,8 +76,6 @@ def save(output: Path, step: int, write_lora: Callable[[Path], None], state: dic
     """
     import torch
 
-    from .lora import FILE_NAME
-
     final = output / f"{PREFIX}{step:06d}"
     part = output / f".{final.name}.part"
     with disk_errors(output):
@@ -77,7 +83,9 @@ def save(output: Path, step: int, write_lora: Callable[[Path], None], state: dic
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
             write_lora(part / FILE_NAME)
-            torch.save(state, part / STATE_NAME)
+            buffer = io.BytesIO()  # torch's own writer reports a full disk in words that name neither
+            torch.save(state, buffer)
+            (part / STATE_NAME).write_bytes(buffer.getbuffer())
             files = {name: _fingerprint(part / name) for name in (FILE_NAME, STATE_NAME)}
             manifest = {"step": step, **about, "files": files}
             (part / MANIFEST_NAME).write_text(json.dumps(manifest, indent=1))
@@ -107,9 +115,8 @@ def latest(output: Path, say: Callable[[str], None] = print) -> tuple[Path, dict
         say(f"{folder} is damaged ({problem}); going back to the checkpoint before it")
     if folders:
         raise DiffpoError(
-            f"every checkpoint in {output} is damaged: {', '.join(folder.name for folder in folders)}. Delete them "
-            f"to start "
-            "again from the beginning"
+            f"every checkpoint in {output} is damaged: {', '.join(folder.name for folder in folders)}. Delete them to "
+            f"start again from the beginning"
         )
     return None
 
@@ -126,17 +133,26 @@ def read_state(folder: Path) -> dict:
 
 def _folders(output: Path) -> list[Path]:
     """Newest first."""
-    return sorted((path for path in output.glob(f"{PREFIX}*") if path.is_dir()), reverse=True)
+    found = {
+        path: int(path.name.removeprefix(PREFIX))
+        for path in output.glob(f"{PREFIX}*")
+        if path.is_dir() and path.name.removeprefix(PREFIX).isdecimal()
+    }
+    return sorted(found, key=found.get, reverse=True)  # not by name: a millionth step has a digit more
 
 
 def _inspect(folder: Path) -> tuple[str, dict]:
     try:
         manifest = json.loads((folder / MANIFEST_NAME).read_text())
-        for name, fingerprint in manifest["files"].items():
-            if _fingerprint(folder / name) != fingerprint:
+        for key in MANIFEST_KEYS:
+            manifest[key]
+        for name in (FILE_NAME, STATE_NAME):
+            if _fingerprint(folder / name) != manifest["files"][name]:
                 return f"{name} is not what was written", {}
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        return f"{type(error).__name__}: {error}", {}
+    except OSError as error:
+        return f"{Path(error.filename or folder).name}: {error.strerror}", {}
+    except (ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST_NAME} is not whole: {type(error).__name__} {error}", {}
     return "", manifest
 
 
@@ -171,17 +187,15 @@ def disk_errors(output: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # torch and safetensors report a failed write as kinds of their own, with the system's words inside
-        code = getattr(error, "errno", None)
-        full = code in (errno.ENOSPC, errno.EDQUOT) or any(
-            words in str(error) for words in ("No space left", "os error 28", "file write failed")
-        )
+        # other writers (tensorboard's) may wrap the system's error, with its words inside
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
         if not full and not isinstance(error, OSError):
             raise
         reason = "the disk is full" if full else f"{getattr(error, 'strerror', None) or error}"
+        advice = "Make room" if full else "Mend that, or choose another folder with output=FOLDER,"
         found = [folder.name for folder in _folders(output) if not _inspect(folder)[0]] if output.is_dir() else []
         kept = f"the last whole checkpoint is {found[0]}" if found else "there is no checkpoint yet"
         raise DiffpoError(
-            f"cannot write into {output}: {reason}; {kept}. Make room and run the same command again: it resumes "
-            f"from there"
+            f"cannot write into {output}: {reason}; {kept}. {advice} and run the same command again"
+            + (": it resumes from there" if found else "")
         ) from error

@@ -153,6 +153,19 @@ def main() -> None:
         code = getattr(error, "exit_code", 2)
         print(f"{rank}{'' if code == 130 else 'error: '}{error}", file=sys.stderr)
         sys.exit(code)
+    except SystemExit as end:
+        if end.code == 130:  # typer says nothing on Ctrl-C
+            print("\ninterrupted; the same command goes on from what is finished", file=sys.stderr)
+        raise
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which may not even be imported
+            raise
+        print(
+            f"error: the accelerator's memory is full ({str(error).split('. ')[0]}). Lower train.batch_size and raise "
+            "train.accumulation, set train.gradient_checkpointing=true and train.precision=bf16; or lower --batch-size",
+            file=sys.stderr,
+        )
+        sys.exit(2)
 
 
 if __name__ == "__main__":

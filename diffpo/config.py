@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -70,7 +71,7 @@ class Data(Section):
 class Lora(Section):
     rank: int = Field(8, gt=0)
     alpha: float | None = Field(None, gt=0)  # null: equal to the rank
-    targets: list[str] | None = None  # null: the attention projections of the model's family
+    targets: list[str] | None = Field(None, min_length=1)  # null: the attention projections of the model's family
 
     @property
     def scale_alpha(self) -> float:
@@ -92,13 +93,18 @@ class Train(Section):
     optimizer: str = "torch.optim.AdamW"
     optimizer_args: dict[str, Any] = {}
     max_grad_norm: float | None = Field(1.0, gt=0)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     precision: Literal["no", "bf16", "fp16"] = "no"
     gradient_checkpointing: bool = False
     checkpoint_every: int = Field(500, gt=0)
     checkpoint_keep: int = Field(2, gt=0)
     eval_every: int = Field(100, gt=0)
     eval_pairs: int = Field(256, gt=0)
+
+    @field_validator("optimizer_args", mode="after")
+    @classmethod
+    def _numbers_in_args(cls, args: dict[str, Any]) -> dict[str, Any]:
+        return _numbers(args)  # no field says that eps is a number, and plain YAML reads `eps: 1e-8` as text
 
 
 class Log(Section):
@@ -113,6 +119,11 @@ class Config(Section):
     train: Train
     log: Log = Log()
     output: Path
+
+    @field_validator("output", mode="after")
+    @classmethod
+    def _home(cls, output: Path) -> Path:
+        return output.expanduser()
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> Config:
@@ -143,6 +154,31 @@ class Config(Section):
         return settings
 
 
+class Loader(yaml.SafeLoader):
+    """Plain YAML lets the second of two equal keys win without a word; here they are an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        problem=f"the key {key.value!r} is there twice,{key.start_mark}"
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _numbers(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_numbers(each) for each in value]
+    if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)e[-+]?\d+", value, re.IGNORECASE):
+        return float(value)
+    return value
+
+
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply ``overrides`` such as ``train.lr=1e-5`` and validate.
 
@@ -150,7 +186,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = yaml.load(path.read_text(encoding="utf-8-sig"), Loader)
     except OSError as error:
         raise DiffpoError(
             f"cannot read the config {path}: {error.strerror}; recipes to start from are in configs/"
@@ -193,13 +229,12 @@ def _explain(problem: dict) -> str:
         *parents, wrong = problem["loc"]
         known = list(_fields(parents))
         near = difflib.get_close_matches(str(wrong), known, n=1, cutoff=0.6)
-        everywhere = difflib.get_close_matches(
-            str(wrong), [name.rsplit(".")[-1] for name in _all_keys()], n=1, cutoff=0.8
-        )
-        if near:
+        last = {name.rsplit(".")[-1]: name for name in reversed(_all_keys())}
+        everywhere = difflib.get_close_matches(str(wrong), last, n=1, cutoff=0.8)
+        if near and str(wrong) not in last:  # a key that belongs into another section is nearer than any misspelling
             hint = f"did you mean {'.'.join([*map(str, parents), near[0]])}?"
         elif everywhere:
-            hint = f"did you mean {next(name for name in _all_keys() if name.rsplit('.')[-1] == everywhere[0])}?"
+            hint = f"did you mean {last[everywhere[0]]}?"
         else:
             hint = f"known keys: {', '.join(known)}"
         return f"unknown key {key}: {hint}"

@@ -92,6 +92,8 @@ def run(
     training curves; by default the folder of the LoRA. Raises DiffpoError for missing images, unknown names and NaN.
     """
     out = Path(out)
+    if run_folder and not (Path(run_folder) / "metrics.jsonl").is_file():
+        raise DiffpoError(f"{run_folder} is not the folder of a training run: it holds no metrics.jsonl")
     if not scorer_names:
         raise DiffpoError("no scorer named; for example --scorers shapes")
     # every scorer is loaded once before the first picture is made: missing weights should not show hours later
@@ -104,6 +106,8 @@ def run(
         images, manifest = out, generate.run(model, prompts, out, lora=lora, n=n, device=device, **generation)
         prompts = None  # the manifest has them
     else:
+        if not Path(images).is_dir():
+            raise DiffpoError(f"there is no folder {images} with images to compare")
         manifest = generate.read_manifest(images)
     pairs = find_pairs(Path(images), manifest, prompts, n)
 

@@ -13,6 +13,7 @@ depend on the batch size, on the other prompts or on where an interrupted run co
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from contextlib import contextmanager
 from hashlib import file_digest, sha256
@@ -62,11 +63,17 @@ def save(path: Path, data: bytes) -> None:
 def read_manifest(out: Path) -> list[dict]:
     """The rows of OUT/manifest.jsonl, the last one per image; a half-written last line is left out."""
     path = Path(out) / "manifest.jsonl"
-    rows, lines = {}, path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    rows, lines = {}, _lines(path)
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            rows[row["arm"], row["index"], row["seed"]] = row
+            if row["arm"] not in ARMS:
+                raise ValueError
+            rows[row["arm"], row["index"], row["seed"]] = {
+                **row,
+                "prompt": str(row["prompt"]),
+                "file": str(row["file"]),
+            }
         except (ValueError, KeyError, TypeError):
             if number < len(lines):
                 raise DiffpoError(
@@ -75,9 +82,19 @@ def read_manifest(out: Path) -> list[dict]:
     return list(rows.values())
 
 
+def _lines(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    try:
+        # not splitlines: a prompt may hold U+2028
+        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DiffpoError(f"cannot read {path}: {error}; move the folder away and start anew") from None
+
+
 def _intact(out: Path, row: dict) -> bool:
     try:
-        return sha256((out / row["file"]).read_bytes()).hexdigest() == row["sha256"]
+        return sha256((out / row["file"]).read_bytes()).hexdigest() == row.get("sha256")
     except OSError:
         return False
 
@@ -129,6 +146,11 @@ def run(
     for key, value in {"steps": steps, "batch_size": batch_size, "images_per_prompt": images_per_prompt}.items():
         if value < 1:
             raise DiffpoError(f"{key} must be at least 1, not {value}")
+    for key, value in {"height": height, "width": width}.items():
+        if value is not None and (value < 8 or value % 8):
+            raise DiffpoError(f"{key} must be a multiple of 8, not {value}")
+    if not math.isfinite(guidance):
+        raise DiffpoError(f"guidance must be a number, not {guidance}")
     out, prompts = Path(out), load_prompts(prompts, n)
     settings = {
         "model": str(model),
@@ -197,6 +219,10 @@ def _generate(missing: list[dict], out: Path, model, lora, batch_size: int, devi
         pipe.scheduler = samplers.SolverScheduler.from_config(pipe.scheduler.config, solver=first["solver"])
     except ValueError as error:
         raise DiffpoError(str(error)) from None
+    if lora is not None:
+        lora_module.check_lora(pipe, lora)  # before hours go into the base arm
+    if long := models.too_long(pipe, list(dict.fromkeys(row["prompt"] for row in missing))):
+        print(long)
     pipe.set_progress_bar_config(disable=True)
     # neither belongs into a measurement: one blackens pictures, the other prints into them
     for extra in ("safety_checker", "watermark"):

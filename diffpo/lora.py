@@ -102,21 +102,28 @@ def file_hash(path: str | Path) -> str:
     return sha256(lora_file(path).read_bytes()).hexdigest()
 
 
-def load_lora(pipe: Any, path: str | Path) -> None:
-    """`pipe.load_lora_weights`, after a check that the LoRA was trained on this very base.
+def check_lora(pipe: Any, path: str | Path) -> None:
+    """Is this a LoRA, and was it trained on this very base?
 
-    Raises DiffpoError for a missing or damaged file and for a LoRA of another base. A file that does not say what it
-    was trained on (not written by diffpo) is loaded if its shapes fit.
+    Raises DiffpoError for a missing or damaged file, one without LoRA weights, and a LoRA of another base. A file that
+    does not say what it was trained on (not written by diffpo) passes.
     """
     path = lora_file(path)
-    _, about = read_lora(path)
+    weights, about = read_lora(path)
+    if not any("lora" in name for name in weights):
+        raise DiffpoError(f"{path} holds no LoRA: none of its {len(weights)} weights is named as one")
     component = "unet" if getattr(pipe, "unet", None) is not None else "transformer"
     if "base" in about and not same_base(about["base"], base_identity(getattr(pipe, component))):
         raise DiffpoError(
             f"the LoRA {path} was trained on another base model: {about['base'].get('name', 'unknown')}. Load that "
-            f"model, or train "
-            "a LoRA on this one"
+            f"model, or train a LoRA on this one"
         )
+
+
+def load_lora(pipe: Any, path: str | Path) -> None:
+    """`pipe.load_lora_weights`, after `check_lora`; DiffpoError as there, and where the shapes do not fit."""
+    check_lora(pipe, path)
+    path = lora_file(path)
     try:
         pipe.load_lora_weights(str(path.parent), weight_name=path.name)
     except (OSError, ValueError, RuntimeError, KeyError) as error:

@@ -41,7 +41,7 @@ def _shapes_prompts(name: str, n: int | None) -> tuple[list[str], int | None]:
 
 def _file_prompts(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines would also cut at U+2028 within a prompt
     except (OSError, UnicodeDecodeError) as error:
         raise DiffpoError(
             f"cannot read prompts from {path}: {error}; give a text file (one prompt per line), "
@@ -51,6 +51,8 @@ def _file_prompts(path: Path) -> list[str]:
         return [line.strip() for line in lines if line.strip()]
     prompts = []
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             prompts.append(json.loads(line)["prompt"])
         except (ValueError, KeyError, TypeError):

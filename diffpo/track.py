@@ -119,7 +119,6 @@ class Watch:
             self._silent_until = step + self.QUIET
             self._say(
                 f"step {step}: the margin ({margin:.3g}) grows because both errors rise, the rejected images' faster "
-                f"(chosen {chosen:+.2g}, rejected {rejected:+.2g} against the reference). If samples get worse, "
-                f"lower train.lr, "
-                "raise objective.beta or stop earlier"
+                f"(chosen {chosen:+.2g}, rejected {rejected:+.2g} against the reference). If samples get worse, lower "
+                f"train.lr, raise objective.beta or stop earlier"
             )

@@ -118,12 +118,22 @@ def train(config: Config) -> Path:
             "grad_norm": norm.item(),
             "lr": schedule.get_last_lr()[0],
         }
-        optimizer.step()
+        try:
+            optimizer.step()
+        except (TypeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise DiffpoError(f"train.optimizer {settings.optimizer} failed at step {step + 1}: {reason}") from error
+        # a step can overflow; then the loss of the next one would show it, but nothing may be saved until then
+        if not torch.stack([parameter.detach().abs().amax() for parameter in parameters]).amax().isfinite():
+            raise Diverged(f"the weights are not finite after step {step + 1}", spoilt=True)
         schedule.step()
         optimizer.zero_grad()
         return metrics
 
-    tracker = Tracker(output, step, config.log.tensorboard) if accelerator.is_main_process else None
+    tracker = None
+    if accelerator.is_main_process:
+        with checkpoint.disk_errors(output):
+            tracker = Tracker(output, step, config.log.tensorboard)
     watch = Watch(tqdm.write)
     last_saved = step if found else None
     metrics: dict[str, float] = {}
@@ -138,13 +148,19 @@ def train(config: Config) -> Path:
             try:
                 metrics = update(step)
             except Diverged as error:
-                # the weights are those after the last good update: nothing was applied
-                good = save(step) if step and last_saved != step else output / f"{checkpoint.PREFIX}{step:06d}"
-                kept = f"the state before it is in {good}" if step else "there is no good state yet"
-                raise DiffpoError(
-                    f"{error}; stopped, {kept}. Lower train.lr or raise objective.beta (in a new output folder), or "
-                    "use precision bf16 instead of fp16"
-                ) from None
+                if step and last_saved != step and not error.spoilt:
+                    save(step)
+                    last_saved = step
+                good = output / f"{checkpoint.PREFIX}{last_saved:06d}" if last_saved else None
+                kept = f"the state before it is in {good}" if good else "there is no good state yet"
+                advice = (
+                    "Lower train.lr or raise objective.beta (in a new output folder), or use precision bf16, not fp16"
+                )
+                if step == 0 and not error.spoilt:  # nothing was trained yet
+                    advice = (
+                        "The base model itself gives this: look at its weights, its VAE (model.vae) and train.precision"
+                    )
+                raise DiffpoError(f"{error}; stopped, {kept}. {advice}") from None
             step += 1
             metrics["pairs_per_second"] = per_update / (time.perf_counter() - started)
             if held_out and (step % settings.eval_every == 0 or step == settings.steps):
@@ -172,7 +188,14 @@ def train(config: Config) -> Path:
 
 
 class Diverged(Exception):
-    """A loss or gradient that is not a number; caught in the loop, which knows what was saved."""
+    """A loss, gradient or weight that is not a number; caught in the loop, which knows what was saved.
+
+    ``spoilt``: the weights are touched already; otherwise they are those after the last good update.
+    """
+
+    def __init__(self, message: str, spoilt: bool = False) -> None:
+        super().__init__(message)
+        self.spoilt = spoilt
 
 
 def make_accelerator(settings: Train) -> Any:
@@ -215,6 +238,8 @@ def load_data(config: Config, family: Any, accelerator: Any) -> tuple[Batches, H
     batches = [
         Batches(pairs, data, family, seed, *place) for pairs, seed in zip(found, (config.train.seed, 0), strict=False)
     ]
+    if long := models.too_long(family.pipe, sorted({caption for each in batches for caption in each.captions})):
+        say(f"captions: {long}")
     accelerator.wait_for_everyone()
     for each in batches:
         each.check()
@@ -235,9 +260,12 @@ def make_optimizer(settings: Train, parameters: list[torch.nn.Parameter]) -> tor
             f"train.optimizer {settings.optimizer!r} cannot be imported: {error}; is its package installed?"
         ) from None
     try:
-        return cls(parameters, lr=settings.lr, **settings.optimizer_args)
-    except (TypeError, ValueError) as error:
+        optimizer = cls(parameters, lr=settings.lr, **settings.optimizer_args)
+    except (TypeError, ValueError, RuntimeError) as error:
         raise DiffpoError(f"train.optimizer_args do not fit {settings.optimizer}: {error}") from None
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise DiffpoError(f"train.optimizer {settings.optimizer!r} is not an optimizer of torch's kind")
+    return optimizer
 
 
 def make_schedule(settings: Train, optimizer: torch.optim.Optimizer) -> Any:
@@ -254,7 +282,7 @@ def resume(
     """Put everything back as it was at the checkpoint; DiffpoError if base, data or batch are not what they were."""
     for key, what in (
         ("data_hash", "the training pairs are not those"),
-        ("pairs_per_update", "batch_size x accumulation x processes is not that"),
+        ("pairs_per_update", "batch_size x accumulation x processes is not the product"),
     ):
         if manifest[key] != about[key]:
             raise DiffpoError(

@@ -26,7 +26,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from diffpo.shapes import ATTRIBUTES, SIZE, heldout_captions, render, sample_scene, score, train_captions
+from diffpo.shapes import ATTRIBUTES, SIZE, heldout_captions, parse, render, sample_scene, score, train_captions
 from diffpo.shapes.oracle import FOLLOWING_WEIGHT
 
 SEED = 20260
@@ -439,6 +439,16 @@ def card(work: Path, folder: Path, n: int = 1024, steps: int = 20) -> None:
         rows.append(
             f"| {key.removeprefix('right_')} | {values.mean():.1%} | {low:.1%} to {high:.1%} | {by_chance:.1%} |"
         )
+    # nearly all held-out prompts ask for two objects, so counting is told from chance on the others alone
+    counted = [c for c in heldout_captions() if parse(c).relation is None] * 8
+    seen = generate(pipe, counted, [SEED * 30_000 + i for i in range(len(counted))], steps)
+    values = [score(im, c)["right_count"] for im, c in zip(seen, counted, strict=True)]
+    low, high = wilson(sum(values), len(values))
+    by_chance = np.mean([score(im, c)["right_count"] for im, c in zip(seen, counted[1:] + counted[:1], strict=True)])
+    rows.append(
+        f"| count, one to three equal objects (n {len(values)}) | {np.mean(values):.1%} | {low:.1%} to {high:.1%} "
+        f"| {by_chance:.1%} |"
+    )
     for key in ("following", "appearance", "total"):
         values = [s[key] for s in scores]
         half = 1.96 * np.std(values) / math.sqrt(n)
@@ -495,7 +505,7 @@ TIE_MARGIN = 0.02
 
 
 def pairs(
-    work: Path, assets: Path, n_train: int = 420, n_validation: int = 60, samples: int = 8, steps: int = 10
+    work: Path, assets: Path, n_train: int = 700, n_validation: int = 80, samples: int = 8, steps: int = 10
 ) -> None:
     """Write assets/shapes-preferences: disjoint pairs of one caption: best with worst, second with last but one, ..."""
     import pyarrow as pa

@@ -66,6 +66,11 @@ class Cache:
             rows = range(shard * SHARD, min(self.rows, (shard + 1) * SHARD))
             parts = [compute(rows[i : i + batch]) for i in range(0, len(rows), batch)]
             tensors = {name: torch.cat([part[name].cpu() for part in parts]).contiguous() for name in parts[0]}
+            if not all(value.isfinite().all() for value in tensors.values()):
+                raise DiffpoError(
+                    f"the {self.kind} come out as NaN or infinite (for {self.folder}): the model's encoder is damaged "
+                    "or overflows in this precision; look at its weights, model.vae and train.precision"
+                )
             self._write(shard, tensors)
 
     def read(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
@@ -87,8 +92,8 @@ class Cache:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
             raise DiffpoError(
-                f"cannot write the cache {path}: {error}. Make room or choose another folder with data.cache=FOLDER; "
-                "what is cached so far is kept"
+                f"cannot write the cache {path}: {getattr(error, 'strerror', None) or error}. Make room or choose "
+                "another folder with data.cache=FOLDER; what is cached so far is kept"
             ) from error
 
     def _handle(self, shard: int):
@@ -101,15 +106,13 @@ class Cache:
             except (OSError, SafetensorError) as error:
                 raise DiffpoError(
                     f"the cached {self.kind} in {path} cannot be read ({error}): the file is truncated or damaged. "
-                    f"Delete it; "
-                    "the next run computes it again"
+                    f"Delete it; the next run computes it again"
                 ) from error
             expected = min(SHARD, self.rows - shard * SHARD)
             if about.get("key") != self.key or about.get("shard") != str(shard) or rows != {expected}:
                 raise DiffpoError(
                     f"the cached {self.kind} in {path} are stale: they were made from another model, other pairs or "
-                    f"other "
-                    f"settings. Delete the folder {self.folder}; the next run computes them again"
+                    f"other settings. Delete the folder {self.folder}; the next run computes them again"
                 )
             self._open[shard] = handle
         return self._open[shard]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
@@ -80,7 +81,12 @@ class Pairs:
         """(chosen, rejected) of pair ``index``, RGB."""
         pair = self.pairs[index]
         row = self.dataset[pair.row]
-        first, second = (_decode(_content(row[name], self.root)) for name in _image_columns(self.columns))
+        try:
+            first, second = (_decode(_content(row[name], self.root)) for name in _image_columns(self.columns))
+        except BadRow as problem:
+            raise DiffpoError(
+                f"{self.source}: row {pair.row} could be read at the start of the run and now it cannot: {problem}"
+            ) from None
         return (second, first) if pair.swapped else (first, second)
 
     def describe_bad(self) -> str:
@@ -98,8 +104,7 @@ def load_pairs(data: Data, source: str, split: str, quiet: bool = True) -> Pairs
     if all(pair.preference == 0.5 for pair in pairs.pairs):
         if pairs.ties:
             raise DiffpoError(
-                f"{source}: all {pairs.ties} usable pairs are ties (label_0 == 0.5), so there is no preference to "
-                f"learn from"
+                f"{source}: all {pairs.ties} usable pairs are ties (label_0 == 0.5), so there is nothing to learn from"
             )
         what = pairs.describe_bad() if pairs.bad else "it has no rows"
         raise DiffpoError(f"{source}: no usable pair: {what}")
@@ -142,6 +147,7 @@ def scan(data: Data, source: str, split: str, limit: int | None = None, quiet: b
 def open_source(source: str, split: str) -> tuple[Any, Path]:
     """The source as a `datasets.Dataset`, and the folder that relative image paths start from."""
     import datasets
+    import pyarrow.parquet
 
     path = Path(source).expanduser()
     metadata = path / "metadata.jsonl"
@@ -152,9 +158,15 @@ def open_source(source: str, split: str) -> tuple[Any, Path]:
                 f"{source} is not a parquet file; data sources are parquet, a folder with metadata.jsonl or a hub id"
             )
         if metadata.is_file():
-            return datasets.load_dataset("json", data_files=str(metadata), split="train"), path
+            if not metadata.stat().st_size:
+                raise DiffpoError(f"{metadata} has no rows")
+            return _load_local("json", [metadata]), path
         if parquet:
-            return datasets.load_dataset("parquet", data_files=[str(p) for p in parquet], split="train"), path.parent
+            # `datasets` stumbles over a file without rows
+            full = [p for p in parquet if pyarrow.parquet.read_metadata(p).num_rows]
+            if not full:
+                raise DiffpoError(f"{source} has no rows")
+            return _load_local("parquet", full), path.parent
         if path.exists():
             raise DiffpoError(f"{source} holds neither metadata.jsonl nor parquet files")
         if source.count("/") != 1 or source.startswith((".", "/", "~")) or path.suffix:
@@ -167,16 +179,32 @@ def open_source(source: str, split: str) -> tuple[Any, Path]:
     except Exception as error:  # `datasets` wraps everything from a missing split to a torn file in its own kinds
         while error.__cause__ is not None:
             error = error.__cause__
-        where = (
-            ""
-            if path.exists()
-            else (
-                f" (there is no such folder in {Path.cwd()}, so it was looked up on the hub: is it spelt right, and "
-                f"is there"
-                f" a network? `hf download --repo-type dataset {source}` fetches it once)"
+        where = ""
+        if not path.exists():
+            where = (
+                f" (there is no such folder in {Path.cwd()}, so it was looked up on the hub: is it spelt right, and is "
+                f"there a network? `hf download --repo-type dataset {source}` fetches it once)"
             )
-        )
-        raise DiffpoError(f"cannot read the pairs of {source}{where}: {' '.join(str(error).split())[:300]}") from error
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if getattr(error, "errno", None) == errno.ENOSPC:  # `datasets` keeps a copy
+            reason = (
+                f"the disk of {datasets.config.HF_DATASETS_CACHE} is full (HF_DATASETS_CACHE=FOLDER chooses another)"
+            )
+        raise DiffpoError(f"cannot read the pairs of {source}{where}: {reason}") from error
+
+
+def _load_local(kind: str, files: list[Path]) -> Any:
+    """`datasets.load_dataset`, with its progress bar only where there is enough to wait for."""
+    import datasets
+
+    small = sum(file.stat().st_size for file in files) < 2**30 and not datasets.are_progress_bars_disabled()
+    if small:
+        datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(kind, data_files=[str(file) for file in files], split="train")
+    finally:
+        if small:
+            datasets.enable_progress_bars()
 
 
 def find_columns(source: str, names: list[str], given: Columns) -> Columns:
@@ -196,8 +224,8 @@ def find_columns(source: str, names: list[str], given: Columns) -> Columns:
     if missing:
         raise DiffpoError(
             f"{source} lacks the column for {', '.join(missing)}; it has: {', '.join(names)}. Expected are caption, "
-            f"jpg_0, jpg_1, "
-            f"label_0 or prompt, chosen, rejected; other names go into the config, e.g. data.columns.{missing[0]}=NAME"
+            f"jpg_0, jpg_1, label_0 or prompt, chosen, rejected; other names go into the config, e.g. "
+            f"data.columns.{missing[0]}=NAME"
         )
     if labelled:
         found.update(chosen=None, rejected=None)
@@ -212,9 +240,8 @@ def _undecoded(dataset: Any, columns: Columns) -> Any:
     import datasets
 
     for name in _image_columns(columns):
-        if isinstance(
-            dataset.features[name], datasets.Image
-        ):  # bytes are wanted: for their hash, and to meet bad ones here
+        # bytes are wanted: for their hash, and to meet bad ones here
+        if isinstance(dataset.features[name], datasets.Image):
             dataset = dataset.cast_column(name, datasets.Image(decode=False))
     return dataset.select_columns([name for name in columns.model_dump().values() if name])
 
@@ -228,7 +255,9 @@ def _inspect(row: dict, index: int, pairs: Pairs, ties: str) -> Pair | BadRow:
 
 def _read_pair(row: dict, index: int, columns: Columns, root: Path, ties: str) -> Pair:
     caption = row[columns.caption]
-    if not isinstance(caption, str) or not caption.strip():
+    if caption is not None and not isinstance(caption, str):  # also what `datasets` takes for a date
+        raise BadRow("caption is not text", repr(caption))
+    if not caption or not caption.strip():
         raise BadRow("empty caption")
     probability = _preference(row, columns)
     contents = [_content(row[name], root) for name in _image_columns(columns)]
@@ -270,7 +299,9 @@ def _content(value: Any, root: Path) -> bytes:
         try:
             return (root / value).read_bytes()
         except OSError as error:
-            raise BadRow("unreadable image", f"{value}: {error.strerror}") from None
+            raise BadRow("unreadable image", f"{value[:200]}: {error.strerror}") from None
+        except ValueError as error:  # a NUL in the name
+            raise BadRow("unreadable image", f"{value[:200]!r}: {error}") from None
     if not isinstance(value, bytes) or not value:
         raise BadRow("missing image")
     return value
@@ -279,7 +310,12 @@ def _content(value: Any, root: Path) -> bytes:
 def _decode(content: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")  # decodes in full, so a truncated file shows here
+            image = ImageOps.exif_transpose(image)  # decodes in full, so a truncated file shows here
+            if image.mode.startswith("I"):  # 16 bits of grey: Pillow would clip them to 8
+                image = image.convert("I").point(lambda value: value / 256).convert("L")
+            if image.mode == "P" and "transparency" in image.info:
+                image = image.convert("RGBA")  # as Pillow asks for with a warning
+            return image.convert("RGB")
     except (Image.DecompressionBombError, OSError, SyntaxError, ValueError, EOFError) as error:
         text = str(error) if "BytesIO" not in str(error) else "not an image"
         raise BadRow("unreadable image", text) from None

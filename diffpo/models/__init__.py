@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def pipeline_class(settings: Model) -> str:
             index = Path(hf_hub_download(settings.path, "model_index.json", revision=settings.revision))
         try:
             return json.loads(index.read_text())["_class_name"]
-        except (json.JSONDecodeError, KeyError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise DiffpoError(f"{index} does not describe a diffusers pipeline ({error!r})") from None
 
 
@@ -55,14 +56,52 @@ def load_pipeline(path: str, dtype: str = "float32", device: str | None = None, 
     import torch
     import transformers
     from diffusers import DiffusionPipeline
-    from diffusers.utils import logging
+    from diffusers.utils.logging import disable_progress_bar
 
     # a bar per weight file, gone within a second, hides what a run has to say
-    logging.disable_progress_bar()
+    disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
+    hush()
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise DiffpoError(f"the device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
     with readable(path):
         pipe = DiffusionPipeline.from_pretrained(local(path), **dtype_option(getattr(torch, dtype)), **options)
-    return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return pipe.to(device)
+
+
+HARMLESS = (
+    "No LoRA keys associated to CLIPTextModel",  # our LoRAs adapt the UNet alone
+    "Token indices sequence length is longer than",  # it is truncated; `too_long` counts what is
+    "The following part of your input was truncated",  # the same, with all of the text
+)
+
+
+def hush() -> None:
+    """Keep the libraries' remarks in `HARMLESS` from the user; everything else they say is shown."""
+    for library in ("diffusers", "transformers"):
+        for handler in logging.getLogger(library).handlers:
+            if _worth_saying not in handler.filters:
+                handler.addFilter(_worth_saying)
+
+
+def _worth_saying(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(HARMLESS)
+
+
+def too_long(pipe: Any, texts: Sequence[str]) -> str:
+    """One sentence on the texts that the text encoder does not read to their end; empty if it reads all."""
+    if getattr(pipe, "tokenizer", None) is None:
+        return ""
+    limit = pipe.tokenizer.model_max_length
+    longer = sum(len(ids) > limit for ids in pipe.tokenizer(list(texts)).input_ids)
+    if not longer:
+        return ""
+    return (
+        f"{longer} of {len(texts)} texts have more than the {limit} tokens that the model reads; their ends are cut off"
+    )
 
 
 def local(path: str) -> str:
@@ -89,13 +128,16 @@ def readable(path: str) -> Iterator[None]:
         reason = " ".join(str(error).split())[:300]
         if Path(path).expanduser().is_dir():
             raise DiffpoError(f"cannot read the model in {path}: {reason}") from error
-        offline = (
-            " HF_HUB_OFFLINE is set, so it was not looked up." if os.environ.get("HF_HUB_OFFLINE", "0") != "0" else ""
-        )
+        if path.startswith(("/", "~", ".")) or path.count("/") > 1:
+            raise DiffpoError(
+                f"there is no model in {path}: no such folder (relative paths start from {Path.cwd()}). A model is a "
+                f"diffusers folder that holds model_index.json, or a hub id"
+            ) from error
+        offline = ""
+        if os.environ.get("HF_HUB_OFFLINE", "0") != "0":
+            offline = " HF_HUB_OFFLINE is set, so it was not looked up."
         raise DiffpoError(
             f"cannot load the model {path!r}: it is no folder in {Path.cwd()}, and the hub did not give it.{offline} "
-            f"With a network, run "
-            f"`hf download {path}` once (log in with `hf auth login` if the model is gated); without, set model.path "
-            f"to a local "
-            f"folder that holds model_index.json. ({reason})"
+            f"With a network, run `hf download {path}` once (log in with `hf auth login` if the model is gated); "
+            f"without, set model.path (or --model) to a local folder that holds model_index.json. ({reason})"
         ) from error

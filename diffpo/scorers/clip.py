@@ -5,6 +5,7 @@ By default OpenAI's ViT-L-14; numbers of different backbones cannot be compared,
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ def load_open_clip(name: str, device: str, advice: str):
     import open_clip
 
     architecture, _, weights = name.partition(":")
+    logging.root.addFilter(_not_said_twice)
     try:
         if not Path(weights).is_file() and weights not in open_clip.list_pretrained_tags_by_model(architecture):
             raise FileNotFoundError(f"{weights or 'no weights named'}: neither a file nor weights that open_clip knows")
@@ -28,7 +30,14 @@ def load_open_clip(name: str, device: str, advice: str):
         tokenizer = open_clip.get_tokenizer(architecture)
     except Exception as error:  # open_clip, timm and the hub raise a dozen types here; all mean: no model
         raise missing(f"the open_clip model {name}", error, advice) from None
+    finally:
+        logging.root.removeFilter(_not_said_twice)
     return model.to(device).eval(), transform, tokenizer
+
+
+def _not_said_twice(record: logging.LogRecord) -> bool:
+    """open_clip logs a failed download and raises it too."""
+    return not record.getMessage().startswith("Failed to download weights")
 
 
 class ClipScore:

@@ -83,22 +83,76 @@ def test_state_is_never_unpickled(tmp_path):
     assert not (tmp_path / "trap").exists()
 
 
-@pytest.mark.parametrize("how", ["write_bytes", "torch.save"])
-def test_full_disk_keeps_the_last_whole_checkpoint_and_the_run_can_go_on(finished, tmp_path, monkeypatch, how):
+def test_full_disk_keeps_the_last_whole_checkpoint_and_the_run_can_go_on(finished, tmp_path, monkeypatch):
     config = finished(tmp_path / "run", "train.steps=6")
 
     def full(*args, **kwargs):
-        if how == "torch.save":
-            raise RuntimeError("[enforce fail at inline_container.cc:858] . PytorchStreamWriter: file write failed")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(*((torch, "save") if how == "torch.save" else (lora.Path, "write_bytes")), full)
+    monkeypatch.setattr(lora.Path, "write_bytes", full)
     with pytest.raises(DiffpoError, match="the disk is full; the last whole checkpoint is checkpoint-000004"):
         train(config)
     assert not list(config.output.glob(".*part"))
     monkeypatch.undo()
     train(config)
     assert (config.output / "checkpoint-000006").is_dir()
+
+
+def test_a_disk_that_fills_up_within_a_file(finished, tmp_path):
+    """A real limit of the system between the sizes of the LoRA and of state.pt."""
+    import resource
+
+    config = finished(tmp_path / "run", "train.steps=6")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (config.output / lora.FILE_NAME).stat().st_size
+    assert size + 8192 < (config.output / "checkpoint-000004" / "state.pt").stat().st_size
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + 8192, hard))
+        with pytest.raises(DiffpoError, match=r"File too large; the last whole checkpoint is checkpoint-000004"):
+            train(config)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(config.output.glob(".*part"))
+
+
+def test_full_disk_while_the_metrics_are_rewritten(finished, tmp_path, monkeypatch):
+    config = finished(tmp_path / "run", "train.steps=6")
+    write = checkpoint.write_atomic
+
+    def full(path, content):
+        if path.name == "metrics.jsonl":
+            raise OSError(28, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(checkpoint, "write_atomic", full)
+    with pytest.raises(DiffpoError, match="the disk is full; the last whole checkpoint is checkpoint-000004"):
+        train(config)
+
+
+def test_a_folder_that_cannot_be_made_is_not_called_a_full_disk(finished, tmp_path):
+    (tmp_path / "file").touch()
+    config = finished(tmp_path / "run").model_copy(update={"output": tmp_path / "file" / "run"})
+    with pytest.raises(DiffpoError, match=r"Not a directory; there is no checkpoint yet. Mend that, or choose another"):
+        checkpoint.claim(config)
+
+
+@pytest.mark.parametrize("content", ["[]", "7", '{"step": 4, "files": {}}', '{"files": {}}', '{"files": []}'])
+def test_a_manifest_of_another_form_is_a_damaged_checkpoint(finished, tmp_path, content):
+    config = finished(tmp_path / "run")
+    (config.output / "checkpoint-000004" / "checkpoint.json").write_text(content)
+    said = []
+    folder, _ = checkpoint.latest(config.output, said.append)
+    assert (
+        folder.name == "checkpoint-000002" and "checkpoint-000004 is damaged (checkpoint.json is not whole" in said[0]
+    )
+
+
+def test_the_newest_checkpoint_is_the_one_with_the_highest_step(finished, tmp_path):
+    config = finished(tmp_path / "run")
+    shutil.copytree(config.output / "checkpoint-000004", config.output / "checkpoint-1000000")
+    shutil.copytree(config.output / "checkpoint-000002", config.output / "checkpoint-999999")
+    (config.output / "checkpoint-notes").mkdir()
+    assert checkpoint.latest(config.output)[0].name == "checkpoint-1000000"
 
 
 def test_the_folder_of_another_run_is_refused_and_what_differs_is_named(finished, tmp_path):
@@ -115,7 +169,9 @@ def test_the_folder_of_another_run_is_refused_and_what_differs_is_named(finished
 
 def test_a_run_does_not_resume_on_other_pairs_or_with_another_batch(finished, tmp_path):
     config = finished(tmp_path / "run", "train.steps=6", "train.batch_size=2")
-    with pytest.raises(DiffpoError, match=r"batch_size x accumulation x processes is not that .*\(4 there, 2 now\)"):
+    with pytest.raises(
+        DiffpoError, match=r"batch_size x accumulation x processes is not the product .*\(4 there, 2 now\)"
+    ):
         train(config)
     data = tmp_path / "pairs.parquet"
     write_parquet(data, pick_a_pic_rows(8))

@@ -101,3 +101,38 @@ def test_gradient_checkpointing_lowers_the_estimate(tiny_sdxl):
     ]
     assert kept[1] < kept[0]
     assert activations(family, family.meta_unet(), 4, 16, Train(steps=1, batch_size=1, lr=1)) == 2 * kept[0]
+
+
+def test_check_does_not_promise_what_train_would_refuse(tiny_sd, make_config, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").touch()
+    with pytest.raises(DiffpoError, match=r"not a training run's folder.*'torch.optim.Adamm' cannot be imported"):
+        check(make_config(tiny_sd, "train.optimizer=torch.optim.Adamm"))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+
+
+def test_ctrl_c_outside_the_training_loop_says_how_to_go_on(monkeypatch, capsys, tiny_sd, make_config, tmp_path):
+    from diffpo import train
+
+    def pressed(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train", pressed)
+    make_config(tiny_sd)
+    assert call(monkeypatch, "train", tmp_path / "recipe.yaml") == 130
+    assert capsys.readouterr().err == "\ninterrupted; the same command goes on from what is finished\n"
+
+
+def test_a_full_accelerator_is_one_message(monkeypatch, capsys, tiny_sd, make_config, tmp_path):
+    import torch
+
+    from diffpo import train
+
+    def full(config):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of")
+
+    monkeypatch.setattr(train, "train", full)
+    make_config(tiny_sd)
+    assert call(monkeypatch, "train", tmp_path / "recipe.yaml") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: the accelerator's memory is full (CUDA out of memory). Lower train.batch_size")

@@ -70,3 +70,29 @@ def test_a_file_that_is_no_config(tmp_path, text):
         load_config(tmp_path / "x.yaml")
     with pytest.raises(DiffpoError, match="nowhere"):
         load_config(tmp_path / "nowhere.yaml")
+
+
+def test_numbers_written_as_text_in_optimizer_args():
+    config = load_config(
+        QUICKSTART, ["train.optimizer_args={eps: 1e-8, betas: [9e-1, 0.99], name: e5, nested: {x: 1.5E3}}"]
+    )
+    assert config.train.optimizer_args == {"eps": 1e-8, "betas": [0.9, 0.99], "name": "e5", "nested": {"x": 1500.0}}
+
+
+def test_a_key_written_twice_is_an_error(tmp_path):
+    (tmp_path / "twice.yaml").write_text(QUICKSTART.read_text() + "train: {steps: 3}\n")
+    with pytest.raises(DiffpoError, match=r"twice\.yaml is not valid YAML: the key 'train' is there twice"):
+        load_config(tmp_path / "twice.yaml")
+
+
+def test_a_key_of_another_section_is_found_before_a_misspelling_here():
+    for override, hint in {"lr=3": "train.lr", "train.rank=3": "lora.rank", "data.beta=1": "objective.beta"}.items():
+        with pytest.raises(DiffpoError, match=rf"did you mean {hint}\?"):
+            load_config(QUICKSTART, [override])
+
+
+def test_values_that_would_fail_later_or_be_ignored():
+    for override in ("lora.targets=[]", "train.seed=9223372036854775808"):
+        with pytest.raises(DiffpoError, match=override.partition("=")[0]):
+            load_config(QUICKSTART, [override])
+    assert load_config(QUICKSTART, ["output=~/runs/x"]).output == Path.home() / "runs" / "x"

@@ -140,3 +140,10 @@ def test_bad_input_is_one_clear_error(folder, options, message):
 def test_n_takes_the_first_prompts(folder):
     result = compare(folder, n=4)
     assert [pair.index for pair in result.pairs] == [0, 1, 2, 3]
+
+
+def test_folders_that_are_not_there(folder, tmp_path):
+    with pytest.raises(DiffpoError, match=r"there is no folder .*nowhere"):
+        compare(tmp_path / "nowhere")
+    with pytest.raises(DiffpoError, match=r"nowhere is not the folder of a training run: it holds no metrics\.jsonl"):
+        compare(folder, run_folder=tmp_path / "nowhere")

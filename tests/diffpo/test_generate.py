@@ -235,3 +235,51 @@ def test_bad_prompts_name_file_and_line(tmp_path, name, content, message):
         (tmp_path / name).write_text(content)
     with pytest.raises(DiffpoError, match=message):
         load_prompts(name if name.startswith("shapes") else tmp_path / name)
+
+
+def test_a_lora_of_another_base_is_refused_before_any_image_is_made(model, lora, tiny_sd, tmp_path):
+    with pytest.raises(DiffpoError, match="was trained on another base model"):
+        generate.run(tiny_sd, PROMPTS, tmp_path / "out", lora=lora, **FAST)
+    assert not list(tmp_path.glob("out/**/*.png"))
+    weights = tiny_sd / "unet" / "diffusion_pytorch_model.safetensors"
+    with pytest.raises(DiffpoError, match="holds no LoRA"):
+        generate.run(tiny_sd, PROMPTS, tmp_path / "out", lora=weights, **FAST)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"height": 20}, "height must be a multiple of 8, not 20"),
+        ({"width": 4}, "width must be a multiple of 8, not 4"),
+        ({"guidance": float("nan")}, "guidance must be a number, not nan"),
+        ({"device": "gpu"}, "the device 'gpu' cannot be used here: Expected one of cpu, cuda"),
+    ],
+)
+def test_options_that_no_pipeline_takes(model, tmp_path, options, words):
+    with pytest.raises(DiffpoError, match=words):
+        generate.run(model, ["a cat"], tmp_path, **{**FAST, **options})
+
+
+def test_prompts_with_line_separators_blank_lines_and_a_byte_order_mark(model, tmp_path):
+    file = tmp_path / "p.jsonl"
+    file.write_text('\ufeff{"prompt": "a\u2028cat"}\n\n{"prompt": "a\x85dog"}\n', encoding="utf-8")
+    assert load_prompts(file) == ["a\u2028cat", "a\x85dog"]
+    file.with_suffix(".txt").write_text("\ufeffa\u2028cat\r\n\r\na dog", encoding="utf-8")
+    assert load_prompts(file.with_suffix(".txt")) == ["a\u2028cat", "a dog"]
+    rows = generate.run(model, file, tmp_path / "out", **FAST)
+    assert generate.read_manifest(tmp_path / "out") == rows
+
+
+@pytest.mark.parametrize("line", ['{"arm": "base", "index": 0, "seed": 0}', '{"arm": "x", "index": 0, "seed": 0}', "7"])
+def test_a_manifest_from_elsewhere_is_refused(tmp_path, line):
+    (tmp_path / "manifest.jsonl").write_text(f"{line}\n{line}\n")
+    with pytest.raises(DiffpoError, match=r"manifest\.jsonl:1 is not a manifest line"):
+        generate.read_manifest(tmp_path)
+
+
+def test_a_lora_loads_in_silence_and_texts_that_are_cut_off_are_counted(model, lora, tmp_path, capfd):
+    generate.run(model, ["a cat", "very " * 40], tmp_path, lora=lora, **FAST)
+    captured = capfd.readouterr()
+    assert "1 of 2 texts have more than the 16 tokens that the model reads" in captured.out
+    for noise in ("No LoRA keys", "was truncated", "indexing errors"):
+        assert noise not in captured.err

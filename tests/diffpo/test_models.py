@@ -238,3 +238,10 @@ def test_models_that_cannot_be_had(tmp_path, tiny_sd):
     (tmp_path / "model_index.json").write_text('{"_class_name": "WuerstchenPriorPipeline"}')
     with pytest.raises(DiffpoError, match=r"WuerstchenPriorPipeline; diffpo trains StableDiffusionPipeline"):
         family_of(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "{}", "7"])
+def test_a_damaged_model_index_is_named(tmp_path, content):
+    (tmp_path / "model_index.json").write_text(content)
+    with pytest.raises(DiffpoError, match=r"model_index\.json does not describe a diffusers pipeline"):
+        models.load(Model(path=str(tmp_path)))

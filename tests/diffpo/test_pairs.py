@@ -2,7 +2,9 @@ import io
 import json
 
 import datasets
+import numpy as np
 import pytest
+from PIL import Image
 from tiny import pick_a_pic_rows, picture, png, write_folder, write_parquet
 
 from diffpo.config import Columns, Data
@@ -157,3 +159,81 @@ def test_sources_that_are_not_there_or_not_readable(tmp_path):
 def test_limit_looks_at_evenly_spaced_rows(pairs_parquet):
     pairs = scan(data(pairs_parquet), str(pairs_parquet), "train", limit=4)
     assert (pairs.rows, pairs.total, [pair.row for pair in pairs.pairs]) == (4, 12, [0, 3, 6, 9])
+
+
+def test_sixteen_bit_grey_is_scaled_and_palette_transparency_makes_no_noise(tmp_path, recwarn):
+    ramp = (np.arange(256, dtype=np.uint16) * 256).reshape(16, 16)
+    palette = picture(0).convert("P")
+    buffer = io.BytesIO()
+    palette.save(buffer, "PNG", transparency=bytes([0, 128, 255]))
+    rows = pick_a_pic_rows(1)
+    rows[0] |= {"jpg_0": png(Image.fromarray(ramp)), "jpg_1": buffer.getvalue()}
+    pairs = load(write_parquet(tmp_path / "a.parquet", rows))
+    grey, colours = (np.asarray(image) for image in pairs.images(0))
+    assert np.array_equal(grey[..., 0].ravel(), np.arange(256)) and np.array_equal(grey[..., 0], grey[..., 2])
+    assert np.array_equal(colours, np.asarray(palette.convert("RGB")))
+    assert not [warning for warning in recwarn if "transparency" in str(warning.message).lower()]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"prompt": 7}, "caption is not text: 7"),
+        ({"chosen_file_name": "images/\0.png"}, "unreadable image: .*null byte"),
+        ({"chosen_file_name": "x" * 5000}, "unreadable image: x{200}: File name too long"),
+    ],
+)
+def test_odd_cells_of_a_metadata_file_are_bad_rows(tmp_path, change, words):
+    folder = write_folder(tmp_path / "mine", 1)
+    row = json.loads((folder / "metadata.jsonl").read_text())
+    (folder / "metadata.jsonl").write_text(json.dumps(row | change) + "\n")
+    with pytest.raises(DiffpoError, match=f"row 0: {words}"):
+        load(folder)
+
+
+def test_sources_without_rows(tmp_path):
+    import pyarrow.parquet as pq
+
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    full = write_parquet(shards / "1.parquet", pick_a_pic_rows(3))
+    pq.write_table(pq.read_table(full).slice(0, 0), shards / "0.parquet")
+    assert len(load(shards)) == 3
+    with pytest.raises(DiffpoError, match=r"0\.parquet has no rows"):
+        load(shards / "0.parquet")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "metadata.jsonl").touch()
+    with pytest.raises(DiffpoError, match=r"metadata\.jsonl has no rows"):
+        load(tmp_path / "empty")
+
+
+def test_an_image_that_vanishes_during_the_run_is_named(tmp_path):
+    folder = write_folder(tmp_path / "mine", 2)
+    pairs = load(folder)
+    (folder / "images" / "1-rejected.png").unlink()
+    with pytest.raises(
+        DiffpoError, match=r"row 1 could be read at the start of the run and now it cannot: .*1-rejected"
+    ):
+        pairs.images(1)
+
+
+def test_small_local_sources_are_read_without_progress_bars(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.enable_progress_bars()
+    try:
+        load(write_parquet(tmp_path / "a.parquet", pick_a_pic_rows(2)))
+        assert "split" not in capfd.readouterr().err
+        assert not datasets.are_progress_bars_disabled()
+    finally:
+        datasets.disable_progress_bars()
+
+
+def test_a_full_disk_of_the_datasets_cache_is_named(tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(datasets, "load_dataset", full)
+    with pytest.raises(
+        DiffpoError, match=r"cannot read the pairs of .*the disk of .* is full .HF_DATASETS_CACHE=FOLDER"
+    ):
+        load(write_parquet(tmp_path / "a.parquet", pick_a_pic_rows(2)))

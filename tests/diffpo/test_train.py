@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 
 import pytest
@@ -207,6 +208,45 @@ def test_nan_in_the_first_batch(tiny_sd, make_config, monkeypatch):
     with pytest.raises(DiffpoError, match="loss is not finite at step 1; stopped, there is no good state yet"):
         train(config)
     assert not list(config.output.glob("checkpoint-*"))
+
+
+def test_weights_that_overflow_in_a_step_are_never_saved(tiny_sd, make_config):
+    """The loss of that step is still finite, so only the weights show it."""
+    options = ("train.optimizer=torch.optim.SGD", "train.optimizer_args={weight_decay: 1e38}", "train.lr=3e38")
+    config = make_config(tiny_sd, *options, "train.steps=1", "train.max_grad_norm=null")
+    with pytest.raises(DiffpoError, match="weights are not finite after step 1; stopped, there is no good state yet"):
+        train(config)
+    assert not list(config.output.glob("**/*.safetensors"))
+
+
+@pytest.mark.parametrize(("name", "words"), [("LBFGS", "NoneType"), ("SparseAdam", "does not support dense gradients")])
+def test_an_optimizer_that_cannot_step_is_named(tiny_sd, make_config, name, words):
+    with pytest.raises(DiffpoError, match=f"torch.optim.{name} failed at step 1: .*{words}"):
+        train(make_config(tiny_sd, f"train.optimizer=torch.optim.{name}"))
+
+
+def test_nan_in_the_models_encoders_is_an_error_and_is_not_cached(tiny_sd, make_config, tmp_path):
+    from safetensors.torch import save_file
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_sd, model)
+    file = model / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    weights["encoder.conv_in.weight"][0, 0] = float("nan")
+    save_file(weights, file, {"format": "pt"})
+    config = make_config(model, f"data.cache={tmp_path / 'cache'}")
+    with pytest.raises(DiffpoError, match=r"the latents come out as NaN .*model.vae"):
+        train(config)
+    assert not list((tmp_path / "cache").glob("latents*/*"))
+
+
+def test_captions_beyond_the_text_encoders_length_are_counted(tiny_sd, make_config, tmp_path, capsys, caplog):
+    rows = pick_a_pic_rows(4)
+    rows[1]["caption"] = "very " * 40 + "long"
+    train(make_config(tiny_sd, "train.steps=1", data=write_parquet(tmp_path / "long.parquet", rows)))
+    captured = capsys.readouterr()
+    assert "captions: 1 of 3 texts have more than the 16 tokens that the model reads" in captured.out
+    assert "truncated" not in captured.err and "indexing errors" not in captured.err
 
 
 def poisoned(score):

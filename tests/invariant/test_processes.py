@@ -12,11 +12,12 @@ from diffpo.train import train
 
 
 def test_two_processes_of_four_equal_one_of_eight(tiny_sdxl, make_config, tmp_path, pairs_parquet):
-    """Through the real command line and gloo: same losses, same LoRA, same held-out numbers, to float tolerance."""
+    """Through the real `accelerate launch` and gloo: same losses, LoRA and held-out numbers, to float tolerance."""
     options = ["train.optimizer=torch.optim.SGD", "train.lr=0.3", "train.steps=3", f"data.validation={pairs_parquet}"]
     cache = tmp_path / "cache"  # empty: the two processes fill it together
-    # torchrun, because `accelerate launch --cpu` starts several processes only under MPI
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    # --multi_gpu with ACCELERATE_USE_CPU, because --cpu starts several processes only under MPI; port 0: any free one
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"]
+    command += ["--num_processes", "2", "--main_process_port", "0"]
     environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "hf")}
     make_config(tiny_sdxl)
     done = subprocess.run(
