@@ -118,7 +118,7 @@ def run(
     evaluation = Evaluation(**{**vars(evaluation), "files": files})
     generate.save(files["scores.parquet"], _parquet(pairs, scores))
     generate.save(files["summary.json"], _json(evaluation))
-    generate.save(files["grid.png"], report.grid_png(pairs))
+    generate.save(files["grid.png"], report.grid_png(evaluation))
     generate.save(files["report.html"], report.html(evaluation, manifest, charts.read_metrics(run_folder)).encode())
     if show:
         report.print_table(evaluation)

@@ -79,8 +79,8 @@ def run(out: Path, seed: int = 0, n: int = 512, overrides: tuple[str, ...] = ())
     lora = out / "pytorch_lora_weights.safetensors"
     console.print(f"  {lora!s:{width}}  the LoRA: pipe.load_lora_weights(...)", highlight=False, soft_wrap=True)
     console.print(
-        "\nNext, train longer and harder on the same data:\n"
-        f"  diffpo train configs/quickstart.yaml train.steps=600 objective.beta=200 output={out}-long\n"
+        "\nNext, train longer on the same data:\n"
+        f"  diffpo train configs/quickstart.yaml train.steps=400 output={out}-long\n"
         "or align your own SDXL with your own pairs (a 24 GB card):\n"
         "  diffpo check configs/sdxl_diffusion_dpo.yaml data.train=path/to/your/pairs",
         highlight=False,

@@ -14,7 +14,6 @@ from . import charts
 from .errors import DiffpoError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
 
     from .evaluate import Evaluation, Pair, Row
 
@@ -115,16 +114,21 @@ def _wrap(text: str, font, width: int, lines: int = 4) -> list[str]:
     return wrapped if len(wrapped) <= lines else [*wrapped[: lines - 1], wrapped[lines - 1] + " ..."]
 
 
-def grid_png(pairs: Sequence[Pair], columns: int = 8, cell: int = 160) -> bytes:
-    """Before/after: a row of the base, a row of the tuned model, the prompt above each column.
+def grid_png(evaluation: Evaluation, columns: int = 8, cell: int = 160) -> bytes:
+    """Before/after: a row of the base, a row of the tuned model, the prompt and its difference above each column.
 
-    The first ``columns`` prompts with their first seed, not a selection, so the picture flatters nobody.
+    Of the prompts ordered by difference, ``columns`` at even distances from the best to the worst, with their first
+    seed: the picture shows the whole range and flatters nobody.
     """
-    first = list({pair.index: pair for pair in reversed(pairs)}.values())[::-1][:columns]
+    ranked = evaluation.by_prompt
+    count = min(columns, len(ranked))
+    chosen = [ranked[round(i * (len(ranked) - 1) / max(1, count - 1))] for i in range(count)]
+    by_index = {pair.index: pair for pair in reversed(evaluation.pairs)}
+    first = [by_index[entry["prompt_id"]] for entry in chosen]
     pictures = [[_fit(open_image(getattr(pair, arm)), cell) for pair in first] for arm in ("base", "tuned")]
     width, height = (max(image.size[k] for row in pictures for image in row) for k in (0, 1))
     font, gap, margin, line = ImageFont.load_default(13), 8, 52, 17
-    titles = [_wrap(pair.prompt, font, width) for pair in first]
+    titles = [[f"{entry['difference']:+.3f}", *_wrap(entry["prompt"], font, width)] for entry in chosen]
     top = gap + line * max(map(len, titles))
     canvas = Image.new("RGB", (margin + len(first) * (width + gap), top + 2 * (height + gap)), "white")
     draw = ImageDraw.Draw(canvas)

@@ -119,7 +119,8 @@ def test_before_after_picture_enlarges_by_whole_pixels(tmp_path):
     picture = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "a.png")
     pair = Pair(0, 0, "a red circle on a white background", tmp_path / "a.png", tmp_path / "a.png")
-    grid = np.asarray(Image.open(BytesIO(report.grid_png([pair] * 3, cell=160))))
+    evaluation = evaluate.summarise([pair] * 3, {"clip": {"base": np.zeros(3), "tuned": np.ones(3)}}, None)
+    grid = np.asarray(Image.open(BytesIO(report.grid_png(evaluation, cell=160))))
     block = np.kron(picture, np.ones((5, 5, 1), np.uint8))  # 32 * 5 = 160: every pixel is a 5 x 5 block
     at = [
         (y, x)
@@ -128,6 +129,17 @@ def test_before_after_picture_enlarges_by_whole_pixels(tmp_path):
         if (grid[y, x] == block[0, 0]).all() and (grid[y : y + 160, x : x + 160] == block).all()
     ]
     assert len(at) == 2 and at[0][1] == at[1][1]  # base above tuned, one column: the same prompt is shown once
+
+
+def test_before_after_picture_spans_best_to_worst(tmp_path):
+    pairs, tuned = [], np.array([0.3, -0.2, 0.9, 0.1, 0.5])
+    for i in range(5):
+        Image.new("RGB", (32, 32), (40 * i + 20, 0, 0)).save(tmp_path / f"{i}.png")
+        pairs.append(Pair(i, 0, f"prompt {i}", tmp_path / f"{i}.png", tmp_path / f"{i}.png"))
+    evaluation = evaluate.summarise(pairs, {"clip": {"base": np.zeros(5), "tuned": tuned}}, None)
+    grid = np.asarray(Image.open(BytesIO(report.grid_png(evaluation, columns=3, cell=32))))
+    reds = [tuple(p) for p in grid[-20] if p[1] == 0 and p[2] == 0 and p[0] > 0]
+    assert list(dict.fromkeys(int(r[0]) for r in reds)) == [100, 20, 60]  # +0.9 (2), +0.3 (0), -0.2 (1)
 
 
 def test_a_large_picture_is_reduced_in_the_page(tmp_path):
