@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,22 +69,15 @@ def run(out: Path, seed: int = 0, n: int = 512, overrides: tuple[str, ...] = ())
         batch_size=64,
     )
     console.print(Rule(f"done in {time.time() - started:.0f} s"))
-    width = max(len(str(path)) for path in evaluation.files.values())
-    about = {
-        "report.html": "the whole story: open it in a browser",
-        "grid.png": "before and after, side by side",
-        "scores.parquet": "every score of every picture",
-        "summary.json": "the table above, for programs",
-    }
-    for name, path in evaluation.files.items():
-        console.print(f"  {path!s:{width}}  {about[name]}", highlight=False, soft_wrap=True)
     lora = out / "pytorch_lora_weights.safetensors"
-    console.print(f"  {lora!s:{width}}  the LoRA: pipe.load_lora_weights(...)", highlight=False, soft_wrap=True)
+    command = "diffpo" if shutil.which("diffpo") else sys.argv[0]
     console.print(
-        "\nNext, train longer on the same data:\n"
-        f"  diffpo train configs/quickstart.yaml train.steps=400 output={out}-long\n"
-        "or align your own SDXL with your own pairs (a 24 GB card):\n"
-        "  diffpo check configs/sdxl_diffusion_dpo.yaml data.train=path/to/your/pairs",
+        f"Open {evaluation.files['report.html']} in a browser: the whole story, with pictures.\n"
+        f'The LoRA: pipe.load_lora_weights("{lora}")\n\n'
+        "Next, train longer on the same data:\n"
+        f"  {command} train configs/quickstart.yaml train.steps=400 output={out}-long\n"
+        "or align your own SDXL with your own pairs:\n"
+        f"  {command} check configs/sdxl_diffusion_dpo.yaml data.train=path/to/your/pairs",
         highlight=False,
         soft_wrap=True,
     )

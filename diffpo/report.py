@@ -14,7 +14,6 @@ from . import charts
 from .errors import DiffpoError
 
 if TYPE_CHECKING:
-
     from .evaluate import Evaluation, Pair, Row
 
 COLUMNS = ("scorer", "base", "tuned", "difference [95 %]", "win rate [95 %]", "n", "trained on?")
