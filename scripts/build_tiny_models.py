@@ -12,6 +12,7 @@ alone.
 from __future__ import annotations
 
 import argparse
+import inspect
 import io
 import json
 import math
@@ -365,7 +366,7 @@ MODEL_CARD = """# tiny-sdxl
 
 A real `StableDiffusionXLPipeline` of {parameters:.1f} M parameters ({megabytes:.1f} MB, float32) that draws the
 coloured shapes of `diffpo.shapes` at 32 px. Trained from scratch by `scripts/build_tiny_models.py` (seed {seed}, one
-CPU core; settings in that script, losses and CPU seconds in `training-log.jsonl`). Latents: {channels} x 8 x 8, unit
+CPU core; `training-log.jsonl` holds the settings, losses and CPU seconds). Latents: {channels} x 8 x 8, unit
 variance, scaling factor 1.
 
 Autoencoder, 1,000 scenes it was not trained on, reconstructions read back by the oracle:
@@ -461,7 +462,7 @@ def card(work: Path, folder: Path, n: int = 1024, steps: int = 20) -> None:
     vae_rows += [f"| {k.removeprefix('right_')} | {v:.1%} |" for k, v in vae.items()]
     contact_sheet(images[:96], 16).save(folder / "grid.png")
     logs = [p for stage in ("data", "vae", "decoder", "unet") for p in [work / f"log-{stage}.jsonl"] if p.exists()]
-    (folder / "training-log.jsonl").write_text("".join(p.read_text() for p in logs))
+    (folder / "training-log.jsonl").write_text(settings() + "".join(p.read_text() for p in logs))
     modules = (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
     text = MODEL_CARD.format(
         parameters=sum(p.numel() for m in modules for p in m.parameters()) / 1e6,
@@ -476,6 +477,16 @@ def card(work: Path, folder: Path, n: int = 1024, steps: int = 20) -> None:
     )
     (folder / "README.md").write_text(text)
     print(text)
+
+
+def settings() -> str:
+    """The first line of the log: what every stage was run with."""
+    stages = {"data": data, "vae": train_vae, "decoder": train_decoder, "unet": train_unet}
+    values = {
+        stage: {k: p.default for k, p in inspect.signature(f).parameters.items() if p.default is not p.empty}
+        for stage, f in stages.items()
+    }
+    return json.dumps({"stage": "settings", "seed": SEED, "latent_noise": LATENT_NOISE, **values}) + "\n"
 
 
 def contact_sheet(images: list, columns: int):
