@@ -72,7 +72,18 @@ def save_lora(path: Path, unet: torch.nn.Module, component: str, about: dict[str
         "lora_adapter_metadata": json.dumps({f"{component}.{k}": v for k, v in adapter.items()}, sort_keys=True),
         HEADER: json.dumps(about, sort_keys=True),
     }
-    path.write_bytes(save({f"{component}.{name}": value for name, value in lora_state(unet).items()}, header))
+    content = save({f"{component}.{name}": value for name, value in lora_state(unet).items()}, header)
+    path.write_bytes(_sorted_header(content))
+
+
+def _sorted_header(content: bytes) -> bytes:
+    """The same safetensors file with its header's keys in order: safetensors writes metadata in a random one, and equal
+    LoRAs should be equal files. (Format: length of the header as 8 bytes, JSON padded with spaces to a multiple of 8,
+    then the data, addressed from its own beginning.)"""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def read_lora(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -31,12 +31,14 @@ def run(out: Path, seed: int = 0, n: int = 512, overrides: tuple[str, ...] = ())
     if not config.exists():
         raise DiffpoError(f"{config} is missing: quickstart runs from a clone of the repository, installed with pip -e")
     console = Console()
+    # paths as in the recipe where they hold, so that `diffpo train` with the recipe goes on with this very run
+    assets = (Path() if Path.cwd() == ROOT else ROOT) / "assets"
     settings = load_config(
         config,
         [
-            f"model.path={ROOT / 'assets' / 'tiny-sdxl'}",
-            f"data.train={ROOT / 'assets' / 'shapes-preferences' / 'train.parquet'}",
-            f"data.validation={ROOT / 'assets' / 'shapes-preferences' / 'validation.parquet'}",
+            f"model.path={assets / 'tiny-sdxl'}",
+            f"data.train={assets / 'shapes-preferences' / 'train.parquet'}",
+            f"data.validation={assets / 'shapes-preferences' / 'validation.parquet'}",
             f"train.seed={seed}",
             f"output={out}",
             *overrides,

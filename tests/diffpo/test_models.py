@@ -187,6 +187,19 @@ def adapted(tiny_sdxl, tmp_path):
     return tmp_path, unet
 
 
+def test_equal_loras_are_equal_files(adapted):
+    folder, unet = adapted
+    weights, about = lora.read_lora(folder)
+    contents = set()
+    for i in range(8):  # safetensors orders a header's metadata anew each time
+        lora.save_lora(folder / f"{i}.safetensors", unet, "unet", about)
+        contents.add((folder / f"{i}.safetensors").read_bytes())
+    assert contents == {(folder / lora.FILE_NAME).read_bytes()}
+    assert {name: value.shape for name, value in weights.items()} == {
+        f"unet.{name}": value.shape for name, value in lora.lora_state(unet).items()
+    }
+
+
 def test_diffusers_loads_the_file_with_the_right_alpha_and_it_says_what_it_is(adapted, tiny_sdxl):
     folder, unet = adapted
     pipe = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
