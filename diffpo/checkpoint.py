@@ -85,7 +85,8 @@ def save(output: Path, step: int, write_lora: Callable[[Path], None], state: dic
             write_lora(part / FILE_NAME)
             buffer = io.BytesIO()  # torch's own writer reports a full disk in words that name neither
             torch.save(state, buffer)
-            (part / STATE_NAME).write_bytes(buffer.getbuffer())
+            # not getbuffer(): kept alive by a traceback, its view crashes the garbage collector of Python 3.12.1
+            (part / STATE_NAME).write_bytes(buffer.getvalue())
             files = {name: _fingerprint(part / name) for name in (FILE_NAME, STATE_NAME)}
             manifest = {"step": step, **about, "files": files}
             (part / MANIFEST_NAME).write_text(json.dumps(manifest, indent=1))
