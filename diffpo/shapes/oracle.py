@@ -88,7 +88,7 @@ def _as_array(image) -> np.ndarray:
     return image
 
 
-def _see(window: np.ndarray, pixels: np.ndarray, core: np.ndarray, background: np.ndarray) -> Seen | None:
+def _see(window: np.ndarray, pixels: np.ndarray, core: np.ndarray) -> Seen | None:
     """Read one object from its soft coverage ``window`` (SIZE, SIZE)."""
     area = window.sum()
     if area < _MIN_CORE:
@@ -140,7 +140,7 @@ def read(image) -> Reading:
             span = _PALETTE[colours[k - 1]] - background
             covered = np.clip((pixels - background) @ span / (span @ span), 0, 1)
             window = np.where((owner == i) & (away[i] <= 2.0), covered, 0.0)
-            if (one := _see(window, pixels, labels == k, background)) is not None:
+            if (one := _see(window, pixels, labels == k)) is not None:
                 seen.append(one)
     ideal = scenes.draw(
         [(s.colour, s.shape, s.cx, s.cy, s.radius) for s in seen], _BACKGROUND_NAMES[background_p.argmax()]
