@@ -270,18 +270,21 @@ def _terms(coefficients: np.ndarray) -> list[tuple[int, float | torch.Tensor]]:
 
 
 def _combine(terms, values, where: str) -> torch.Tensor:
-    """The linear combination of `terms` over `values`; values[ONE], the constant 1, is passed as None."""
+    """The linear combination of `terms` over `values`; values[ONE], the constant 1, is passed as None.
+
+    One new tensor, then additions in place: memory traffic is what a step costs.
+    """
     total = None
     for column, c in terms:
         value = values[column]
         if value is None and column == NOISE:
             raise ValueError(f"{where} of this plan adds noise: pass noise=")
-        if value is None:  # the constant column; the anchor's term came before it unless its coefficient is 0
-            total = torch.zeros_like(values[ANCHOR]) + c if total is None else total + c
-        elif total is None:
-            total = value * c
+        if total is None:  # the constant comes after anchor and noise, so it is first only in a row without either
+            total = torch.zeros_like(values[ANCHOR]).add_(c) if value is None else value * c
+        elif value is None:
+            total = total.add_(c)
         elif isinstance(c, torch.Tensor):
-            total = torch.addcmul(total, value, c)
+            total = total.addcmul_(value, c)
         else:
-            total = torch.add(total, value, alpha=c)
+            total = total.add_(value, alpha=c)
     return torch.zeros_like(values[0]) if total is None else total

@@ -30,27 +30,57 @@ def phi(j: int, z: float) -> float:
 
 
 class ExpStep:
-    """One step s -> t between two nodes: `carry` x_s + `scale` * (phi_1 m + phi_2 h m' + phi_3 h^2 m'' + ...).
+    """One step s -> t between two nodes: `carry` x_s + sum_j `weight(j)` h^(j-1) m^(j-1)(lambda_s) + `noise` z.
+
+    With `eta` = tau^2 it is the step of the SDE that has the same marginals and tau^2 times the reverse SDE's noise
+    (SA-Solver, arXiv 2309.05019, eq. 9-10; eta = 1 is SDE-DPM-Solver++): every exponent of m grows by 1 + eta.
 
     Attributes:
-        carry: coefficient of x_s.
-        first: scale * phi_1, finite also where h is infinite (from alpha = 0, or to sigma = 0 with data prediction).
+        carry: coefficient of x_s. noise: standard deviation of what is added (0 for eta = 0).
+        first: weight(1), finite also where h is infinite (from alpha = 0, or to sigma = 0 with data prediction).
         h: lambda_t - lambda_s.
     """
 
-    def __init__(self, nodes: Nodes, s: int, t: int, target: str):
+    def __init__(self, nodes: Nodes, s: int, t: int, target: str, eta: float = 0.0):
         a_s, a_t, s_s, s_t = nodes.alpha[s], nodes.alpha[t], nodes.sigma[s], nodes.sigma[t]
-        self.h = float(nodes.lam[t] - nodes.lam[s]) if nodes.t[t] != nodes.t[s] else 0.0
+        self.lam, self.lam_s = nodes.lam, float(nodes.lam[s])
+        h = self.h = float(nodes.lam[t] - nodes.lam[s]) if nodes.t[t] != nodes.t[s] else 0.0
+        if eta and h < 0:
+            raise ValueError("a stochastic solver needs a grid that runs from noise to data")
+        stretch = 1.0 + eta
         if target == "sample":
-            self.sign, self.size, self.carry = 1.0, a_t, s_t / s_s
-            self.first = a_t * -math.expm1(-self.h)
+            self._z, self._scale = -stretch, a_t * stretch
+            self.carry = s_t / s_s * (math.exp(-eta * h) if eta else 1.0)
+            self.first = a_t * -math.expm1(-stretch * h)
+            self.noise = s_t * math.sqrt(-math.expm1(-2.0 * eta * h)) if eta else 0.0
         else:
             if a_s == 0.0:
                 raise ValueError("noise prediction is undefined at alpha = 0: use target='sample' or a smaller t_start")
-            self.sign, self.size, self.carry = -1.0, s_t, a_t / a_s
+            self._z, self._scale = 1.0, -stretch * s_t
+            self.carry = a_t / a_s
             # sigma_t (e^h - 1) in the form that stays finite at sigma_t = 0
-            self.first = -s_t * math.expm1(self.h) if np.isfinite(self.h) else s_t - a_t * s_s / a_s
+            self.first = stretch * (-s_t * math.expm1(h) if np.isfinite(h) else s_t - a_t * s_s / a_s)
+            self.noise = math.sqrt(eta * max(0.0, (a_t * s_s / a_s) ** 2 - s_t**2)) if eta else 0.0
+
+    @property
+    def finite(self) -> bool:
+        """Whether derivatives in lambda mean something here; if not, only order 1 does."""
+        return bool(np.isfinite(self.h)) and self.h != 0.0
 
     def weight(self, j: int) -> float:
-        """scale * phi_j, the weight of h^(j-1) times the (j-1)-th derivative of the network's quantity."""
-        return self.first if j == 1 else self.sign * self.size * self.h * phi(j, -self.sign * self.h)
+        """The weight of h^(j-1) times the (j-1)-th derivative of the network's quantity at s."""
+        return self.first if j == 1 else self._scale * self.h * phi(j, self._z * self.h)
+
+    def weights(self, *at: int) -> np.ndarray:
+        """One weight per node index in `at`: the step integrates the polynomial in lambda through their values."""
+        return through((self.lam[list(at)] - self.lam_s) / self.h, [self.weight(j + 1) for j in range(len(at))])
+
+
+def through(offsets, moments) -> np.ndarray:
+    """The weights of values at `offsets` (in units of the step) that are exact for every polynomial of degree < n.
+
+    offsets: (n,) distinct. moments: (n,), entry k is the weight of the k-th derivative: the result of u^k is k! times
+    it.
+    """
+    powers = np.vander(np.asarray(offsets, np.float64), increasing=True).T
+    return np.linalg.solve(powers, [math.factorial(k) * moment for k, moment in enumerate(moments)])

@@ -1,49 +1,40 @@
 """Cases computed by the official implementations (the folder's index says which), through scripts/check_golden.py."""
 
-import importlib.util
 import json
 from pathlib import Path
 
+import check_golden
 import pytest
+from golden import Golden
 
-ROOT = Path(__file__).parents[2]
 FOLDER = Path(__file__).parent / "golden"
 CASES = json.loads((FOLDER / "index.json").read_text())["cases"]
 
 
-@pytest.fixture(scope="session")
-def script():
-    spec = importlib.util.spec_from_file_location("check_golden", ROOT / "scripts" / "check_golden.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c["id"])
-def test_case(script, case):
-    assert script.Golden(FOLDER).run(case) <= case["tol"]
+def test_case(case):
+    assert Golden(FOLDER).run(case) <= case["tol"]
 
 
-def test_exact_solution_agrees_with_the_stored_one(script):
+def test_exact_solution_agrees_with_the_stored_one():
     """`GaussianMixture.exact` against solutions made elsewhere."""
-    golden, seen = script.Golden(FOLDER), set()
+    golden, seen = Golden(FOLDER), set()
     for case in CASES:
         if "exact" not in case or case["exact"] in seen or case["solver"] == "ddim":
             continue
         seen.add(case["exact"])
-        problem, data, classes, x = golden.problem(case)
-        scale = problem["guidance_scale"] or 1.0
-        exact = data.exact(golden.schedule(problem["schedule"]), x, case["t_start"], case["t_end"], classes, scale)
-        assert (exact - golden[case["exact"]].view(x.shape)).abs().max() < 1e-9
+        schedule, scale, data, classes, z = golden.problem(case)
+        exact = data.exact(schedule, z, case["t_start"], case["t_end"], classes, scale)
+        assert (exact - golden[case["exact"]].view(z.shape)).abs().max() < 1e-9
     assert len(seen) >= 4
 
 
-def test_command(script, capsys):
-    assert script.main([str(FOLDER), "--only", "ddim"]) == 0
+def test_command(capsys):
+    assert check_golden.main([str(FOLDER), "--only", "ddim"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "3 cases, 3 passed, 0 unsupported"
 
 
-def test_command_fails_on_a_wrong_result(script, capsys, tmp_path):
+def test_command_fails_on_a_wrong_result(capsys, tmp_path):
     index = json.loads((FOLDER / "index.json").read_text())
     index["cases"] = index["cases"][:2]
     index["cases"][0]["steps"] += 1
@@ -51,5 +42,5 @@ def test_command_fails_on_a_wrong_result(script, capsys, tmp_path):
     index["cases"][1]["solver"] = "something_else"
     (tmp_path / "index.json").write_text(json.dumps(index))
     (tmp_path / "arrays.npz").write_bytes((FOLDER / "arrays.npz").read_bytes())
-    assert script.main([str(tmp_path)]) == 1
+    assert check_golden.main([str(tmp_path)]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "2 cases, 0 passed, 1 unsupported"
