@@ -21,6 +21,10 @@ AYS = {
 }
 
 
+class IntervalsError(ValueError):
+    """The nodes that were given make another number of intervals than the solver needs."""
+
+
 @dataclass(frozen=True)
 class Nodes:
     """Points of a schedule: float64 arrays of one length. At sigma = 0, lam is +inf; at alpha = 0 it is -inf."""
@@ -201,7 +205,7 @@ class Grid:
             raise ValueError(f"steps must be a whole number of model calls, at least 1; got {n!r}")
         if self.given is not None:
             if len(self.given) != n + 1:
-                raise ValueError(
+                raise IntervalsError(
                     f"the given sigmas or timesteps make {len(self.given) - 1} intervals, this solver needs {n}"
                 )
             return self.given

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from ._names import unknown
-from .grid import Grid
+from .grid import Grid, IntervalsError
 from .plan import Plan
 from .prediction import PREDICTIONS, Guidance
 from .schedule import Schedule
@@ -57,16 +57,40 @@ def build_plan(
         grid = Grid(schedule, grid, end=end or "zero", t_start=t_start, t_end=t_end, sigmas=sigmas, timesteps=timesteps)
     elif any(v is not None for v in (end, t_start, t_end, sigmas, timesteps)):
         raise ValueError("a Grid object carries its own end, t_start, t_end, sigmas and timesteps")
-    if steps is None:
-        if grid.given is None:
-            raise ValueError("pass steps=, the number of model calls")
-        steps = len(grid.given) - 1
-    plan = build(grid, steps, **options)
+    if steps is not None:
+        plan = build(grid, steps, **options)
+    elif grid.given is not None:
+        plan = build_on_given(build, grid, **options)
+        steps = len(plan)
+    else:
+        raise ValueError("pass steps=, the number of model calls")
     if len(plan) != steps:
         raise ValueError(
             f"solver {plan.name!r} cannot make exactly {steps} model calls here; it would make {len(plan)}"
         )
     return plan.for_prediction(prediction)
+
+
+def build_on_given(build: Callable[..., Plan], grid: Grid, **options) -> Plan:
+    """The plan whose steps are the intervals of a grid with given nodes, whatever number of calls a step costs.
+
+    If several numbers of calls fit (single-step solvers that end with a lower order), the largest.
+    """
+    intervals = len(grid.given) - 1
+    plan, why = None, None
+    for calls in range(intervals, _MOST_CALLS_PER_STEP * intervals + 12):
+        try:
+            plan = build(grid, calls, **options)
+        except IntervalsError as error:
+            why = why or error
+        except ValueError as error:  # a number of calls that the solver cannot make
+            why = error if calls == intervals else why
+    if plan is None:
+        raise why
+    return plan
+
+
+_MOST_CALLS_PER_STEP = 4
 
 
 def sample(

@@ -45,6 +45,10 @@ class Schedule:
         with np.errstate(divide="ignore"):
             return self.log_alpha(t) - np.log(self.sigma(t))
 
+    def rates(self, t: Array) -> tuple[Array, Array]:
+        """d alpha / dt and d sigma / dt, for solvers that work in t itself."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how fast it changes: define `rates`")
+
     def model_time(self, t: Array) -> Array:
         """What the network is told at time t; here t itself."""
         return np.asarray(t, np.float64)
@@ -61,6 +65,13 @@ class _VariancePreserving(Schedule):
     def sigma(self, t: Array) -> Array:
         return np.sqrt(-np.expm1(2.0 * self.log_alpha(t)))
 
+    def rates(self, t):
+        alpha, rate = self.alpha(t), self._log_alpha_rate(t)
+        return alpha * rate, -(alpha**2) * rate / self.sigma(t)
+
+    def _log_alpha_rate(self, t: Array) -> Array:
+        raise NotImplementedError
+
 
 class VPLinear(_VariancePreserving):
     """Continuous VP schedule with beta(t) linear in t (Song et al. 2021, arXiv 2011.13456, eq. 33)."""
@@ -73,6 +84,9 @@ class VPLinear(_VariancePreserving):
     def log_alpha(self, t):
         t = np.asarray(t, np.float64)
         return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
+
+    def _log_alpha_rate(self, t):
+        return -0.5 * (self.beta_min + np.asarray(t, np.float64) * (self.beta_max - self.beta_min))
 
     def t_of_lambda(self, lam):
         slope = self.beta_max - self.beta_min
@@ -114,6 +128,10 @@ class VPDiscrete(_VariancePreserving):
     def log_alpha(self, t):
         return _piecewise_linear(t, self._t, self._log_alpha)
 
+    def _log_alpha_rate(self, t):
+        i = np.clip(np.searchsorted(self._t, t) - 1, 0, len(self._t) - 2)
+        return (self._log_alpha[i + 1] - self._log_alpha[i]) / (self._t[i + 1] - self._t[i])
+
     def t_of_lambda(self, lam):
         log_alpha = -0.5 * np.logaddexp(0.0, -2.0 * np.asarray(lam, np.float64))
         return _piecewise_linear(-log_alpha, -self._log_alpha, self._t)
@@ -140,6 +158,9 @@ class EDM(Schedule):
 
     def sigma(self, t):
         return np.asarray(t, np.float64)
+
+    def rates(self, t):
+        return np.zeros_like(self.sigma(t)), np.ones_like(self.sigma(t))
 
     def t_of_lambda(self, lam):
         return np.exp(-np.asarray(lam, np.float64))
@@ -169,6 +190,10 @@ class RectifiedFlow(Schedule):
     def alpha(self, t):
         t = np.asarray(t, np.float64)
         return (1.0 - t) / (1.0 + (self.shift - 1.0) * t)
+
+    def rates(self, t):
+        d_sigma = self.shift / (1.0 + (self.shift - 1.0) * np.asarray(t, np.float64)) ** 2
+        return -d_sigma, d_sigma
 
     def log_alpha(self, t):
         with np.errstate(divide="ignore"):

@@ -1,37 +1,30 @@
-"""The diffusers plug-in: one scheduler that steps a plan. The only module here that imports diffusers.
+"""The diffusers plug-in: one scheduler that steps a plan. With named.py the only module here that imports diffusers.
 
-    pipe.scheduler = samplers.SolverScheduler.from_config(pipe.scheduler.config, solver="dpmpp")
+    pipe.scheduler = samplers.SolverScheduler.from_config(pipe.scheduler.config, solver="unipc")
 
-Options that diffusers' DPMSolverMultistepScheduler also has keep its meaning and default; `solver`, `grid`, `eta`
-and `as_published` are ours.
+One entry of `timesteps` is one model call, whatever the solver: `num_inference_steps` counts calls, `order` is 1, and
+the labels of a solver with several calls per step may repeat. Options that diffusers' DPMSolverMultistepScheduler also
+has keep its meaning and default; `solver`, `solver_options`, `guidance`, `grid`, `eta` and `as_published` are ours.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-import typing
 
 import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin, SchedulerOutput
-from diffusers.utils.torch_utils import randn_tensor
 
 from ._names import unknown
 from .grid import GRIDS, LABEL_GRIDS, Grid
-from .plan import Plan, State
+from .pipeline_config import SIGMA_FLAGS, calls_on, choose_solver, from_flow_match, option_error
+from .plan import ANCHOR, Plan, State, randn
 from .prediction import PREDICTIONS, convert, dynamic_threshold
 from .schedule import RectifiedFlow, Schedule, VPDiscrete, training_betas
 from .solvers import SOLVERS
-
-_DIFFUSERS_SOLVER_TYPES = ("midpoint", "heun", "bh1", "bh2", "logrho")
-_SIGMA_FLAGS = {
-    "use_karras_sigmas": "karras",
-    "use_exponential_sigmas": "logsnr",  # uniform in log sigma is uniform in lambda
-    "use_lu_lambdas": "logsnr",
-    "use_beta_sigmas": "beta",
-}
+from .tail import tail
 
 
 class SolverScheduler(SchedulerMixin, ConfigMixin):
@@ -39,23 +32,30 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
     ...) models.
 
     Args:
-        solver: a name in `samplers.solvers.SOLVERS`.
+        solver: a name in `samplers.solvers.SOLVERS`. None: `samplers.default_solver` chooses solver, options and grid
+            from the number of calls and `guidance`.
+        solver_options: the solver's own options by name, e.g. {"order": 3, "variant": "bh1"}; over all others here.
+        guidance: the guidance scale that the pipeline will use, which a scheduler cannot see. Read only by the rule.
         grid: where the calls are placed, a name in `samplers.grid.GRIDS`. None: what the use_*_sigmas flags say,
-            else the schedule's default ('logsnr'; 'time' for flow). 'config': what `timestep_spacing` says. The
-            default does not follow `timestep_spacing`, because the 'leading' of the Stable Diffusion configs starts
-            at label 901 although the latent is pure noise.
-        eta: noise of solvers that have it; a pipeline's own `eta=` argument overrides it when not 0.
+            else the rule's or the schedule's default ('logsnr'; 'time' for flow). 'config': what `timestep_spacing`
+            says. The default does not follow `timestep_spacing`, because the 'leading' of the Stable Diffusion
+            configs starts at label 901 although the latent is pure noise.
+        eta: noise of solvers that have it (None: the solver's default); a pipeline's own `eta=` argument overrides it
+            when not 0.
         as_published: reproduce the official code where it departs from its own mathematics.
-        solver_order, solver_type: passed to solvers that have them. A solver_type of another family (bh1, bh2,
-            logrho) means the default.
-        lower_order_final: end with lower orders, at any number of steps (diffusers stops doing so at 15, where its
-            error jumps).
+        solver_order, solver_type, lower_order_final: for a named `solver` of a family that has them in diffusers. A
+            solver_type of another family means the solver's default. lower_order_final acts at any number of steps
+            (diffusers stops at 15, where its error jumps).
         timestep_spacing, steps_offset: used by grid='config'.
         others: as in diffusers' DPMSolverMultistepScheduler.
+
+    A subclass fixes a solver and its options: `class Mine(SolverScheduler, solver="unipc", order=3)`.
     """
 
     _compatibles = [e.name for e in KarrasDiffusionSchedulers]  # noqa: RUF012
     order = 1  # model calls per entry of `timesteps`
+    fixed_solver: str | None = None
+    fixed_options: dict = {}  # noqa: RUF012
 
     @register_to_config
     def __init__(
@@ -86,59 +86,83 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         rescale_betas_zero_snr: bool = False,
         use_dynamic_shifting: bool = False,
         time_shift_type: str = "exponential",
-        solver: str = "dpmpp",
+        solver: str | None = None,
         grid: str | None = None,
-        eta: float = 0.0,
+        eta: float | None = None,
         as_published: bool = False,
+        solver_options: dict | None = None,
+        guidance: float = 5.0,
     ):
-        if solver not in SOLVERS:
-            raise unknown("solver", solver, SOLVERS)
-        if grid is not None and grid not in (*GRIDS, "config"):
-            raise unknown("grid", grid, (*GRIDS, "config"))
+        self._setup()
+
+    def __new__(cls, *args, **config):
+        for name in config:
+            if not name.startswith("_") and name not in cls._get_init_keys(cls):
+                raise option_error(cls, name)
+        return super().__new__(cls)
+
+    def __init_subclass__(cls, solver: str | None = None, **options):
+        """A named scheduler: this `solver`, these options; everything else stays configurable."""
+        super().__init_subclass__()
+        if solver is None:
+            return
+        cls.fixed_solver, cls.fixed_options = solver, options
+
+        def __init__(self, *args, **kwargs):
+            self._setup()
+
+        here = inspect.signature(SolverScheduler.__init__)
+        named = [p.replace(default=solver) if p.name == "solver" else p for p in here.parameters.values()]
+        __init__.__signature__ = here.replace(parameters=named)  # diffusers reads a class's options from it
+        cls.__init__ = register_to_config(__init__)
+
+    def _setup(self) -> None:
+        config = self.config
+        if config.solver is not None and config.solver not in SOLVERS:
+            raise unknown("solver", config.solver, SOLVERS)
+        if self.fixed_solver not in (None, config.solver):
+            raise ValueError(f"{type(self).__name__} is solver {self.fixed_solver!r}: use SolverScheduler for others")
+        choose_solver(self, None)  # unknown options are an error here, not in the middle of a run
+        if config.grid is not None and config.grid not in (*GRIDS, "config"):
+            raise unknown("grid", config.grid, (*GRIDS, "config"))
         if self._network not in PREDICTIONS:
-            raise unknown("prediction_type", prediction_type, ("epsilon", "sample", "v_prediction", "flow_prediction"))
-        if final_sigmas_type not in ("zero", "sigma_min"):
-            raise unknown("final_sigmas_type", final_sigmas_type, ("zero", "sigma_min"))
-        if timestep_spacing not in LABEL_GRIDS:
-            raise unknown("timestep_spacing", timestep_spacing, LABEL_GRIDS)
-        if sum(bool(self.config[flag]) for flag in _SIGMA_FLAGS) > 1:
-            raise ValueError(f"set at most one of {', '.join(_SIGMA_FLAGS)}")
-        if use_flow_sigmas:
-            self.schedule: Schedule = RectifiedFlow(flow_shift, num_train_timesteps)
+            kinds = ("epsilon", "sample", "v_prediction", "flow_prediction")
+            raise unknown("prediction_type", config.prediction_type, kinds)
+        if config.final_sigmas_type not in ("zero", "sigma_min"):
+            raise unknown("final_sigmas_type", config.final_sigmas_type, ("zero", "sigma_min"))
+        if config.timestep_spacing not in LABEL_GRIDS:
+            raise unknown("timestep_spacing", config.timestep_spacing, LABEL_GRIDS)
+        if sum(bool(config[flag]) for flag in SIGMA_FLAGS) > 1:
+            raise ValueError(f"set at most one of {', '.join(SIGMA_FLAGS)}")
+        n = config.num_train_timesteps
+        if config.use_flow_sigmas:
+            self.schedule: Schedule = RectifiedFlow(config.flow_shift, n)
         else:
-            kind = beta_schedule if trained_betas is None else trained_betas
-            betas = training_betas(kind, beta_start, beta_end, num_train_timesteps, rescale_betas_zero_snr)
+            kind = config.beta_schedule if config.trained_betas is None else config.trained_betas
+            betas = training_betas(kind, config.beta_start, config.beta_end, n, config.rescale_betas_zero_snr)
             self.schedule = VPDiscrete(betas)
             self.betas = torch.tensor(betas, dtype=torch.float32)
             self.alphas_cumprod = torch.cumprod(1.0 - torch.tensor(betas), 0).float()
         self.init_noise_sigma = self.schedule.init_scale
         self.num_inference_steps: int | None = None
-        labels = np.arange(num_train_timesteps)[::-1].copy()
-        self.timesteps = torch.from_numpy(labels.astype(np.float32))
+        self.timesteps = torch.arange(n - 1, -1, -1, dtype=torch.float32)
         self.plan: Plan | None = None
         self._reset()
 
     @classmethod
     def from_config(cls, config=None, return_unused_kwargs=False, **kwargs):
-        """As diffusers' `from_config`; understands FlowMatch configs (`shift`) too."""
+        """As diffusers' `from_config`; understands FlowMatch configs (`shift`) too. An unknown option is an error."""
+        for name in kwargs:
+            if not name.startswith("_") and name not in ("dtype", "torch_dtype", *cls._get_init_keys(cls)):
+                raise option_error(cls, name)
         flow = {}
         if isinstance(config, dict):
-            if "sigma_data" in config and "beta_start" not in config:
-                raise ValueError(
-                    "this config is of an EDM-preconditioned scheduler: use samplers.sample with samplers.EDM"
-                )
-            # FlowMatch* is known by its keys: a live config does not hold the class name.
-            if "shift" in config and "beta_start" not in config:
-                for name in ("shift_terminal", "invert_sigmas", "stochastic_sampling"):
-                    if config.get(name):
-                        raise ValueError(
-                            f"a FlowMatch config with {name} is not supported: pass sigmas= to the pipeline"
-                        )
-                ours = cls._get_init_keys(cls)
-                flow = {name: v for name, v in config.items() if name not in ours and not name.startswith("_")}
-                config = {name: value for name, value in config.items() if name not in flow}
-                implied = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": flow["shift"]}
-                kwargs = {**implied, **kwargs}
+            config, implied, flow = from_flow_match(config, cls._get_init_keys(cls))
+            kwargs = {**implied, **kwargs}
+            was = config.get("solver") if "solver" not in config.get("_use_default_values", ()) else None
+            if kwargs.get("solver", cls.fixed_solver or was) != config.get("solver"):  # its options are not this one's
+                for name in ("solver", "solver_options", "eta", "as_published"):
+                    config.pop(name, None)
         made = super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
         (made[0] if return_unused_kwargs else made).register_to_config(**flow)  # kept for the way back
         return made
@@ -189,48 +213,39 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         sigmas: list[float] | None = None,
         mu: float | None = None,
     ) -> None:
-        """Compile the plan.
+        """Compile the plan. `timesteps` then has one entry per model call.
 
         Args:
-            num_inference_steps: number of model calls.
-            timesteps: instead, the labels of the calls.
-            sigmas: instead, the noise levels of the calls: sigma / alpha for VP models, sigma before the shift for
+            num_inference_steps: number of model calls; an error that names possible numbers if the solver cannot make
+                exactly as many.
+            timesteps: instead, the labels of the nodes: the calls themselves for a solver with one call per step, the
+                beginnings of the steps for the others.
+            sigmas: instead, the noise levels of the nodes: sigma / alpha for VP models, sigma before the shift for
                 flow models. A last 0 is the end.
             mu: resolution-dependent shift of flow models, used if `use_dynamic_shifting`.
         """
-        if sum(given is not None for given in (num_inference_steps, timesteps, sigmas)) != 1 and not (
-            num_inference_steps is not None
-            and len(timesteps if timesteps is not None else sigmas) == num_inference_steps
-        ):
+        given = [values for values in (timesteps, sigmas) if values is not None]
+        if len(given) + (num_inference_steps is not None) != 1 and not (len(given) == 1 and num_inference_steps):
             raise ValueError("pass exactly one of num_inference_steps, timesteps and sigmas")
         if self.config.use_dynamic_shifting:
             if mu is None:
                 raise ValueError("this config has use_dynamic_shifting: pass mu= to set_timesteps")
             shift = math.exp(mu) if self.config.time_shift_type == "exponential" else mu
             self.schedule = RectifiedFlow(shift, self.config.num_train_timesteps)
-        schedule, config = self.schedule, self.config
-        end = "zero" if config.final_sigmas_type == "zero" else "t_end"
-        t_start = schedule.t_max
-        if config.use_flow_sigmas:
-            sigmas = None if sigmas is None else schedule.sigma([float(s) for s in sigmas])
-        elif np.isfinite(config.lambda_min_clipped):
-            t_start = min(t_start, float(schedule.t_of_lambda(config.lambda_min_clipped)))
-        flagged = [kind for flag, kind in _SIGMA_FLAGS.items() if config[flag]]
-        kind = config.timestep_spacing if config.grid == "config" else config.grid
-        kind = kind or (flagged[0] if flagged else None)
-        grid = Grid(
-            schedule,
-            kind,
-            end=end,
-            t_start=t_start,
-            steps_offset=config.steps_offset,
-            sigmas=sigmas,
-            timesteps=timesteps,
-        )
-        steps = num_inference_steps if grid.given is None else len(grid.given) - 1
-        self._device = device
-        self._use(self._compile(grid, steps, self.config.eta))
-        self.num_inference_steps = len(self.plan)
+        self._choice = choose_solver(self, num_inference_steps or len(given[0]))
+        self._grid = self._place(timesteps, sigmas)
+        calls = num_inference_steps
+        if given:
+            calls = calls_on(self._grid, *self._choice[:2], calls)
+        self.plan = self._compile(self._grid, calls, self.config.eta)
+        if len(self.plan) != calls:
+            raise ValueError(f"solver {self.plan.name!r} makes {len(self.plan)} calls where {calls} were asked for")
+        x, noise = self.plan.start[0]
+        self.init_noise_sigma = float(np.hypot(x * self.schedule.init_scale, noise))
+        self.timesteps = torch.tensor(self.plan.label, dtype=torch.float32, device=device)
+        levels = self.plan.sigma if self.config.use_flow_sigmas else self.plan.sigma / self.plan.alpha
+        self.sigmas = torch.tensor(levels, dtype=torch.float32)
+        self.num_inference_steps = calls
         self._reset()
 
     @property
@@ -238,41 +253,48 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         kind = self.config.prediction_type
         return "flow" if kind == "flow_prediction" else kind
 
-    def _compile(self, grid: Grid, steps: int, eta: float) -> Plan:
-        config, build = self.config, SOLVERS[self.config.solver]
-        hints = typing.get_type_hints(build)
-        known = inspect.signature(build).parameters
-        wanted = {"order": config.solver_order, "lower_order_final": config.lower_order_final}
-        allowed = typing.get_args(hints.get("solver_type"))
-        if config.solver_type in allowed or config.solver_type not in _DIFFUSERS_SOLVER_TYPES:
-            wanted["solver_type"] = config.solver_type
-        for name, value in {"eta": eta, "as_published": config.as_published}.items():
-            if value and name not in known:
-                raise ValueError(f"solver {config.solver!r} has no option {name!r}")
-            wanted[name] = value
-        self._eta = eta
-        return build(grid, steps, **{k: v for k, v in wanted.items() if k in known}).for_prediction(
-            "sample" if config.thresholding else self._network
-        )
+    def _place(self, timesteps, sigmas) -> Grid:
+        schedule, config = self.schedule, self.config
+        t_start = schedule.t_max
+        if config.use_flow_sigmas:
+            sigmas = None if sigmas is None else schedule.sigma([float(s) for s in sigmas])
+        elif np.isfinite(config.lambda_min_clipped):
+            t_start = min(t_start, float(schedule.t_of_lambda(config.lambda_min_clipped)))
+        flagged = [kind for flag, kind in SIGMA_FLAGS.items() if config[flag]]
+        kind = config.timestep_spacing if config.grid == "config" else config.grid
+        kind = kind or (flagged[0] if flagged else self._choice[2])
+        end = "zero" if config.final_sigmas_type == "zero" else "t_end"
+        offset = config.steps_offset
+        return Grid(schedule, kind, end=end, t_start=t_start, steps_offset=offset, sigmas=sigmas, timesteps=timesteps)
 
-    def _use(self, plan: Plan) -> None:
-        self.plan = plan
-        self.timesteps = torch.tensor(plan.label, dtype=torch.float32, device=self._device)
-        flow = self.config.use_flow_sigmas
-        self.sigmas = torch.tensor(plan.sigma if flow else plan.sigma / plan.alpha, dtype=torch.float32)
-        self._offset = 0  # entries of `timesteps` before the plan's first call
+    def _compile(self, grid: Grid, calls: int, eta: float | None) -> Plan:
+        build, options, _ = self._choice
+        if eta is not None and eta != self.config.eta:
+            options = {**options, "eta": eta}
+            if "eta" not in inspect.signature(build).parameters:
+                raise ValueError(f"solver {build.__name__!r} has no option 'eta'")
+        return build(grid, calls, **options).for_prediction("sample" if self.config.thresholding else self._network)
+
+    def _begin(self, first: int, eta: float) -> None:
+        """The plan of this run: from call `first` on, perhaps with the pipeline's own eta."""
+        plan = self._compile(self._grid, len(self.plan), eta) if eta else self.plan
+        again = None
+        t, to_zero = plan.t[first:], plan.sigma[-1] == 0.0
+        if first and (np.diff(t) < 0).all():  # a solver with one call per step starts again on the remaining nodes
+            times = t[:-1] if to_zero else t
+            try:
+                grid = Grid(self.schedule, times=times, end="zero" if to_zero else "t_end")
+                again = self._compile(grid, len(plan) - first, eta or self.config.eta)
+            except ValueError:
+                pass
+        same = again is not None and np.array_equal(again.t, t) and np.array_equal(again.label, plan.label[first:])
+        self._run, self._offset = again if same else tail(plan, first), first
 
     def _reset(self) -> None:
         self._step_index = self._begin_index = None
+        self._run: Plan | None = None
         self._state: State | None = None
         self._returned: torch.Tensor | None = None
-
-    def _tail(self, first: int, eta: float) -> None:
-        """Recompile for a run that begins at call `first`: it has no history, and perhaps another eta."""
-        t, to_zero = self.plan.t, self.plan.sigma[-1] == 0.0
-        times = t[first:-1] if to_zero else t[first:]
-        grid = Grid(self.schedule, times=times, end="zero" if to_zero else "t_end")
-        self.plan, self._offset = self._compile(grid, len(t) - 1 - first, eta), first
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
@@ -289,25 +311,28 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         """One model call's worth of sampling.
 
         Args:
-            model_output: what the network returned at `sample`. timestep: finds the position at the first step only.
+            model_output: what the network returned at `sample`. timestep: finds the position at the first step only,
+                and only without a begin index.
             sample: the state; whatever the pipeline made of the last one returned is taken over.
             eta: as in diffusers' DDIM; 0 leaves the config's value.
             generator: source of the noise, one or one per sample. variance_noise: the noise itself.
         """
         if self.plan is None:
             raise ValueError("run set_timesteps before step")
-        eta = eta or self.config.eta
+        if model_output.device != sample.device or not model_output.is_floating_point():
+            raise ValueError(
+                f"model_output ({model_output.dtype} on {model_output.device}) does not go with the sample "
+                f"({sample.dtype} on {sample.device})"
+            )
         if self._step_index is None:
             self._step_index = self._begin_index if self._begin_index is not None else self._position(timestep)
-            if self._step_index or eta != self._eta:
-                self._tail(self._step_index, eta)
-        k = self._step_index - self._offset
-        if k >= len(self.plan):
-            raise ValueError(f"all {len(self.plan)} steps are done: call set_timesteps before another run")
+            self._begin(self._step_index, eta)
+        k, plan = self._step_index - self._offset, self._run
+        if k >= len(plan):
+            raise ValueError(f"all {len(plan)} steps are done: call set_timesteps before another run")
         if self.config.variance_type in ("learned", "learned_range"):
             model_output = model_output[:, : sample.shape[1]]
         state = self._take_over(sample)
-        plan = self.plan
         if self.config.thresholding:
             output = model_output.to(state.input.dtype)
             x0 = convert(state.input, output, self._network, "sample", plan.alpha[k], plan.sigma[k])
@@ -317,10 +342,9 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         if plan.needs_noise(k):
             noise = variance_noise
             if noise is None:
-                noise = randn_tensor(sample.shape, generator=generator, device=sample.device, dtype=state.input.dtype)
+                noise = randn(sample.shape, generator, sample.device, state.input.dtype)
             noise = noise.to(state.input.dtype)
         self._state = plan.step(k, state, model_output, noise)
-        self._last_k = k
         self._step_index += 1
         self._returned = self._state.input.to(sample.dtype)
         if self._returned is self._state.input is not self._state.anchor:
@@ -330,20 +354,25 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
 
     def _position(self, timestep) -> int:
         """The entry of `timesteps` nearest to a label (a pipeline that sets no begin index)."""
-        return int((self.timesteps.cpu() - float(timestep)).abs().argmin())
+        return int(np.abs(self.plan.label - float(timestep)).argmin())
 
     def _take_over(self, sample: torch.Tensor) -> State:
         """The state to step from: ours in full precision if the pipeline left it alone, else the pipeline's."""
         if self._state is None:
-            return self.plan.begin(sample)
+            # Noise that the plan adds before its first call is already in the pipeline's latents (init_noise_sigma,
+            # add_noise): they are at the level of the first label.
+            x = sample.to(torch.promote_types(sample.dtype, torch.float32))
+            return State(x, x, ()) if self._run._noisy_start else self._run.begin(sample)
         if sample is self._returned and _version(sample) == self._version:
             return self._state
         state = self._state
         given = sample.to(state.input.dtype)
         if state.anchor is state.input:
             return state._replace(input=given, anchor=given)
-        slope = self.plan.rows[self._last_k, 0, 0]  # moves the anchor so that it would have given this input
-        return state._replace(input=given, anchor=state.anchor + (given - state.input) / (slope or 1.0))
+        # Move the anchor so that it would have led to this input: both came from the last anchor with these slopes.
+        of_input, of_anchor = self._run.rows[self._step_index - self._offset - 1, :, ANCHOR]
+        slope = float(of_anchor / of_input) if of_input and of_anchor else 1.0
+        return state._replace(input=given, anchor=state.anchor + (given - state.input) * slope)
 
 
 # Saved pipelines name the class by its module, which must already be imported when they are loaded: with this,

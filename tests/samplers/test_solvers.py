@@ -1,4 +1,4 @@
-"""Every solver against the exact solution of the analytic mixture. A new solver is one row in ORDERS."""
+"""DDIM, multistep DPM-Solver and the arithmetic below them, against closed forms. Orders: test_orders.py."""
 
 import math
 from itertools import pairwise
@@ -8,21 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from samplers import EDM, Grid, RectifiedFlow, VPDiscrete, VPLinear, build_plan, sample
+from samplers import Grid, RectifiedFlow, VPDiscrete, VPLinear, build_plan, sample
 from samplers.analytic import GaussianMixture
 from samplers.solvers.expint import phi
-
-FULL = {"lower_order_final": False}
-ORDERS = [  # solver, options, claimed order
-    ("ddim", {}, 1),
-    ("dpmpp", {"order": 1}, 1),
-    ("dpmpp", {"order": 2, **FULL}, 2),
-    ("dpmpp", {"order": 2, "solver_type": "heun", **FULL}, 2),
-    ("dpmpp", {"order": 3, **FULL}, 3),
-    ("dpmpp", {"order": 3, "as_published": True, **FULL}, 2),
-    ("dpmpp", {"order": 2, "target": "epsilon", **FULL}, 2),
-    ("dpmpp", {"order": 3, "target": "epsilon", **FULL}, 3),
-]
 
 
 def rmse(a, b):
@@ -32,20 +20,6 @@ def rmse(a, b):
 @pytest.fixture(scope="module")
 def exact(mixture, z):
     return mixture.exact(VPLinear(), z)
-
-
-@pytest.mark.parametrize(("solver", "options", "order"), ORDERS, ids=str)
-def test_order(mixture, z, exact, solver, options, order):
-    schedule = VPLinear()
-    steps = [80, 160]
-    errors = [
-        rmse(
-            sample(mixture.model(schedule), z, schedule=schedule, solver=solver, steps=n, end="t_end", **options), exact
-        )
-        for n in steps
-    ]
-    measured = math.log2(errors[0] / errors[1])
-    assert abs(measured - order) < 0.3, f"errors {errors}"
 
 
 def test_the_solver_in_the_readme(mixture, z, exact):
@@ -138,66 +112,14 @@ def test_ddim_is_one_method(mixture, z):
         torch.testing.assert_close(run, y, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("order", [1, 2, 3])
-def test_prediction_type_does_not_matter(mixture, z, order):
-    schedule = VPLinear()
-    runs = [
-        sample(mixture.model(schedule, kind), z, schedule=schedule, steps=9, order=order, prediction=kind)
-        for kind in ("epsilon", "sample", "v_prediction", "flow", "score")
-    ]
-    for run in runs[1:]:
-        torch.testing.assert_close(run, runs[0], rtol=0, atol=1e-11)
-
-
-@pytest.mark.parametrize("target", ["sample", "epsilon"])
-def test_vp_and_edm_form_are_the_same_problem(mixture, z, target):
-    vp, edm = VPLinear(), EDM(0.002, 500)
-    levels = np.geomspace(100, 0.01, 9)
-    settings = {"sigmas": levels, "steps": None, "order": 3, "target": target, "end": "zero"}
-    alpha = float(vp.alpha(vp.t_of_noise_level(100.0)))
-    a = sample(mixture.model(vp), z, schedule=vp, **settings)
-    b = sample(mixture.model(edm), z / alpha, schedule=edm, **settings)
-    torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
-
-
-@pytest.mark.parametrize("solver", ["ddim", "dpmpp"])
-def test_rectified_flow_from_pure_noise(mixture, z, solver):
-    """alpha is exactly 0 at the start: no infinities, and convergence to the exact solution at sigma = 0."""
+def test_ddim_on_a_flow_is_its_euler(mixture, z):
     schedule = RectifiedFlow(shift=2.0)
-    options = {"order": 3} if solver == "dpmpp" else {}
-    exact = mixture.exact(schedule, z, t_end=0)
-    errors = [
-        rmse(
-            sample(
-                mixture.model(schedule, "flow"),
-                z,
-                schedule=schedule,
-                solver=solver,
-                steps=n,
-                prediction="flow",
-                **options,
-            ),
-            exact,
-        )
-        for n in (20, 40)
-    ]
-    assert errors[1] < 0.62 * errors[0] < 0.1
-    euler = sample(mixture.model(schedule, "flow"), z, schedule=schedule, solver="ddim", steps=6, prediction="flow")
+    model = mixture.model(schedule, "flow")
     nodes, x = Grid(schedule).nodes(6), z
     for i in range(6):
-        x = x + (nodes.sigma[i + 1] - nodes.sigma[i]) * mixture.model(schedule, "flow")(x, torch.tensor(nodes.label[i]))
-    torch.testing.assert_close(euler, x, rtol=0, atol=1e-12)
-
-
-def test_steps_are_model_calls(mixture, z):
-    for solver in ("ddim", "dpmpp"):
-        for n in (1, 2, 3, 10):
-            for end in ("zero", "t_end"):
-                calls = []
-                model = mixture.model(VPLinear())
-                counted = lambda x, t: calls.append(float(t)) or model(x, t)  # noqa: B023, E731
-                assert torch.isfinite(sample(counted, z, schedule=VPLinear(), solver=solver, steps=n, end=end)).all()
-                assert len(calls) == n
+        x = x + (nodes.sigma[i + 1] - nodes.sigma[i]) * model(x, torch.tensor(nodes.label[i]))
+    ours = sample(model, z, schedule=schedule, solver="ddim", steps=6, prediction="flow")
+    torch.testing.assert_close(ours, x, rtol=0, atol=1e-12)
 
 
 def test_ancestral_ddim_has_the_ddpm_moments():

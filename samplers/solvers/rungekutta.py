@@ -1,0 +1,250 @@
+"""Explicit Runge-Kutta methods for the probability-flow ODE: Euler, Heun and DPM2 with EDM's churn, DEIS's rhoRK."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from .._names import unknown
+from ..grid import Grid, Nodes
+from ..plan import Plan, Row, row
+from ..schedule import Schedule
+from .line import SPACES, Line
+
+
+class Tableau(NamedTuple):
+    """Butcher's: stage j starts from `a[j - 1]`, the step ends with `b`; the nodes c are the sums of a's rows."""
+
+    a: tuple[tuple[float, ...], ...]
+    b: tuple[float, ...]
+
+
+EULER = Tableau((), (1.0,))
+TABLEAUX = {  # the last digit is the order; Hairer, Norsett & Wanner, Solving ODEs I, II.1
+    "euler": EULER,
+    "heun": Tableau(((1.0,),), (1 / 2, 1 / 2)),
+    "kutta3": Tableau(((1 / 2,), (-1.0, 2.0)), (1 / 6, 2 / 3, 1 / 6)),
+    "ralston3": Tableau(((1 / 2,), (0.0, 3 / 4)), (2 / 9, 1 / 3, 4 / 9)),
+    "heun3": Tableau(((1 / 3,), (0.0, 2 / 3)), (1 / 4, 0.0, 3 / 4)),
+    "houwen3": Tableau(((8 / 15,), (1 / 4, 5 / 12)), (1 / 4, 0.0, 3 / 4)),
+    "ssp3": Tableau(((1.0,), (1 / 4, 1 / 4)), (1 / 6, 1 / 6, 2 / 3)),
+    "rk4": Tableau(((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+}
+DEIS_NAMES = {
+    "1euler": "euler",
+    "2heun": "heun",
+    "3kutta": "kutta3",
+    "3ral": "ralston3",
+    "3heun": "heun3",
+    "3vdh": "houwen3",
+    "3ssprk": "ssp3",
+    "4rk": "rk4",
+}
+
+
+def runge_kutta(
+    grid: Grid,
+    steps: int,
+    *,
+    method: str = "kutta3",
+    space: str | None = None,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = math.inf,
+    s_noise: float = 1.0,
+) -> Plan:
+    """An explicit Runge-Kutta method by its tableau: rhoRK of DEIS (Zhang & Chen 2023, arXiv 2204.13902, sec. 4).
+
+    Order 1 to 4 and as many calls per step as the tableau has stages. A step to sigma = 0 is Euler's and takes one
+    call, so n intervals that end there take stages * (n - 1) + 1.
+
+    Args:
+        method: 'euler', 'heun', 'kutta3', 'ralston3', 'heun3', 'houwen3', 'ssp3' or 'rk4' (DEIS's names, '1euler',
+            '2heun', '3kutta', '3ral', '3heun', '3vdh', '3ssprk' and '4rk', are understood).
+        space: in which variable the ODE is solved. 'kappa' (sigma / alpha: DEIS and EDM), 'flow' (rectified flow's;
+            the default where alpha = 0), or 'time' (the schedule's own t: EDM's eq. 4 with its sigma(t) and s(t)).
+        s_churn: EDM's stochasticity (Karras et al. 2022, arXiv 2206.00364, algorithm 2). Before a step from a noise
+            level sigma / alpha within [s_tmin, s_tmax] noise raises that level by the factor 1 + min(s_churn /
+            intervals, sqrt(2) - 1), though not above the noisiest level of the schedule; the noise added is
+            multiplied by s_noise.
+    """
+    method = DEIS_NAMES.get(method, method)
+    if method not in TABLEAUX:
+        raise unknown("method", method, TABLEAUX)
+    tableau = TABLEAUX[method]
+    return _explicit(f"runge_kutta({method})", grid, steps, lambda *_: tableau, space, s_churn, s_tmin, s_tmax, s_noise)
+
+
+def euler(
+    grid: Grid,
+    steps: int,
+    *,
+    space: str | None = None,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = math.inf,
+    s_noise: float = 1.0,
+) -> Plan:
+    """Euler's method with EDM's churn; without churn, and except in the space 'time', it is DDIM. Order 1, one call
+    per step; the options are those of `runge_kutta`."""
+    return _explicit("euler", grid, steps, lambda *_: EULER, space, s_churn, s_tmin, s_tmax, s_noise)
+
+
+def heun(
+    grid: Grid,
+    steps: int,
+    *,
+    alpha: float = 1.0,
+    space: str | None = None,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = math.inf,
+    s_noise: float = 1.0,
+) -> Plan:
+    """EDM's stochastic sampler (Karras et al. 2022, arXiv 2206.00364, algorithms 1 and 2). Order 2, two calls per
+    step, one in the step to sigma = 0.
+
+    Args:
+        alpha: where the second stage lies, in (0, 1] (algorithm 3): 1 is Heun's method, 1/2 the midpoint method, 2/3
+            Ralston's.
+        space, s_churn, s_tmin, s_tmax, s_noise: see `runge_kutta`.
+    """
+    if not 0 < alpha <= 1:
+        raise ValueError(f"heun needs alpha in (0, 1], got {alpha}")
+    tableau = Tableau(((alpha,),), (1 - 1 / (2 * alpha), 1 / (2 * alpha)))
+    return _explicit("heun", grid, steps, lambda *_: tableau, space, s_churn, s_tmin, s_tmax, s_noise)
+
+
+def dpm2(
+    grid: Grid,
+    steps: int,
+    *,
+    r: float = 0.5,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = math.inf,
+    s_noise: float = 1.0,
+) -> Plan:
+    """DPM-Solver-2 as k-diffusion's `dpm_2`, with EDM's churn (Lu et al. 2022, arXiv 2206.00927, algorithm 1).
+    Order 2, two calls per step, one in the step to sigma = 0.
+
+    Args:
+        r: where between the ends, in log(sigma / alpha), the second stage lies, in (0, 1].
+        s_churn, s_tmin, s_tmax, s_noise: see `runge_kutta`.
+    """
+    if not 0 < r <= 1:
+        raise ValueError(f"dpm2 needs r in (0, 1], got {r}")
+
+    def tableau(u: float, v: float) -> Tableau:
+        c = (u ** (1 - r) * v**r - u) / (v - u) if r < 1 else 1.0
+        return Tableau(((c,),), (1 - 1 / (2 * r), 1 / (2 * r)))  # c = r + O(h), which is enough for order 2
+
+    return _explicit("dpm2", grid, steps, tableau, "kappa", s_churn, s_tmin, s_tmax, s_noise)
+
+
+def outer_nodes(name: str, grid: Grid, calls: int, stages: int) -> Nodes:
+    """The ends of the steps of a solver that makes `stages` calls per step, but one in a step to sigma = 0."""
+    to_zero = int(grid.end == "zero" if grid.given is None else grid.given.sigma[-1] == 0)
+    whole, rest = divmod(calls - to_zero, stages)
+    if rest or calls < 1:
+        below = max(calls - rest, to_zero or stages) if calls >= 1 else to_zero or stages
+        last = ", one in the last to sigma = 0," if to_zero else ""
+        raise ValueError(
+            f"{name} makes {stages} model calls per step{last} and so cannot make {calls}: choose steps="
+            f"{below} or {below + stages}"
+        )
+    return grid.nodes(int(whole) + to_zero)
+
+
+class _Clock(Line):
+    """The schedule's own time: y = x, u = t, m = dx/dt = alpha' x_0 + sigma' eps (EDM, eq. 4, for any schedule)."""
+
+    target = "sample"
+
+    def __init__(self, nodes: Nodes):
+        self.u, self.scale = nodes.t, np.ones(len(nodes))
+
+    @staticmethod
+    def reads(schedule: Schedule, nodes: Nodes) -> list[tuple[float, float]]:
+        d_alpha, d_sigma = schedule.rates(nodes.t)
+        return list(zip(d_sigma / nodes.sigma, d_alpha - d_sigma * nodes.alpha / nodes.sigma, strict=True))
+
+
+def _explicit(
+    name: str,
+    grid: Grid,
+    calls: int,
+    tableau: Callable[[float, float], Tableau],
+    space: str | None,
+    s_churn: float,
+    s_tmin: float,
+    s_tmax: float,
+    s_noise: float,
+) -> Plan:
+    """The plan of the Runge-Kutta method whose step from u to v has the coefficients `tableau(u, v)`."""
+    if space not in (None, "time", *SPACES):
+        raise unknown("space", space, ("time", *SPACES))
+    schedule = grid.schedule
+    nodes = outer_nodes(name, grid, calls, len(tableau(1.0, 0.5).b))
+    n = len(nodes) - 1
+    if space is None and nodes.alpha[0] == 0.0:
+        space = "flow"
+    line_of = _Clock if space == "time" else lambda nodes: Line(nodes, space or "kappa")
+    begin, added = _churn(schedule, nodes, s_churn, s_tmin, s_tmax, s_noise)
+    u, v = line_of(begin).u, line_of(nodes).u[1:]
+    tables = [tableau(u[i], v[i]) if nodes.sigma[i + 1] else EULER for i in range(n)]
+
+    times = []  # of the calls
+    for i, (a, _) in enumerate(tables):
+        stages = [sum(c) for c in a]
+        inner = [nodes.t[i + 1] if c == 1 else _time_at(schedule, space, u[i] + c * (v[i] - u[i])) for c in stages]
+        times += [begin.t[i], *inner]
+    every = Nodes.at(schedule, [*times, *nodes.t[1:n]])  # the calls, then the ends of the steps
+    every = every.then_zero() if nodes.sigma[n] == 0.0 else Nodes.at(schedule, [*times, *nodes.t[1:]])
+    line, rows, s = line_of(every), [], 0
+    for i, (a, b) in enumerate(tables):
+        end, h = len(times) + i, v[i] - u[i]
+        for j, weights in enumerate(a, 1):  # k_j = f(y_s + h sum_l a_jl k_l)
+            rows.append((line.row(s, s + j, *(h * w for w in weights[::-1])), row(1.0)))
+        carry, ms, *_ = line.row(s, end, *(h * w for w in b[::-1]))  # y_t = y_s + h sum_j b_j k_j
+        if i + 1 < n and added[i + 1]:
+            up = begin.alpha[i + 1] / nodes.alpha[i + 1]
+            carry, ms = up * carry, tuple(up * m for m in ms)
+        rows.append(Row(carry, ms, added[i + 1] if i + 1 < n else 0.0))
+        s += len(b)
+    start = [[begin.alpha[0] / nodes.alpha[0], added[0]]] * 2 if added[0] else None
+    points = every.take([*range(s), len(every) - 1])
+    reads = _Clock.reads(schedule, every.take(range(s))) if space == "time" else None
+    return Plan.build(name, line.target, points, rows, reads, start)
+
+
+def _time_at(schedule: Schedule, space: str | None, u: float) -> float:
+    if space == "time":
+        return u
+    return float(schedule.t_of_lambda(np.log(1.0 - u) - np.log(u) if space == "flow" else -np.log(u)))
+
+
+def _churn(schedule: Schedule, nodes: Nodes, s_churn, s_tmin, s_tmax, s_noise) -> tuple[Nodes, np.ndarray]:
+    """Where the n steps begin once noise has raised their levels, and how much noise that takes (in units of x)."""
+    if s_churn < 0 or s_noise < 0:
+        raise ValueError(f"s_churn and s_noise must not be negative, got {s_churn} and {s_noise}")
+    n = len(nodes) - 1
+    begin = nodes.take(range(n))
+    gamma = min(s_churn / n, math.sqrt(2.0) - 1.0)  # algorithm 2, line 4
+    if not gamma:
+        return begin, np.zeros(n)
+    if nodes.lam[-1] < nodes.lam[0]:
+        raise ValueError("s_churn needs a grid that runs from noise to data")
+    level = np.exp(-begin.lam)
+    top = np.maximum(np.exp(-schedule.lam(schedule.t_limits[1])), level)
+    inside = (level >= s_tmin) & (level <= s_tmax) & (level < top)
+    raised = np.where(inside, np.minimum((1.0 + gamma) * level, top), level)
+    t = begin.t.copy()
+    t[inside] = schedule.t_of_lambda(-np.log(raised[inside]))
+    begin = Nodes.at(schedule, t)
+    noise = np.zeros(n)
+    noise[inside] = s_noise * begin.alpha[inside] * np.sqrt(raised**2 - level**2)[inside]  # line 6
+    return begin, noise

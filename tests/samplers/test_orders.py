@@ -1,0 +1,86 @@
+"""The order of every solver: deterministic ones against the exact solution, stochastic ones by their exact moments.
+
+A new solver is one row in ORDERS (or WEAK).
+"""
+
+import math
+
+import pytest
+import torch
+
+from samplers import VPLinear, build_plan, sample
+from samplers.analytic import GaussianMixture
+from samplers.solvers import SOLVERS
+
+VP = VPLinear()
+FULL = {"lower_order_final": False}
+ORDERS = [  # solver, options, claimed order, calls
+    ("ddim", {}, 1, 80),
+    ("dpmpp", {"order": 1}, 1, 80),
+    ("dpmpp", {"order": 2, **FULL}, 2, 80),
+    ("dpmpp", {"order": 2, "solver_type": "heun", **FULL}, 2, 80),
+    ("dpmpp", {"order": 3, **FULL}, 3, 80),
+    ("dpmpp", {"order": 3, "as_published": True, **FULL}, 2, 80),
+    ("dpmpp", {"order": 2, "target": "epsilon", **FULL}, 2, 80),
+    ("dpmpp", {"order": 3, "target": "epsilon", **FULL}, 3, 80),
+]
+WEAK = [  # solver, options, claimed weak order, calls
+    ("ddim", {"eta": 1.0}, 1, 80),
+]
+
+
+@pytest.fixture(scope="module")
+def exact(mixture, z):
+    return mixture.exact(VP, z)
+
+
+def test_every_solver_is_here():
+    assert {row[0] for row in ORDERS + WEAK} == set(SOLVERS)
+
+
+@pytest.mark.parametrize(("solver", "options", "order", "calls"), ORDERS, ids=str)
+def test_order(mixture, z, exact, solver, options, order, calls):
+    """Against DOP853 at rtol 1e-12 (GaussianMixture.exact), which shares no code with the solvers."""
+    errors = []
+    for n in (calls, 2 * calls):
+        out = sample(mixture.model(VP), z, schedule=VP, solver=solver, steps=n, end="t_end", **options)
+        errors.append((out - exact).square().mean().sqrt().item())
+    measured = math.log2(errors[0] / errors[1])
+    assert abs(measured - order) < 0.3, f"measured {measured:.2f} from errors {errors}"
+
+
+def moments(plan, model, mean, variance):
+    """Exact mean and variance of a plan's result for x ~ N(mean, variance) in one dimension and an affine model.
+
+    The result is affine in x and in every noise drawn, so one batch with a unit in one place each gives all of it.
+    """
+    draws = {k: i for i, k in enumerate([k for k in range(-1, len(plan)) if k < 0 or plan.needs_noise(k)], start=2)}
+    basis = torch.eye(2 + len(draws), dtype=torch.float64)
+
+    def noise(k):
+        return basis[draws[k]].reshape(-1, 1)
+
+    out = plan.run(model, basis[1].reshape(-1, 1), noise=noise).flatten()
+    slopes = out[1:] - out[0]
+    return (out[0] + slopes[0] * mean).item(), (slopes[0] ** 2 * variance + slopes[1:].square().sum()).item()
+
+
+@pytest.mark.parametrize(("solver", "options", "order", "calls"), WEAK, ids=str)
+def test_weak_order(solver, options, order, calls):
+    """Mean and variance on one Gaussian: started from the exact marginal, the exact SDE keeps it to the end."""
+    mean, std = 0.7, 0.4
+    data = GaussianMixture([1.0], [[mean]], [[std]])
+
+    def marginal(t):
+        alpha, sigma = float(VP.alpha(t)), float(VP.sigma(t))
+        return alpha * mean, alpha**2 * std**2 + sigma**2
+
+    truth, errors = marginal(VP.t_min), []
+    for n in (calls, 2 * calls):
+        plan = build_plan(VP, solver, n, end="t_end", **options)
+        assert plan.stochastic
+        result = moments(plan, data.model(VP), *marginal(VP.t_max))
+        errors.append([abs(a - b) for a, b in zip(result, truth, strict=True)])
+    for what, coarse, fine in zip(("mean", "variance"), *errors, strict=True):
+        assert math.log2(coarse / fine) > order - 0.3 or fine < 1e-12, f"{what}: errors {coarse:.2e}, {fine:.2e}"
+    assert errors[1][1] < 0.1 * std**2
