@@ -26,6 +26,7 @@ class Schedule:
     t_limits: tuple[float, float] = (0.0, 1.0)  # where the network is defined
     init_scale: float = 1.0  # standard deviation of x at t_max when x_0 is negligible
     default_grid = "logsnr"  # used where the caller names none
+    corners: Array = np.empty(0)  # times where the derivatives jump; integrals over time stop there
 
     def log_alpha(self, t: Array) -> Array:
         raise NotImplementedError
@@ -103,9 +104,10 @@ class VPDiscrete(_VariancePreserving):
 
     Args:
         betas: (N,) numbers in (0, 1), N >= 2.
+        interpolation: what is linear between the labels: 'log_alpha', or 'alpha_bar' = alpha^2 (DEIS's code).
     """
 
-    def __init__(self, betas):
+    def __init__(self, betas, interpolation: str = "log_alpha"):
         self.betas = np.asarray(betas, np.float64)
         if self.betas.ndim != 1 or len(self.betas) < 2:
             raise ValueError(f"VPDiscrete needs at least two betas in one dimension, got shape {self.betas.shape}")
@@ -113,9 +115,14 @@ class VPDiscrete(_VariancePreserving):
             raise ValueError(
                 "VPDiscrete needs betas strictly between 0 and 1; for zero terminal SNR cap the last one below 1"
             )
+        if interpolation not in ("log_alpha", "alpha_bar"):
+            raise unknown("interpolation", interpolation, ("log_alpha", "alpha_bar"))
         n = len(self.betas)
+        self.interpolation = interpolation
         self._t = np.arange(1, n + 1) / n
-        self._log_alpha = 0.5 * np.cumsum(np.log1p(-self.betas))
+        self.corners = self._t[1:-1]
+        log_alpha = 0.5 * np.cumsum(np.log1p(-self.betas))
+        self._levels = log_alpha if interpolation == "log_alpha" else np.exp(2.0 * log_alpha)
         self.t_min, self.t_max = self.t_limits = 1.0 / n, 1.0
 
     @classmethod
@@ -126,15 +133,18 @@ class VPDiscrete(_VariancePreserving):
         return cls(training_betas("scaled_linear", beta_start, beta_end, num_train_timesteps))
 
     def log_alpha(self, t):
-        return _piecewise_linear(t, self._t, self._log_alpha)
+        level = _piecewise_linear(t, self._t, self._levels)
+        return level if self.interpolation == "log_alpha" else 0.5 * np.log(level)
 
     def _log_alpha_rate(self, t):
         i = np.clip(np.searchsorted(self._t, t) - 1, 0, len(self._t) - 2)
-        return (self._log_alpha[i + 1] - self._log_alpha[i]) / (self._t[i + 1] - self._t[i])
+        rate = (self._levels[i + 1] - self._levels[i]) / (self._t[i + 1] - self._t[i])
+        return rate if self.interpolation == "log_alpha" else 0.5 * rate / self.alpha(t) ** 2
 
     def t_of_lambda(self, lam):
         log_alpha = -0.5 * np.logaddexp(0.0, -2.0 * np.asarray(lam, np.float64))
-        return _piecewise_linear(-log_alpha, -self._log_alpha, self._t)
+        level = log_alpha if self.interpolation == "log_alpha" else np.exp(2.0 * log_alpha)
+        return _piecewise_linear(-level, -self._levels, self._t)
 
     def model_time(self, t):
         n = len(self.betas)

@@ -9,6 +9,7 @@ has keep its meaning and default; `solver`, `solver_options`, `guidance`, `grid`
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 
@@ -19,9 +20,10 @@ from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, Sch
 
 from ._names import unknown
 from .grid import GRIDS, LABEL_GRIDS, Grid
-from .pipeline_config import SIGMA_FLAGS, calls_on, choose_solver, from_flow_match, option_error
+from .pipeline_config import SIGMA_FLAGS, chosen_by_name, chosen_by_rule, from_flow_match
 from .plan import ANCHOR, Plan, State, randn
 from .prediction import PREDICTIONS, convert, dynamic_threshold
+from .sample import build_on_given
 from .schedule import RectifiedFlow, Schedule, VPDiscrete, training_betas
 from .solvers import SOLVERS
 from .tail import tail
@@ -98,7 +100,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
     def __new__(cls, *args, **config):
         for name in config:
             if not name.startswith("_") and name not in cls._get_init_keys(cls):
-                raise option_error(cls, name)
+                raise unknown(f"option of {cls.__name__}", name, cls._get_init_keys(cls) - {"self"})
         return super().__new__(cls)
 
     def __init_subclass__(cls, solver: str | None = None, **options):
@@ -122,7 +124,10 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
             raise unknown("solver", config.solver, SOLVERS)
         if self.fixed_solver not in (None, config.solver):
             raise ValueError(f"{type(self).__name__} is solver {self.fixed_solver!r}: use SolverScheduler for others")
-        choose_solver(self, None)  # unknown options are an error here, not in the middle of a run
+        if config.solver is not None:
+            chosen_by_name(config, self.fixed_options)  # a wrong option is an error now, not at the first image
+        elif config.solver_options or config.eta is not None:
+            raise ValueError("solver_options and eta belong to a solver: name it with solver=")
         if config.grid is not None and config.grid not in (*GRIDS, "config"):
             raise unknown("grid", config.grid, (*GRIDS, "config"))
         if self._network not in PREDICTIONS:
@@ -154,7 +159,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         """As diffusers' `from_config`; understands FlowMatch configs (`shift`) too. An unknown option is an error."""
         for name in kwargs:
             if not name.startswith("_") and name not in ("dtype", "torch_dtype", *cls._get_init_keys(cls)):
-                raise option_error(cls, name)
+                raise unknown(f"option of {cls.__name__}", name, cls._get_init_keys(cls) - {"self"})
         flow = {}
         if isinstance(config, dict):
             config, implied, flow = from_flow_match(config, cls._get_init_keys(cls))
@@ -232,20 +237,23 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
                 raise ValueError("this config has use_dynamic_shifting: pass mu= to set_timesteps")
             shift = math.exp(mu) if self.config.time_shift_type == "exponential" else mu
             self.schedule = RectifiedFlow(shift, self.config.num_train_timesteps)
-        self._choice = choose_solver(self, num_inference_steps or len(given[0]))
+        if self.config.solver is None:
+            self._choice = chosen_by_rule(self.config, num_inference_steps or len(given[0]), self.schedule)
+        else:
+            self._choice = chosen_by_name(self.config, self.fixed_options)
         self._grid = self._place(timesteps, sigmas)
-        calls = num_inference_steps
-        if given:
-            calls = calls_on(self._grid, *self._choice[:2], calls)
-        self.plan = self._compile(self._grid, calls, self.config.eta)
-        if len(self.plan) != calls:
-            raise ValueError(f"solver {self.plan.name!r} makes {len(self.plan)} calls where {calls} were asked for")
+        self.plan = self._compile(self._grid, None if given else num_inference_steps)
+        if num_inference_steps not in (None, len(self.plan)):
+            raise ValueError(
+                f"pass exactly one of num_inference_steps, timesteps and sigmas: {self.plan.name} makes "
+                f"{len(self.plan)} calls where num_inference_steps is {num_inference_steps}"
+            )
         x, noise = self.plan.start[0]
         self.init_noise_sigma = float(np.hypot(x * self.schedule.init_scale, noise))
         self.timesteps = torch.tensor(self.plan.label, dtype=torch.float32, device=device)
         levels = self.plan.sigma if self.config.use_flow_sigmas else self.plan.sigma / self.plan.alpha
         self.sigmas = torch.tensor(levels, dtype=torch.float32)
-        self.num_inference_steps = calls
+        self.num_inference_steps = len(self.plan)
         self._reset()
 
     @property
@@ -267,13 +275,15 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         offset = config.steps_offset
         return Grid(schedule, kind, end=end, t_start=t_start, steps_offset=offset, sigmas=sigmas, timesteps=timesteps)
 
-    def _compile(self, grid: Grid, calls: int, eta: float | None) -> Plan:
+    def _compile(self, grid: Grid, calls: int | None, eta: float | None = None) -> Plan:
+        """The plan on a grid, of as many calls or (None) of as many steps as the grid's given nodes make."""
         build, options, _ = self._choice
-        if eta is not None and eta != self.config.eta:
-            options = {**options, "eta": eta}
+        if eta:
             if "eta" not in inspect.signature(build).parameters:
                 raise ValueError(f"solver {build.__name__!r} has no option 'eta'")
-        return build(grid, calls, **options).for_prediction("sample" if self.config.thresholding else self._network)
+            options = {**options, "eta": eta}
+        plan = build_on_given(build, grid, **options) if calls is None else build(grid, calls, **options)
+        return plan.for_prediction("sample" if self.config.thresholding else self._network)
 
     def _begin(self, first: int, eta: float) -> None:
         """The plan of this run: from call `first` on, perhaps with the pipeline's own eta."""
@@ -281,12 +291,9 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         again = None
         t, to_zero = plan.t[first:], plan.sigma[-1] == 0.0
         if first and (np.diff(t) < 0).all():  # a solver with one call per step starts again on the remaining nodes
-            times = t[:-1] if to_zero else t
-            try:
-                grid = Grid(self.schedule, times=times, end="zero" if to_zero else "t_end")
-                again = self._compile(grid, len(plan) - first, eta or self.config.eta)
-            except ValueError:
-                pass
+            grid = Grid(self.schedule, times=t[:-1] if to_zero else t, end="zero" if to_zero else "t_end")
+            with contextlib.suppress(ValueError):
+                again = self._compile(grid, len(plan) - first, eta)
         same = again is not None and np.array_equal(again.t, t) and np.array_equal(again.label, plan.label[first:])
         self._run, self._offset = again if same else tail(plan, first), first
 

@@ -4,9 +4,22 @@
 new solver is one such function and one line in SOLVERS.
 """
 
+from .adams import ipndm, lms
+from .ancestral import dpm2_ancestral, dpmpp_2s_ancestral, dpmpp_sde, euler_ancestral
 from .ddim import ddim
+from .deis import deis
 from .dpmpp import dpmpp
+from .pndm import pndm
+from .rungekutta import dpm2, euler, heun, runge_kutta
+from .sa import sa_solver
+from .unipc import unipc
 
-SOLVERS = {"ddim": ddim, "dpmpp": dpmpp}
-
-__all__ = ["SOLVERS", "ddim", "dpmpp"]
+SOLVERS = {
+    solver.__name__: solver
+    for solver in (
+        *(ddim, dpmpp, unipc, sa_solver),
+        *(deis, lms, ipndm, pndm),
+        *(euler, heun, dpm2, runge_kutta),
+        *(euler_ancestral, dpm2_ancestral, dpmpp_2s_ancestral, dpmpp_sde),
+    )
+}

@@ -138,11 +138,15 @@ def dpm2(
     if not 0 < r <= 1:
         raise ValueError(f"dpm2 needs r in (0, 1], got {r}")
 
-    def tableau(u: float, v: float) -> Tableau:
-        c = (u ** (1 - r) * v**r - u) / (v - u) if r < 1 else 1.0
+    def tableau(u: float, v: float, space: str) -> Tableau:
+        kappa = (lambda u: u / (1 - u)) if space == "flow" else lambda u: u
+        c = r
+        if r < 1 and not (space == "flow" and u == 1.0):  # from alpha = 0 there is no geometric mean
+            middle = kappa(u) ** (1 - r) * kappa(v) ** r
+            c = ((middle / (1 + middle) if space == "flow" else middle) - u) / (v - u)
         return Tableau(((c,),), (1 - 1 / (2 * r), 1 / (2 * r)))  # c = r + O(h), which is enough for order 2
 
-    return _explicit("dpm2", grid, steps, tableau, "kappa", s_churn, s_tmin, s_tmax, s_noise)
+    return _explicit("dpm2", grid, steps, tableau, None, s_churn, s_tmin, s_tmax, s_noise)
 
 
 def outer_nodes(name: str, grid: Grid, calls: int, stages: int) -> Nodes:
@@ -177,25 +181,24 @@ def _explicit(
     name: str,
     grid: Grid,
     calls: int,
-    tableau: Callable[[float, float], Tableau],
+    tableau: Callable[[float, float, str], Tableau],
     space: str | None,
     s_churn: float,
     s_tmin: float,
     s_tmax: float,
     s_noise: float,
 ) -> Plan:
-    """The plan of the Runge-Kutta method whose step from u to v has the coefficients `tableau(u, v)`."""
+    """The plan of the Runge-Kutta method whose step from u to v in a space has the coefficients `tableau(u, v, space)`."""
     if space not in (None, "time", *SPACES):
         raise unknown("space", space, ("time", *SPACES))
     schedule = grid.schedule
-    nodes = outer_nodes(name, grid, calls, len(tableau(1.0, 0.5).b))
+    nodes = outer_nodes(name, grid, calls, len(tableau(0.9, 0.5, "kappa").b))
     n = len(nodes) - 1
-    if space is None and nodes.alpha[0] == 0.0:
-        space = "flow"
-    line_of = _Clock if space == "time" else lambda nodes: Line(nodes, space or "kappa")
+    space = space or ("flow" if nodes.alpha[0] == 0.0 else "kappa")
+    line_of = _Clock if space == "time" else lambda nodes: Line(nodes, space)
     begin, added = _churn(schedule, nodes, s_churn, s_tmin, s_tmax, s_noise)
     u, v = line_of(begin).u, line_of(nodes).u[1:]
-    tables = [tableau(u[i], v[i]) if nodes.sigma[i + 1] else EULER for i in range(n)]
+    tables = [tableau(u[i], v[i], space) if nodes.sigma[i + 1] else EULER for i in range(n)]
 
     times = []  # of the calls
     for i, (a, _) in enumerate(tables):
@@ -221,7 +224,7 @@ def _explicit(
     return Plan.build(name, line.target, points, rows, reads, start)
 
 
-def _time_at(schedule: Schedule, space: str | None, u: float) -> float:
+def _time_at(schedule: Schedule, space: str, u: float) -> float:
     if space == "time":
         return u
     return float(schedule.t_of_lambda(np.log(1.0 - u) - np.log(u) if space == "flow" else -np.log(u)))

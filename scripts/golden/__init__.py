@@ -1,8 +1,16 @@
 """How each official code's cases are run through `samplers`: one file per code, `run(setting, options) -> tensor`."""
 
-from . import ddim, dpm_solver
+from . import ddim, deis, diff_sampler, dpm_solver, sa_solver, score_sde, unipc
 from .folder import Golden, Setting, Unsupported
 
-RUNNERS = {"ddim": ddim.run, "dpm_solver": dpm_solver.run}
+RUNNERS = {
+    "ddim": ddim.run,
+    "deis": deis.run,
+    "diff_sampler": diff_sampler.run,
+    "dpm_solver": dpm_solver.run,
+    "sa_solver": sa_solver.run,
+    "score_sde": score_sde.run,
+    "unipc": unipc.run,
+}
 
 __all__ = ["RUNNERS", "Golden", "Setting", "Unsupported"]

@@ -296,7 +296,7 @@ def test_state_is_float32_in_a_bf16_pipeline():
     noise = torch.randn(2, 4, 8, 8, generator=gen()).bfloat16()
     outs = {}
     for kind in ("exact", "ours", "rounded"):
-        scheduler = SolverScheduler(**SD)
+        scheduler = SolverScheduler(**SD, solver="dpmpp")
         scheduler.set_timesteps(30)
         x = noise.double() if kind == "exact" else noise
         for t in scheduler.timesteps:
@@ -316,7 +316,7 @@ def test_latents_changed_by_the_pipeline_are_taken_over():
     for dtype in (torch.float32, torch.bfloat16):
         outs = []
         for in_place in (True, False):
-            scheduler = SolverScheduler(**SD)
+            scheduler = SolverScheduler(**SD, solver="dpmpp")
             scheduler.set_timesteps(6)
             x = noise.to(dtype)
             for k, t in enumerate(scheduler.timesteps):
@@ -325,7 +325,7 @@ def test_latents_changed_by_the_pipeline_are_taken_over():
                     x = x.add_(1.0) if in_place else x + 1.0
             outs.append(x)
         assert torch.equal(*outs)
-        untouched = SolverScheduler(**SD)
+        untouched = SolverScheduler(**SD, solver="dpmpp")
         untouched.set_timesteps(6)
         x = noise.to(dtype)
         for t in untouched.timesteps:
@@ -334,7 +334,7 @@ def test_latents_changed_by_the_pipeline_are_taken_over():
 
 
 def test_protocol():
-    scheduler = SolverScheduler(**SD)
+    scheduler = SolverScheduler(**SD, solver="dpmpp")
     x = torch.randn(3, 4, 8, 8, generator=gen())
     assert scheduler.init_noise_sigma == 1.0 and scheduler.order == 1 and len(scheduler) == 1000
     assert scheduler.scale_model_input(x, 3) is x and scheduler.step_index is None

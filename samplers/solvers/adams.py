@@ -1,0 +1,123 @@
+"""Adams-Bashforth methods: the network's last values, combined. LMS, iPNDM, iPNDM_v (PNDM is in pndm.py).
+
+All step along a line of `line.py`, on which the ODE is dy/du = m; with p values at u_i, u_{i-1}, ...
+
+    y_{i+1} = y_i + (u_{i+1} - u_i) (c_0 m_i + c_1 m_{i-1} + ... + c_{p-1} m_{i-p+1})
+
+and they differ in c. The first steps use as many values as there are. A step to sigma = 0 ends at u = 0, an ordinary
+point of the line, so it uses the history like any other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from ..grid import Grid
+from ..plan import Plan
+from .expint import through
+from .line import Line
+
+EQUAL = (  # c for equal steps: the integral of the polynomial through the last 1, 2, 3, 4 values
+    np.array([1.0]),
+    np.array([3.0, -1.0]) / 2,
+    np.array([23.0, -16.0, 5.0]) / 12,
+    np.array([55.0, -59.0, 37.0, -9.0]) / 24,
+)
+
+
+def lms(grid: Grid, steps: int, *, order: int = 4, space: str | None = None, lower_order_final: bool = False) -> Plan:
+    """Linear multistep method with the coefficients of the actual steps (k-diffusion's LMS; DEIS's rho-AB, Zhang & Chen
+    2022, arXiv 2204.13902). Order `order` on any grid; one call per step.
+
+    Args:
+        order: values used, at least 1.
+        space: the line, 'kappa' or 'flow' (line.py).
+        lower_order_final: end with orders ..., 2, 1.
+    """
+    if not isinstance(order, (int, np.integer)) or order < 1:
+        raise ValueError(f"lms needs an order of at least 1, got {order!r}")
+    return _adams(f"lms(order={order})", grid, steps, order, space, lower_order_final, exact)
+
+
+def ipndm(
+    grid: Grid,
+    steps: int,
+    *,
+    order: int = 4,
+    variable: bool = False,
+    space: str | None = None,
+    lower_order_final: bool = False,
+    as_published: bool = False,
+) -> Plan:
+    """iPNDM (Zhang & Chen 2022, arXiv 2204.13902, app. H.2): PNDM's coefficients (Liu et al. 2022, arXiv 2202.09778,
+    eq. 12) without its warm-up. One call per step.
+
+    The coefficients are those of equal steps in sigma/alpha, the grid rarely is: order `order` on a grid uniform in
+    sigma/alpha, order 2 (1 for order=1) on every other smooth one, whatever `order` says. What `order` then buys is a
+    smaller error constant at few steps.
+
+    Args:
+        order: values used, 1 to 4.
+        variable: iPNDM_v (diff-sampler): the coefficients of the actual steps, so order `order` everywhere; = `lms`.
+        space: the line, 'kappa' (the published methods) or 'flow' (line.py).
+        lower_order_final: end with orders ..., 2, 1.
+        as_published: `variable` with diff-sampler's coefficients, wrong at orders 3 and 4 (docs/corrections.md).
+    """
+    if order not in (1, 2, 3, 4):
+        raise ValueError(f"ipndm has orders 1 to 4, got {order!r}")
+    if as_published and not variable:
+        raise ValueError("as_published concerns the coefficients of variable=True; equal-step ipndm has no other form")
+    weights = (published if as_published else exact) if variable else lambda at: EQUAL[len(at) - 1]
+    name = f"{'ipndm_v' if variable else 'ipndm'}(order={order})"
+    return _adams(name, grid, steps, order, space, lower_order_final, weights)
+
+
+def _adams(
+    name: str,
+    grid: Grid,
+    steps: int,
+    order: int,
+    space: str | None,
+    lower_order_final: bool,
+    weights: Callable[[np.ndarray], np.ndarray],
+) -> Plan:
+    """`weights`: from where the values are, in steps relative to the newest (0, -h_1/h_0, ...), to c."""
+    nodes = grid.nodes(steps)
+    line = Line(nodes, space)
+    rows = []
+    for i in range(steps):
+        p = min(order, i + 1, steps - i if lower_order_final else order)
+        h = line.u[i + 1] - line.u[i]
+        at = (line.u[i - np.arange(p)] - line.u[i]) / h
+        rows.append(line.row(i, i + 1, *(h * weights(at))))
+    return Plan.build(name, line.target, nodes, rows)
+
+
+def exact(at: np.ndarray) -> np.ndarray:
+    """Integrates the polynomial through the values over the step: the k-th derivative has weight 1/(k+1)!."""
+    return through(at, [1.0 / math.factorial(k + 1) for k in range(len(at))])
+
+
+def published(at: np.ndarray) -> np.ndarray:
+    """diff-sampler's iPNDM_v. h_0 = 1 is the step; h_1, h_2, h_3 the ones before."""
+    r = -np.diff(at)  # h_1, h_2, h_3
+    c = np.zeros(len(at))
+    c[0] = 1.0
+    if len(at) > 1:
+        c[:2] += np.array([1.0, -1.0]) / (2 * r[0])
+    if len(at) > 2:
+        # the bracket should close after the first quotient: (1 - 1/(3 (1+h_1))) (1+h_1) / (h_1 (h_1+h_2)) / 2
+        second = (1 - 1 / (3 * (1 + r[0])) * (1 + r[0]) / (r[0] * (r[0] + r[1]))) / 2
+        q = r[0] / r[1]
+        c[:3] += second * np.array([1.0, -1 - q, q])
+    if len(at) > 3:
+        # the second summand should be subtracted, and the last weight should have h_2/h_3 in place of q
+        first_three, all_four = 1 + r[0] + r[1], r[0] + r[1] + r[2]
+        third = (1 - 1 / (3 * (1 + r[0]))) / 2 + (1 - 1 / (2 * (1 + r[0]))) / (6 * first_three)
+        third *= (1 + r[0]) * first_three / (r[0] * (r[0] + r[1]) * all_four)
+        g = r[0] * (r[0] + r[1]) / (r[1] * (r[1] + r[2]))
+        c += third * np.array([1.0, -(1 + q + g), q + g * (1 + r[1] / r[2]), -g * q])
+    return c
