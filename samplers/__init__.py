@@ -6,6 +6,30 @@ from .prediction import Guidance, convert, dynamic_threshold
 from .sample import build_plan, sample
 from .schedule import EDM, RectifiedFlow, Schedule, VPDiscrete, VPLinear
 
+_NAMED = (  # SolverScheduler with a fixed solver: named.py
+    "DDIM",
+    "DDPM",
+    "DEIS",
+    "DPMSolver2M",
+    "DPMSolverPP2M",
+    "DPMSolverPP2MSDE",
+    "DPMSolverPP2S",
+    "DPMSolverPP2SAncestral",
+    "DPMSolverPP3M",
+    "DPMSolverPP3S",
+    "DPMSolverPPSDE",
+    "Euler",
+    "EulerAncestral",
+    "Heun",
+    "IPNDM",
+    "KDPM2",
+    "KDPM2Ancestral",
+    "LMS",
+    "PNDM",
+    "SASolver",
+    "UniPC",
+)
+
 __all__ = [
     "EDM",
     "Grid",
@@ -22,14 +46,15 @@ __all__ = [
     "convert",
     "dynamic_threshold",
     "sample",
+    *_NAMED,
 ]
 
 
 def __getattr__(name: str):
     # Only these need diffusers, which is slow to import. SchedulerMixin is what diffusers looks up beside the class
     # when it loads a saved pipeline, to find out how the class is loaded.
-    if name in ("SolverScheduler", "SchedulerMixin"):
-        from . import scheduler
+    if name in ("SolverScheduler", "SchedulerMixin", *_NAMED):
+        from . import named, scheduler
 
-        return getattr(scheduler, name)
+        return getattr(named if name in _NAMED else scheduler, name)
     raise AttributeError(f"module 'samplers' has no attribute {name!r}")

@@ -25,6 +25,22 @@ class DPMSolverPP3M(SolverScheduler, solver="dpmpp", order=3):
     """DPM-Solver++(3M) (arXiv 2211.01095), with the third-order term corrected (docs/corrections.md)."""
 
 
+class DPMSolverPP2MSDE(SolverScheduler, solver="dpmpp", order=2, eta=1.0):
+    """SDE-DPM-Solver++(2M), "DPM++ 2M SDE" (arXiv 2211.01095)."""
+
+
+class DPMSolverPP2S(SolverScheduler, solver="singlestep", order=2):
+    """DPM-Solver++(2S) (arXiv 2211.01095): two calls per step, any number of calls."""
+
+
+class DPMSolverPP3S(SolverScheduler, solver="singlestep", order=3):
+    """DPM-Solver++(3S) (arXiv 2211.01095): three calls per step, any number of calls."""
+
+
+class DPMSolverPPSDE(SolverScheduler, solver="dpmpp_sde"):
+    """k-diffusion's single-step DPM++ SDE: two calls per step, one in the last, so an odd number of calls."""
+
+
 class DPMSolver2M(SolverScheduler, solver="dpmpp", order=2, target="epsilon"):
     """DPM-Solver multistep of order 2 (arXiv 2206.00927), on the noise prediction; ends at the last label, not at 0."""
 
@@ -65,5 +81,18 @@ class IPNDM(SolverScheduler, solver="ipndm"):
     """iPNDM (arXiv 2204.13902): PNDM's coefficients without its warm-up."""
 
 
+class UniPC(SolverScheduler, solver="unipc"):
+    """UniPC (arXiv 2302.04867); `solver_order` (2) and `solver_type` ('bh2') as in diffusers."""
+
+
+class DEIS(SolverScheduler, solver="deis"):
+    """DEIS (arXiv 2204.13902), the paper's tAB; solver_type='logrho' is diffusers' variant."""
+
+
+class SASolver(SolverScheduler, solver="sa_solver"):
+    """SA-Solver (arXiv 2309.05019); predictor_order, corrector_order and tau by solver_options."""
+
+
 for _class in [value for value in globals().values() if isinstance(value, type)]:
     _class.__module__ = "samplers"  # the name in saved pipelines: `import samplers` is enough to load them
+del _class

@@ -17,9 +17,16 @@ SIGMA_FLAGS = {
     "use_lu_lambdas": "logsnr",
     "use_beta_sigmas": "beta",
 }
-# Where diffusers has `solver_order`; the orders of other families are in `solver_options`.
-WITH_SOLVER_ORDER = ("dpmpp", "singlestep", "unipc", "deis")
-_DIFFUSERS_SOLVER_TYPES = ("midpoint", "heun", "bh1", "bh2", "logrho")
+# The options that the diffusers scheduler of a family has too: our name -> the config's. Others are in solver_options.
+_SHARED = {"order": "solver_order", "lower_order_final": "lower_order_final"}
+SHARED = {
+    "dpmpp": _SHARED | {"solver_type": "solver_type"},
+    "singlestep": _SHARED | {"solver_type": "solver_type"},
+    "unipc": _SHARED | {"variant": "solver_type"},
+    "deis": _SHARED | {"variant": "solver_type"},
+    "sa_solver": {"lower_order_final": "lower_order_final"},
+}
+_SOLVER_TYPES = ("midpoint", "heun", "bh1", "bh2", "logrho")  # of all families in diffusers
 
 Choice = tuple[Callable[..., Plan], dict, str | None]  # a solver, its options, the grid that goes with them
 
@@ -41,14 +48,10 @@ def chosen_by_name(config, fixed: dict) -> Choice:
     build = SOLVERS[config.solver]
     known = list(inspect.signature(build).parameters)[2:]
     options = {}
-    if config.solver in WITH_SOLVER_ORDER:
-        options["order"] = config.solver_order
-    options["lower_order_final"] = config.lower_order_final
-    for name in ("solver_type", "variant"):
-        allowed = typing.get_args(typing.get_type_hints(build).get(name))
-        if config.solver_type in allowed or (allowed and config.solver_type not in _DIFFUSERS_SOLVER_TYPES):
-            options[name] = config.solver_type
-    options = {name: value for name, value in options.items() if name in known}
+    for name, theirs in SHARED.get(config.solver, {}).items():
+        allowed = typing.get_args(typing.get_type_hints(build).get(name)) or (config[theirs],)
+        if name in known and (config[theirs] in allowed or config[theirs] not in _SOLVER_TYPES):
+            options[name] = config[theirs]
     wished = {"eta": config.eta, "as_published": config.as_published or None}
     for name, value in wished.items():
         if value is not None:

@@ -117,6 +117,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         named = [p.replace(default=solver) if p.name == "solver" else p for p in here.parameters.values()]
         __init__.__signature__ = here.replace(parameters=named)  # diffusers reads a class's options from it
         cls.__init__ = register_to_config(__init__)
+        cls.__signature__ = _of_class(cls)
 
     def _setup(self) -> None:
         config = self.config
@@ -124,6 +125,9 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
             raise unknown("solver", config.solver, SOLVERS)
         if self.fixed_solver not in (None, config.solver):
             raise ValueError(f"{type(self).__name__} is solver {self.fixed_solver!r}: use SolverScheduler for others")
+        for name in config.solver_options or ():
+            if name in self.fixed_options:
+                raise ValueError(f"{type(self).__name__} fixes {name!r}: use SolverScheduler(solver={config.solver!r})")
         if config.solver is not None:
             chosen_by_name(config, self.fixed_options)  # a wrong option is an error now, not at the first image
         elif config.solver_options or config.eta is not None:
@@ -164,10 +168,14 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         if isinstance(config, dict):
             config, implied, flow = from_flow_match(config, cls._get_init_keys(cls))
             kwargs = {**implied, **kwargs}
-            was = config.get("solver") if "solver" not in config.get("_use_default_values", ()) else None
-            if kwargs.get("solver", cls.fixed_solver or was) != config.get("solver"):  # its options are not this one's
+            was = config.get("solver", cls.fixed_solver)
+            said = None if "solver" in config.get("_use_default_values", ()) else was
+            if kwargs.get("solver", cls.fixed_solver or said) != was:  # the options of another solver stay behind
                 for name in ("solver", "solver_options", "eta", "as_published"):
                     config.pop(name, None)
+            if config.get("solver_options") and cls.fixed_options:
+                left = {name: v for name, v in config["solver_options"].items() if name not in cls.fixed_options}
+                config["solver_options"] = left or None
         made = super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
         (made[0] if return_unused_kwargs else made).register_to_config(**flow)  # kept for the way back
         return made
@@ -230,8 +238,10 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
             mu: resolution-dependent shift of flow models, used if `use_dynamic_shifting`.
         """
         given = [values for values in (timesteps, sigmas) if values is not None]
-        if len(given) + (num_inference_steps is not None) != 1 and not (len(given) == 1 and num_inference_steps):
+        if len(given) > 1 or not given and num_inference_steps is None:
             raise ValueError("pass exactly one of num_inference_steps, timesteps and sigmas")
+        if num_inference_steps is not None and not (isinstance(num_inference_steps, int) and num_inference_steps > 0):
+            raise ValueError(f"num_inference_steps is a whole number of calls, at least 1; got {num_inference_steps!r}")
         if self.config.use_dynamic_shifting:
             if mu is None:
                 raise ValueError("this config has use_dynamic_shifting: pass mu= to set_timesteps")
@@ -290,7 +300,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         plan = self._compile(self._grid, len(self.plan), eta) if eta else self.plan
         again = None
         t, to_zero = plan.t[first:], plan.sigma[-1] == 0.0
-        if first and (np.diff(t) < 0).all():  # a solver with one call per step starts again on the remaining nodes
+        if 0 < first < len(plan) and (np.diff(t) < 0).all():  # a solver with one call per step starts again on the remaining nodes
             grid = Grid(self.schedule, times=t[:-1] if to_zero else t, end="zero" if to_zero else "t_end")
             with contextlib.suppress(ValueError):
                 again = self._compile(grid, len(plan) - first, eta)
@@ -331,6 +341,8 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
                 f"model_output ({model_output.dtype} on {model_output.device}) does not go with the sample "
                 f"({sample.dtype} on {sample.device})"
             )
+        if self._step_index == len(self.plan) and self._offset and self._begin_index is None:
+            self._step_index = self._state = None  # the label was looked up and its run is over: look this one up
         if self._step_index is None:
             self._step_index = self._begin_index if self._begin_index is not None else self._position(timestep)
             self._begin(self._step_index, eta)
@@ -385,6 +397,15 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
 # Saved pipelines name the class by its module, which must already be imported when they are loaded: with this,
 # `import samplers` is enough although the class itself is imported lazily.
 SolverScheduler.__module__ = "samplers"
+
+
+def _of_class(cls) -> inspect.Signature:
+    """What `help(cls)` shows, in place of __new__'s."""
+    of_init = inspect.signature(cls.__init__)
+    return of_init.replace(parameters=list(of_init.parameters.values())[1:])
+
+
+SolverScheduler.__signature__ = _of_class(SolverScheduler)
 
 
 def _version(x: torch.Tensor) -> int:

@@ -45,7 +45,9 @@ def _forward(grid: Grid, n: int, as_published: bool) -> Forward:
 def _published(grid: Grid, n: int) -> Forward:
     """The discrete SDE of the authors' code, on a ladder of n levels of its own, looked up at the times' index."""
     nodes, schedule = _published_nodes(grid, n), grid.schedule
-    eps = grid.t_end if isinstance(schedule, VPLinear) else _geometric(schedule, grid.t_end)
+    eps = grid.t_end
+    if isinstance(schedule, EDM):  # the t of sigma(t) = sigma_min (sigma_max / sigma_min)^t
+        eps = math.log(eps / schedule.t_min) / math.log(schedule.t_max / schedule.t_min)
     index = (torch.linspace(1.0, eps, n, dtype=torch.float64) * (n - 1)).long().numpy()  # the code truncates
     if isinstance(schedule, VPLinear):
         betas = np.linspace(schedule.beta_min / n, schedule.beta_max / n, n)
@@ -66,11 +68,6 @@ def _published_nodes(grid: Grid, n: int) -> Nodes:
     if kind is None or grid.given is not None or grid.kind != kind or grid.t_start != grid.schedule.t_max:
         raise ValueError("as_published needs VPLinear with grid 'time' or EDM with grid 'logsnr', from t_max on")
     return Grid(grid.schedule, kind, t_end=grid.t_end).nodes(n)
-
-
-def _geometric(schedule: EDM, sigma: float) -> float:
-    """The t of sigma(t) = sigma_min (sigma_max / sigma_min)^t."""
-    return math.log(sigma / schedule.t_min) / math.log(schedule.t_max / schedule.t_min)
 
 
 def _plan(name: str, grid: Grid, nodes: Nodes, keep, push, spread, as_published: bool, ode: bool = False) -> Plan:
@@ -173,17 +170,23 @@ class LangevinPlan(Plan):
     pace: tuple[float, ...] = ()
     batch_norms: bool = False
 
+    def __post_init__(self):
+        super().__post_init__()
+        object.__setattr__(self, "_minus_sigma", (-self.sigma).tolist())
+
     def step(self, k: int, state: State, model_output: torch.Tensor, noise: torch.Tensor | None = None) -> State:
         after = super().step(k, state, model_output, noise)
-        if not self.pace[k]:
+        pace = self.pace[k - len(self)]  # counted from the end, which a tail of the plan shares
+        if not pace:
             return after
-        score = after.history[0] * (-1.0 / float(self.sigma[k]))
+        score = after.history[0] / self._minus_sigma[k]
+        noise = noise.to(score.dtype)
         norm = score.flatten(1).norm(dim=1)
         if self.batch_norms:
             length = (noise.flatten(1).norm(dim=1).mean() / norm.mean()).expand_as(norm)
         else:
             length = math.sqrt(score[0].numel()) / norm.masked_fill(norm == 0, math.inf)
-        size = 2 * (self.pace[k] * length.view(-1, *[1] * (score.ndim - 1))) ** 2
+        size = 2 * (pace * length.view(-1, *[1] * (score.ndim - 1))) ** 2
         x = state.input + size * score + (2 * size).sqrt() * noise  # Algorithms 4 and 5, the corrector's lines
         return after._replace(input=x, anchor=x)
 
@@ -212,13 +215,16 @@ def predictor_corrector(
 ) -> Plan:
     """Predictor-corrector sampling (arXiv 2011.13456, Algorithms 1, 4 and 5): at each node correct, then predict.
 
+    That is the order of the authors' code, Algorithm 1 begun with a corrector, so that the last call denoises.
     `steps` model calls are steps / (1 + corrector_steps) predictor steps; a predictor or corrector 'none' makes no
     calls, and without predictor the state stays at the last node. Weak order 1 up to the corrector's own bias of
     O(snr^2), which more steps do not remove.
 
     Args:
         predictor: a name in `PREDICTORS` or 'none'.
-        corrector: 'langevin' (step size 2 (snr ||z|| / ||score||)^2), 'ald' (2 (snr sigma)^2; linear) or 'none'.
+        corrector: 'langevin' (step size 2 (snr ||z|| / ||score||)^2), 'ald' (2 (snr sigma)^2; linear) or 'none'. The
+            variance that 'langevin' keeps is too large by a factor of about d / (d - 2) in d dimensions: nothing for
+            images, much for toys.
         corrector_steps: corrector calls per node.
         snr: the paper's r, > 0. The authors use 0.16 for VE models of 32x32 images, 0.01 for VP.
         probability_flow: the predictor follows the ODE.
@@ -234,6 +240,8 @@ def predictor_corrector(
         raise ValueError(f"snr must be above 0, got {snr}")
     if not isinstance(corrector_steps, int) or corrector_steps < 1:
         raise ValueError(f"corrector_steps must be a whole number, at least 1, got {corrector_steps!r}")
+    if probability_flow and predictor not in ("reverse_diffusion", "euler_maruyama"):
+        raise ValueError(f"predictor {predictor!r} has no probability flow: use reverse_diffusion or euler_maruyama")
     m = 0 if corrector == "none" else corrector_steps
     each = m + (predictor != "none")
     if not each:
@@ -246,13 +254,11 @@ def predictor_corrector(
     rows: list[Row] = []
     if predictor != "none":
         flow = {"probability_flow": True} if probability_flow else {}
-        if flow and predictor == "ancestral_sampling":
-            raise ValueError("ancestral_sampling has no probability flow: use reverse_diffusion or euler_maruyama")
         moves = PREDICTORS[predictor](grid, n, as_published=as_published, **flow).rows[:, 0]
     root = _forward(grid, n, True).carry if as_published and m else np.ones(n)  # sqrt(alpha_i) of Algorithm 5
     pace = []
     for k in range(n):
-        r, sigma = snr * root[k], nodes.sigma[k]
+        r, sigma = float(snr * root[k]), nodes.sigma[k]
         size = 1.0 if corrector == "langevin" else 2 * (r * sigma) ** 2
         rows += [row(1.0, -size / sigma, noise=math.sqrt(2 * size))] * m
         pace += [r if corrector == "langevin" else 0.0] * m

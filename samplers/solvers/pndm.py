@@ -13,8 +13,8 @@ from .line import Line
 def pndm(grid: Grid, steps: int, *, skip_prk: bool = True, space: str | None = None) -> Plan:
     """PNDM: the transfer of eq. 11 (= a DDIM step along a combined value) with the linear multistep combination eq. 12.
 
-    Second order on any grid, as the paper's Property 3.2 has it; its combination is the fourth-order one, but for equal
-    steps in sigma/alpha.
+    Second order, as the paper's Property 3.2 has it: its combination is the fourth-order one, but for equal steps. On a
+    grid that is uniform on the line (rectified flow without shift, uniform in time) it is fourth order.
 
     Args:
         skip_prk: warm up as Stable Diffusion's PLMS does, with one Heun step (2 calls) and shorter combinations. False:

@@ -166,15 +166,16 @@ def outer_nodes(name: str, grid: Grid, calls: int, stages: int) -> Nodes:
 class _Clock(Line):
     """The schedule's own time: y = x, u = t, m = dx/dt = alpha' x_0 + sigma' eps (EDM, eq. 4, for any schedule)."""
 
-    target = "sample"
+    target = "flow"  # eps - x_0, which with x tells both at every level
 
     def __init__(self, nodes: Nodes):
         self.u, self.scale = nodes.t, np.ones(len(nodes))
 
     @staticmethod
-    def reads(schedule: Schedule, nodes: Nodes) -> list[tuple[float, float]]:
-        d_alpha, d_sigma = schedule.rates(nodes.t)
-        return list(zip(d_sigma / nodes.sigma, d_alpha - d_sigma * nodes.alpha / nodes.sigma, strict=True))
+    def reads(schedule: Schedule, nodes: Nodes) -> np.ndarray:
+        """m as combinations of (x, eps - x_0)."""
+        (d_alpha, d_sigma), alpha, sigma = schedule.rates(nodes.t), nodes.alpha, nodes.sigma
+        return np.stack([d_alpha + d_sigma, d_sigma * alpha - d_alpha * sigma], 1) / (alpha + sigma)[:, None]
 
 
 def _explicit(
@@ -188,7 +189,7 @@ def _explicit(
     s_tmax: float,
     s_noise: float,
 ) -> Plan:
-    """The plan of the Runge-Kutta method whose step from u to v in a space has the coefficients `tableau(u, v, space)`."""
+    """The plan of the Runge-Kutta method with the coefficients `tableau(u, v, space)` in a step from u to v."""
     if space not in (None, "time", *SPACES):
         raise unknown("space", space, ("time", *SPACES))
     schedule = grid.schedule
@@ -242,12 +243,11 @@ def _churn(schedule: Schedule, nodes: Nodes, s_churn, s_tmin, s_tmax, s_noise) -
     if nodes.lam[-1] < nodes.lam[0]:
         raise ValueError("s_churn needs a grid that runs from noise to data")
     level = np.exp(-begin.lam)
-    top = np.maximum(np.exp(-schedule.lam(schedule.t_limits[1])), level)
-    inside = (level >= s_tmin) & (level <= s_tmax) & (level < top)
-    raised = np.where(inside, np.minimum((1.0 + gamma) * level, top), level)
-    t = begin.t.copy()
-    t[inside] = schedule.t_of_lambda(-np.log(raised[inside]))
+    inside = np.flatnonzero((level >= s_tmin) & (level <= s_tmax) & np.isfinite(level))
+    top = np.maximum(np.exp(-schedule.lam(schedule.t_limits[1])), level[inside])
+    raised = np.minimum((1.0 + gamma) * level[inside], top)
+    t, noise = begin.t.copy(), np.zeros(n)
+    t[inside] = schedule.t_of_lambda(-np.log(raised))
     begin = Nodes.at(schedule, t)
-    noise = np.zeros(n)
-    noise[inside] = s_noise * begin.alpha[inside] * np.sqrt(raised**2 - level**2)[inside]  # line 6
+    noise[inside] = s_noise * begin.alpha[inside] * np.sqrt(raised**2 - level[inside] ** 2)  # line 6
     return begin, noise

@@ -27,14 +27,15 @@ def sa_solver(
     lower_order_final: bool = True,
     as_published: bool = False,
 ) -> Plan:
-    """SA-Solver. Order max(predictor_order, corrector_order) for tau = 0, weak order 1 otherwise.
+    """SA-Solver with a p-step predictor and a corrector through c values.
 
-    Calls of N intervals: N ('few_steps'), N + 2 ('more_steps'); with `pece` 2N - 1 and 2N + 1. A step to sigma = 0 is
-    first order (lambda is infinite there).
+    Order min(p + 1, c) for tau = 0, p without corrector. With noise, mean and variance of Gaussian data converge with
+    that order, but with 2 at most. A step to sigma = 0 is first order (lambda is infinite there).
+    Calls for N intervals: N ('few_steps') or N + 2 ('more_steps'); with `pece` 2N - 1 or 2N + 1.
 
     Args:
-        predictor_order: how many values the predictor interpolates, 1, 2, 3, ...
-        corrector_order: how many values the corrector interpolates, the new one included; 0 is the predictor alone.
+        predictor_order: p = 1, 2, 3, ..., how many values the predictor interpolates.
+        corrector_order: c, how many values the corrector interpolates, the new one included; 0 is no corrector.
         tau: amount of noise: 0 is the probability-flow ODE, 1 the reverse SDE. (tau, t_low, t_high): tau while a
             step ends in t_low <= t <= t_high, else 0; the authors often use (1.0, 0.2, 0.8).
         target: interpolate x_0 ('sample') or the noise ('epsilon').
@@ -78,7 +79,7 @@ def _nodes(grid: Grid, steps: int, few: bool, pece: bool, corrected: bool) -> No
     """The nodes of as many intervals as these calls make."""
     extra = 0 if few else 1 + corrected  # to correct the last node, and its x_0
     calls = steps - extra
-    if calls < 1 or pece and calls % 2 == 0:
+    if calls < 1 or (pece and calls % 2 == 0):
         first, gap = 1 + extra, 1 + pece
         possible = ", ".join(str(first + k * gap) for k in range(3))
         raise ValueError(f"sa_solver makes {possible}, ... model calls with these options, not {steps}")

@@ -77,7 +77,8 @@ def predict_and_correct(
 
     The predicted state P and the corrected X of a node share their start and their noise, so they differ in m's only:
 
-        P_{i+1} = carry X_i + sum_j w_j m_{i-j} + noise z        X_{i+1} = P_{i+1} + v_0 m_{i+1} + sum_j (v_{j+1} - w_j) m_{i-j}
+        P_{i+1} = carry X_i + sum_j w_j m_{i-j} + noise z
+        X_{i+1} = P_{i+1} + v_0 m_{i+1} + sum_j (v_{j+1} - w_j) m_{i-j}
 
     The corrector is therefore no second state but a change of the weights that lead from P_i to P_{i+1}: one row.
 
@@ -143,7 +144,7 @@ def _as_published(step: ExpStep, *at: int) -> np.ndarray:
     """
     if step.lam[at[0]] == step.lam_s:  # the predictor is right
         return step.weights(*at)
-    new, base, *old = at
+    new, _, *old = at
     r = (step.lam[[*old, new]] - step.lam_s) / step.h
     n = len(r)
     right = np.linalg.inv([[rj**k / math.factorial(k + 1) for k in range(n)] for rj in r])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 
 import torch
@@ -19,8 +20,72 @@ FLAGS = {
     "linspace": {"timestep_spacing": "linspace"},
     "trailing": {"timestep_spacing": "trailing"},
     "leading": {"timestep_spacing": "leading", "steps_offset": 1},
+    "default": {},
 }
+SHORT = {  # how a table writes an option
+    "solver_order": "o{}",
+    "predictor_order": "p{}",
+    "corrector_order": "c{}",
+    "final_sigmas_type": "end={}",
+    "set_alpha_to_one": "to_one={}",
+    "predict_x0": "x0={}",
+    "clip_sample": "",
+    "tau_func": "",
+    "skip_prk_steps": "",
+}
+COMMON = (  # one setting per way in which people are told to use a scheduler
+    "DDIM leading to_one=False",
+    "DDIM linspace to_one=False",
+    "DDIM trailing to_one=False",
+    "DDIM trailing to_one=True",
+    "DPMSolverMultistep linspace o1 dpmsolver end=sigma_min",
+    "DPMSolverMultistep linspace o1 dpmsolver++ end=zero",
+    "DPMSolverMultistep linspace o1 dpmsolver++ end=sigma_min",
+    "DPMSolverMultistep linspace o2 dpmsolver end=sigma_min",
+    "DPMSolverMultistep linspace o3 dpmsolver end=sigma_min",
+    "DPMSolverMultistep linspace o2 dpmsolver++ end=zero",
+    "DPMSolverMultistep linspace o2 dpmsolver++ end=sigma_min",
+    "DPMSolverMultistep linspace o3 dpmsolver++ end=zero",
+    "DPMSolverMultistep linspace o3 dpmsolver++ end=sigma_min",
+    "DPMSolverMultistep linspace o2 heun",
+    "DPMSolverMultistep trailing o2 dpmsolver++ end=zero",
+    "DPMSolverMultistep leading o2 dpmsolver++ end=zero",
+    "DPMSolverMultistep karras o2 dpmsolver++ end=zero",
+    "DPMSolverMultistep karras o3 dpmsolver++ end=zero",
+    "DPMSolverMultistep karras o2 dpmsolver++ end=sigma_min",
+    "DPMSolverMultistep lu o2 dpmsolver++ end=zero",
+    "DPMSolverMultistep exponential o2 dpmsolver++ end=zero",
+    "DPMSolverMultistep beta o2 dpmsolver++ end=zero",
+    "DPMSolverSinglestep default o2 end=zero",
+    "DPMSolverSinglestep default o3 end=zero",
+    "DPMSolverSinglestep default o3 end=sigma_min",
+    "DPMSolverSinglestep karras o2 end=zero",
+    "DPMSolverSinglestep default o3 dpmsolver end=sigma_min",
+    "UniPCMultistep linspace o2 bh2 end=zero",
+    "UniPCMultistep linspace o3 bh2 end=zero",
+    "UniPCMultistep linspace o3 bh2 end=sigma_min",
+    "UniPCMultistep karras o2 bh2 end=zero",
+    "UniPCMultistep karras o3 bh2 end=zero",
+    "UniPCMultistep linspace o3 bh2 end=sigma_min x0=False",
+    "DEISMultistep linspace o2",
+    "DEISMultistep linspace o3",
+    "DEISMultistep karras o2",
+    "SASolver linspace p2 c2",
+    "SASolver linspace p3 c3",
+    "SASolver linspace p3 c4",
+    "SASolver karras p3 c4",
+    "EulerDiscrete linspace",
+    "EulerDiscrete karras",
+    "HeunDiscrete linspace",
+    "HeunDiscrete karras",
+    "KDPM2Discrete karras",
+    "LMSDiscrete linspace",
+    "LMSDiscrete karras",
+    "PNDM leading",
+    "PNDM trailing",
+)
 SIGMAS = ("linspace", "trailing", "karras", "exponential", "beta")
+ENDS = ("zero", "sigma_min")
 CALLS = {  # steps for a number of model calls, where it is not one call per step
     "HeunDiscrete": lambda calls: (calls + 1) // 2,
     "KDPM2Discrete": lambda calls: (calls + 1) // 2,
@@ -36,23 +101,22 @@ def settings() -> dict[str, tuple[str, dict]]:
     found = {}
 
     def add(kind: str, spacing: str, **config):
-        words = [f"{key.removeprefix('solver_')}={value}" for key, value in config.items()]
-        found[" ".join([kind, spacing, *words])] = (kind, {**FLAGS[spacing], **config})
+        words = [SHORT.get(key, "{}").format(value) for key, value in config.items()]
+        found[" ".join(w for w in [kind, spacing, *words] if w)] = (kind, {**FLAGS[spacing], **config})
 
     for spacing in ("linspace", "trailing", "leading"):
         for to_one in (False, True):
             add("DDIM", spacing, set_alpha_to_one=to_one, clip_sample=False)
-    for spacing, order, algorithm, end in product(
-        (*SIGMAS, "lu", "leading"), (2, 3), ("dpmsolver++", "dpmsolver"), ("zero", "sigma_min")
-    ):
+    for spacing, order, algorithm, end in product((*SIGMAS, "lu", "leading"), (1, 2, 3), ("dpmsolver++", "dpmsolver"), ENDS):
         if (algorithm, end) != ("dpmsolver", "zero"):  # diffusers refuses it
             add("DPMSolverMultistep", spacing, solver_order=order, algorithm_type=algorithm, final_sigmas_type=end)
     for spacing in ("linspace", "karras", "lu"):
         add("DPMSolverMultistep", spacing, solver_order=2, solver_type="heun")
-    for spacing, order, end in product(("linspace", "karras", "exponential"), (2, 3), ("zero", "sigma_min")):
-        spacing_free = "default" if spacing == "linspace" else spacing  # it has no timestep_spacing
-        FLAGS["default"] = {}
-        add("DPMSolverSinglestep", spacing_free, solver_order=order, final_sigmas_type=end)
+    for spacing, order, end in product(("default", "karras", "exponential"), (2, 3), ENDS):
+        add("DPMSolverSinglestep", spacing, solver_order=order, final_sigmas_type=end)
+        if end == "sigma_min":
+            noise = {"algorithm_type": "dpmsolver", "final_sigmas_type": end}
+            add("DPMSolverSinglestep", spacing, solver_order=order, **noise)
     for spacing, order in product((*SIGMAS, "leading"), (1, 2, 3)):
         add("DEISMultistep", spacing, solver_order=order)
     for spacing, order, (kind, end) in product(
@@ -60,7 +124,8 @@ def settings() -> dict[str, tuple[str, dict]]:
     ):
         add("UniPCMultistep", spacing, solver_order=order, solver_type=kind, final_sigmas_type=end)
         if end == "sigma_min":
-            add("UniPCMultistep", spacing, solver_order=order, solver_type=kind, final_sigmas_type=end, predict_x0=False)
+            noise = {"final_sigmas_type": end, "predict_x0": False}
+            add("UniPCMultistep", spacing, solver_order=order, solver_type=kind, **noise)
     for spacing, (predictor, corrector) in product(SIGMAS, ((2, 2), (3, 3), (3, 4))):
         add("SASolver", spacing, predictor_order=predictor, corrector_order=corrector, tau_func=_no_noise)
     for kind in ("LMSDiscrete", "EulerDiscrete", "HeunDiscrete", "KDPM2Discrete"):
@@ -75,32 +140,31 @@ def _no_noise(t) -> int:
     return 0
 
 
-def make(kind: str, config: dict, network: dict = SD):
-    """The scheduler itself."""
-    logging.set_verbosity_error()
-    return getattr(schedulers, f"{kind}Scheduler")(**network, **config)
+def methods() -> dict[str, Callable]:
+    """Every setting as a method of compare.py."""
+    return {label: partial(run, kind, config) for label, (kind, config) in settings().items()}
 
 
-def run(
-    kind: str, config: dict, calls: int, model: Callable, z: torch.Tensor, network: dict = SD
-) -> tuple[torch.Tensor, str]:
-    """Sample with at most `calls` model calls from standard normal noise z; returns the result and where it ends.
+def run(kind: str, config: dict, problem, calls: int) -> tuple[torch.Tensor, str]:
+    """Sample with at most `calls` model calls; the model gets the input that the scheduler scales, at its label.
 
-    `model(x, label)` gets the input that the scheduler scales and the label that it names. Schedulers that count in
-    sigma / alpha start at exactly z / alpha (their own init_noise_sigma is off by the variance of the data).
+    Schedulers that count in sigma / alpha start at exactly z / alpha (their own init_noise_sigma is off by alpha^2).
     """
-    scheduler = make(kind, config, network)
+    logging.set_verbosity_error()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        scheduler = getattr(schedulers, f"{kind}Scheduler")(**SD, **config)
         scheduler.set_timesteps(CALLS.get(kind, lambda n: n)(calls))
-        x = z * (1.0 if float(scheduler.init_noise_sigma) == 1.0 else float((scheduler.sigmas[0] ** 2 + 1).sqrt()))
         if len(scheduler.timesteps) > calls:
-            raise RuntimeError(f"{kind} makes {len(scheduler.timesteps)} calls instead of {calls}")
+            raise ValueError(f"{kind} makes {len(scheduler.timesteps)} calls instead of {calls}")
+        x = problem.z * (1.0 if float(scheduler.init_noise_sigma) == 1.0 else _start(scheduler))
         for t in scheduler.timesteps:
-            output = model(scheduler.scale_model_input(x, t), t)
-            x = scheduler.step(output, t, x, return_dict=False)[0].to(z.dtype)
+            output = problem.model(scheduler.scale_model_input(x, t), t)
+            x = scheduler.step(output, t, x, return_dict=False)[0].to(x.dtype)
     if kind in ("DDIM", "PNDM"):
-        end = "zero" if config.get("set_alpha_to_one") else "t_end"
-    else:
-        end = "zero" if float(scheduler.sigmas[-1]) == 0.0 else "t_end"
-    return x, end
+        return x, "zero" if config.get("set_alpha_to_one") else "t_end"
+    return x, "zero" if float(scheduler.sigmas[-1]) == 0.0 else "t_end"
+
+
+def _start(scheduler) -> float:
+    return float((scheduler.sigmas[0] ** 2 + 1).sqrt())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -17,61 +18,57 @@ REFERENCE_CALLS = 500
 
 
 class TinySDXL:
-    """Held-out prompts, their embeddings (encoded once) and their initial noises.
+    """Held-out prompts, their embeddings (encoded once), their initial noises and a guidance scale.
 
-    z: (prompts, 8, 8, 8) float32. schedule: the network's.
+    Has what `compare.py` asks of a problem: name, schedule, z (prompts, 8, 8, 8) float32, model, exact.
     """
 
-    def __init__(self, prompts: int = 64, seed: int = 0):
+    def __init__(self, guidance: float, prompts: int = 64, seed: int = 0):
+        self.name, self.guidance = f"tiny-sdxl g={guidance:g}", guidance
         pipe = load_pipeline(str(MODEL), device="cpu")
         self.unet = pipe.unet.eval()
         config = pipe.scheduler.config
-        self.network = {key: config[key] for key in ("beta_start", "beta_end", "beta_schedule")}
         self.schedule = VPDiscrete.scaled_linear(config["beta_start"], config["beta_end"])
-        self.prompts = load_prompts("shapes:heldout", prompts)
+        texts = load_prompts("shapes:heldout", prompts)
         size = pipe.unet.config.sample_size
         shape = (pipe.unet.config.in_channels, size, size)
         self.z = torch.stack([initial_noise(shape, seed, i)[0] for i in range(prompts)])
         with torch.inference_mode():
-            cond, empty, pooled, empty_pooled = pipe.encode_prompt(self.prompts, do_classifier_free_guidance=True)
+            self.cond, self.empty, self.pooled, self.empty_pooled = pipe.encode_prompt(
+                texts, do_classifier_free_guidance=True
+            )
         pixels = size * pipe.vae_scale_factor
-        ids = torch.tensor([[pixels, pixels, 0, 0, pixels, pixels]], dtype=torch.float32).repeat(prompts, 1)
-        self._cond = (cond, {"text_embeds": pooled, "time_ids": ids})
-        both = {"text_embeds": torch.cat([empty_pooled, pooled]), "time_ids": ids.repeat(2, 1)}
-        self._both = (torch.cat([empty, cond]), both)
-        self._exact: dict[float, dict[str, torch.Tensor]] = {}
+        self.ids = torch.tensor([pixels, pixels, 0, 0, pixels, pixels], dtype=torch.float32)
 
-    def model(self, guidance: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """The guided noise prediction `model(x, label)`; guidance 1 is the conditional model alone."""
+    @torch.inference_mode()
+    def model(self, x: torch.Tensor, label) -> torch.Tensor:
+        """The guided noise prediction; guidance 1 is the conditional model alone. x may hold the first prompts only."""
+        n, twice = len(x), self.guidance != 1.0
+        states, pooled, rows = self.cond[:n], self.pooled[:n], x.float()
+        if twice:
+            states, pooled = torch.cat([self.empty[:n], states]), torch.cat([self.empty_pooled[:n], pooled])
+            rows = rows.repeat(2, 1, 1, 1)
+        added = {"text_embeds": pooled, "time_ids": self.ids.expand(len(rows), -1)}
+        label = torch.as_tensor(label, dtype=torch.float32)
+        out = self.unet(rows, label, encoder_hidden_states=states, added_cond_kwargs=added).sample
+        return (torch.lerp(*out.chunk(2), self.guidance) if twice else out).to(x.dtype)
 
-        @torch.inference_mode()
-        def model(x, label):
-            twice = guidance != 1.0
-            states, added = self._both if twice else self._cond
-            x_in = torch.cat([x, x]) if twice else x
-            label = torch.as_tensor(label, dtype=torch.float32)
-            out = self.unet(x_in.float(), label, encoder_hidden_states=states, added_cond_kwargs=added).sample
-            if not twice:
-                return out.to(x.dtype)
-            uncond, cond = out.chunk(2)
-            return torch.lerp(uncond, cond, guidance).to(x.dtype)
-
-        return model
-
-    def exact(self, guidance: float) -> dict[str, torch.Tensor]:
+    @cached_property
+    def exact(self) -> dict[str, torch.Tensor]:
         """The solution at both ends: 500 calls of third order to label 0, then one step to sigma = 0.
 
         The network is not defined below label 0, so that step is part of the problem, the same for everybody.
         """
-        if guidance not in self._exact:
-            model, z = self.model(guidance), self.z.double()
-            path = Grid(self.schedule, "logsnr", end="t_end")
-            low = sample(model, z, schedule=self.schedule, solver="dpmpp", order=3, steps=REFERENCE_CALLS, grid=path)
-            last = Grid(self.schedule, times=[self.schedule.t_min], end="zero")
-            zero = sample(model, low, schedule=self.schedule, solver="ddim", steps=1, grid=last)
-            self._exact[guidance] = {"t_end": low, "zero": zero}
-        return self._exact[guidance]
+        path = Grid(self.schedule, "logsnr", end="t_end")
+        options = {"schedule": self.schedule, "solver": "dpmpp", "order": 3, "steps": REFERENCE_CALLS}
+        low = sample(self.model, self.z.double(), grid=path, **options)
+        last = Grid(self.schedule, times=[self.schedule.t_min], end="zero")
+        zero = sample(self.model, low, schedule=self.schedule, solver="ddim", steps=1, grid=last)
+        return {"t_end": low, "zero": zero}
 
-    def errors(self, x: torch.Tensor, end: str, guidance: float) -> torch.Tensor:
-        """(prompts,): mean squared error of every prompt's latent."""
-        return (x.double() - self.exact(guidance)[end]).square().flatten(1).mean(1)
+    def head(self, prompts: int) -> TinySDXL:
+        """The same problem with the first prompts only, for a cheap look at many methods."""
+        part = copy.copy(self)
+        part.exact = {end: x[:prompts] for end, x in self.exact.items()}
+        part.z = self.z[:prompts]
+        return part

@@ -1,0 +1,130 @@
+"""One cell = one problem at one number of calls: who is best, and how the rule compares. Then tables of cells."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from . import ours, published, theirs
+from .compare import errors, geometric_mean, measure, ratio, rmse
+
+SHORTLIST = 6  # methods that a scan of a few samples passes on to the full measurement
+
+
+def machine() -> str:
+    """Processor, Python, torch and diffusers."""
+    import diffusers
+
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        cpu = next((ln.split(":")[1].strip() for ln in info.read_text().splitlines() if "model name" in ln), cpu)
+    return f"{cpu}, Python {platform.python_version()}, torch {torch.__version__}, diffusers {diffusers.__version__}"
+
+
+def cell(problem, calls: int, scan: int = 0, console=None) -> dict:
+    """Measure the rule and all others at one number of calls.
+
+    `scan`: first look at this many samples with every method, and measure the most accurate `SHORTLIST` of each
+    family on all of them.
+    """
+    rule = errors(problem, ours.rule, calls)
+    others = theirs.methods()
+    families = {
+        "diffusers in common use": {name: others[name] for name in theirs.COMMON},
+        "diffusers at any setting": others,
+        "official codes": published.methods(),
+        "samplers": ours.methods(),
+    }
+    found = {"problem": problem.name, "calls": calls, "n": len(rule), "rule": rmse(rule), "against": {}}
+    done = {}
+    for family, methods in families.items():
+        if scan:
+            first = measure(problem.head(scan), {n: m for n, m in methods.items()}, calls)
+            methods = {name: methods[name] for name in list(first)[:SHORTLIST]}
+        measured = {n: done[n] for n in methods if n in done}
+        measured |= measure(problem, {n: m for n, m in methods.items() if n not in done}, calls)
+        done |= measured
+        name, best = min(measured.items(), key=lambda item: rmse(item[1]))
+        value, low, high = ratio(rule, best)
+        found["against"][family] = {"best": name, "rmse": rmse(best), "ratio": value, "low": low, "high": high}
+    fitted = published.FITTED.get((problem.name, calls))
+    if fitted:
+        found["fitted"] = {"best": fitted[0], "rmse": fitted[1], "ratio": rmse(rule) / fitted[1]}
+    if console:
+        console.print(summary(found))
+    return found
+
+
+def summary(found: dict) -> str:
+    parts = [f"{a['ratio']:.2f} x {family} ({a['best']})" for family, a in found["against"].items()]
+    return f"{found['problem']}, {found['calls']} calls: rule {found['rule']:.4f} = " + ", ".join(parts)
+
+
+@dataclass
+class Table:
+    title: str
+    columns: list[str]
+    rows: list[list[str]] = field(default_factory=list)
+
+    def rich(self):
+        from rich.table import Table as RichTable
+
+        table = RichTable(title=self.title, title_justify="left")
+        for i, column in enumerate(self.columns):
+            table.add_column(column, justify="left" if i == 0 else "right")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def markdown(self) -> str:
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        return f"{self.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def tables(results: dict) -> list[Table]:
+    """What the bench prints."""
+    found = [_against(results[part], part) for part in ("analytic", "tiny") if part in results]
+    found += [_means(results["analytic"])] if "analytic" in results else []
+    return found + ([_overhead(results["overhead"])] if "overhead" in results else [])
+
+
+def _against(cells: list[dict], part: str) -> Table:
+    families = list(cells[0]["against"])
+    title = f"{part}: RMSE of the rule, and its ratio to the best of each family [95 %], n = {cells[0]['n']}"
+    table = Table(title, ["problem", "calls", "rule", *families, "fitted codes"])
+    for c in cells:
+        row = [c["problem"], str(c["calls"]), f"{c['rule']:.4f}"]
+        for a in c["against"].values():
+            row.append(f"{a['ratio']:.2f} [{a['low']:.2f}, {a['high']:.2f}] {a['best']}")
+        table.rows.append([*row, f"{c['fitted']['ratio']:.2f} {c['fitted']['best']}" if "fitted" in c else ""])
+    return table
+
+
+def _means(cells: list[dict]) -> Table:
+    """Geometric means over the problems. `official` counts the fitted codes where they were measured."""
+    table = Table("analytic: geometric mean of the ratios (and the largest)", ["calls", *cells[0]["against"], "official with fitted"])
+    few = [c for c in cells if 5 <= c["calls"] <= 10]
+    groups = [("5 to 10", few), ("all", cells)] + [(str(n), [c for c in cells if c["calls"] == n]) for n in sorted({c["calls"] for c in cells})]
+    for name, group in groups:
+        if group:
+            columns = [[c["against"][f]["ratio"] for c in group] for f in cells[0]["against"]]
+            official = [max(c["against"]["official codes"]["ratio"], c.get("fitted", {"ratio": 0})["ratio"]) for c in group]
+            table.rows.append([name, *(f"{geometric_mean(v):.2f} ({max(v):.2f})" for v in [*columns, official])])
+    return table
+
+
+def _overhead(rows: list[dict]) -> Table:
+    shapes = list(dict.fromkeys(tuple(r["shape"]) for r in rows))
+    table = Table("time per call without the model, 1 thread, float32", ["", *(f"{list(s)}: us, x DPM++2M, x UniPC 3" for s in shapes)])
+    for name in dict.fromkeys(r["name"] for r in rows):
+        line = [name]
+        for shape in shapes:
+            us = {r["name"]: r["microseconds"] for r in rows if tuple(r["shape"]) == shape}
+            base, unipc = us["diffusers DPM++2M"], us["diffusers UniPC order 3"]
+            line.append(f"{us[name]:.0f}, {us[name] / base:.2f}, {us[name] / unipc:.2f}")
+        table.rows.append(line)
+    return table
