@@ -4,6 +4,7 @@
 new solver is one such function and one line in SOLVERS.
 """
 
+from ..stochastic import euler_maruyama, predictor_corrector, reverse_diffusion
 from .adams import ipndm, lms
 from .ancestral import dpm2_ancestral, dpmpp_2s_ancestral, dpmpp_sde, euler_ancestral
 from .ddim import ddim
@@ -12,14 +13,16 @@ from .dpmpp import dpmpp
 from .pndm import pndm
 from .rungekutta import dpm2, euler, heun, runge_kutta
 from .sa import sa_solver
+from .singlestep import singlestep
 from .unipc import unipc
 
 SOLVERS = {
     solver.__name__: solver
     for solver in (
-        *(ddim, dpmpp, unipc, sa_solver),
+        *(ddim, dpmpp, singlestep, unipc, sa_solver),
         *(deis, lms, ipndm, pndm),
         *(euler, heun, dpm2, runge_kutta),
         *(euler_ancestral, dpm2_ancestral, dpmpp_2s_ancestral, dpmpp_sde),
+        *(reverse_diffusion, euler_maruyama, predictor_corrector),
     )
 }

@@ -49,14 +49,14 @@ class ExpStep:
             raise ValueError("a stochastic solver needs a grid that runs from noise to data")
         stretch = 1.0 + eta
         if target == "sample":
-            self._z, self._scale = -stretch, a_t * stretch
+            self._z, self.scale = -stretch, a_t * stretch
             self.carry = s_t / s_s * (math.exp(-eta * h) if eta else 1.0)
             self.first = a_t * -math.expm1(-stretch * h)
             self.noise = s_t * math.sqrt(-math.expm1(-2.0 * eta * h)) if eta else 0.0
         else:
             if a_s == 0.0:
                 raise ValueError("noise prediction is undefined at alpha = 0: use target='sample' or a smaller t_start")
-            self._z, self._scale = 1.0, -stretch * s_t
+            self._z, self.scale = 1.0, -stretch * s_t
             self.carry = a_t / a_s
             # sigma_t (e^h - 1) in the form that stays finite at sigma_t = 0
             self.first = stretch * (-s_t * math.expm1(h) if np.isfinite(h) else s_t - a_t * s_s / a_s)
@@ -69,7 +69,7 @@ class ExpStep:
 
     def weight(self, j: int) -> float:
         """The weight of h^(j-1) times the (j-1)-th derivative of the network's quantity at s."""
-        return self.first if j == 1 else self._scale * self.h * phi(j, self._z * self.h)
+        return self.first if j == 1 else self.scale * self.h * phi(j, self._z * self.h)
 
     def weights(self, *at: int) -> np.ndarray:
         """One weight per node index in `at`: the step integrates the polynomial in lambda through their values."""

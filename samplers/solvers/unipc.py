@@ -118,7 +118,7 @@ def _integral(step: ExpStep, weights, at: Sequence[int]) -> np.ndarray:
 
 def bh1(step: ExpStep, *at: int) -> np.ndarray:
     """The interpolation weights; two values with B(h) = h, which replaces the integral phi_2(z h) by phi_2(0) = 1/2."""
-    return _with_slope(step, at, 0.5 * step._scale * step.h)
+    return _with_slope(step, at, 0.5 * step.scale * step.h)
 
 
 def _bh2(step: ExpStep, *at: int) -> np.ndarray:

@@ -155,8 +155,9 @@ def test_options_reach_the_solver():
             for name, p in list(inspect.signature(SOLVERS[solver]).parameters.items())[2:]
             if p.default is None or isinstance(p.default, (int, float, str))
         }
-        json.loads(json.dumps(defaults))
-        SolverScheduler(**SD, solver=solver, solver_options=defaults).set_timesteps(10 if solver == "runge_kutta" else 9)
+        assert json.loads(json.dumps(defaults)) == defaults
+        calls = 10 if solver in ("runge_kutta", "predictor_corrector") else 9
+        SolverScheduler(**SD, solver=solver, solver_options=defaults).set_timesteps(calls)
 
 
 def test_default_is_the_rule():
