@@ -225,7 +225,10 @@ class Grid:
 
 
 def _monotone(name: str, values) -> np.ndarray:
-    values = np.array([float(v) for v in values], np.float64)
+    try:
+        values = np.array([float(v) for v in values], np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a sequence of numbers, got {values!r}") from None
     if not np.isfinite(values).all():
         raise ValueError(f"{name} must be finite, got {values.tolist()}")
     steps = np.diff(values)

@@ -26,7 +26,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from .grid import Nodes
-from .prediction import Guidance, conversion, convert
+from .prediction import Guidance, conversion, convert, fitting
 
 ANCHOR, NOISE, ONE, HISTORY = 0, 1, 2, 3  # columns; the newest m is at HISTORY
 
@@ -149,8 +149,8 @@ class Plan:
 
     def begin(self, x: torch.Tensor, noise: torch.Tensor | None = None) -> State:
         """The state before the first call. x: (batch, ...) at the first noise level; half precision becomes float32."""
-        if not x.is_floating_point():
-            raise TypeError(f"the initial state must be a floating-point tensor, got {x.dtype}")
+        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
+            raise TypeError(f"the initial state must be a floating-point tensor, got {getattr(x, 'dtype', type(x))}")
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         first, anchor, *past = (_combine(terms, (x, noise), "the start") for terms in self._start)
         return State(first, anchor, tuple(past))
@@ -164,11 +164,8 @@ class Plan:
             model_output: what the network returned at `state.input`, same shape.
             noise: standard normal, same shape; needed where `needs_noise(k)`.
         """
-        if model_output.shape != state.input.shape:
-            raise ValueError(
-                f"call {k}: the model returned shape {tuple(model_output.shape)} for input {tuple(state.input.shape)}"
-            )
-        output = model_output.to(state.input.dtype)
+        output = fitting(state.input, model_output, f"call {k}: the model returned")
+        noise = None if noise is None else fitting(state.input, noise, f"call {k}: the noise has")
         m = output if self._direct[k] else _combine(self._reads[k], (state.input, output), f"call {k}")
         history = (m, *state.history)[: self.rows.shape[2] - HISTORY]
         values = (state.anchor, noise, None, *history)
@@ -205,6 +202,12 @@ class Plan:
 
         Returns: the result, in x's dtype.
         """
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"the initial state must be a floating-point tensor, got {type(x)}")
+        for name, given in {"guidance": guidance, "threshold": threshold, "noise": noise}.items():
+            if given is not None and not callable(given):
+                kind = "a samplers.Guidance" if name == "guidance" else "a function"
+                raise TypeError(f"{name} must be {kind}, got {type(given).__name__}")
         prediction = prediction or self.prediction
         plan = self.for_prediction("sample" if threshold else prediction)
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -215,11 +218,12 @@ class Plan:
         sums = []
         for k in range(len(plan)):
             seen = state.input.to(x.dtype)
-            output = model(seen, labels[k]).to(state.input.dtype)
+            output = fitting(state.input, model(seen, labels[k]), f"call {k}: the model returned")
             if guidance is not None:
                 output = guidance(output, seen, labels[k], plan._levels[k])
             if threshold is not None:
-                output = threshold(convert(state.input, output, prediction, "sample", plan.alpha[k], plan.sigma[k]))
+                x0 = convert(state.input, output, prediction, "sample", plan.alpha[k], plan.sigma[k])
+                output = fitting(x0, threshold(x0), f"call {k}: threshold returned")
             sums.append(output.sum())
             state = plan.step(k, state, output, draw(k) if plan.needs_noise(k) else None)
             if callback is not None:
@@ -260,6 +264,8 @@ def randn(shape, generator, device, dtype) -> torch.Tensor:
         if len(generator) != shape[0]:
             raise ValueError(f"{len(generator)} generators for a batch of {shape[0]}")
         return torch.cat([randn((1, *shape[1:]), g, device, dtype) for g in generator])
+    if not isinstance(generator, torch.Generator | None):
+        raise TypeError(f"generator must be a torch.Generator or one per sample, got {type(generator).__name__}")
     source = device if generator is None else generator.device
     return torch.randn(tuple(shape), generator=generator, device=source, dtype=dtype).to(device)
 

@@ -44,6 +44,23 @@ def conversion(source: str, target: str, alpha: float, sigma: float) -> tuple[fl
     return (p_to * q - q_to * p) / det, (q_to * alpha - p_to * sigma) / det
 
 
+def fitting(x: torch.Tensor, value: torch.Tensor, what: str) -> torch.Tensor:
+    """`value` in x's dtype.
+
+    Raises:
+        TypeError, ValueError: it is not a floating-point tensor of x's shape and device; the text begins with `what`.
+    """
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{what} type {type(value).__name__}, not a tensor")
+    if value.shape != x.shape:
+        raise ValueError(f"{what} shape {tuple(value.shape)} for input {tuple(x.shape)}")
+    if value.device != x.device:
+        raise ValueError(f"{what} device {value.device}, but the state is on {x.device}")
+    if not value.is_floating_point():
+        raise TypeError(f"{what} dtype {value.dtype}, not a floating-point one")
+    return value.to(x.dtype)
+
+
 def convert(
     x: torch.Tensor, output: torch.Tensor, source: str, target: str, alpha: float, sigma: float
 ) -> torch.Tensor:
@@ -74,7 +91,7 @@ class Guidance:
         lo, hi = self.interval
         if self.scale == 1.0 or not lo <= noise_level <= hi:
             return cond
-        uncond = self.uncond(x, label).to(cond.dtype)
+        uncond = fitting(cond, self.uncond(x, label), "the unconditional model returned")
         guided = torch.lerp(uncond, cond, self.scale)
         if self.rescale:
             dims = tuple(range(1, cond.ndim))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from ._names import unknown
@@ -44,6 +45,8 @@ def build_plan(
     Raises:
         ValueError: an unknown name (with the nearest one), steps < 1, sigmas that are not monotone, ...
     """
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule must be a samplers.Schedule such as VPDiscrete(betas), got {schedule!r}")
     if not callable(solver) and solver not in SOLVERS:
         raise unknown("solver", solver, SOLVERS)
     if prediction not in PREDICTIONS:
@@ -57,6 +60,8 @@ def build_plan(
         grid = Grid(schedule, grid, end=end or "zero", t_start=t_start, t_end=t_end, sigmas=sigmas, timesteps=timesteps)
     elif any(v is not None for v in (end, t_start, t_end, sigmas, timesteps)):
         raise ValueError("a Grid object carries its own end, t_start, t_end, sigmas and timesteps")
+    elif not _same(schedule, grid.schedule, np.array([grid.t_start, grid.t_end])):
+        raise ValueError(f"the grid is of another schedule ({type(grid.schedule).__name__}): pass grid.schedule")
     if steps is not None:
         plan = build(grid, steps, **options)
     elif grid.given is not None:
@@ -69,6 +74,13 @@ def build_plan(
             f"solver {plan.name!r} cannot make exactly {steps} model calls here; it would make {len(plan)}"
         )
     return plan.for_prediction(prediction)
+
+
+def _same(one: Schedule, other: Schedule, t: np.ndarray) -> bool:
+    """Whether two schedules agree at the times t, in noise and in what the network is told."""
+    return one is other or all(
+        np.allclose(getattr(one, f)(t), getattr(other, f)(t), rtol=1e-9, atol=1e-9) for f in ("lam", "model_time")
+    )
 
 
 def build_on_given(build: Callable[..., Plan], grid: Grid, **options) -> Plan:

@@ -1,4 +1,4 @@
-"""The diffusers plug-in: one scheduler that steps a plan. With named.py the only module here that imports diffusers.
+"""The diffusers plug-in: one scheduler that steps a plan (its options: pipeline_config.py; subclasses: named.py).
 
     pipe.scheduler = samplers.SolverScheduler.from_config(pipe.scheduler.config, solver="unipc")
 
@@ -15,21 +15,18 @@ import math
 
 import numpy as np
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin, SchedulerOutput
+from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput  # noqa: F401 (see __init__)
 
-from ._names import unknown
-from .grid import GRIDS, LABEL_GRIDS, Grid
-from .pipeline_config import SIGMA_FLAGS, chosen_by_name, chosen_by_rule, from_flow_match
+from .grid import Grid
+from .pipeline_config import SIGMA_FLAGS, PipelineConfig, chosen_by_name, chosen_by_rule, signature_of
 from .plan import ANCHOR, Plan, State, randn
-from .prediction import PREDICTIONS, convert, dynamic_threshold
+from .prediction import convert, dynamic_threshold
 from .sample import build_on_given
-from .schedule import RectifiedFlow, Schedule, VPDiscrete, training_betas
-from .solvers import SOLVERS
+from .schedule import RectifiedFlow
 from .tail import tail
 
 
-class SolverScheduler(SchedulerMixin, ConfigMixin):
+class SolverScheduler(PipelineConfig):
     """Any solver of this package in any diffusers pipeline for VP (SD, SDXL, DiT, ...) or rectified-flow (SD3, Flux,
     ...) models.
 
@@ -54,131 +51,15 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
     A subclass fixes a solver and its options: `class Mine(SolverScheduler, solver="unipc", order=3)`.
     """
 
-    _compatibles = [e.name for e in KarrasDiffusionSchedulers]  # noqa: RUF012
     order = 1  # model calls per entry of `timesteps`
-    fixed_solver: str | None = None
-    fixed_options: dict = {}  # noqa: RUF012
-
-    @register_to_config
-    def __init__(
-        self,
-        num_train_timesteps: int = 1000,
-        beta_start: float = 0.0001,
-        beta_end: float = 0.02,
-        beta_schedule: str = "linear",
-        trained_betas: np.ndarray | list[float] | None = None,
-        solver_order: int = 2,
-        prediction_type: str = "epsilon",
-        thresholding: bool = False,
-        dynamic_thresholding_ratio: float = 0.995,
-        sample_max_value: float = 1.0,
-        solver_type: str = "midpoint",
-        lower_order_final: bool = True,
-        use_karras_sigmas: bool = False,
-        use_exponential_sigmas: bool = False,
-        use_beta_sigmas: bool = False,
-        use_lu_lambdas: bool = False,
-        use_flow_sigmas: bool = False,
-        flow_shift: float = 1.0,
-        final_sigmas_type: str = "zero",
-        lambda_min_clipped: float = -float("inf"),
-        variance_type: str | None = None,
-        timestep_spacing: str = "linspace",
-        steps_offset: int = 0,
-        rescale_betas_zero_snr: bool = False,
-        use_dynamic_shifting: bool = False,
-        time_shift_type: str = "exponential",
-        solver: str | None = None,
-        grid: str | None = None,
-        eta: float | None = None,
-        as_published: bool = False,
-        solver_options: dict | None = None,
-        guidance: float = 5.0,
-    ):
-        self._setup()
-
-    def __new__(cls, *args, **config):
-        for name in config:
-            if not name.startswith("_") and name not in cls._get_init_keys(cls):
-                raise unknown(f"option of {cls.__name__}", name, cls._get_init_keys(cls) - {"self"})
-        return super().__new__(cls)
-
-    def __init_subclass__(cls, solver: str | None = None, **options):
-        """A named scheduler: this `solver`, these options; everything else stays configurable."""
-        super().__init_subclass__()
-        if solver is None:
-            return
-        cls.fixed_solver, cls.fixed_options = solver, options
-
-        def __init__(self, *args, **kwargs):
-            self._setup()
-
-        here = inspect.signature(SolverScheduler.__init__)
-        named = [p.replace(default=solver) if p.name == "solver" else p for p in here.parameters.values()]
-        __init__.__signature__ = here.replace(parameters=named)  # diffusers reads a class's options from it
-        cls.__init__ = register_to_config(__init__)
-        cls.__signature__ = _of_class(cls)
 
     def _setup(self) -> None:
-        config = self.config
-        if config.solver is not None and config.solver not in SOLVERS:
-            raise unknown("solver", config.solver, SOLVERS)
-        if self.fixed_solver not in (None, config.solver):
-            raise ValueError(f"{type(self).__name__} is solver {self.fixed_solver!r}: use SolverScheduler for others")
-        for name in config.solver_options or ():
-            if name in self.fixed_options:
-                raise ValueError(f"{type(self).__name__} fixes {name!r}: use SolverScheduler(solver={config.solver!r})")
-        if config.solver is not None:
-            chosen_by_name(config, self.fixed_options)  # a wrong option is an error now, not at the first image
-        elif config.solver_options or config.eta is not None:
-            raise ValueError("solver_options and eta belong to a solver: name it with solver=")
-        if config.grid is not None and config.grid not in (*GRIDS, "config"):
-            raise unknown("grid", config.grid, (*GRIDS, "config"))
-        if self._network not in PREDICTIONS:
-            kinds = ("epsilon", "sample", "v_prediction", "flow_prediction")
-            raise unknown("prediction_type", config.prediction_type, kinds)
-        if config.final_sigmas_type not in ("zero", "sigma_min"):
-            raise unknown("final_sigmas_type", config.final_sigmas_type, ("zero", "sigma_min"))
-        if config.timestep_spacing not in LABEL_GRIDS:
-            raise unknown("timestep_spacing", config.timestep_spacing, LABEL_GRIDS)
-        if sum(bool(config[flag]) for flag in SIGMA_FLAGS) > 1:
-            raise ValueError(f"set at most one of {', '.join(SIGMA_FLAGS)}")
-        n = config.num_train_timesteps
-        if config.use_flow_sigmas:
-            self.schedule: Schedule = RectifiedFlow(config.flow_shift, n)
-        else:
-            kind = config.beta_schedule if config.trained_betas is None else config.trained_betas
-            betas = training_betas(kind, config.beta_start, config.beta_end, n, config.rescale_betas_zero_snr)
-            self.schedule = VPDiscrete(betas)
-            self.betas = torch.tensor(betas, dtype=torch.float32)
-            self.alphas_cumprod = torch.cumprod(1.0 - torch.tensor(betas), 0).float()
+        super()._setup()
         self.init_noise_sigma = self.schedule.init_scale
         self.num_inference_steps: int | None = None
-        self.timesteps = torch.arange(n - 1, -1, -1, dtype=torch.float32)
+        self.timesteps = torch.arange(len(self) - 1, -1, -1, dtype=torch.float32)
         self.plan: Plan | None = None
         self._reset()
-
-    @classmethod
-    def from_config(cls, config=None, return_unused_kwargs=False, **kwargs):
-        """As diffusers' `from_config`; understands FlowMatch configs (`shift`) too. An unknown option is an error."""
-        for name in kwargs:
-            if not name.startswith("_") and name not in ("dtype", "torch_dtype", *cls._get_init_keys(cls)):
-                raise unknown(f"option of {cls.__name__}", name, cls._get_init_keys(cls) - {"self"})
-        flow = {}
-        if isinstance(config, dict):
-            config, implied, flow = from_flow_match(config, cls._get_init_keys(cls))
-            kwargs = {**implied, **kwargs}
-            was = config.get("solver", cls.fixed_solver)
-            said = None if "solver" in config.get("_use_default_values", ()) else was
-            if kwargs.get("solver", cls.fixed_solver or said) != was:  # the options of another solver stay behind
-                for name in ("solver", "solver_options", "eta", "as_published"):
-                    config.pop(name, None)
-            if config.get("solver_options") and cls.fixed_options:
-                left = {name: v for name, v in config["solver_options"].items() if name not in cls.fixed_options}
-                config["solver_options"] = left or None
-        made = super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
-        (made[0] if return_unused_kwargs else made).register_to_config(**flow)  # kept for the way back
-        return made
 
     # -- what pipelines read ------------------------------------------------------------------------------------------
 
@@ -238,7 +119,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
             mu: resolution-dependent shift of flow models, used if `use_dynamic_shifting`.
         """
         given = [values for values in (timesteps, sigmas) if values is not None]
-        if len(given) > 1 or not given and num_inference_steps is None:
+        if len(given) > 1 or (not given and num_inference_steps is None):
             raise ValueError("pass exactly one of num_inference_steps, timesteps and sigmas")
         if num_inference_steps is not None and not (isinstance(num_inference_steps, int) and num_inference_steps > 0):
             raise ValueError(f"num_inference_steps is a whole number of calls, at least 1; got {num_inference_steps!r}")
@@ -265,11 +146,6 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         self.sigmas = torch.tensor(levels, dtype=torch.float32)
         self.num_inference_steps = len(self.plan)
         self._reset()
-
-    @property
-    def _network(self) -> str:
-        kind = self.config.prediction_type
-        return "flow" if kind == "flow_prediction" else kind
 
     def _place(self, timesteps, sigmas) -> Grid:
         schedule, config = self.schedule, self.config
@@ -300,7 +176,9 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
         plan = self._compile(self._grid, len(self.plan), eta) if eta else self.plan
         again = None
         t, to_zero = plan.t[first:], plan.sigma[-1] == 0.0
-        if 0 < first < len(plan) and (np.diff(t) < 0).all():  # a solver with one call per step starts again on the remaining nodes
+        if (
+            0 < first < len(plan) and (np.diff(t) < 0).all()
+        ):  # a solver with one call per step starts again on the remaining nodes
             grid = Grid(self.schedule, times=t[:-1] if to_zero else t, end="zero" if to_zero else "t_end")
             with contextlib.suppress(ValueError):
                 again = self._compile(grid, len(plan) - first, eta)
@@ -397,15 +275,7 @@ class SolverScheduler(SchedulerMixin, ConfigMixin):
 # Saved pipelines name the class by its module, which must already be imported when they are loaded: with this,
 # `import samplers` is enough although the class itself is imported lazily.
 SolverScheduler.__module__ = "samplers"
-
-
-def _of_class(cls) -> inspect.Signature:
-    """What `help(cls)` shows, in place of __new__'s."""
-    of_init = inspect.signature(cls.__init__)
-    return of_init.replace(parameters=list(of_init.parameters.values())[1:])
-
-
-SolverScheduler.__signature__ = _of_class(SolverScheduler)
+SolverScheduler.__signature__ = signature_of(SolverScheduler)
 
 
 def _version(x: torch.Tensor) -> int:

@@ -33,7 +33,8 @@ def run(setting, options):
         kept = {k: options.pop(k) for k in ("order", "rtol", "atol") if k in options}
         ends = {"t_start": setting.t_start, "t_end": setting.t_end}
         model = setting.model("epsilon")
-        return sample_adaptive(model, setting.x, schedule=schedule, controller="k_diffusion", target="epsilon", **ends, **kept)[0]
+        settings = {"schedule": schedule, "controller": "k_diffusion", "target": "epsilon"}
+        return sample_adaptive(model, setting.x, **settings, **ends, **kept)[0]
     if name == "dpm_fast":
         grid = setting.grid("logsnr")
         plan = build_plan(schedule, "singlestep", setting.steps, grid=grid, target="epsilon", as_published=True)

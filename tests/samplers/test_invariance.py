@@ -9,6 +9,8 @@ from samplers.solvers import SOLVERS
 
 KINDS = ("epsilon", "sample", "v_prediction", "flow", "score")
 FORM = {"deis": {"variant": "rhoab"}}  # its default, tab, interpolates in the schedule's own t: another method per form
+FORM |= {"predictor_corrector": {"predictor": "ancestral_sampling"}}
+OF_X = ("reverse_diffusion", "euler_maruyama")  # Euler steps of x itself, so another method in each form
 LEVELS = np.geomspace(100, 0.01, 9)
 
 
@@ -33,7 +35,7 @@ def test_prediction_type(mixture, z, solver):
         assert (run - runs[0]).abs().max() < 1e-11 * max(1.0, scale)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name not in OF_X])
 def test_vp_and_edm_form_are_the_same_problem(mixture, z, solver):
     """x / alpha of the VP run is the VE run: same noise levels, same draws."""
     vp, edm = VPLinear(), EDM(0.002, 500)
@@ -44,7 +46,7 @@ def test_vp_and_edm_form_are_the_same_problem(mixture, z, solver):
     assert (a - b).abs().max() < 1e-10 * max(1.0, a.abs().max())
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", [name for name in SOLVERS if name != "euler_maruyama"])  # singular at alpha = 0
 def test_rectified_flow_from_pure_noise(mixture, z, solver):
     """alpha is exactly 0 at the start and sigma exactly 0 at the end: nothing infinite, and the result is the data."""
     schedule = RectifiedFlow(shift=2.0)

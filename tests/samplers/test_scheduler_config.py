@@ -7,10 +7,10 @@ import sys
 
 import diffusers
 import numpy as np
-import pipes
 import pytest
+import tiny_pipes as pipes
 import torch
-from pipes import SD, inputs
+from tiny_pipes import SD, inputs
 
 import samplers
 from samplers import RectifiedFlow, SolverScheduler, named

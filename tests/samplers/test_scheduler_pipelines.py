@@ -4,10 +4,10 @@ from collections import defaultdict
 
 import diffusers
 import numpy as np
-import pipes
 import pytest
+import tiny_pipes as pipes
 import torch
-from pipes import LATENT, SD, gen, inputs, told
+from tiny_pipes import LATENT, SD, gen, inputs, told
 
 import samplers
 from samplers import RectifiedFlow, SolverScheduler, VPDiscrete
@@ -93,9 +93,7 @@ def test_image_to_image_starts_at_the_label_it_was_noised_to(solver, options, st
     pipe = pipes.sd(SolverScheduler(**SD, solver=solver, solver_options=options), "StableDiffusionImg2ImgPipeline")
     labels = told(pipe.unet)
     image = torch.randn(LATENT, generator=gen(3))
-    out = pipe(
-        **inputs(pipe), image=image, strength=strength, num_inference_steps=9, generator=gen(4)
-    ).images
+    out = pipe(**inputs(pipe), image=image, strength=strength, num_inference_steps=9, generator=gen(4)).images
     first = 9 - int(9 * strength)
     plan = pipe.scheduler.plan
     assert labels == plan.label[first:].astype(np.float32).tolist()
@@ -144,7 +142,7 @@ def test_the_image_of_diffusers_own_scheduler(make, kind, given):
     theirs, ours = (FLOW_THEIRS, FLOW_TWIN) if make is pipes.sd3 else (THEIRS, TWIN)
     for scheduler in (theirs, ours):
         pipe = make(scheduler, *[kind] * (kind is not None))
-        size = {"height": 8, "width": 8} if "npaint" in str(kind) or make is pipes.sd3 and "Img2Img" in kind else {}
+        size = {"height": 8, "width": 8} if "npaint" in str(kind) or (make is pipes.sd3 and "Img2Img" in kind) else {}
         out = pipe(**inputs(pipe) | size | given, num_inference_steps=10, generator=gen(4)).images
         outs.append(torch.as_tensor(out))
     assert close(outs[1], outs[0], 2e-4)  # their tables are float32
@@ -246,3 +244,17 @@ def test_half_precision_pipelines():
         out = pipe(**given, latents=NOISE.to(dtype), num_inference_steps=4).images
         assert out.dtype == dtype and torch.isfinite(out).all()
         assert pipe.scheduler._state.input.dtype == torch.float32
+
+
+def test_dit_saved_batched_and_as_tuple(tmp_path):
+    """What diffusers' own pipeline tests ask: the same images after a round trip, in a batch, and as a tuple."""
+    pipe = pipes.dit(SolverScheduler(**SD, solver="unipc"))
+    given = inputs(pipe) | {"num_inference_steps": 4}
+    image = pipe(**given, generator=gen(1)).images
+    pipe.save_pretrained(tmp_path)
+    loaded = pipes.quiet(diffusers.DiTPipeline.from_pretrained(tmp_path))
+    np.testing.assert_allclose(loaded(**given, generator=gen(1)).images, image, atol=1e-5)
+    np.testing.assert_allclose(pipe(**given, generator=gen(1), return_dict=False)[0], image, atol=1e-6)
+    batch = pipe(**given | {"class_labels": [1, 3]}, generator=[gen(1), gen(2)]).images
+    np.testing.assert_allclose(batch[:1], image, atol=1e-4)
+    assert np.abs(batch[1] - batch[0]).max() > 0.01

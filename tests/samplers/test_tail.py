@@ -84,9 +84,11 @@ def test_it_follows_the_exact_solution(mixture, z, solver, calls, first, options
     middle = mixture.exact(VP, z, t_end=plan.t[first])
     end = mixture.exact(VP, middle, t_start=plan.t[first])
     error = (run(tail(plan, first), mixture, middle) - end).square().mean().sqrt()
-    alone = (run(ddim(Grid(VP, times=plan.t[first:], end="t_end"), calls - first), mixture, middle) - end) if (
-        np.diff(plan.t[first:]) < 0
-    ).all() else torch.tensor(1.0)
+    alone = (
+        (run(ddim(Grid(VP, times=plan.t[first:], end="t_end"), calls - first), mixture, middle) - end)
+        if (np.diff(plan.t[first:]) < 0).all()
+        else torch.tensor(1.0)
+    )
     assert error < min(6e-3, 0.3 * alone.square().mean().sqrt())
 
 
