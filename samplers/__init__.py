@@ -44,6 +44,7 @@ __all__ = [
     "VPLinear",
     "build_plan",
     "convert",
+    "default_solver",
     "dynamic_threshold",
     "sample",
     *_NAMED,
@@ -57,4 +58,8 @@ def __getattr__(name: str):
         from . import named, scheduler
 
         return getattr(named if name in _NAMED else scheduler, name)
+    if name == "default_solver":
+        from .default import default_solver
+
+        return default_solver
     raise AttributeError(f"module 'samplers' has no attribute {name!r}")

@@ -121,7 +121,9 @@ class SolverScheduler(PipelineConfig):
         given = [values for values in (timesteps, sigmas) if values is not None]
         if len(given) > 1 or (not given and num_inference_steps is None):
             raise ValueError("pass exactly one of num_inference_steps, timesteps and sigmas")
-        if num_inference_steps is not None and not (isinstance(num_inference_steps, int) and num_inference_steps > 0):
+        if num_inference_steps is not None and not (
+            isinstance(num_inference_steps, (int, np.integer)) and num_inference_steps > 0
+        ):
             raise ValueError(f"num_inference_steps is a whole number of calls, at least 1; got {num_inference_steps!r}")
         if self.config.use_dynamic_shifting:
             if mu is None:

@@ -59,11 +59,11 @@ def dpmpp_sde(
     """k-diffusion's single-step DPM-Solver++(SDE) with r = 1/2: the exact integral of a constant x_0 (SDE-DPM-Solver++
     1 of Lu et al. 2022, arXiv 2211.01095, app. C) with x_0 taken at a noisy middle stage.
 
-    Two calls per step, one in a step to sigma = 0. Options as in `euler_ancestral`, and
+    Weak order 2; two calls per step, one in a step to sigma = 0. Options as in `euler_ancestral`, and
 
     Args:
-        independent_noise: draw the noises of the stage and of the whole step independently. By default they belong to
-            one path, as in the SDE (in k-diffusion: with its Brownian tree).
+        independent_noise: draw the noises of the stage and of the step independently, which is weak order 1. By
+            default they belong to one Brownian motion over sigma / alpha, as with k-diffusion's Brownian tree: order 2.
     """
     nodes = _outer("dpmpp_sde", grid, steps, 2, eta, s_noise)
     # from alpha = 0 the middle is where an x_0 linear in 1 / kappa has its mean under the step's weight
@@ -74,12 +74,13 @@ def dpmpp_sde(
     rows = []
     for s in range(0, steps - 1, 2):
         (down_m, up_m), (down, up) = _split(kappa[s], kappa[s + 1], eta), _split(kappa[s], kappa[s + 2], eta)
-        carried = 0.0 if independent_noise else up_m * _split(kappa[s + 1], kappa[s + 2], eta)[0] / kappa[s + 1]
-        fresh = math.sqrt(max(0.0, up**2 - carried**2))
+        a, m, b = kappa[s : s + 3]
+        common = 0.0 if independent_noise else (a - m) / (a - b) if np.isfinite(a) else 1.0  # of the path from a to b
         carry, (gain,), *_ = _step(nodes, s, s + 2, down)
-        scale = s_noise * nodes.alpha[s + 2]
-        rows.append((_step(nodes, s, s + 1, down_m, s_noise * up_m), row(carry, 0.0, noise=scale * carried)))
-        rows.append(row(1.0, gain, noise=scale * fresh))
+        noise = s_noise * nodes.alpha[s + 2] * up
+        stage = _step(nodes, s, s + 1, down_m, s_noise * up_m)
+        rows.append((stage, row(carry, 0.0, noise=noise * math.sqrt(common))))
+        rows.append(row(1.0, gain, noise=noise * math.sqrt(1.0 - common)))
     if steps % 2:
         rows.append(_step(nodes, steps - 1, steps, 0.0))
     return Plan.build("dpmpp_sde", "sample", nodes, rows)

@@ -192,12 +192,14 @@ def _explicit(
     """The plan of the Runge-Kutta method with the coefficients `tableau(u, v, space)` in a step from u to v."""
     if space not in (None, "time", *SPACES):
         raise unknown("space", space, ("time", *SPACES))
+    if s_churn < 0 or s_noise < 0:
+        raise ValueError(f"s_churn and s_noise must not be negative, got {s_churn} and {s_noise}")
     schedule = grid.schedule
     nodes = outer_nodes(name, grid, calls, len(tableau(0.9, 0.5, "kappa").b))
     n = len(nodes) - 1
     space = space or ("flow" if nodes.alpha[0] == 0.0 else "kappa")
     line_of = _Clock if space == "time" else lambda nodes: Line(nodes, space)
-    begin, added = _churn(schedule, nodes, s_churn, s_tmin, s_tmax, s_noise)
+    begin, noise = _churn(schedule, nodes, s_churn, s_tmin, s_tmax, s_noise)
     u, v = line_of(begin).u, line_of(nodes).u[1:]
     tables = [tableau(u[i], v[i], space) if nodes.sigma[i + 1] else EULER for i in range(n)]
 
@@ -214,12 +216,10 @@ def _explicit(
         for j, weights in enumerate(a, 1):  # k_j = f(y_s + h sum_l a_jl k_l)
             rows.append((line.row(s, s + j, *(h * w for w in weights[::-1])), row(1.0)))
         carry, ms, *_ = line.row(s, end, *(h * w for w in b[::-1]))  # y_t = y_s + h sum_j b_j k_j
-        if i + 1 < n and added[i + 1]:
-            up = begin.alpha[i + 1] / nodes.alpha[i + 1]
-            carry, ms = up * carry, tuple(up * m for m in ms)
-        rows.append(Row(carry, ms, added[i + 1] if i + 1 < n else 0.0))
+        up = begin.alpha[i + 1] / nodes.alpha[i + 1] if noise[i + 1] else 1.0
+        rows.append(Row(up * carry, tuple(up * m for m in ms), noise[i + 1]))
         s += len(b)
-    start = [[begin.alpha[0] / nodes.alpha[0], added[0]]] * 2 if added[0] else None
+    start = [[begin.alpha[0] / nodes.alpha[0], noise[0]]] * 2 if noise[0] else None
     points = every.take([*range(s), len(every) - 1])
     reads = _Clock.reads(schedule, every.take(range(s))) if space == "time" else None
     return Plan.build(name, line.target, points, rows, reads, start)
@@ -232,21 +232,20 @@ def _time_at(schedule: Schedule, space: str, u: float) -> float:
 
 
 def _churn(schedule: Schedule, nodes: Nodes, s_churn, s_tmin, s_tmax, s_noise) -> tuple[Nodes, np.ndarray]:
-    """Where the n steps begin once noise has raised their levels, and how much noise that takes (in units of x)."""
-    if s_churn < 0 or s_noise < 0:
-        raise ValueError(f"s_churn and s_noise must not be negative, got {s_churn} and {s_noise}")
+    """Where the n steps begin once noise has raised their levels, and the noise before each (none after the last), in
+    units of x."""
     n = len(nodes) - 1
     begin = nodes.take(range(n))
     gamma = min(s_churn / n, math.sqrt(2.0) - 1.0)  # algorithm 2, line 4
     if not gamma:
-        return begin, np.zeros(n)
+        return begin, np.zeros(n + 1)
     if nodes.lam[-1] < nodes.lam[0]:
         raise ValueError("s_churn needs a grid that runs from noise to data")
     level = np.exp(-begin.lam)
     inside = np.flatnonzero((level >= s_tmin) & (level <= s_tmax) & np.isfinite(level))
     top = np.maximum(np.exp(-schedule.lam(schedule.t_limits[1])), level[inside])
     raised = np.minimum((1.0 + gamma) * level[inside], top)
-    t, noise = begin.t.copy(), np.zeros(n)
+    t, noise = begin.t.copy(), np.zeros(n + 1)
     t[inside] = schedule.t_of_lambda(-np.log(raised))
     begin = Nodes.at(schedule, t)
     noise[inside] = s_noise * begin.alpha[inside] * np.sqrt(raised**2 - level[inside] ** 2)  # line 6

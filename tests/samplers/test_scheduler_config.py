@@ -88,8 +88,9 @@ def test_a_saved_pipeline_needs_only_import_samplers(cls, tmp_path):
         f"assert (s.config.solver, s.config.solver_options, s.config.grid) == ('unipc', {options['solver_options']}, "
         "'karras')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    if cls is samplers.UniPC:  # one new process is enough
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
     alone = cls.from_pretrained(tmp_path, subfolder="scheduler")
     for scheduler in (alone, mine):
         scheduler.set_timesteps(6)
