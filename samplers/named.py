@@ -38,7 +38,7 @@ class DPMSolverPP3S(SolverScheduler, solver="singlestep", order=3):
 
 
 class DPMSolverPPSDE(SolverScheduler, solver="dpmpp_sde"):
-    """k-diffusion's single-step DPM++ SDE: two calls per step, one in the last, so an odd number of calls."""
+    """k-diffusion's single-step DPM++ SDE: two calls per step, one in the last."""
 
 
 class DPMSolver2M(SolverScheduler, solver="dpmpp", order=2, target="epsilon"):
@@ -54,19 +54,19 @@ class EulerAncestral(SolverScheduler, solver="euler_ancestral"):
 
 
 class Heun(SolverScheduler, solver="heun"):
-    """Heun's method of EDM (arXiv 2206.00364): two calls per step, one in the last, so an odd number of calls."""
+    """Heun's method of EDM (arXiv 2206.00364): two calls per step, one in the last."""
 
 
 class KDPM2(SolverScheduler, solver="dpm2"):
-    """DPM-Solver-2 as in k-diffusion: two calls per step, one in the last, so an odd number of calls."""
+    """DPM-Solver-2 as in k-diffusion: two calls per step, one in the last."""
 
 
 class KDPM2Ancestral(SolverScheduler, solver="dpm2_ancestral"):
-    """Ancestral sampling with DPM-Solver-2 steps: an odd number of calls."""
+    """Ancestral sampling with DPM-Solver-2 steps, two calls each."""
 
 
 class DPMSolverPP2SAncestral(SolverScheduler, solver="dpmpp_2s_ancestral"):
-    """Ancestral sampling with DPM-Solver++(2S) steps: an odd number of calls."""
+    """Ancestral sampling with DPM-Solver++(2S) steps, two calls each."""
 
 
 class LMS(SolverScheduler, solver="lms"):

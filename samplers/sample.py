@@ -52,16 +52,25 @@ def build_plan(
     if prediction not in PREDICTIONS:
         raise unknown("prediction", prediction, PREDICTIONS)
     build = solver if callable(solver) else SOLVERS[solver]
-    known = list(inspect.signature(build).parameters)[2:]
+    name, parameters = getattr(build, "__name__", solver), inspect.signature(build).parameters
+    known = list(parameters)[2:]
     for option in options:
         if option not in known:
-            raise unknown(f"option of solver {getattr(build, '__name__', solver)!r}", option, known)
+            raise unknown(f"option of solver {name!r}", option, known)
     if not isinstance(grid, Grid):
         grid = Grid(schedule, grid, end=end or "zero", t_start=t_start, t_end=t_end, sigmas=sigmas, timesteps=timesteps)
     elif any(v is not None for v in (end, t_start, t_end, sigmas, timesteps)):
         raise ValueError("a Grid object carries its own end, t_start, t_end, sigmas and timesteps")
     elif not _same(schedule, grid.schedule, np.array([grid.t_start, grid.t_end])):
         raise ValueError(f"the grid is of another schedule ({type(grid.schedule).__name__}): pass grid.schedule")
+    for option in ("order", "predictor_order"):
+        order = options.get(option, parameters[option].default) if option in known else 0
+        calls = steps if steps is not None or grid.given is None else len(grid.given) - 1
+        if isinstance(order, int) and isinstance(calls, int) and 0 < calls < order:
+            raise ValueError(
+                f"{name} of {option} {order} needs at least {order} model calls, got {calls}: pass {option}={calls}, or "
+                "more steps"
+            )
     if steps is not None:
         plan = build(grid, steps, **options)
     elif grid.given is not None:

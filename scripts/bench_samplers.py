@@ -48,7 +48,7 @@ def main() -> None:
         results["analytic"] = [report.cell(p, n, console=console) for p in problems for n in args.calls]
     if args.tiny or every:
         problems = [TinySDXL(g, args.prompts, args.seed) for g in args.guidance]
-        results["tiny"] = [report.cell(p, n, scan=8, console=console) for p in problems for n in args.calls]
+        results["tiny"] = [report.cell(p, n, scan=4, console=console) for p in problems for n in args.calls]
     if args.overhead or every:
         results["overhead"] = overhead.run()
     for table in report.tables(results):

@@ -4,7 +4,9 @@
     python scripts/check_golden.py DIR [--only SOLVER ...] [--skip SOLVER ...] [--quiet]
 
 DIR holds index.json and arrays.npz. Prints one line per case and `N cases, N passed, N unsupported`; exits 1 if any
-case failed or is unsupported (2 if nothing was selected).
+case failed or is unsupported (2 if nothing was selected). A case passes within its own absolute tolerance, or within
+1e-13 of its largest output where that is more: a few of EDM's ablations end at 1e6, where rounding alone is above 1e-9
+(moving the initial noise by one unit in the last place moves them by 7e-9); their lines say so.
 """
 
 from __future__ import annotations
@@ -39,9 +41,11 @@ def main(argv=None) -> int:
     for case in cases:
         try:
             gap = golden.run(case)
-            good = gap <= case["tol"]
+            tol, resolution = case["tol"], golden.resolution(case)
+            good = gap <= max(tol, resolution)
             passed += good
-            verdict = f"{'pass' if good else 'FAIL'}  {gap:.1e} (tol {case['tol']:.0e})"
+            limit = f"tol {tol:.0e}" if gap <= tol or not good else f"tol {tol:.0e}, float64 resolves {resolution:.0e}"
+            verdict = f"{'pass' if good else 'FAIL'}  {gap:.1e} ({limit})"
         except Unsupported as why:
             unsupported, good, verdict = unsupported + 1, True, f"unsupported  {why}"
         except Exception as error:

@@ -26,7 +26,7 @@ def euler_ancestral(grid: Grid, steps: int, *, eta: float = 1.0, s_noise: float 
         eta: 0 is the ODE (DDIM), 1 ancestral sampling; cut where all of the next level would be new noise.
         s_noise: multiplies the noise that is added.
     """
-    nodes = _outer("euler_ancestral", grid, steps, 1, eta, s_noise)
+    nodes, _ = _outer(grid, steps, 1, eta, s_noise)
     kappa = np.exp(-nodes.lam)
     rows = []
     for i in range(steps):
@@ -38,7 +38,8 @@ def euler_ancestral(grid: Grid, steps: int, *, eta: float = 1.0, s_noise: float 
 def dpm2_ancestral(grid: Grid, steps: int, *, eta: float = 1.0, s_noise: float = 1.0) -> Plan:
     """Ancestral sampling with DPM-Solver-2 steps (Lu et al. 2022, arXiv 2206.00927, algorithm 1, r = 1/2).
 
-    Weak order 2; two calls per step, one in a step to sigma = 0. Options as in `euler_ancestral`, eta at most 1. A
+    Weak order 2; two calls per step, one in a step to sigma = 0 and, if a call is left over, in the first. Options as
+    in `euler_ancestral`, eta at most 1. A
     step from alpha = 0 adds no noise: it would be all there is.
     """
     return _two_stages("dpm2_ancestral", "epsilon", grid, steps, eta, s_noise)
@@ -47,7 +48,8 @@ def dpm2_ancestral(grid: Grid, steps: int, *, eta: float = 1.0, s_noise: float =
 def dpmpp_2s_ancestral(grid: Grid, steps: int, *, eta: float = 1.0, s_noise: float = 1.0) -> Plan:
     """Ancestral sampling with DPM-Solver++(2S) steps (Lu et al. 2022, arXiv 2211.01095, algorithm 1, r = 1/2).
 
-    Weak order 2; two calls per step, one in a step to sigma = 0. Options as in `euler_ancestral`, eta at most 1. A
+    Weak order 2; two calls per step, one in a step to sigma = 0 and, if a call is left over, in the first. Options as
+    in `euler_ancestral`, eta at most 1. A
     step from alpha = 0 adds no noise: it would be all there is.
     """
     return _two_stages("dpmpp_2s_ancestral", "sample", grid, steps, eta, s_noise)
@@ -59,20 +61,21 @@ def dpmpp_sde(
     """k-diffusion's single-step DPM-Solver++(SDE) with r = 1/2: the exact integral of a constant x_0 (SDE-DPM-Solver++
     1 of Lu et al. 2022, arXiv 2211.01095, app. C) with x_0 taken at a noisy middle stage.
 
-    Weak order 2; two calls per step, one in a step to sigma = 0. Options as in `euler_ancestral`, and
+    Weak order 2; two calls per step, one in a step to sigma = 0 and, if a call is left over, in the first. Options as
+    in `euler_ancestral`, and
 
     Args:
         independent_noise: draw the noises of the stage and of the step independently, which is weak order 1. By
             default they belong to one Brownian motion over sigma / alpha, as with k-diffusion's Brownian tree: order 2.
     """
-    nodes = _outer("dpmpp_sde", grid, steps, 2, eta, s_noise)
+    nodes, of_first = _outer(grid, steps, 2, eta, s_noise)
     # from alpha = 0 the middle is where an x_0 linear in 1 / kappa has its mean under the step's weight
     nodes = _with_middles(
-        grid, nodes, lambda a, b: math.sqrt(a * b) if np.isfinite(a) else b * (2 + eta**2) / (1 + eta**2)
+        grid, nodes, lambda a, b: math.sqrt(a * b) if np.isfinite(a) else b * (2 + eta**2) / (1 + eta**2), of_first
     )
     kappa = np.exp(-nodes.lam)
-    rows = []
-    for s in range(0, steps - 1, 2):
+    rows = [_step(nodes, 0, 1, *_noisy(kappa, eta, s_noise))] if of_first == 1 else []
+    for s in range(len(rows), steps - 1, 2):
         (down_m, up_m), (down, up) = _split(kappa[s], kappa[s + 1], eta), _split(kappa[s], kappa[s + 2], eta)
         a, m, b = kappa[s : s + 3]
         common = 0.0 if independent_noise else (a - m) / (a - b) if np.isfinite(a) else 1.0  # of the path from a to b
@@ -81,14 +84,14 @@ def dpmpp_sde(
         stage = _step(nodes, s, s + 1, down_m, s_noise * up_m)
         rows.append((stage, row(carry, 0.0, noise=noise * math.sqrt(common))))
         rows.append(row(1.0, gain, noise=noise * math.sqrt(1.0 - common)))
-    if steps % 2:
+    if len(rows) < steps:
         rows.append(_step(nodes, steps - 1, steps, 0.0))
     return Plan.build("dpmpp_sde", "sample", nodes, rows)
 
 
 def _two_stages(name: str, target: str, grid: Grid, steps: int, eta: float, s_noise: float) -> Plan:
     """The midpoint method (in lambda) on x_0 or on epsilon to `down`, then noise."""
-    nodes = _outer(name, grid, steps, 2, eta, s_noise)
+    nodes, of_first = _outer(grid, steps, 2, eta, s_noise)
 
     def middle(a, b):
         if np.isinf(a):  # where the weight of x_0, uniform in 1 / kappa, has its centre
@@ -98,17 +101,19 @@ def _two_stages(name: str, target: str, grid: Grid, steps: int, eta: float, s_no
             raise ValueError(f"eta = {eta} makes the next level all noise at level {b:.4g}; choose eta <= 1")
         return math.sqrt(a * down)
 
-    nodes = _with_middles(grid, nodes, middle)
+    nodes = _with_middles(grid, nodes, middle, of_first)
     kappa = np.exp(-nodes.lam)
     rows, kinds = [], []
-    for s in range(0, steps - 1, 2):
+    if of_first == 1:
+        rows, kinds = [_step(nodes, 0, 1, *_noisy(kappa, eta, s_noise))], ["sample"]
+    for s in range(len(rows), steps - 1, 2):
         from_noise = np.isinf(kappa[s])
         kind = "sample" if from_noise else target
         down, up = _split(kappa[s], kappa[s + 2], 0.0 if from_noise else eta)
         rows += [(_step(nodes, s, s + 1, kappa[s + 1], kind=kind), row(1.0))]
         rows += [_step(nodes, s, s + 2, down, s_noise * up, kind)]
         kinds += [kind] * 2
-    if steps % 2:
+    if len(rows) < steps:
         rows.append(_step(nodes, steps - 1, steps, 0.0, kind="sample"))
         kinds.append("sample")
     # a flow network's output determines both kinds at every level
@@ -116,20 +121,27 @@ def _two_stages(name: str, target: str, grid: Grid, steps: int, eta: float, s_no
     return Plan.build(name, "flow", nodes, rows, reads)
 
 
-def _outer(name: str, grid: Grid, steps: int, stages: int, eta: float, s_noise: float) -> Nodes:
+def _outer(grid: Grid, steps: int, stages: int, eta: float, s_noise: float) -> tuple[Nodes, int]:
     if eta < 0 or s_noise < 0:
         raise ValueError(f"eta and s_noise must not be negative, got {eta} and {s_noise}")
-    nodes = outer_nodes(name, grid, steps, stages)
+    nodes, of_first = outer_nodes(grid, steps, stages)
     if eta and nodes.lam[-1] < nodes.lam[0]:
         raise ValueError("eta > 0 needs a grid that runs from noise to data")
-    return nodes
+    return nodes, of_first
 
 
-def _with_middles(grid: Grid, outer: Nodes, middle: Callable[[float, float], float]) -> Nodes:
-    """A call at the level `middle(a, b)` in every step from level a to b > 0."""
+def _noisy(kappa: np.ndarray, eta: float, s_noise: float) -> tuple[float, float]:
+    """(down, up) of a first step in one call; from alpha = 0 without noise, as in the steps of two calls."""
+    down, up = _split(kappa[0], kappa[1], 0.0 if np.isinf(kappa[0]) else eta)
+    return down, s_noise * up
+
+
+def _with_middles(grid: Grid, outer: Nodes, middle: Callable[[float, float], float], of_first: int) -> Nodes:
+    """A call at the level `middle(a, b)` in every step from level a to b > 0; not in a first step of one call."""
     kappa, times = np.exp(-outer.lam), []
     for i, b in enumerate(kappa[1:]):
-        times += [outer.t[i], *([float(grid.schedule.t_of_lambda(-np.log(middle(kappa[i], b))))] if b else [])]
+        inner = [float(grid.schedule.t_of_lambda(-np.log(middle(kappa[i], b))))] if b and (i or of_first > 1) else []
+        times += [outer.t[i], *inner]
     if kappa[-1] == 0.0:
         return Nodes.at(grid.schedule, times).then_zero()
     return Nodes.at(grid.schedule, [*times, outer.t[-1]])

@@ -59,7 +59,8 @@ def runge_kutta(
     """An explicit Runge-Kutta method by its tableau: rhoRK of DEIS (Zhang & Chen 2023, arXiv 2204.13902, sec. 4).
 
     Order 1 to 4 and as many calls per step as the tableau has stages. A step to sigma = 0 is Euler's and takes one
-    call, so n intervals that end there take stages * (n - 1) + 1.
+    call, so n intervals that end there take stages * (n - 1) + 1. Calls that are left over make a first step of fewer
+    stages (Euler's, Heun's or Kutta's), which bounds the order of the whole by one more than its own.
 
     Args:
         method: 'euler', 'heun', 'kutta3', 'ralston3', 'heun3', 'houwen3', 'ssp3' or 'rk4' (DEIS's names, '1euler',
@@ -105,7 +106,7 @@ def heun(
     s_noise: float = 1.0,
 ) -> Plan:
     """EDM's stochastic sampler (Karras et al. 2022, arXiv 2206.00364, algorithms 1 and 2). Order 2, two calls per
-    step, one in the step to sigma = 0.
+    step, one in the step to sigma = 0 and, if a call is left over, in the first.
 
     Args:
         alpha: where the second stage lies, in (0, 1] (algorithm 3): 1 is Heun's method, 1/2 the midpoint method, 2/3
@@ -129,7 +130,7 @@ def dpm2(
     s_noise: float = 1.0,
 ) -> Plan:
     """DPM-Solver-2 as k-diffusion's `dpm_2`, with EDM's churn (Lu et al. 2022, arXiv 2206.00927, algorithm 1).
-    Order 2, two calls per step, one in the step to sigma = 0.
+    Order 2, two calls per step, one in the step to sigma = 0 and, if a call is left over, in the first.
 
     Args:
         r: where between the ends, in log(sigma / alpha), the second stage lies, in (0, 1].
@@ -149,18 +150,17 @@ def dpm2(
     return _explicit("dpm2", grid, steps, tableau, None, s_churn, s_tmin, s_tmax, s_noise)
 
 
-def outer_nodes(name: str, grid: Grid, calls: int, stages: int) -> Nodes:
-    """The ends of the steps of a solver that makes `stages` calls per step, but one in a step to sigma = 0."""
+def outer_nodes(grid: Grid, calls: int, stages: int) -> tuple[Nodes, int]:
+    """The ends of the steps of a solver that makes `stages` calls per step, but one in a step to sigma = 0, and the
+    number of calls of the first step: what is left over, so that every number of calls can be made.
+
+    The first step is the one that bears a lower order best: eps hardly changes where all is noise.
+    """
+    if not isinstance(calls, (int, np.integer)) or calls < 1:
+        return grid.nodes(calls), 1  # raises
     to_zero = int(grid.end == "zero" if grid.given is None else grid.given.sigma[-1] == 0)
-    whole, rest = divmod(calls - to_zero, stages)
-    if rest or calls < 1:
-        below = max(calls - rest, to_zero or stages) if calls >= 1 else to_zero or stages
-        last = ", one in the last to sigma = 0," if to_zero else ""
-        raise ValueError(
-            f"{name} makes {stages} model calls per step{last} and so cannot make {calls}: choose steps="
-            f"{below} or {below + stages}"
-        )
-    return grid.nodes(int(whole) + to_zero)
+    whole, rest = divmod(int(calls) - to_zero, stages)
+    return grid.nodes(whole + (rest > 0) + to_zero), rest or stages
 
 
 class _Clock(Line):
@@ -195,13 +195,15 @@ def _explicit(
     if s_churn < 0 or s_noise < 0:
         raise ValueError(f"s_churn and s_noise must not be negative, got {s_churn} and {s_noise}")
     schedule = grid.schedule
-    nodes = outer_nodes(name, grid, calls, len(tableau(0.9, 0.5, "kappa").b))
+    nodes, of_first = outer_nodes(grid, calls, len(tableau(0.9, 0.5, "kappa").b))
     n = len(nodes) - 1
     space = space or ("flow" if nodes.alpha[0] == 0.0 else "kappa")
     line_of = _Clock if space == "time" else lambda nodes: Line(nodes, space)
     begin, noise = _churn(schedule, nodes, s_churn, s_tmin, s_tmax, s_noise)
     u, v = line_of(begin).u, line_of(nodes).u[1:]
     tables = [tableau(u[i], v[i], space) if nodes.sigma[i + 1] else EULER for i in range(n)]
+    if of_first < len(tables[0].b):
+        tables[0] = TABLEAUX[("euler", "heun", "kutta3")[of_first - 1]]
 
     times = []  # of the calls
     for i, (a, _) in enumerate(tables):

@@ -90,6 +90,10 @@ class Golden:
         classes = torch.arange(len(z)) % 2 if problem["guided"] else None
         return schedule, problem["guidance_scale"] or 1.0, data, classes, z.view(len(z), *mixture["shape"])
 
+    def resolution(self, case: dict) -> float:
+        """What float64 can tell apart in the case's output, after the rounding of a whole run."""
+        return 1e-13 * float(self[case["out"]].abs().max())
+
     def run(self, case: dict) -> float:
         """The largest absolute difference to the case's output.
 

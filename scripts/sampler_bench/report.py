@@ -11,7 +11,7 @@ import torch
 from . import ours, published, theirs
 from .compare import errors, geometric_mean, measure, ratio, rmse
 
-SHORTLIST = 6  # methods that a scan of a few samples passes on to the full measurement
+SHORTLIST = 4  # methods that a scan of a few samples passes on to the full measurement
 
 
 def machine() -> str:
@@ -28,29 +28,34 @@ def machine() -> str:
 def cell(problem, calls: int, scan: int = 0, console=None) -> dict:
     """Measure the rule and all others at one number of calls.
 
-    `scan`: first look at this many samples with every method, and measure the most accurate `SHORTLIST` of each
-    family on all of them.
+    `scan`: look at this many samples with every method first, and measure on all samples only the `SHORTLIST` most
+    accurate ones of each family.
     """
-    rule = errors(problem, ours.rule, calls)
     others = theirs.methods()
     families = {
         "diffusers in common use": {name: others[name] for name in theirs.COMMON},
         "diffusers at any setting": others,
         "official codes": published.methods(),
-        "samplers": ours.methods(),
+        "samplers": ours.methods(ours.GRIDS[:2] if scan else ours.GRIDS),
     }
+    everyone = {name: method for methods in families.values() for name, method in methods.items()}
+    if scan:
+        order = measure(problem.head(scan), everyone, calls)
+        families = {f: [n for n in order if n in methods][:SHORTLIST] for f, methods in families.items()}
+        everyone = {name: everyone[name] for names in families.values() for name in names}
+    measured = measure(problem, everyone, calls)
+    rule = errors(problem, ours.rule, calls)
     found = {"problem": problem.name, "calls": calls, "n": len(rule), "rule": rmse(rule), "against": {}}
-    done = {}
-    for family, methods in families.items():
-        if scan:
-            first = measure(problem.head(scan), {n: m for n, m in methods.items()}, calls)
-            methods = {name: methods[name] for name in list(first)[:SHORTLIST]}
-        measured = {n: done[n] for n in methods if n in done}
-        measured |= measure(problem, {n: m for n, m in methods.items() if n not in done}, calls)
-        done |= measured
-        name, best = min(measured.items(), key=lambda item: rmse(item[1]))
-        value, low, high = ratio(rule, best)
-        found["against"][family] = {"best": name, "rmse": rmse(best), "ratio": value, "low": low, "high": high}
+    for family, names in families.items():
+        name = next(n for n in measured if n in names)  # the best first
+        value, low, high = ratio(rule, measured[name])
+        found["against"][family] = {
+            "best": name,
+            "rmse": rmse(measured[name]),
+            "ratio": value,
+            "low": low,
+            "high": high,
+        }
     fitted = published.FITTED.get((problem.name, calls))
     if fitted:
         found["fitted"] = {"best": fitted[0], "rmse": fitted[1], "ratio": rmse(rule) / fitted[1]}
