@@ -1,10 +1,15 @@
 """Fast, exact sampling of diffusion models: a solver is a table of numbers."""
 
+from .adaptive import sample_adaptive
+from .default import default_solver
 from .grid import Grid, Nodes
 from .plan import Plan, State
 from .prediction import Guidance, convert, dynamic_threshold
 from .sample import build_plan, sample
 from .schedule import EDM, RectifiedFlow, Schedule, VPDiscrete, VPLinear
+from .solvers import SOLVERS
+from .solvers.afs import without_first_call
+from .solvers.denoise import then_denoise
 
 _NAMED = (  # SolverScheduler with a fixed solver: named.py
     "DDIM",
@@ -31,6 +36,7 @@ _NAMED = (  # SolverScheduler with a fixed solver: named.py
 )
 
 __all__ = [
+    "SOLVERS",
     "EDM",
     "Grid",
     "Guidance",
@@ -47,6 +53,9 @@ __all__ = [
     "default_solver",
     "dynamic_threshold",
     "sample",
+    "sample_adaptive",
+    "then_denoise",
+    "without_first_call",
     *_NAMED,
 ]
 
@@ -58,8 +67,4 @@ def __getattr__(name: str):
         from . import named, scheduler
 
         return getattr(named if name in _NAMED else scheduler, name)
-    if name == "default_solver":
-        from .default import default_solver
-
-        return default_solver
     raise AttributeError(f"module 'samplers' has no attribute {name!r}")

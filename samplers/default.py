@@ -1,7 +1,8 @@
 """The solver to take when nobody asks for one: a rule that looks at the number of calls, the guidance and the schedule.
 
     w       guidance scale, at least 1
-    solver  abm, predictor and corrector, of order min(4, 1 + floor(calls / (3 + 2 log w))), down to 2 in the last steps
+    solver  abm of order p = min(4, 1 + floor(calls / (3 + 2 log w))), down to 2 in the last steps; for p = 1, ipndm of
+            order 2, whose extrapolation is the cautious one
     nodes   uniform in u = k / (c + k) with k = (sigma / alpha)^0.8 and c = (0.4 sqrt(w))^0.8, from pure noise to t_end
 
 Why: errors come from where the denoiser changes its mind, sigma/alpha around the data's own scale; uniform u puts most
@@ -23,6 +24,7 @@ from .grid import Grid
 from .plan import Plan
 from .schedule import Schedule
 from .solvers.abm import abm
+from .solvers.adams import ipndm
 
 POWER = 0.8  # 0 would be uniform log-SNR, 1 (with center 1) the uniform time of rectified flow
 CENTER = 0.4  # sigma/alpha with the most nodes around it, without guidance; data of about unit variance
@@ -57,9 +59,11 @@ def default_solver(calls: int, guidance: float, schedule: Schedule, end: str = "
     if end not in ("t_end", "zero"):
         raise unknown("end", end, ("t_end", "zero"))
     w = max(1.0, float(guidance))
+    grid = Grid(schedule, times=_times(schedule, int(calls), CENTER * math.sqrt(w), end), end=end)
     order = min(4, 1 + int(calls / (3.0 + 2.0 * math.log(w))))
-    times = _times(schedule, int(calls), CENTER * math.sqrt(w), end)
-    return Choice(abm, Grid(schedule, times=times, end=end), {"order": order, "final_order": min(order, 2)})
+    if order == 1:
+        return Choice(ipndm, grid, {"order": min(2, int(calls))})
+    return Choice(abm, grid, {"order": order, "final_order": 2})
 
 
 def _times(schedule: Schedule, calls: int, center: float, end: str) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -12,8 +11,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 
 from ._names import unknown
+from .default import Choice, default_solver
 from .grid import GRIDS, LABEL_GRIDS
-from .plan import Plan
 from .prediction import PREDICTIONS
 from .schedule import RectifiedFlow, Schedule, VPDiscrete, training_betas
 from .solvers import SOLVERS
@@ -35,15 +34,11 @@ SHARED = {
 }
 _SOLVER_TYPES = ("midpoint", "heun", "bh1", "bh2", "logrho")  # of all families in diffusers
 
-Choice = tuple[Callable[..., Plan], dict, str | None]  # a solver, its options, the grid that goes with them
-
-
 def chosen_by_rule(config, calls: int, schedule: Schedule) -> Choice:
     """What `samplers.default_solver` says for a config that names no solver."""
-    from .default import default_solver
-
-    rule = default_solver(calls, config.guidance, schedule)
-    return SOLVERS[rule.solver], dict(rule.options), rule.grid
+    if config.solver_options:
+        raise ValueError("solver_options belong to a solver: name it with solver=")
+    return default_solver(calls, config.guidance, schedule, "zero" if config.final_sigmas_type == "zero" else "t_end")
 
 
 def chosen_by_name(config, fixed: dict) -> Choice:
@@ -69,7 +64,7 @@ def chosen_by_name(config, fixed: dict) -> Choice:
         if name not in known:
             raise unknown(f"option of solver {config.solver!r}", name, known)
         options[name] = value
-    return build, options, None
+    return Choice(build, None, options)
 
 
 def from_flow_match(config: dict, ours) -> tuple[dict, dict, dict]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ._names import unknown
+from .default import default_solver
 from .grid import Grid, IntervalsError
 from .plan import Plan
 from .prediction import PREDICTIONS, Guidance
@@ -18,11 +19,12 @@ from .solvers import SOLVERS
 
 def build_plan(
     schedule: Schedule,
-    solver: str | Callable[..., Plan] = "dpmpp",
+    solver: str | Callable[..., Plan] | None = None,
     steps: int | None = None,
     grid: str | Grid | None = None,
     prediction: str = "epsilon",
     *,
+    guidance: float = 1.0,
     end: str | None = None,
     t_start: float | None = None,
     t_end: float | None = None,
@@ -34,10 +36,12 @@ def build_plan(
 
     Args:
         schedule: the network's noise schedule.
-        solver: a name in `samplers.solvers.SOLVERS`, or any function `(grid, steps, **options) -> Plan`.
+        solver: a name in `samplers.SOLVERS`, or any function `(grid, steps, **options) -> Plan`. None: what
+            `default_solver` says, and if nothing is said of the grid, on its grid.
         steps: number of model calls, always. May be left out with `sigmas` or `timesteps`.
         grid: a name in `samplers.grid.GRIDS` or a `Grid` (which then carries end, t_start, t_end, sigmas and
-            timesteps itself).
+            timesteps itself). None: the schedule's default.
+        guidance: the guidance scale that the model will be used with, for `default_solver` only.
         prediction: what the network returns: 'epsilon', 'sample', 'v_prediction', 'flow' or 'score'.
         end, t_start, t_end, sigmas, timesteps: see `Grid`.
         options: the solver's own, e.g. `order=3` for dpmpp, `eta=1.0` for ddim.
@@ -47,42 +51,55 @@ def build_plan(
     """
     if not isinstance(schedule, Schedule):
         raise TypeError(f"schedule must be a samplers.Schedule such as VPDiscrete(betas), got {schedule!r}")
-    if not callable(solver) and solver not in SOLVERS:
-        raise unknown("solver", solver, SOLVERS)
     if prediction not in PREDICTIONS:
         raise unknown("prediction", prediction, PREDICTIONS)
-    build = solver if callable(solver) else SOLVERS[solver]
-    name, parameters = getattr(build, "__name__", solver), inspect.signature(build).parameters
-    known = list(parameters)[2:]
-    for option in options:
-        if option not in known:
-            raise unknown(f"option of solver {name!r}", option, known)
+    anywhere = grid is None and all(v is None for v in (t_start, t_end, sigmas, timesteps))
     if not isinstance(grid, Grid):
         grid = Grid(schedule, grid, end=end or "zero", t_start=t_start, t_end=t_end, sigmas=sigmas, timesteps=timesteps)
     elif any(v is not None for v in (end, t_start, t_end, sigmas, timesteps)):
         raise ValueError("a Grid object carries its own end, t_start, t_end, sigmas and timesteps")
     elif not _same(schedule, grid.schedule, np.array([grid.t_start, grid.t_end])):
         raise ValueError(f"the grid is of another schedule ({type(grid.schedule).__name__}): pass grid.schedule")
-    for option in ("order", "predictor_order"):
-        order = options.get(option, parameters[option].default) if option in known else 0
-        calls = steps if steps is not None or grid.given is None else len(grid.given) - 1
-        if isinstance(order, int) and isinstance(calls, int) and 0 < calls < order:
-            raise ValueError(
-                f"{name} of {option} {order} needs at least {order} model calls, got {calls}: pass {option}={calls}, or "
-                "more steps"
-            )
+    if steps is None and grid.given is None:
+        raise ValueError("pass steps=, the number of model calls")
+    calls = len(grid.given) - 1 if steps is None else steps
+    if solver is None:
+        if options:
+            raise ValueError(f"{', '.join(options)}: options belong to a solver; name it with solver=")
+        choice = default_solver(calls, guidance, schedule, grid.end)
+        build, options, grid = choice.solver, choice.options, choice.grid if anywhere else grid
+    else:
+        build = _known(solver, options, calls)
     if steps is not None:
         plan = build(grid, steps, **options)
-    elif grid.given is not None:
+    else:
         plan = build_on_given(build, grid, **options)
         steps = len(plan)
-    else:
-        raise ValueError("pass steps=, the number of model calls")
     if len(plan) != steps:
         raise ValueError(
             f"solver {plan.name!r} cannot make exactly {steps} model calls here; it would make {len(plan)}"
         )
     return plan.for_prediction(prediction)
+
+
+def _known(solver: str | Callable[..., Plan], options: dict, calls: int) -> Callable[..., Plan]:
+    """The solver's function, once its options are known to it and the calls suffice for its order."""
+    if not callable(solver) and solver not in SOLVERS:
+        raise unknown("solver", solver, SOLVERS)
+    build = solver if callable(solver) else SOLVERS[solver]
+    name, parameters = getattr(build, "__name__", solver), inspect.signature(build).parameters
+    known = list(parameters)[2:]
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of solver {name!r}", option, known)
+    for option in {"order", "predictor_order"} & set(known):
+        order = options.get(option, parameters[option].default)
+        if isinstance(order, int) and isinstance(calls, int) and 0 < calls < order:
+            raise ValueError(
+                f"{name} of {option} {order} needs at least {order} model calls, got {calls}: "
+                f"pass {option}={calls}, or more steps"
+            )
+    return build
 
 
 def _same(one: Schedule, other: Schedule, t: np.ndarray) -> bool:
@@ -119,7 +136,7 @@ def sample(
     x: torch.Tensor,
     *,
     schedule: Schedule,
-    solver: str | Callable[..., Plan] = "dpmpp",
+    solver: str | Callable[..., Plan] | None = None,
     steps: int | None = None,
     grid: str | Grid | None = None,
     prediction: str = "epsilon",
@@ -137,6 +154,7 @@ def sample(
         model: any callable `model(x, t)`; t is the network's own label (0..999 for Stable Diffusion, sigma for EDM,
             ...).
         x: (batch, ...) initial state, noise of standard deviation `schedule.init_scale`.
+        solver: None is `default_solver`'s choice for these steps, this guidance and schedule.
         steps: number of model calls; default 10, or what the given sigmas or timesteps make.
         options: whatever else `build_plan` takes: end, t_start, t_end, sigmas, timesteps and the solver's own options.
 
@@ -145,7 +163,8 @@ def sample(
     placed = isinstance(grid, Grid) and grid.given is not None
     if steps is None and not placed and options.get("sigmas") is None and options.get("timesteps") is None:
         steps = 10
-    plan = build_plan(schedule, solver, steps, grid, prediction, **options)
+    scale = guidance.scale if isinstance(guidance, Guidance) else 1.0
+    plan = build_plan(schedule, solver, steps, grid, prediction, guidance=scale, **options)
     return plan.run(
         model,
         x,

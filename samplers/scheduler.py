@@ -158,14 +158,17 @@ class SolverScheduler(PipelineConfig):
             t_start = min(t_start, float(schedule.t_of_lambda(config.lambda_min_clipped)))
         flagged = [kind for flag, kind in SIGMA_FLAGS.items() if config[flag]]
         kind = config.timestep_spacing if config.grid == "config" else config.grid
-        kind = kind or (flagged[0] if flagged else self._choice[2])
+        kind = kind or (flagged[0] if flagged else None)
+        placed = kind or timesteps is not None or sigmas is not None or t_start != schedule.t_max
+        if self._choice.grid is not None and not placed:
+            return self._choice.grid
         end = "zero" if config.final_sigmas_type == "zero" else "t_end"
         offset = config.steps_offset
         return Grid(schedule, kind, end=end, t_start=t_start, steps_offset=offset, sigmas=sigmas, timesteps=timesteps)
 
     def _compile(self, grid: Grid, calls: int | None, eta: float | None = None) -> Plan:
         """The plan on a grid, of as many calls or (None) of as many steps as the grid's given nodes make."""
-        build, options, _ = self._choice
+        build, options = self._choice.solver, self._choice.options
         if eta:
             if "eta" not in inspect.signature(build).parameters:
                 raise ValueError(f"solver {build.__name__!r} has no option 'eta'")

@@ -13,14 +13,14 @@ from .line import Line
 def abm(
     grid: Grid, steps: int, *, order: int = 4, final_order: int = 2, corrector: bool = True, space: str | None = "flow"
 ) -> Plan:
-    """Adams predictor and corrector (PEC; Hairer, Norsett & Wanner, Solving ODEs I, sec. III.1) along a line of line.py.
+    """Adams predictor-corrector (PEC; Hairer, Norsett & Wanner, Solving ODEs I, sec. III.1) along a line of line.py.
 
     What UniPC (Zhao et al. 2023, arXiv 2302.04867) is along lambda, this is along u = sigma / (alpha + sigma), which is
     finite at pure noise and at sigma = 0, so that no step needs a lower order. Order `order` + 1 with the corrector
     (`order` without) if `final_order` = `order`; one call per step.
 
         predictor   P_{i+1} = X_i + int of the polynomial through m_i, m_{i-1}, ... (`order` values)
-        corrector   X_{i+1} = X_i + int of the polynomial through m_{i+1}, m_i, ... (one more); m_{i+1} is taken at P_{i+1}
+        corrector   X_{i+1} = X_i + int of the polynomial through m_{i+1}, m_i, ... (one more); m_{i+1} is from P_{i+1}
 
     Args:
         order: values that the predictor uses, at least 1.

@@ -28,7 +28,15 @@ def methods() -> dict[str, Callable]:
     for name, target in (("dpmsolver++", "sample"), ("dpmsolver", "epsilon")):
         for order in (2, 3):
             published = {"as_published": True} if order == 3 else {}
-            add(f"{name} {order}M", "dpmpp", official, order=order, target=target, lower_order_final=BELOW_10, **published)
+            add(
+                f"{name} {order}M",
+                "dpmpp",
+                official,
+                order=order,
+                target=target,
+                lower_order_final=BELOW_10,
+                **published,
+            )
     for order in (2, 3):
         for variant in ("bh1", "bh2"):
             add(f"UniPC {variant} o{order}", "unipc", official, order=order, variant=variant)

@@ -110,21 +110,28 @@ def _against(cells: list[dict], part: str) -> Table:
 
 
 def _means(cells: list[dict]) -> Table:
-    """Geometric means over the problems. `official` counts the fitted codes where they were measured."""
-    table = Table("analytic: geometric mean of the ratios (and the largest)", ["calls", *cells[0]["against"], "official with fitted"])
-    few = [c for c in cells if 5 <= c["calls"] <= 10]
-    groups = [("5 to 10", few), ("all", cells)] + [(str(n), [c for c in cells if c["calls"] == n]) for n in sorted({c["calls"] for c in cells})]
-    for name, group in groups:
+    """Geometric means over the problems."""
+    families = list(cells[0]["against"])
+    table = Table(
+        "analytic: geometric mean of the ratios (and the largest)", ["calls", *families, "official or fitted"]
+    )
+    groups = {"5 to 10": [c for c in cells if 5 <= c["calls"] <= 10], "all": cells}
+    groups |= {str(n): [c for c in cells if c["calls"] == n] for n in sorted({c["calls"] for c in cells})}
+    for name, group in groups.items():
+        columns = [[c["against"][f]["ratio"] for c in group] for f in families]
+        fitted = [c["fitted"]["ratio"] if "fitted" in c else 0.0 for c in group]
+        columns.append([max(pair) for pair in zip(columns[families.index("official codes")], fitted, strict=True)])
         if group:
-            columns = [[c["against"][f]["ratio"] for c in group] for f in cells[0]["against"]]
-            official = [max(c["against"]["official codes"]["ratio"], c.get("fitted", {"ratio": 0})["ratio"]) for c in group]
-            table.rows.append([name, *(f"{geometric_mean(v):.2f} ({max(v):.2f})" for v in [*columns, official])])
+            table.rows.append([name, *(f"{geometric_mean(v):.2f} ({max(v):.2f})" for v in columns)])
     return table
 
 
 def _overhead(rows: list[dict]) -> Table:
     shapes = list(dict.fromkeys(tuple(r["shape"]) for r in rows))
-    table = Table("time per call without the model, 1 thread, float32", ["", *(f"{list(s)}: us, x DPM++2M, x UniPC 3" for s in shapes)])
+    table = Table(
+        "time per call without the model, 1 thread, float32",
+        ["", *(f"{list(s)}: us, x DPM++2M, x UniPC 3" for s in shapes)],
+    )
     for name in dict.fromkeys(r["name"] for r in rows):
         line = [name]
         for shape in shapes:

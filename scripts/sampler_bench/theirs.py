@@ -107,7 +107,9 @@ def settings() -> dict[str, tuple[str, dict]]:
     for spacing in ("linspace", "trailing", "leading"):
         for to_one in (False, True):
             add("DDIM", spacing, set_alpha_to_one=to_one, clip_sample=False)
-    for spacing, order, algorithm, end in product((*SIGMAS, "lu", "leading"), (1, 2, 3), ("dpmsolver++", "dpmsolver"), ENDS):
+    for spacing, order, algorithm, end in product(
+        (*SIGMAS, "lu", "leading"), (1, 2, 3), ("dpmsolver++", "dpmsolver"), ENDS
+    ):
         if (algorithm, end) != ("dpmsolver", "zero"):  # diffusers refuses it
             add("DPMSolverMultistep", spacing, solver_order=order, algorithm_type=algorithm, final_sigmas_type=end)
     for spacing in ("linspace", "karras", "lu"):

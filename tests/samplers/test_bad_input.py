@@ -14,11 +14,12 @@ X = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
 
 
 def draw(model=lambda x, t: 0.1 * x, x=X, schedule=SD, **options):
-    """`sample` with a model that works; 'ddim' with eta = 1 if noise or a generator is given."""
+    """`sample` by dpmpp with a model that works; 'ddim' with eta = 1 if noise or a generator is given."""
     if {"noise", "generator"} & set(options):
         options = {"solver": "ddim", "eta": 1.0} | options
     if not {"sigmas", "timesteps"} & set(options):
         options = {"steps": 4} | options
+    options = {"solver": "dpmpp"} | options
     return sample(model, x, schedule=schedule, **options)
 
 
@@ -44,6 +45,8 @@ NAMES = [
     ({"end": "tend"}, "unknown grid end 'tend': did you mean 't_end'"),
 ]
 NUMBERS = [
+    ({"solver": None, "order": 3}, "order: options belong to a solver; name it with solver="),
+    ({"solver": None, "steps": 0}, "whole number of at least 1, got 0"),
     ({"steps": 0}, "whole number of model calls, at least 1; got 0"),
     ({"steps": -3}, "at least 1; got -3"),
     ({"steps": 4.0}, "whole number of model calls, at least 1; got 4.0"),
@@ -118,7 +121,7 @@ def test_the_wrong_call_is_named():
 
     with pytest.raises(ValueError, match="call 2: the model returned shape"):
         draw(later(lambda x: x[:1]))
-    plan = build_plan(SD, steps=4)
+    plan = build_plan(SD, "dpmpp", steps=4)
     where = rf"call 2 of 4 \(label {plan.label[2]:g}, sigma {plan.sigma[2]:.4g}\) is not finite"
     for bad in (float("nan"), float("inf")):
         with pytest.raises(FloatingPointError, match=where):

@@ -162,7 +162,7 @@ def test_ancestral_ddim_has_the_ddpm_moments():
 )
 def test_misuse(mixture, z, call, message):
     with pytest.raises(ValueError, match=message):
-        sample(mixture.model(VPLinear()), z, schedule=VPLinear(), **{"steps": 5, **call})
+        sample(mixture.model(VPLinear()), z, schedule=VPLinear(), **{"steps": 5, "solver": "dpmpp", **call})
     with pytest.raises(ValueError, match="alpha = 0"):
         sample(lambda x, t: x, z, schedule=RectifiedFlow(), steps=3, prediction="epsilon")
     with pytest.raises(ValueError, match="pass steps="):
