@@ -37,13 +37,16 @@ ORDERS = [  # label, solver, options
 SHEET = [  # label, options of SolverScheduler
     ("the rule", {}),
     ("UniPC-3", {"solver": "unipc", "solver_order": 3}),
-    ("iPNDM-3", {"solver": "ipndm", "solver_options": {"order": 3}}),
+    ("iPNDM-2", {"solver": "ipndm", "solver_options": {"order": 2}}),
     ("DPM-Solver++ 3M", {"solver": "dpmpp", "solver_order": 3}),
     ("DPM-Solver++ 2M", {"solver": "dpmpp", "solver_order": 2}),
     ("DDIM", {"solver": "ddim"}),
 ]
 CALLS = (5, 6, 8, 10, 15, 20)
-PROMPTS = ("two red circles left of a blue square", "a green triangle above a yellow circle")
+PROMPTS = (
+    "a yellow square above a yellow triangle on a black background",
+    "a cyan circle right of a red square on a brown background",
+)
 
 
 def orders(path: Path) -> None:
