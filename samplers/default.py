@@ -1,14 +1,15 @@
 """The solver to take when nobody asks for one: a rule that looks at the number of calls, the guidance and the schedule.
 
     w       guidance scale, at least 1
-    solver  abm of order p = min(4, 1 + floor(calls / (3 + 2 log w))), down to 2 in the last steps; for p = 1, ipndm of
-            order 2, whose extrapolation is the cautious one
-    nodes   uniform in u = k / (c + k) with k = (sigma / alpha)^0.8 and c = (0.4 sqrt(w))^0.8, from pure noise to t_end
+    solver  abm, predictor and corrector, of order 2, 3, 4 from 4, 8, 25 calls on, growing to 8, 21, 34 calls at w = 2.5
+            and above; with fewer calls ipndm of order 2. The last orders go down to 1 if calls + w < 14, else to 2.
+    nodes   uniform in u = k / (c + k) with k = (sigma / alpha)^p, from pure noise to t_end; p = 0.35 w^0.4 and
+            c = (3 - w / 4)^p, not below 1 nor above 2.2^p
 
-Why: errors come from where the denoiser changes its mind, sigma/alpha around the data's own scale; uniform u puts most
-calls there, unlike uniform log-SNR (too many at the clean end) or uniform time (too many at the noisy end). Guidance
-moves those decisions to more noise and multiplies the network's slopes by w, so nodes move up with sqrt(w) and high
-orders, which amplify what is not yet resolved, wait for more calls. docs/default_solver.md has the measurements.
+Why: most of the error comes from where the denoiser makes up its mind, around equal parts of signal and noise, so calls
+are densest there (uniform log-SNR is p -> 0, karras c -> infinity, the time of rectified flow p = c = 1). Guidance
+multiplies the network's slopes by w in that region and nowhere else: nodes move closer to it, and high orders, which
+amplify what the steps do not resolve, wait for more calls. docs/default_solver.md has the measurements.
 """
 
 from __future__ import annotations
@@ -23,11 +24,9 @@ from ._names import unknown
 from .grid import Grid
 from .plan import Plan
 from .schedule import Schedule
-from .solvers.abm import abm
-from .solvers.adams import ipndm
+from .solvers.adams import abm, ipndm
 
-POWER = 0.8  # 0 would be uniform log-SNR, 1 (with center 1) the uniform time of rectified flow
-CENTER = 0.4  # sigma/alpha with the most nodes around it, without guidance; data of about unit variance
+ORDERS = {2: (4, 8), 3: (8, 21), 4: (25, 34)}  # order -> fewest calls without guidance, and with w >= 2.5
 
 
 @dataclass(frozen=True)
@@ -59,23 +58,25 @@ def default_solver(calls: int, guidance: float, schedule: Schedule, end: str = "
     if end not in ("t_end", "zero"):
         raise unknown("end", end, ("t_end", "zero"))
     w = max(1.0, float(guidance))
-    grid = Grid(schedule, times=_times(schedule, int(calls), CENTER * math.sqrt(w), end), end=end)
-    order = min(4, 1 + int(calls / (3.0 + 2.0 * math.log(w))))
+    power, center = 0.35 * w**0.4, max(1.0, min(2.2, 3.0 - w / 4.0))
+    grid = Grid(schedule, times=_times(schedule, int(calls), power, center, end), end=end)
+    guided = min(1.0, (w - 1.0) / 1.5)
+    order = 1 + sum(calls >= few + guided * (many - few) for few, many in ORDERS.values())
     if order == 1:
         return Choice(ipndm, grid, {"order": min(2, int(calls))})
-    return Choice(abm, grid, {"order": order, "final_order": 2})
+    return Choice(abm, grid, {"order": order, "final_order": 1 if calls + w < 14.0 else 2})
 
 
-def _times(schedule: Schedule, calls: int, center: float, end: str) -> np.ndarray:
-    """The calls and, for 't_end', the end: uniform in u = 1 / (1 + exp(POWER (lambda - lambda of `center`)))."""
+def _times(schedule: Schedule, calls: int, power: float, center: float, end: str) -> np.ndarray:
+    """The calls and, for 't_end', the end: uniform in u = 1 / (1 + exp(power (lambda - lambda of `center`)))."""
     middle = -math.log(center)
-    noisy, clean = (1.0 / (1.0 + np.exp(POWER * (schedule.lam(t) - middle))) for t in (schedule.t_max, schedule.t_min))
+    noisy, clean = (1.0 / (1.0 + np.exp(power * (schedule.lam(t) - middle))) for t in (schedule.t_max, schedule.t_min))
     if end == "t_end":
         u = np.linspace(noisy, clean, calls + 1)
     else:  # u = 0 is sigma = 0; the network is not called below t_min
         u = np.linspace(noisy, max(noisy / calls, clean), calls)
     with np.errstate(divide="ignore"):  # u = 1: pure noise of a flow schedule
-        t = schedule.t_of_lambda(middle + np.log((1.0 - u) / u) / POWER)
+        t = schedule.t_of_lambda(middle + np.log((1.0 - u) / u) / power)
     t[0] = schedule.t_max  # exactly, not by a round trip
     if end == "t_end":
         t[-1] = schedule.t_min

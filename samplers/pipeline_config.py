@@ -34,6 +34,7 @@ SHARED = {
 }
 _SOLVER_TYPES = ("midpoint", "heun", "bh1", "bh2", "logrho")  # of all families in diffusers
 
+
 def chosen_by_rule(config, calls: int, schedule: Schedule) -> Choice:
     """What `samplers.default_solver` says for a config that names no solver."""
     if config.solver_options:

@@ -6,8 +6,8 @@
 
 --analytic: six Gaussian mixtures under the Stable Diffusion schedule, RMSE to the exact solution at the solver's own
 end (sigma 0 or label 0). --tiny: latents of assets/tiny-sdxl against a solution with 500 calls. --overhead: time per
-call without the model. Without any of them all three. Ratios below 1: the rule is better. Intervals are 95 %, from paired
-bootstrap over the samples. About 4, 30 and 1 minutes on one core.
+call without the model. Without any of them all three. Ratios below 1: the rule is better. Intervals are
+95 %, from paired bootstrap over the samples. About 4, 30 and 1 minutes on one core.
 """
 
 from __future__ import annotations

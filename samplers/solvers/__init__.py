@@ -5,7 +5,7 @@ new solver is one such function and one line in SOLVERS.
 """
 
 from ..stochastic import euler_maruyama, predictor_corrector, reverse_diffusion
-from .adams import ipndm, lms
+from .adams import abm, ipndm, lms
 from .ancestral import dpm2_ancestral, dpmpp_2s_ancestral, dpmpp_sde, euler_ancestral
 from .ddim import ddim
 from .deis import deis
@@ -20,7 +20,7 @@ SOLVERS = {
     solver.__name__: solver
     for solver in (
         *(ddim, dpmpp, singlestep, unipc, sa_solver),
-        *(deis, lms, ipndm, pndm),
+        *(abm, deis, lms, ipndm, pndm),
         *(euler, heun, dpm2, runge_kutta),
         *(euler_ancestral, dpm2_ancestral, dpmpp_2s_ancestral, dpmpp_sde),
         *(reverse_diffusion, euler_maruyama, predictor_corrector),

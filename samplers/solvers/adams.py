@@ -1,4 +1,4 @@
-"""Adams-Bashforth methods: the network's last values, combined. LMS, iPNDM, iPNDM_v (PNDM is in pndm.py).
+"""Adams methods: the network's last values, combined. LMS, iPNDM, iPNDM_v, and ABM with a corrector (PNDM: pndm.py).
 
 All step along a line of `line.py`, on which the ODE is dy/du = m; with p values at u_i, u_{i-1}, ...
 
@@ -19,7 +19,7 @@ import numpy as np
 
 from ..grid import Grid
 from ..plan import Plan
-from .expint import through
+from .expint import add, through
 from .line import Line
 
 EQUAL = (  # c for equal steps: the integral of the polynomial through the last 1, 2, 3, 4 values
@@ -75,6 +75,38 @@ def ipndm(
     weights = (published if as_published else exact) if variable else lambda at: EQUAL[len(at) - 1]
     name = f"{'ipndm_v' if variable else 'ipndm'}(order={order})"
     return _adams(name, grid, steps, order, space, lower_order_final, weights)
+
+
+def abm(grid: Grid, steps: int, *, order: int = 4, final_order: int = 2, space: str | None = "flow") -> Plan:
+    """Adams-Bashforth predictor, Adams-Moulton corrector (PEC; Hairer, Norsett & Wanner, Solving ODEs I, sec. III.1).
+
+    What UniPC (Zhao et al. 2023, arXiv 2302.04867) is along lambda, this is along a line; u = sigma / (alpha + sigma)
+    is finite at pure noise and at sigma = 0, so that no step needs a lower order. Order `order` + 1 if `final_order` =
+    `order`; one call per step, since the corrector uses the call at the next point:
+
+        predictor  P_{i+1} = X_i + integral of the polynomial through m_i, m_{i-1}, ...             (`order` values)
+        corrector  X_{i+1} = X_i + integral of the polynomial through m_{i+1}, m_i, ..., m_{i+1} taken at P_{i+1}
+
+    Args:
+        order: values that the predictor uses, at least 1.
+        final_order: the last predictors use order, ..., final_order values: more stable with few steps.
+        space: the line, 'flow' or 'kappa' (line.py).
+    """
+    for name, value in {"order": order, "final_order": final_order}.items():
+        if not isinstance(value, (int, np.integer)) or value < 1:
+            raise ValueError(f"abm needs {name} of at least 1, got {value!r}")
+    nodes = grid.nodes(steps)
+    line = Line(nodes, space)
+    rows, change = [], np.zeros(0)
+    for i in range(steps):
+        h = line.u[i + 1] - line.u[i]
+        p = min(order, i + 1, max(final_order, steps - i))
+        at = np.arange(i + 1, i - p, -1)
+        weights = h * exact((line.u[at[1:]] - line.u[i]) / h)
+        # X_i = P_i + change: only weights differ, so the state that is carried is P, and one row does both
+        rows.append(line.row(i, i + 1, *add(weights, change)))
+        change = add(h * exact((line.u[at] - line.u[i]) / h), -np.append(0.0, weights))
+    return Plan.build(f"abm(order={order})", line.target, nodes, rows)
 
 
 def _adams(

@@ -84,3 +84,11 @@ def through(offsets, moments) -> np.ndarray:
     """
     powers = np.vander(np.asarray(offsets, np.float64), increasing=True).T
     return np.linalg.solve(powers, [math.factorial(k) * moment for k, moment in enumerate(moments)])
+
+
+def add(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a + b, the shorter one filled up with zeros."""
+    total = np.zeros(max(len(a), len(b)))
+    total[: len(a)] += a
+    total[: len(b)] += b
+    return total

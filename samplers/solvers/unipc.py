@@ -11,7 +11,7 @@ import numpy as np
 from .._names import unknown
 from ..grid import Grid, Nodes
 from ..plan import Plan, Row, row
-from .expint import ExpStep
+from .expint import ExpStep, add
 
 VARIANTS = ("bh1", "bh2", "vary_coeff")
 
@@ -97,10 +97,10 @@ def predict_and_correct(
         known = max(1, int(np.isfinite(nodes.lam[: i + 1]).sum()))
         p, c = (min(p, known), min(c, known + 1)) if step.finite else (1, min(c, 2))
         w = _integral(step, weights, range(i, i - p, -1))
-        rows.append(row(step.carry, *_add(step.carry * change, _spread(w, every)), noise=step.noise))
+        rows.append(row(step.carry, *add(step.carry * change, _spread(w, every)), noise=step.noise))
         change = np.zeros(0)
         if c:
-            new, *old = _add(_integral(step, weights, range(i + 1, i + 1 - c, -1)), np.append(0.0, -w))
+            new, *old = add(_integral(step, weights, range(i + 1, i + 1 - c, -1)), np.append(0.0, -w))
             change = np.append(new, _spread(old, every))
         if reevaluate and i + 1 < len(stages):
             rows.append(row(1.0, *change))
@@ -160,11 +160,3 @@ def _spread(values: Sequence[float], every: int) -> np.ndarray:
     out = np.zeros(every * (len(values) - 1) + 1)
     out[::every] = values
     return out
-
-
-def _add(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a + b, the shorter one filled up with zeros."""
-    total = np.zeros(max(len(a), len(b)))
-    total[: len(a)] += a
-    total[: len(b)] += b
-    return total

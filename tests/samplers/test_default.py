@@ -47,14 +47,13 @@ def test_the_rule_as_documented():
         return (choice.solver.__name__, choice.options["order"])
 
     cautious, two, three, four = ("ipndm", 2), ("abm", 2), ("abm", 3), ("abm", 4)
-    assert [of(n, 1.0) for n in (2, 3, 5, 6, 8, 9, 20)] == [cautious, two, two, three, three, four, four]
-    assert [of(n, 7.5) for n in (5, 7, 8, 14, 15, 21, 22, 50)] == [cautious] * 2 + [two] * 2 + [three] * 2 + [four] * 2
-    assert default_solver(20, 1.0, SD).options == {"order": 4, "final_order": 2}
-    k = (lambda n: n.sigma / n.alpha)(default_solver(10, 4.0, SD).grid.nodes(10)) ** 0.8
-    u = k / (k + 0.8**0.8)  # center 0.4 sqrt(4)
+    assert [of(n, 1.0) for n in (3, 4, 7, 8, 24, 25, 50)] == [cautious, two, two, three, three, four, four]
+    assert [of(n, 7.5) for n in (5, 7, 8, 20, 21, 33, 34)] == [cautious] * 2 + [two] * 2 + [three] * 2 + [four]
+    assert [of(10, w) for w in (1.0, 1.2, 1.4, 2.0, 2.5, 3.0)] == [three] * 2 + [two] * 4
+    assert [default_solver(n, 1.0, SD).options["final_order"] for n in (12, 13)] == [1, 2]
+    k = (lambda n: n.sigma / n.alpha)(default_solver(10, 4.0, SD).grid.nodes(10)) ** (0.35 * 4**0.4)
+    u = k / (k + 2.0 ** (0.35 * 4**0.4))  # center 3 - 4 / 4
     assert np.allclose(np.diff(u), np.diff(u)[0], rtol=1e-9)
-    nodes = [default_solver(10, w, SD).grid.nodes(10).sigma[5] for w in (1.0, 2.0, 3.0, 5.0, 7.5)]
-    assert (np.diff(nodes) > 0).all()  # guidance moves the calls to more noise, smoothly
     assert of(10, 0.3) == of(10, 1.0)
 
 
@@ -75,30 +74,31 @@ def test_converges_on_every_schedule(schedule, guidance):
     assert rmse(problem, 60, "zero") < 2e-3
 
 
-STRONG = (  # those that win most often in scripts/bench_samplers.py
+STRONG = (  # of the settings in common use, those that win most often in scripts/bench_samplers.py
     "DPMSolverMultistep lu o2 dpmsolver++ end=zero",
     "DPMSolverMultistep karras o3 dpmsolver++ end=zero",
     "UniPCMultistep karras o2 bh2 end=zero",
     "DEISMultistep karras o2",
-    "DEISMultistep karras o3",
+    "SASolver karras p3 c4",
     "LMSDiscrete karras",
 )
 
 
-@pytest.mark.parametrize("guidance, bar", [(1.0, 0.6), (7.5, 0.6)])
-def test_beats_the_best_diffusers_scheduler_of_each_problem(guidance, bar):
-    """Mixtures and noise of seeds that the rule was not made with; geometric mean over problems at 8 and 10 calls."""
-    shapes = [(2, 3, 4001, False), (16, 5, 4002, False), (16, 5, 4003, True), (6, 4, 4004, False)]
+def test_beats_the_best_common_setting_of_diffusers():
+    """Mixtures and noise of seeds that the rule was not made with: the ratio to the best setting of each problem and
+    number of calls, in the geometric mean; and with few calls no problem comes out much worse."""
     ratios = []
-    for d, k, seed, anisotropic in shapes:
-        problem = Problem("", random_mixture(d, k, seed, anisotropic), guidance, seed)
-        for calls in (8, 10):
-            best = []
-            for name in STRONG:
-                x, end = theirs.methods()[name](problem, calls)
-                best.append(float((x - problem.exact[end]).square().mean().sqrt()))
-            ratios.append(rmse(problem, calls) / min(b for b in best if math.isfinite(b)))
-    assert geometric_mean(ratios) < bar, ratios
+    for i, (d, k) in enumerate([(2, 3), (16, 5), (16, 5)]):
+        mixture = random_mixture(d, k, seed=5000 + i, anisotropic=i == 2)
+        for problem in (Problem("", mixture, guidance, seed=i) for guidance in (1.0, 7.5)):
+            for calls in (5, 8, 10):
+                best = math.inf
+                for name in STRONG:
+                    x, end = theirs.methods()[name](problem, calls)
+                    error = float((x - problem.exact[end]).square().mean().sqrt())
+                    best = min(best, error if math.isfinite(error) else math.inf)
+                ratios.append(rmse(problem, calls) / best)
+    assert geometric_mean(ratios) < 0.6 and max(ratios) < 1.5, ratios
 
 
 def test_never_explodes_between_guidance_values():
