@@ -51,9 +51,10 @@ def test_the_rule_as_documented():
     assert [of(n, 7.5) for n in (5, 7, 8, 20, 21, 33, 34)] == [cautious] * 2 + [two] * 2 + [three] * 2 + [four]
     assert [of(10, w) for w in (1.0, 1.2, 1.4, 2.0, 2.5, 3.0)] == [three] * 2 + [two] * 4
     assert [default_solver(n, 1.0, SD).options["final_order"] for n in (12, 13)] == [1, 2]
-    k = (lambda n: n.sigma / n.alpha)(default_solver(10, 4.0, SD).grid.nodes(10)) ** (0.35 * 4**0.4)
-    u = k / (k + 2.0 ** (0.35 * 4**0.4))  # center 3 - 4 / 4
-    assert np.allclose(np.diff(u), np.diff(u)[0], rtol=1e-9)
+    for calls, w, power, center in ((5, 1.0, 0.57, 3.0), (10, 1.0, 0.35, 2.2), (10, 5.0, 0.35 * 5**0.4, 2.1)):
+        nodes = default_solver(calls, w, SD).grid.nodes(calls)
+        k = (nodes.sigma / nodes.alpha) ** power
+        assert np.ptp(np.diff(k / (k + center**power))) < 1e-9
     assert of(10, 0.3) == of(10, 1.0)
 
 
