@@ -163,10 +163,12 @@ def test_bad_model_outputs(plan, z):
         plan.run(lambda x, t: x, torch.zeros(1, 2, dtype=torch.int64))
 
 
-def test_the_loop_compiles_without_graph_breaks(plan):
-    """No data-dependent Python in the loop: one graph for a whole sample."""
+@pytest.mark.parametrize(("solver", "options"), [(None, {}), ("dpmpp", {"order": 3}), ("unipc", {}), ("heun", {})])
+def test_ten_calls_compile_as_one_graph(solver, options):
+    """No data-dependent Python in the loop."""
+    plan = build_plan(SD, solver, 10, **options)
     net = torch.nn.Conv2d(4, 4, 3, padding=1)
-    run = lambda x: plan.run(lambda v, t: net(v) + 1e-3 * t, x, check_finite=False)  # noqa: E731
+    run = lambda x: plan.run(lambda v, t: net(v) + 1e-3 * t, x)  # noqa: E731
     x = torch.randn(1, 4, 8, 8)
     with torch.no_grad():
         compiled = torch.compile(run, backend="eager", fullgraph=True)
