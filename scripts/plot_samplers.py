@@ -32,7 +32,7 @@ ORDERS = [  # label, solver, options
     ("DPM-Solver++ 3M (3)", "dpmpp", {"order": 3, **FULL}),
     ("UniPC-3 (4)", "unipc", {"order": 3, **FULL}),
     ("DEIS-tAB (4)", "deis", {"order": 4}),
-    ("Runge-Kutta (4)", "runge_kutta", {"method": "4rk"}),
+    ("Runge-Kutta (4)", "runge_kutta", {"method": "rk4"}),
 ]
 SHEET = [  # label, options of SolverScheduler
     ("the rule", {}),
