@@ -41,8 +41,8 @@ def cell(problem, calls: int, scan: int = 0, console=None) -> dict:
     everyone = {name: method for methods in families.values() for name, method in methods.items()}
     if scan:
         order = measure(problem.head(scan), everyone, calls)
-        families = {f: [n for n in order if n in methods][:SHORTLIST] for f, methods in families.items()}
-        everyone = {name: everyone[name] for names in families.values() for name in names}
+        short = {n for methods in families.values() for n in [n for n in order if n in methods][:SHORTLIST]}
+        everyone = {name: everyone[name] for name in short}  # a method counts in every family that it belongs to
     measured = measure(problem, everyone, calls)
     rule = errors(problem, ours.rule, calls)
     found = {"problem": problem.name, "calls": calls, "n": len(rule), "rule": rmse(rule), "against": {}}

@@ -51,7 +51,7 @@ def test_the_rule_as_documented():
     assert [of(n, 7.5) for n in (5, 7, 8, 20, 21, 33, 34)] == [cautious] * 2 + [two] * 2 + [three] * 2 + [four]
     assert [of(10, w) for w in (1.0, 1.2, 1.4, 2.0, 2.5, 3.0)] == [three] * 2 + [two] * 4
     assert [default_solver(n, 1.0, SD).options["final_order"] for n in (12, 13)] == [1, 2]
-    for calls, w, power, center in ((5, 1.0, 0.57, 3.0), (10, 1.0, 0.35, 2.2), (10, 5.0, 0.35 * 5**0.4, 2.1)):
+    for calls, w, power, center in ((5, 1.0, 0.57, 3.0), (10, 1.0, 0.45, 2.8), (10, 5.0, 0.35 * 5**0.4, 2.1)):
         nodes = default_solver(calls, w, SD).grid.nodes(calls)
         k = (nodes.sigma / nodes.alpha) ** power
         assert np.ptp(np.diff(k / (k + center**power))) < 1e-9
