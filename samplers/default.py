@@ -4,7 +4,7 @@
     solver  abm, predictor and corrector, of order 2, 3, 4 from 4, 8, 25 calls on, growing to 8, 21, 34 calls at w = 2.5
             and above; with fewer calls ipndm of order 2. The last orders go down to 1 if calls + w < 14, else to 2.
     nodes   uniform in u = k / (c^p + k) with k = (sigma / alpha)^p, from pure noise to t_end;
-            p = 0.35 w^0.4, not below 0.57 at orders 1 and 2 and 0.45 above; c = 4.2 - 0.42 w, at least 1, at most 3 and 2.8
+            p = 0.35 w^0.4, not below 0.57 (0.45 above order 2); c = 4.2 - 0.42 w, within 1 and 3 (2.8 above order 2)
 
 Why: most of the error comes from where the denoiser makes up its mind, around equal parts of signal and noise, and
 above that where many pixels agree, as in images; so calls are densest there (uniform log-SNR is p -> 0, karras
