@@ -140,20 +140,14 @@ def euler_maruyama(grid: Grid, steps: int, *, probability_flow: bool = False, as
         dt = np.full(steps, -1.0 / steps)
     elif as_published:  # the same in the clock log sigma, in which sigma(t) is geometric
         dt = -t * math.log(schedule.t_max / schedule.t_min) / steps
-    f = _slope(schedule.log_alpha, t)  # -beta / 2 in eq. 11
-    g2 = -2.0 * sigma**2 * _slope(schedule.lam, t)  # beta in eq. 11, d sigma^2 / dt in eq. 9
+    d_alpha, d_sigma = schedule.rates(t)
+    f = d_alpha / nodes.alpha[:-1]  # -beta / 2 in eq. 11
+    g2 = 2.0 * sigma * (d_sigma - sigma * f)  # beta in eq. 11, d sigma^2 / dt in eq. 9
     if (dt > 0).any():
         raise ValueError("the reverse SDE needs a grid that runs from noise to data")
     # eq. 6: x + (f x - g^2 score) dt + g sqrt(|dt|) z, dt < 0
     keep, push = 1.0 + f * dt, -g2 * dt
     return _plan("euler_maruyama", grid, nodes, keep, push, np.sqrt(push), as_published, probability_flow)
-
-
-def _slope(f: Callable[[np.ndarray], np.ndarray], t: np.ndarray) -> np.ndarray:
-    """df/dt by central differences of fourth order in log t, to about 1e-12; where f has a kink, about its middle."""
-    h = 1e-3
-    at = [f(t * math.exp(j * h)) for j in (-2, -1, 1, 2)]
-    return (at[0] - 8 * at[1] + 8 * at[2] - at[3]) / (12 * h * t)
 
 
 @dataclass(frozen=True, eq=False)
