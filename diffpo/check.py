@@ -170,11 +170,11 @@ def model(config: Config, members: int, say: Any) -> None:
     from .lora import add_lora
 
     family = models.load(config.model, config.train.precision)
-    unet = family.meta_unet()
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in unet.parameters())
-    total = sum(parameter.numel() for parameter in unet.parameters())
-    trained = sum(parameter.numel() for parameter in add_lora(unet, config.lora, family.lora_targets))
-    kept = activations(family, unet, members * config.train.batch_size, config.data.resolution, config.train)
+    network = family.meta_network()
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
+    total = sum(parameter.numel() for parameter in network.parameters())
+    trained = sum(parameter.numel() for parameter in add_lora(network, config.lora, family.lora_targets))
+    kept = activations(family, network, members * config.train.batch_size, config.data.resolution, config.train)
     optimizer = trained * (2 if "8bit" in config.train.optimizer else 8)
     say(f"model     {type(family).__name__}, {family.prediction}; {total:,} parameters in {str(family.dtype)[6:]}")
     say(f"          {trained:,} trainable (LoRA rank {config.lora.rank}, float32)")
@@ -210,13 +210,13 @@ def _amount(size: int) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
-def activations(family: Any, unet: Any, samples: int, resolution: int, train: Any) -> int:
+def activations(family: Any, network: Any, samples: int, resolution: int, train: Any) -> int:
     """Bytes that a backward pass needs, counted as the outputs of all layers; under gradient checkpointing, the
     outputs of the checkpointed blocks and the inside of the largest one. An estimate: kernels save less, and their
     work space is extra."""
     import torch
 
-    blocks = {name: [0, 0] for name, module in unet.named_modules() if type(module).__name__ in CHECKPOINTED}
+    blocks = {name: [0, 0] for name, module in network.named_modules() if type(module).__name__ in CHECKPOINTED}
     outside = 0
 
     def note(name: str, leaf: bool) -> Any:
@@ -235,12 +235,12 @@ def activations(family: Any, unet: Any, samples: int, resolution: int, train: An
         return hook
 
     hooks = []
-    for name, module in unet.named_modules():
+    for name, module in network.named_modules():
         leaf = not any(True for _ in module.children())
         if leaf or name in blocks:
             hooks.append(module.register_forward_hook(note(name, leaf)))
     with torch.no_grad():
-        family.predict(unet, *family.meta_inputs(unet, samples, resolution))
+        family.predict(network, *family.meta_inputs(network, samples, resolution))
     for hook in hooks:
         hook.remove()
     inside, outputs = [size for size, _ in blocks.values()], [size for _, size in blocks.values()]

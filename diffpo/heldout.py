@@ -27,7 +27,9 @@ class HeldOut:
         self.mine = list(range(total))[accelerator.process_index :: accelerator.num_processes]
 
     @torch.no_grad()
-    def measure(self, family: Any, unet: torch.nn.Module, objective: Objective, accelerator: Any) -> dict[str, float]:
+    def measure(
+        self, family: Any, network: torch.nn.Module, objective: Objective, accelerator: Any
+    ) -> dict[str, float]:
         """eval/accuracy: share of pairs whose mean margin over the draws is positive (ties half); eval/margin;
         eval/pairs. Pairs are noised forward, whatever the objective trains on."""
         source = Forward(family)
@@ -43,7 +45,7 @@ class HeldOut:
                 purpose="eval",
                 timesteps=[(int(p % DRAWS * width), int((p % DRAWS + 1) * width)) for p in positions],
             )
-            u = score(family, unet, unet, objective, source(batch)).margin.double().cpu()
+            u = score(family, network, network, objective, source(batch)).margin.double().cpu()
             margins.index_add_(0, torch.tensor([position // DRAWS for position in positions]), u / DRAWS)
         if accelerator.num_processes > 1:
             margins = accelerator.reduce(margins.to(accelerator.device), "sum").cpu()

@@ -20,7 +20,7 @@ HEADER = "diffpo"  # our key in the safetensors header, beside diffusers' lora_a
 ADAPTER = "default"
 
 
-def add_lora(unet: torch.nn.Module, lora: Lora, targets: Sequence[str], seed: int = 0) -> list[torch.nn.Parameter]:
+def add_lora(network: torch.nn.Module, lora: Lora, targets: Sequence[str], seed: int = 0) -> list[torch.nn.Parameter]:
     """Add a fresh adapter (B = 0, so the output is unchanged) and return its parameters, float32 whatever the base
     is."""
     import torch
@@ -35,38 +35,38 @@ def add_lora(unet: torch.nn.Module, lora: Lora, targets: Sequence[str], seed: in
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            unet.add_adapter(config, adapter_name=ADAPTER)
+            network.add_adapter(config, adapter_name=ADAPTER)
         except ValueError as error:
             raise DiffpoError(f"lora.targets {config.target_modules} fit no layer of the model: {error}") from None
-    parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     for parameter in parameters:
         parameter.data = parameter.data.float()
     return parameters
 
 
-def lora_state(unet: torch.nn.Module) -> dict[str, torch.Tensor]:
+def lora_state(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     """The adapter's weights on the CPU, by peft's names."""
     from peft import get_peft_model_state_dict
 
-    state = get_peft_model_state_dict(unet, adapter_name=ADAPTER)
+    state = get_peft_model_state_dict(network, adapter_name=ADAPTER)
     return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
 
-def set_lora_state(unet: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
+def set_lora_state(network: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
     from peft import set_peft_model_state_dict
 
-    result = set_peft_model_state_dict(unet, state, adapter_name=ADAPTER)
+    result = set_peft_model_state_dict(network, state, adapter_name=ADAPTER)
     missing = [name for name in result.missing_keys if "lora_" in name and f".{ADAPTER}." in name]
     lost = missing + list(result.unexpected_keys)
     if lost:
         raise DiffpoError(f"the LoRA does not fit the model: {len(lost)} weights have no counterpart, e.g. {lost[0]}")
 
 
-def save_lora(path: Path, unet: torch.nn.Module, component: str, about: dict[str, Any]) -> None:
+def save_lora(path: Path, network: torch.nn.Module, component: str, about: dict[str, Any]) -> None:
     """Write ``path`` so that `pipe.load_lora_weights` reads it with the right rank, alpha and targets."""
     from safetensors.torch import save
 
-    config = unet.peft_config[ADAPTER]
+    config = network.peft_config[ADAPTER]
     # what differs from LoraConfig's defaults and no more: older and newer versions of peft know other fields
     adapter = {"r": config.r, "lora_alpha": config.lora_alpha, "target_modules": sorted(config.target_modules)}
     header = {
@@ -74,7 +74,7 @@ def save_lora(path: Path, unet: torch.nn.Module, component: str, about: dict[str
         "lora_adapter_metadata": json.dumps({f"{component}.{k}": v for k, v in adapter.items()}, sort_keys=True),
         HEADER: json.dumps(about, sort_keys=True),
     }
-    content = save({f"{component}.{name}": value for name, value in lora_state(unet).items()}, header)
+    content = save({f"{component}.{name}": value for name, value in lora_state(network).items()}, header)
     path.write_bytes(_sorted_header(content))
 
 
@@ -176,10 +176,10 @@ def weights_hash(module: torch.nn.Module) -> str:
     return blake2b(structure.encode() + values.numpy().tobytes(), digest_size=16).hexdigest()
 
 
-def base_identity(unet: torch.nn.Module, name: str = "") -> dict[str, Any]:
+def base_identity(network: torch.nn.Module, name: str = "") -> dict[str, Any]:
     """What a LoRA file remembers of its base: ``hash`` is exact; ``structure`` and ``sample`` also recognise the same
     model in another precision."""
-    structure, values = _samples(unet)
+    structure, values = _samples(network)
     sample = values[:: max(1, values.numel() // 512)][:512]
     exact = blake2b(structure.encode() + values.numpy().tobytes(), digest_size=16).hexdigest()
     return {"name": name, "hash": exact, "structure": structure, "sample": [float(f"{v:.5g}") for v in sample.tolist()]}

@@ -29,16 +29,16 @@ class Perceptual:
     phi is a second copy of the base's encoder, in float32 (SD1.5: 1.0 GB, SDXL: 3.3 GB), without TF32's rounding.
     """
 
-    def __init__(self, family: Any, unet: torch.nn.Module) -> None:
-        """``unet``: the policy's bare module; it says where to compute and whether to keep activations."""
+    def __init__(self, family: Any, network: torch.nn.Module) -> None:
+        """``network``: the policy's bare module; it says where to compute and whether to keep activations."""
         self.family = copy.copy(family)
         self.family.dtype = torch.float32  # of what the family loads and computes
-        self.encoder = self.family.load_unet()
+        self.encoder = self.family.load_network()
         # what is left of the network after its last down block: nothing
         self.encoder.up_blocks, self.encoder.mid_block = torch.nn.ModuleList(), None
         self.encoder.conv_norm_out, self.encoder.conv_out = None, torch.nn.Identity()
-        self.encoder.to(unet.device)
-        if unet.is_gradient_checkpointing:
+        self.encoder.to(network.device)
+        if network.is_gradient_checkpointing:
             self.encoder.enable_gradient_checkpointing()
         self._seen: tuple[Regression, Tensor] | None = None  # the last one, and the features that its targets lead to
 

@@ -31,19 +31,19 @@ NAME = "reference"  # of the second adapter
 
 
 @contextlib.contextmanager
-def switched(unet: torch.nn.Module, adapter: str | None) -> Iterator[torch.nn.Module]:
+def switched(network: torch.nn.Module, adapter: str | None) -> Iterator[torch.nn.Module]:
     """The module with ``adapter`` alone active (None: all off), blind to users (users.py), without gradients.
 
     Afterwards the active adapters and every `requires_grad` are as they were: peft's switches set them, and optimiser
-    and DDP know the policy's parameters as trainable. ``unet`` is the bare module, not its DDP wrapper: a forward pass
-    of the wrapper would wait for a backward pass.
+    and DDP know the policy's parameters as trainable. ``network`` is the bare module, not its DDP wrapper: a forward
+    pass of the wrapper would wait for a backward pass.
     """
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     from .users import silenced
 
-    layers = [module for module in unet.modules() if isinstance(module, BaseTunerLayer)]
+    layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
     active = [(list(layer.active_adapters), layer.disable_adapters) for layer in layers]
     trainable = [(parameter, parameter.requires_grad) for layer in layers for parameter in layer.parameters()]
     try:
@@ -53,8 +53,8 @@ def switched(unet: torch.nn.Module, adapter: str | None) -> Iterator[torch.nn.Mo
             else:
                 layer.set_adapter([adapter])
                 layer.enable_adapters(True)
-        with torch.no_grad(), silenced(unet):
-            yield unet
+        with torch.no_grad(), silenced(network):
+            yield network
     finally:
         for layer, (names, off) in zip(layers, active, strict=True):
             layer.set_adapter(names)
@@ -63,9 +63,9 @@ def switched(unet: torch.nn.Module, adapter: str | None) -> Iterator[torch.nn.Mo
             parameter.requires_grad_(was)
 
 
-def adapter_off(unet: torch.nn.Module) -> contextlib.AbstractContextManager[torch.nn.Module]:
+def adapter_off(network: torch.nn.Module) -> contextlib.AbstractContextManager[torch.nn.Module]:
     """The base model: the policy's own module with its adapter switched off, and no second copy of it."""
-    return switched(unet, None)
+    return switched(network, None)
 
 
 class Reference:
@@ -78,11 +78,11 @@ class Reference:
     def __init__(self, free: bool = False) -> None:
         self.free = free
 
-    def on(self, unet: torch.nn.Module) -> contextlib.AbstractContextManager[torch.nn.Module]:
+    def on(self, network: torch.nn.Module) -> contextlib.AbstractContextManager[torch.nn.Module]:
         """A context whose value is the module to evaluate as the reference; no gradients within it."""
-        return adapter_off(unet)
+        return adapter_off(network)
 
-    def after_update(self, unet: torch.nn.Module, step: int) -> None:
+    def after_update(self, network: torch.nn.Module, step: int) -> None:
         """To be called after each optimiser step, on every process; ``step`` counts the updates so far, this one
         included."""
 
@@ -115,14 +115,14 @@ class Moving(Reference):
                  slow one's own backward pass, the regulariser between the two, the merging over domains (COFS-DPO).
     """
 
-    def __init__(self, settings: ReferenceSettings, unet: torch.nn.Module) -> None:
+    def __init__(self, settings: ReferenceSettings, network: torch.nn.Module) -> None:
         super().__init__()
         self.settings = settings
-        trainable = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-        _add_adapter(unet)
+        trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        _add_adapter(network)
         for parameter in trainable:  # adding an adapter freezes the others
             parameter.requires_grad_(True)
-        self.weights, policy = _weights(unet, NAME), _weights(unet, ADAPTER)
+        self.weights, policy = _weights(network, NAME), _weights(network, ADAPTER)
         for name, weight in self.weights.items():
             weight.requires_grad_(False)
             weight.data = policy[name].detach().clone()  # in the policy's precision, float32
@@ -130,16 +130,16 @@ class Moving(Reference):
         looks_back = settings.policy in ("accelerated", "fast_slow")
         self.before = {name: weight.detach().clone() for name, weight in policy.items()} if looks_back else {}
 
-    def on(self, unet: torch.nn.Module) -> contextlib.AbstractContextManager[torch.nn.Module]:
-        return switched(unet, NAME)
+    def on(self, network: torch.nn.Module) -> contextlib.AbstractContextManager[torch.nn.Module]:
+        return switched(network, NAME)
 
-    def after_update(self, unet: torch.nn.Module, step: int) -> None:
+    def after_update(self, network: torch.nn.Module, step: int) -> None:
         import torch
 
         if step % self.settings.every:
             return
         with torch.no_grad():
-            for name, theta in _weights(unet, ADAPTER).items():
+            for name, theta in _weights(network, ADAPTER).items():
                 self._step(theta, self.weights[name], self.before.get(name))
 
     def _step(self, theta: Tensor, reference: Tensor, before: Tensor | None) -> None:
@@ -174,17 +174,17 @@ class Moving(Reference):
             weight.data.copy_(state[name])
 
 
-def make(settings: ReferenceSettings, unet: torch.nn.Module) -> Reference:
-    """The reference of ``settings`` for the bare module ``unet``, which has the policy's fresh adapter.
+def make(settings: ReferenceSettings, network: torch.nn.Module) -> Reference:
+    """The reference of ``settings`` for the bare module ``network``, which has the policy's fresh adapter.
 
     A moving one adds its adapter, so it is made before the module is wrapped for DDP.
     """
     if settings.policy in ("adapter_off", "none"):
         return Reference(free=settings.policy == "none")
-    return Moving(settings, unet)
+    return Moving(settings, network)
 
 
-def _add_adapter(unet: torch.nn.Module) -> None:
+def _add_adapter(network: torch.nn.Module) -> None:
     """A second adapter with the policy's LoraConfig; the policy's stays the active one."""
     import warnings
 
@@ -192,15 +192,15 @@ def _add_adapter(unet: torch.nn.Module) -> None:
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # its random start is overwritten
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # having two is meant
-        unet.add_adapter(copy.deepcopy(unet.peft_config[ADAPTER]), adapter_name=NAME)
-    unet.set_adapter(ADAPTER)
+        network.add_adapter(copy.deepcopy(network.peft_config[ADAPTER]), adapter_name=NAME)
+    network.set_adapter(ADAPTER)
 
 
-def _weights(unet: torch.nn.Module, adapter: str) -> dict[str, torch.nn.Parameter]:
+def _weights(network: torch.nn.Module, adapter: str) -> dict[str, torch.nn.Parameter]:
     """The parameters of one adapter, by names that do not tell which."""
     own = f".{adapter}."
     return {
         name.replace(own, "."): parameter
-        for name, parameter in unet.named_parameters()
+        for name, parameter in network.named_parameters()
         if "lora_" in name and own in name
     }

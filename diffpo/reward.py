@@ -128,14 +128,14 @@ def predict(family: Any, network: torch.nn.Module, regression: Regression) -> Te
 
 
 def score(
-    family: Any, policy: torch.nn.Module, unet: torch.nn.Module, objective: Objective, regression: Regression
+    family: Any, policy: torch.nn.Module, network: torch.nn.Module, objective: Objective, regression: Regression
 ) -> Outcome:
-    """One forward pass of each; ``policy`` is ``unet`` or its DDP wrapper. Call under the run's autocast."""
+    """One forward pass of each; ``policy`` is ``network`` or its DDP wrapper. Call under the run's autocast."""
     settings = objective.settings
     if objective.reference.free:
         before = None
     else:
-        with objective.reference.on(unet) as base:
+        with objective.reference.on(network) as base:
             before = predict(family, base, regression)
             reference_error = objective.error(before, regression)
     prediction = predict(family, policy, regression)

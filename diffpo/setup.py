@@ -143,17 +143,17 @@ def make_schedule(settings: Optimisation, optimizer: torch.optim.Optimizer) -> A
 
 
 def make_objective(
-    config: Config, sources: Sources, family: Any, unet: Any, accelerator: Any
+    config: Config, sources: Sources, family: Any, network: Any, accelerator: Any
 ) -> tuple[Objective, Feed]:
-    """The composed objective and what it trains on; the policy's adapter is on ``unet`` already."""
+    """The composed objective and what it trains on; the policy's adapter is on ``network`` already."""
     settings = config.objective
-    against = reference.make(settings.reference, unet)
+    against = reference.make(settings.reference, network)
     perceptual = None
     if settings.error == "perceptual":
         from .perceptual import Perceptual
 
-        perceptual = Perceptual(family, unet)
-    feed = _feed(config, sources, family, unet, against, accelerator)
+        perceptual = Perceptual(family, network)
+    feed = _feed(config, sources, family, network, against, accelerator)
     objective = Objective(settings, against, lambda t: torch.ones_like(t, dtype=torch.float32), perceptual)
     errors = None
     if settings.weighting == "measured":
@@ -163,12 +163,12 @@ def make_objective(
                 return objective.error(predict(family, network, regression), regression)
 
         errors = weighting.measure(
-            error, family, unet, feed.source, sources.batches, 2 * config.train.batch_size, accelerator
+            error, family, network, feed.source, sources.batches, 2 * config.train.batch_size, accelerator
         )
     return replace(objective, omega=weighting.make(settings.weighting, family, errors)), feed
 
 
-def _feed(config: Config, sources: Sources, family: Any, unet: Any, against: Any, accelerator: Any) -> Feed:
+def _feed(config: Config, sources: Sources, family: Any, network: Any, against: Any, accelerator: Any) -> Feed:
     """The data through a source of regression problems, or the policy's own samples."""
     settings, train, batches = config.objective, config.train, sources.batches
     per_update = train.batch_size * train.accumulation * accelerator.num_processes
@@ -176,12 +176,12 @@ def _feed(config: Config, sources: Sources, family: Any, unet: Any, against: Any
         from .rollout.feed import OnPolicy
 
         return OnPolicy(
-            settings, sources.conditions, batches, family, unet, against, train.seed, accelerator, per_update
+            settings, sources.conditions, batches, family, network, against, train.seed, accelerator, per_update
         )
     if settings.source == "inversion":
         from .states.inversion import Inversion
 
-        source = Inversion(settings.inversion, family, unet, against)
+        source = Inversion(settings.inversion, family, network, against)
         if settings.inversion.cache:
             place = {"process": accelerator.process_index, "processes": accelerator.num_processes}
             source.prepare(batches, config.data.cache, **place, quiet=not accelerator.is_main_process)

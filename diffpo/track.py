@@ -77,11 +77,11 @@ class Meter:
     of a batch with classifier-free guidance counts. Over all processes.
     """
 
-    def __init__(self, unet: Any, accelerator: Any) -> None:
+    def __init__(self, network: Any, accelerator: Any) -> None:
         self._accelerator, self._on = accelerator, True
         self._here = [0, 0]  # since the start of this process
         self._before = [0, 0]  # of the whole run until then
-        self.watch(unet)
+        self.watch(network)
 
     def watch(self, network: Any) -> None:
         """Count the passes of this one too (NCP-DPO's copy of the encoder)."""

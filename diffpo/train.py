@@ -47,21 +47,21 @@ def train(config: Config) -> Path:
 
     family = models.load(config.model, settings.precision)
     sources = load_data(config, family, accelerator)
-    unet = family.load_unet(accelerator.device)
-    meter = Meter(unet, accelerator)
-    base = lora.base_identity(unet, config.model.path)
-    parameters = lora.add_lora(unet, config.lora, family.lora_targets, settings.seed)
+    network = family.load_network(accelerator.device)
+    meter = Meter(network, accelerator)
+    base = lora.base_identity(network, config.model.path)
+    parameters = lora.add_lora(network, config.lora, family.lora_targets, settings.seed)
     if config.objective.users:
-        parameters += users.attach(unet, sources.batches.tastes.scale, settings.seed).parameters()
-    objective, feed = make_objective(config, sources, family, unet, accelerator)
+        parameters += users.attach(network, sources.batches.tastes.scale, settings.seed).parameters()
+    objective, feed = make_objective(config, sources, family, network, accelerator)
     if objective.perceptual is not None:
         meter.watch(objective.perceptual.encoder)
     if settings.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
+        network.enable_gradient_checkpointing()
     optimizer = make_optimizer(settings, parameters)
     schedule = make_schedule(settings, optimizer)
-    policy = accelerator.prepare_model(unet)
-    update = Updater(settings, family, unet, policy, objective, feed, accelerator)
+    policy = accelerator.prepare_model(network)
+    update = Updater(settings, family, network, policy, objective, feed, accelerator)
 
     about = {
         "objective": config.objective.name,
@@ -72,7 +72,7 @@ def train(config: Config) -> Path:
     }
     step = 0
     if found := checkpoint.latest(output, say):
-        step = resume(*found, about, unet, optimizer, schedule, accelerator, update, meter)
+        step = resume(*found, about, network, optimizer, schedule, accelerator, update, meter)
         if step > settings.steps:
             raise DiffpoError(f"{output} is already at step {step}, beyond train.steps={settings.steps}")
         say(f"resuming from {found[0]} (step {step})")
@@ -85,12 +85,12 @@ def train(config: Config) -> Path:
         state = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "calls": calls}
         state["update"] = update.state()
         if config.objective.users:
-            state["users"] = unet.user_tokens.state_dict()
+            state["users"] = network.user_tokens.state_dict()
         if accelerator.scaler is not None:
             state["scaler"] = accelerator.scaler.state_dict()
 
         def write_lora(path: Path) -> None:
-            lora.save_lora(path, unet, family.component, {**about, "step": step})
+            lora.save_lora(path, network, family.component, {**about, "step": step})
 
         return checkpoint.save(output, step, write_lora, state, about, settings.checkpoint_keep)
 
@@ -131,7 +131,7 @@ def train(config: Config) -> Path:
             metrics |= meter.totals()
             if sources.held_out and (step % settings.eval_every == 0 or step == settings.steps):
                 with meter.paused(), accelerator.autocast():
-                    metrics |= sources.held_out.measure(family, unet, objective, accelerator)
+                    metrics |= sources.held_out.measure(family, network, objective, accelerator)
             empty = 0 if "loss" in metrics else empty + 1
             if empty == EMPTY_ROUNDS:
                 raise DiffpoError(
@@ -152,9 +152,9 @@ def train(config: Config) -> Path:
                 raise Interrupted(f"interrupted: step {step} is saved in {output}; the same command resumes there")
         if accelerator.is_main_process:
             if config.objective.users:
-                users.save(output / lora.USERS_FILE_NAME, unet, config.data.resolution)
+                users.save(output / lora.USERS_FILE_NAME, network, config.data.resolution)
             part = output / f".{lora.FILE_NAME}.part"
-            lora.save_lora(part, unet, family.component, {**about, "step": step})
+            lora.save_lora(part, network, family.component, {**about, "step": step})
             part.replace(output / lora.FILE_NAME)
             write_card(config, about, sources.size, output)
     accelerator.wait_for_everyone()
@@ -166,7 +166,7 @@ def resume(
     folder: Path,
     manifest: dict,
     about: dict,
-    unet: Any,
+    network: Any,
     optimizer: Any,
     schedule: Any,
     accelerator: Any,
@@ -185,12 +185,12 @@ def resume(
     if not lora.same_base(manifest["base"], about["base"]):
         raise DiffpoError(f"cannot resume {folder}: the base model is not the one that the run started with")
     weights, _ = lora.read_lora(folder)
-    lora.set_lora_state(unet, {name.split(".", 1)[1]: value for name, value in weights.items()})
+    lora.set_lora_state(network, {name.split(".", 1)[1]: value for name, value in weights.items()})
     state = checkpoint.read_state(folder)
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
     if "users" in state:
-        unet.user_tokens.load_state_dict(state["users"])
+        network.user_tokens.load_state_dict(state["users"])
     if "scaler" in state and accelerator.scaler is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
     update.load(state["update"])

@@ -56,8 +56,8 @@ def train_scorer(config: ScorerConfig) -> Path:
     device, clean = accelerator.device, choice.times == "clean"
     family = models.load(config.model, settings.precision)
     train, validation = load_data(config, family, device)
-    unet = family.load_unet(device)
-    scorer = make_scorer(config, family, unet, train)
+    network = family.load_network(device)
+    scorer = make_scorer(config, family, network, train)
     module = scorer.module.train()
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = make_optimizer(settings, parameters)
@@ -86,7 +86,7 @@ def train_scorer(config: ScorerConfig) -> Path:
             problem = heldout.noised(train, batch, clean)
             x_0 = problem.x_t
             if choice.kind == "pixel":
-                x_0 = heldout.estimated(family, unet, problem, choice.guidance, clean)
+                x_0 = heldout.estimated(family, network, problem, choice.guidance, clean)
             found = scorer.rate(problem.x_t, x_0, problem.t, heldout.captions(train, indices), problem.cond)
             chosen, rejected = found.chunk(2)
             loss = preference_loss(chosen, rejected, batch.preference)
@@ -125,9 +125,9 @@ def train_scorer(config: ScorerConfig) -> Path:
                 raise Interrupted(f"interrupted: step {step} is saved in {output}; the same command resumes there")
 
     module.eval()
-    compared = {"this": scorer, **{spec: steps.load(spec, family, unet) for spec in choice.compare}}
+    compared = {"this": scorer, **{spec: steps.load(spec, family, network) for spec in choice.compare}}
     limits = (settings.eval_pairs, settings.eval_draws, settings.batch_size)
-    lines = heldout.measure(compared, validation, unet, choice.guidance, *limits)
+    lines = heldout.measure(compared, validation, network, choice.guidance, *limits)
     table = heldout.table(lines)
     with disk_errors(output):
         write_atomic(output / "accuracy.md", (table + "\n").encode())
@@ -171,14 +171,14 @@ def load_data(config: ScorerConfig, family: Any, device: Any) -> tuple[Batches, 
     return batches[0], batches[1]
 
 
-def make_scorer(config: ScorerConfig, family: Any, unet: torch.nn.Module, batches: Batches) -> Any:
-    choice, device = config.scorer, next(unet.parameters()).device
+def make_scorer(config: ScorerConfig, family: Any, network: torch.nn.Module, batches: Batches) -> Any:
+    choice, device = config.scorer, next(network.parameters()).device
     if choice.kind == "latent":
         from .scorers.latent import LatentScorer
 
         some = list(range(min(64, len(batches.groups))))
         problem = heldout.noised(batches, batches.batch(some, some, "calibration"), choice.times == "clean")
-        return LatentScorer.fresh(family, unet, problem.x_t, problem.t, problem.cond, config.train.seed)
+        return LatentScorer.fresh(family, network, problem.x_t, problem.t, problem.cond, config.train.seed)
     from .scorers.step_aware import StepAwareScorer
 
     scorer = StepAwareScorer.fresh(family, choice.clip, choice.processor, choice.time_aware, config.train.seed)

@@ -35,9 +35,16 @@ class Updater:
     update is cut into batches."""
 
     def __init__(
-        self, settings: Train, family: Any, unet: Any, policy: Any, objective: Objective, feed: Feed, accelerator: Any
+        self,
+        settings: Train,
+        family: Any,
+        network: Any,
+        policy: Any,
+        objective: Objective,
+        feed: Feed,
+        accelerator: Any,
     ) -> None:
-        self.settings, self.family, self.unet, self.policy = settings, family, unet, policy
+        self.settings, self.family, self.network, self.policy = settings, family, network, policy
         self.objective, self.feed, self.accelerator = objective, feed, accelerator
         self.per_update = settings.batch_size * settings.accumulation * accelerator.num_processes
         self.baseline = 0.0
@@ -75,7 +82,7 @@ class Updater:
             raise Diverged(f"the weights are not finite after step {step + 1}", spoilt=True)
         schedule.step()
         optimizer.zero_grad()
-        self.objective.reference.after_update(self.unet, step + 1)
+        self.objective.reference.after_update(self.network, step + 1)
         self.baseline = table[:, MEAN_REWARD].double().mean().item()
         return metrics
 
@@ -90,7 +97,7 @@ class Updater:
         last = part == settings.accumulation - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(self.policy):
             with accelerator.autocast():
-                outcome = score(self.family, self.policy, self.unet, self.objective, regression)
+                outcome = score(self.family, self.policy, self.network, self.objective, regression)
             baseline = torch.tensor(self.baseline, device=outcome.reward.device)
             losses = group_losses(outcome, self.objective.settings, baseline)
             accelerator.backward(losses.mean() / settings.accumulation)

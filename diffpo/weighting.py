@@ -71,7 +71,7 @@ def min_snr(family: Any, gamma: float = GAMMA) -> Tensor:
 def measure(
     error: Callable[[torch.nn.Module, Regression], Tensor],
     family: Any,
-    unet: torch.nn.Module,
+    network: torch.nn.Module,
     source: Callable[[Any], Regression],
     batches: Any,
     rows: int,
@@ -92,7 +92,7 @@ def measure(
         positions = mine[start : start + rows]
         indices = [position * len(batches.groups) // DRAWS for position in positions]
         regression = source(batches.batch(indices, positions, purpose="weighting"))
-        with adapter_off(unet) as base:
+        with adapter_off(network) as base:
             errors = error(base, regression).double().tolist()
         found += zip(positions * regression.members, regression.t.tolist(), errors, strict=True)
     found = sorted(gather_object(found))  # the same order of summation on every machine

@@ -37,7 +37,7 @@ def family_of(path):
     """The family with its encoders, and its network."""
     family = models.load(Model(path=str(path)))
     family.load_encoders()
-    return family, family.load_unet()
+    return family, family.load_network()
 
 
 def inputs(family, n=3, seed=0):

@@ -32,7 +32,7 @@ class StableDiffusion:
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     encoders = ("text_encoder",)
     tokenizers = ("tokenizer",)
-    no_unet: ClassVar[dict[str, Any]] = {"unet": None, "safety_checker": None, "requires_safety_checker": False}
+    no_network: ClassVar[dict[str, Any]] = {"unet": None, "safety_checker": None, "requires_safety_checker": False}
     component = "unet"  # the trained part's name in the pipeline, and its prefix in a LoRA file
 
     def __init__(self, settings: Model, precision: str = "no") -> None:
@@ -54,17 +54,17 @@ class StableDiffusion:
 
     # ---- the network
 
-    def load_unet(self, device: Any = "cpu") -> torch.nn.Module:
+    def load_network(self, device: Any = "cpu") -> torch.nn.Module:
         """The frozen network in the run's precision, in eval mode."""
         from diffusers import UNet2DConditionModel
 
         with readable(self.settings.path):
-            unet = UNet2DConditionModel.from_pretrained(
+            network = UNet2DConditionModel.from_pretrained(
                 local(self.settings.path), subfolder="unet", **self.source, **dtype_option(self.dtype)
             )
-        return unet.requires_grad_(False).eval().to(device)
+        return network.requires_grad_(False).eval().to(device)
 
-    def meta_unet(self) -> torch.nn.Module:
+    def meta_network(self) -> torch.nn.Module:
         """The network with shapes and no weights, on the meta device."""
         from diffusers import UNet2DConditionModel
 
@@ -75,10 +75,10 @@ class StableDiffusion:
         with torch.device("meta"):
             return torch.nn.Module.to(UNet2DConditionModel.from_config(config), self.dtype)
 
-    def predict(self, unet: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+    def predict(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """(n, C, h, w), (n,) and conditions -> the network's output (n, C, h, w)."""
         prompt_embeds = cond["prompt_embeds"].to(self.dtype)
-        return unet(x_t.to(self.dtype), t, encoder_hidden_states=prompt_embeds, **self._user(cond)).sample
+        return network(x_t.to(self.dtype), t, encoder_hidden_states=prompt_embeds, **self._user(cond)).sample
 
     @staticmethod
     def _user(cond: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -118,7 +118,7 @@ class StableDiffusion:
         with readable(path):
             vae = AutoencoderKL.from_pretrained(local(path), **where, **dtype_option(torch.float32))
         self.pipe = load_pipeline(
-            self.settings.path, str(self.dtype).split(".")[1], device, vae=vae, **self.no_unet, **self.source
+            self.settings.path, str(self.dtype).split(".")[1], device, vae=vae, **self.no_network, **self.source
         )
         self.vae_config = dict(self.pipe.vae.config)  # outlives the VAE
         for name in (*self.encoders, "vae"):
@@ -176,14 +176,16 @@ class StableDiffusion:
 
     # ---- for `diffpo check`
 
-    def meta_inputs(self, unet: torch.nn.Module, n: int, resolution: int) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def meta_inputs(
+        self, network: torch.nn.Module, n: int, resolution: int
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """x_t, t and cond of the right shapes on the meta device."""
         side = resolution // self.vae_factor()
-        x_t = torch.empty(n, unet.config.in_channels, side, side, device="meta")
-        return x_t, torch.zeros(n, dtype=torch.long, device="meta"), self._meta_cond(unet, n)
+        x_t = torch.empty(n, network.config.in_channels, side, side, device="meta")
+        return x_t, torch.zeros(n, dtype=torch.long, device="meta"), self._meta_cond(network, n)
 
-    def _meta_cond(self, unet: torch.nn.Module, n: int) -> dict[str, Tensor]:
-        return {"prompt_embeds": torch.empty(n, 77, unet.config.cross_attention_dim, device="meta")}
+    def _meta_cond(self, network: torch.nn.Module, n: int) -> dict[str, Tensor]:
+        return {"prompt_embeds": torch.empty(n, 77, network.config.cross_attention_dim, device="meta")}
 
     def vae_factor(self) -> int:
         """Pixels per latent, each way."""

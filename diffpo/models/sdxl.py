@@ -14,13 +14,13 @@ from .sd import StableDiffusion
 class StableDiffusionXL(StableDiffusion):
     encoders = ("text_encoder", "text_encoder_2")
     tokenizers = ("tokenizer", "tokenizer_2")
-    no_unet: ClassVar[dict[str, Any]] = {"unet": None, "add_watermarker": False}
+    no_network: ClassVar[dict[str, Any]] = {"unet": None, "add_watermarker": False}
 
-    def predict(self, unet: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+    def predict(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         added = {"text_embeds": cond["pooled_prompt_embeds"].to(self.dtype), "time_ids": cond["time_ids"]}
         prompt_embeds = cond["prompt_embeds"].to(self.dtype)
         conditions = {"encoder_hidden_states": prompt_embeds, "added_cond_kwargs": added, **self._user(cond)}
-        return unet(x_t.to(self.dtype), t, **conditions).sample
+        return network(x_t.to(self.dtype), t, **conditions).sample
 
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str | None]) -> dict[str, Tensor]:
@@ -40,10 +40,10 @@ class StableDiffusionXL(StableDiffusion):
     def condition(self, text: dict[str, Tensor], micro_conditioning: Tensor) -> dict[str, Tensor]:
         return {**text, "time_ids": micro_conditioning}
 
-    def _meta_cond(self, unet: torch.nn.Module, n: int) -> dict[str, Tensor]:
-        pooled = unet.config.projection_class_embeddings_input_dim - 6 * unet.config.addition_time_embed_dim
+    def _meta_cond(self, network: torch.nn.Module, n: int) -> dict[str, Tensor]:
+        pooled = network.config.projection_class_embeddings_input_dim - 6 * network.config.addition_time_embed_dim
         return {
-            **super()._meta_cond(unet, n),
+            **super()._meta_cond(network, n),
             "pooled_prompt_embeds": torch.empty(n, pooled, device="meta"),
             "time_ids": torch.zeros(n, 6, device="meta"),
         }

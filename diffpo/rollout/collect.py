@@ -42,10 +42,10 @@ def collect(config: Config, out: Path | None = None) -> Path:
     family.load_encoders(accelerator.device)
     conditions = Conditions(load_prompts(config.data.prompts), config.data, family, accelerator.device)
     family.free_encoders(keep_vae=True)
-    unet = family.load_unet(accelerator.device)
+    network = family.load_network(accelerator.device)
     # nobody is asked for a preference yet
     objective = config.objective.model_copy(update={"rollout": rollout.model_copy(update={"scorers": []})})
-    rounds = Rounds(objective, conditions, None, family, unet, None, seed, accelerator.autocast)
+    rounds = Rounds(objective, conditions, None, family, network, None, seed, accelerator.autocast)
     about = {"rollout": json.dumps({key: getattr(rollout, key) for key in KEPT})}
     names = [f"{number:05d}" for number in range(len(conditions.prompts))]
     with disk_errors(folder):

@@ -39,15 +39,15 @@ class OnPolicy:
         conditions: Any,
         batches: Any,
         family: Any,
-        unet: torch.nn.Module,
+        network: torch.nn.Module,
         reference: Any,
         seed: int,
         accelerator: Any,
         per_update: int,
     ) -> None:
         self.settings, self.seed, self.accelerator = settings, seed, accelerator
-        self.conditions, self.batches, self.unet, self.reference = conditions, batches, unet, reference
-        self.device = next(unet.parameters()).device
+        self.conditions, self.batches, self.network, self.reference = conditions, batches, network, reference
+        self.device = next(network.parameters()).device
         self.forward = Forward(family, settings.forward)
         self.groups_per_round = per_update * settings.rollout.updates
         self.items: list[Item] = []
@@ -61,7 +61,7 @@ class OnPolicy:
             self.items = labelled(settings.rollout, self.steps, conditions.prompts)
             self.labels = content_key([astuple(label) for label in read_labels(settings.rollout.labels)])
         else:
-            self.rounds = Rounds(settings, conditions, batches, family, unet, reference, seed, accelerator.autocast)
+            self.rounds = Rounds(settings, conditions, batches, family, network, reference, seed, accelerator.autocast)
             self.steps = self.rounds.walker.steps
 
     def begin(self, step: int) -> dict[str, float]:
@@ -69,7 +69,7 @@ class OnPolicy:
         number = step // self.settings.rollout.updates
         if self.rounds is None or number == self.round:
             return {}
-        self._start = {"lora": _copy(lora.lora_state(self.unet))}
+        self._start = {"lora": _copy(lora.lora_state(self.network))}
         if by_reference(self.settings):
             self._start["reference"] = _copy(self.reference.state())
         return self._fill(number)
@@ -129,14 +129,14 @@ class OnPolicy:
     @contextlib.contextmanager
     def _as_then(self) -> Iterator[None]:
         """Policy (and reference, where it samples) with the weights that sampled the round."""
-        now, now_reference = _copy(lora.lora_state(self.unet)), _copy(self.reference.state())
+        now, now_reference = _copy(lora.lora_state(self.network)), _copy(self.reference.state())
         try:
-            lora.set_lora_state(self.unet, self._start["lora"])
+            lora.set_lora_state(self.network, self._start["lora"])
             if "reference" in self._start:
                 self.reference.load(self._start["reference"])
             yield
         finally:
-            lora.set_lora_state(self.unet, now)
+            lora.set_lora_state(self.network, now)
             if "reference" in self._start:
                 self.reference.load(now_reference)
 

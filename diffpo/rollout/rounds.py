@@ -40,20 +40,20 @@ class Rounds:
         conditions: Any,
         batches: Any,
         family: Any,
-        unet: torch.nn.Module,
+        network: torch.nn.Module,
         reference: Any,
         seed: int,
         autocast: Callable[[], AbstractContextManager],
     ) -> None:
         self.settings, self.rollout, self.seed = settings, settings.rollout, seed
-        self.conditions, self.batches, self.family, self.unet = conditions, batches, family, unet
-        self.reference, self.device = reference, next(unet.parameters()).device
+        self.conditions, self.batches, self.family, self.network = conditions, batches, family, network
+        self.reference, self.device = reference, next(network.parameters()).device
         self.walker = Walker(settings.rollout, family, autocast)
         self.judge = Judge(settings.rollout.scorers, self.device)
         self._data = worth_imitating(batches.groups) if settings.source == "self_play" else []
         self.step_scorer = None
         if settings.source == "pool":
-            self.step_scorer = load_step_scorer(settings.rollout.step_scorer, family, unet)
+            self.step_scorer = load_step_scorer(settings.rollout.step_scorer, family, network)
         self._sample: Callable[[int, Sequence[int]], Iterator[Sampled]] = {
             "trajectory": self._images,
             "samples": self._images,
@@ -128,7 +128,7 @@ class Rounds:
             yield Sampled(position, index, state[None], torch.empty(1, 0))
 
     def _sampler(self) -> AbstractContextManager[torch.nn.Module]:
-        return self.reference.on(self.unet) if by_reference(self.settings) else nullcontext(self.unet)
+        return self.reference.on(self.network) if by_reference(self.settings) else nullcontext(self.network)
 
     def _prompt(self, number: int, place: int) -> int:
         return order(self.seed, len(self.conditions.prompts), number * self.rollout.prompts + place)
@@ -139,7 +139,7 @@ class Rounds:
     def _shape(self) -> tuple[int, int, int]:
         resolution = self.conditions.resolution if self.conditions else self.batches.data.resolution
         side = resolution // self.family.vae_factor()
-        return self.unet.config.in_channels, side, side
+        return self.network.config.in_channels, side, side
 
     def _judged(self, x_0: Tensor, prompts: list[str]) -> Tensor:
         side = x_0.shape[-1] * self.family.vae_factor()

@@ -39,19 +39,19 @@ def noised(batches: Batches, batch: Batch, clean: bool) -> Regression:
 
 
 @torch.no_grad()
-def estimated(family: Any, unet: torch.nn.Module, problem: Regression, guidance: float, clean: bool) -> Tensor:
+def estimated(family: Any, network: torch.nn.Module, problem: Regression, guidance: float, clean: bool) -> Tensor:
     """x_0 (N, C, h, w) from one call of the network, with classifier-free guidance where it is not 1."""
     if clean:
         return problem.x_t
     problem = replace(problem, guidance=guidance, unconditional=problem.unconditional if guidance != 1 else None)
-    return estimate(family, predict(family, unet, problem), problem.x_t, problem.t)
+    return estimate(family, predict(family, network, problem), problem.x_t, problem.t)
 
 
 @torch.no_grad()
 def measure(
     scorers: dict[str, StepScorer],
     batches: Batches,
-    unet: torch.nn.Module,
+    network: torch.nn.Module,
     guidance: float,
     limit: int,
     draws: int,
@@ -78,7 +78,7 @@ def measure(
             positions = [(start + i) * len(parts) + number for i in range(len(indices))]
             batch = batches.batch(indices, positions, "eval", [part or (0, 1)] * len(indices))
             problem, texts = noised(batches, batch, part is None), captions(batches, indices)
-            x_0 = estimated(batches.family, unet, problem, guidance, part is None)
+            x_0 = estimated(batches.family, network, problem, guidance, part is None)
             prompts += texts[: len(indices)]
             for name, scorer in scorers.items():
                 found = scorer.score(problem.x_t, x_0, problem.t, texts, problem.cond)

@@ -34,7 +34,7 @@ class _Enough(Exception):
 
 
 @torch.no_grad()
-def features(family: Any, unet: nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+def features(family: Any, network: nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
     """Mean and standard deviation over the positions of each down block's and the mid block's output of the base
     model, (n, 2 x channels) float32."""
     seen: list[Tensor] = []
@@ -42,13 +42,13 @@ def features(family: Any, unet: nn.Module, x_t: Tensor, t: Tensor, cond: dict[st
     def keep(module: nn.Module, _args: Any, output: Any) -> None:
         hidden = (output[0] if isinstance(output, tuple) else output).float().flatten(2)
         seen.extend((hidden.mean(2), hidden.std(2)))
-        if module is unet.mid_block:
+        if module is network.mid_block:
             raise _Enough
 
-    handles = [block.register_forward_hook(keep) for block in (*unet.down_blocks, unet.mid_block)]
+    handles = [block.register_forward_hook(keep) for block in (*network.down_blocks, network.mid_block)]
     try:
-        with adapter_off(unet), contextlib.suppress(_Enough):
-            family.predict(unet, x_t, t, cond)
+        with adapter_off(network), contextlib.suppress(_Enough):
+            family.predict(network, x_t, t, cond)
     finally:
         for handle in handles:
             handle.remove()
@@ -90,46 +90,48 @@ class LatentScorer:
 
     needs_vae = False
 
-    def __init__(self, family: Any, unet: nn.Module, head: Head | None = None, name: str = "latent") -> None:
-        self.family, self.unet, self.name, self.module = family, unet, name, head
+    def __init__(self, family: Any, network: nn.Module, head: Head | None = None, name: str = "latent") -> None:
+        self.family, self.network, self.name, self.module = family, network, name, head
 
     @classmethod
     def fresh(
-        cls, family: Any, unet: nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor], seed: int
+        cls, family: Any, network: nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor], seed: int
     ) -> LatentScorer:
         """An untrained one; ``x_t``, ``t`` and ``cond`` are some of the inputs it will see."""
-        seen = features(family, unet, x_t, t, cond)
+        seen = features(family, network, x_t, t, cond)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             head = Head(seen.shape[1], [each.shape[1] for each in text_features(cond)]).to(x_t.device)
         head.center.copy_(seen.mean(0))
         head.spread.copy_(seen.std(0).clamp(min=1e-6))
-        return cls(family, unet, head)
+        return cls(family, network, head)
 
     @classmethod
-    def load(cls, folder: Path, family: Any, unet: nn.Module) -> LatentScorer:
+    def load(cls, folder: Path, family: Any, network: nn.Module) -> LatentScorer:
         about = steps.read_about(folder)
-        if not same_base(about["base"], base_identity(unet)):
+        if not same_base(about["base"], base_identity(network)):
             raise DiffpoError(
                 f"the latent scorer in {folder} reads the features of another base model ({about['base']['name']}); "
                 f"train one on {family.settings.path} with `diffpo train-scorer`"
             )
         head = Head(**about["head"])
         steps.read_weights(head, folder / WEIGHTS)
-        return cls(family, unet, head.eval().requires_grad_(False).to(next(unet.parameters()).device), str(folder))
+        return cls(
+            family, network, head.eval().requires_grad_(False).to(next(network.parameters()).device), str(folder)
+        )
 
     def save(self, folder: Path, about: dict[str, Any]) -> None:
         """Head and description; ``about`` goes into the latter."""
         from safetensors.torch import save_file
 
         save_file(self.module.state_dict(), folder / WEIGHTS)
-        base = base_identity(self.unet, self.family.settings.path)
+        base = base_identity(self.network, self.family.settings.path)
         text = json.dumps({"kind": "latent", "base": base, "head": self.module.sizes, **about}, indent=1)
         (folder / steps.ABOUT).write_text(text + "\n")
 
     def rate(self, x_t: Tensor, x_0: Tensor, t: Tensor, captions: Sequence[str], cond: dict[str, Tensor]) -> Tensor:
         """`score` with gradients for the head."""
-        return self.module(features(self.family, self.unet, x_t, t, cond), text_features(cond), t)
+        return self.module(features(self.family, self.network, x_t, t, cond), text_features(cond), t)
 
     @torch.no_grad()
     def score(self, x_t: Tensor, x_0: Tensor, t: Tensor, captions: Sequence[str], cond: dict[str, Tensor]) -> Tensor:

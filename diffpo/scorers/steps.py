@@ -36,20 +36,20 @@ class StepScorer(Protocol):
         """DiffpoError that names scorer and prompt if a number is not finite."""
 
 
-def load(spec: str, family: Any, unet: nn.Module) -> StepScorer:
+def load(spec: str, family: Any, network: nn.Module) -> StepScorer:
     """The scorer of a folder or of the name ``NUMBER`` or ``NAME=SOURCE``, as in `diffpo eval --scorers`.
 
-    ``unet``: the run's own module; whatever adapters it has are off while a scorer looks at its features. Raises
+    ``network``: the run's own module; whatever adapters it has are off while a scorer looks at its features. Raises
     DiffpoError: no such folder or scorer, damaged files, a latent scorer of another base model.
     """
-    device = next(unet.parameters()).device
+    device = next(network.parameters()).device
     if not is_folder(spec):
         return Pictures(spec, family, str(device))
     folder = Path(spec).expanduser()
     if read_about(folder)["kind"] == "latent":
         from .latent import LatentScorer
 
-        return LatentScorer.load(folder, family, unet)
+        return LatentScorer.load(folder, family, network)
     from .step_aware import StepAwareScorer
 
     return StepAwareScorer.load(folder, family, device)

@@ -26,7 +26,7 @@ IMAGES = 8  # that are inverted at once for the cache
 
 
 class Reference(Protocol):
-    def on(self, unet: torch.nn.Module) -> AbstractContextManager[torch.nn.Module]: ...
+    def on(self, network: torch.nn.Module) -> AbstractContextManager[torch.nn.Module]: ...
 
 
 class Inversion:
@@ -47,8 +47,8 @@ class Inversion:
     clean image is told as t = 0, the least there is.
     """
 
-    def __init__(self, settings: config.Inversion, family: Any, unet: torch.nn.Module, reference: Reference) -> None:
-        self.settings, self.family, self.unet, self.reference = settings, family, unet, reference
+    def __init__(self, settings: config.Inversion, family: Any, network: torch.nn.Module, reference: Reference) -> None:
+        self.settings, self.family, self.network, self.reference = settings, family, network, reference
         steps, total = settings.steps, family.train_timesteps
         if steps > total:
             raise DiffpoError(f"objective.inversion.steps: {steps} are more than the model's {total} timesteps")
@@ -92,7 +92,7 @@ class Inversion:
         members = len(x_0) // len(climbs)
         height = torch.tensor(climbs, device=x_0.device).repeat(members)
         path, x, noise = [], x_0, None
-        with self.reference.on(self.unet) as base:
+        with self.reference.on(self.network) as base:
             for step in range(max(climbs)):
                 rising = (height > step).nonzero().flatten()
                 if self.settings.eta:
@@ -166,7 +166,7 @@ class Inversion:
             return {"x_t": torch.stack(path, 1).half()}
 
         data = [batches.latents.key, batches.text.key, list(places)]
-        model = [weights_hash(self.unet), str(family.dtype), family.prediction, self.levels, self.told]
+        model = [weights_hash(self.network), str(family.dtype), family.prediction, self.levels, self.told]
         kept = Cache(root, "inversions", content_key(*data, *model, settings.eta, settings.average), len(places))
         kept.build(compute, IMAGES, process, processes, quiet)
         self.batches, self.kept = batches, kept

@@ -20,7 +20,7 @@ def feed(tiny_sd, make_config, monkeypatch):
     family.free_encoders(keep_vae=True)
 
     def make(name="d3po", machine=None, per_update=4, objective=None, batches=None, **rollout):
-        unet = family.load_unet()
+        unet = family.load_network()
         parameters = lora.add_lora(unet, Lora(rank=4), family.lora_targets)
         shake(parameters, 0)
         scorer = {"step_scorer": "shapes.total"} if name == "spo" else {"scorers": ["shapes.total"]}

@@ -96,11 +96,11 @@ def test_gradient_checkpointing_lowers_the_estimate(tiny_sdxl):
 
     family = models.load(Model(path=str(tiny_sdxl)))
     kept = [
-        activations(family, family.meta_unet(), 2, 16, Train(steps=1, batch_size=1, lr=1, gradient_checkpointing=on))
+        activations(family, family.meta_network(), 2, 16, Train(steps=1, batch_size=1, lr=1, gradient_checkpointing=on))
         for on in (False, True)
     ]
     assert kept[1] < kept[0]
-    assert activations(family, family.meta_unet(), 4, 16, Train(steps=1, batch_size=1, lr=1)) == 2 * kept[0]
+    assert activations(family, family.meta_network(), 4, 16, Train(steps=1, batch_size=1, lr=1)) == 2 * kept[0]
 
 
 def test_check_does_not_promise_what_train_would_refuse(tiny_sd, make_config, tmp_path):

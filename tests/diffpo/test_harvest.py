@@ -63,7 +63,7 @@ def test_self_play_puts_the_data_before_the_references_own_image(feed, tiny_sd, 
     item = next(item for item in made.items if torch.allclose(item.x_0, own, atol=1e-3))
     batch = batches.batch([item.index], [item.position])
     torch.testing.assert_close(data, batch.x_0[0], rtol=1e-3, atol=1e-3)
-    with torch.no_grad(), made.reference.on(made.unet) as base:  # the base samples, not the policy
+    with torch.no_grad(), made.reference.on(made.network) as base:  # the base samples, not the policy
         draw = made.rounds._draw(1, item.position - 3)
         noise = torch.randn(1, *own.shape, generator=draw)
         states = made.rounds.walker.trajectories(base, noise, [draw], {k: v[:1] for k, v in batch.cond.items()}, None)

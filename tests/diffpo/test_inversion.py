@@ -133,7 +133,7 @@ def ddim(family, unet, x, cond, times):
 @pytest.fixture(scope="module", params=["tiny_sd", "tiny_sd_v"])
 def network(request):
     family = models.load(Model(path=str(request.getfixturevalue(request.param))))
-    unet = family.load_unet()
+    unet = family.load_network()
     # random weights say next to nothing; a network that answers makes errors visible
     torch.nn.init.normal_(unet.conv_out.weight, std=0.15, generator=torch.Generator().manual_seed(0))
     return family, unet
@@ -185,7 +185,7 @@ def test_a_batch_is_its_groups_and_a_draw_is_addressed(network):
 def test_rewards_begin_at_zero_and_the_base_inverts(tiny_sdxl):
     """A trained LoRA does not change the latents, which the reference inverts; a fresh one has no reward."""
     family = models.load(Model(path=str(tiny_sdxl)))
-    unet = family.load_unet()
+    unet = family.load_network()
     parameters = add_lora(unet, Lora(rank=4), family.lora_targets)
     base = reference.make(ReferenceSettings(), unet)
     settings = SimpleNamespace(
@@ -225,7 +225,7 @@ def data(tiny_sdxl, make_config):
     family.load_encoders()
     groups = load_groups(config.data, config.data.train, "train", "pair")
     batches = Batches(groups, config.data, family, 0, "cpu")
-    unet = family.load_unet()
+    unet = family.load_network()
     calls = []
     unet.register_forward_pre_hook(lambda *_: calls.append(1))
     return SimpleNamespace(batches=batches, family=family, unet=unet, calls=calls, config=config)

@@ -51,7 +51,7 @@ def test_real_width_unet_gets_the_published_number_of_lora_parameters(
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel", **settings}))
     family = family_of(tmp_path, "bf16")
-    unet = family.meta_unet()
+    unet = family.meta_network()
     assert sum(p.numel() for p in unet.parameters()) == total
     parameters = lora.add_lora(unet, Lora(rank=8), family.lora_targets)
     assert sum(p.numel() for p in parameters) == adapted
@@ -130,7 +130,7 @@ def pixel_batch(source, indices):
 
 def test_reference_is_the_base_itself_and_swapping_the_images_negates_the_logit(tiny_sd):
     family = family_of(tiny_sd)
-    unet = family.load_unet()
+    unet = family.load_network()
     draw = torch.Generator().manual_seed(0)
     x_t, target = torch.randn(2, 4, 4, 8, 8, generator=draw)
     t, cond = torch.tensor([7, 600, 7, 600]), {"prompt_embeds": torch.randn(4, 16, 16, generator=draw)}
@@ -155,7 +155,7 @@ def test_reference_is_the_base_itself_and_swapping_the_images_negates_the_logit(
 def test_lora_initialisation_depends_on_the_seed_alone_and_disturbs_no_other_randomness(tiny_sd):
     states = []
     for seed in (0, 0, 1):
-        unet = family_of(tiny_sd).load_unet()
+        unet = family_of(tiny_sd).load_network()
         torch.manual_seed(123)
         lora.add_lora(unet, Lora(rank=2), ("to_q",), seed)
         assert torch.rand(()) == torch.rand((), generator=torch.Generator().manual_seed(123))
@@ -165,14 +165,14 @@ def test_lora_initialisation_depends_on_the_seed_alone_and_disturbs_no_other_ran
 
 def test_targets_that_fit_nothing_are_named(tiny_sd):
     with pytest.raises(DiffpoError, match=r"lora.targets \['to_x'\]|lora.targets {'to_x'}"):
-        lora.add_lora(family_of(tiny_sd).load_unet(), Lora(targets=["to_x"]), ())
+        lora.add_lora(family_of(tiny_sd).load_network(), Lora(targets=["to_x"]), ())
 
 
 @pytest.fixture
 def adapted(tiny_sdxl, tmp_path):
     """A LoRA file with alpha != rank, and what the adapted network returns."""
     family = family_of(tiny_sdxl)
-    unet = family.load_unet()
+    unet = family.load_network()
     base = lora.base_identity(unet, "the base")
     draw = torch.Generator().manual_seed(0)
     for parameter in lora.add_lora(unet, Lora(rank=4, alpha=16), family.lora_targets):

@@ -69,7 +69,7 @@ def features_of_the_whole_network(family, unet, x, t, cond):
 
 @torch.no_grad()
 def test_distance_of_features_between_two_steps_of_diffusers_ddpm(family):
-    unet = family.load_unet()
+    unet = family.load_network()
     regression, prediction, x_0, eps = problem(family, unet)
     perceptual = Perceptual(family, unet)
     errors = perceptual(prediction, regression, regression.cond)
@@ -93,7 +93,7 @@ def test_distance_of_features_between_two_steps_of_diffusers_ddpm(family):
 
 @torch.no_grad()
 def test_zero_for_a_perfect_prediction_and_at_t_0(family):
-    unet = family.load_unet()
+    unet = family.load_network()
     regression, prediction, *_ = problem(family, unet, t=(0, 1, 999, 500))
     perceptual = Perceptual(family, unet)
     assert perceptual(regression.target, regression, regression.cond).tolist() == [0] * 4
@@ -103,7 +103,7 @@ def test_zero_for_a_perfect_prediction_and_at_t_0(family):
 
 
 def test_gradient_by_the_prediction_is_the_slope_of_the_error(family):
-    unet = family.load_unet()
+    unet = family.load_network()
     regression, prediction, *_ = problem(family, unet)
     perceptual = in_float64(Perceptual(family, unet))
     regression, prediction = widened(regression), prediction.double().requires_grad_()
@@ -122,12 +122,12 @@ def test_gradient_by_the_prediction_is_the_slope_of_the_error(family):
 
 def test_half_precision_training_does_not_reach_the_features(tiny_sd):
     full, half = (models.load(Model(path=str(tiny_sd)), precision) for precision in ("no", "bf16"))
-    unet = half.load_unet()
+    unet = half.load_network()
     regression, prediction, *_ = problem(full, unet)
     with torch.autocast("cpu", torch.bfloat16):
         errors = Perceptual(half, unet)(prediction, regression, regression.cond)
     torch.testing.assert_close(
-        errors, Perceptual(full, full.load_unet())(prediction, regression, regression.cond), rtol=0, atol=0
+        errors, Perceptual(full, full.load_network())(prediction, regression, regression.cond), rtol=0, atol=0
     )
     assert half.dtype == torch.bfloat16  # the run's own family is left alone
 
@@ -135,7 +135,7 @@ def test_half_precision_training_does_not_reach_the_features(tiny_sd):
 def test_gradient_checkpointing_changes_nothing(tiny_sdxl):
     family, gradients = models.load(Model(path=str(tiny_sdxl))), []
     for checkpointing in (False, True):
-        unet = family.load_unet()
+        unet = family.load_network()
         if checkpointing:
             unet.enable_gradient_checkpointing()
         perceptual = Perceptual(family, unet)
@@ -150,7 +150,7 @@ def test_gradient_checkpointing_changes_nothing(tiny_sdxl):
 def test_as_the_error_of_an_objective(tiny_sdxl):
     """Rewards begin at exactly 0; the LoRA gets a gradient; the true state's features are computed once."""
     family = models.load(Model(path=str(tiny_sdxl)))
-    unet = family.load_unet()
+    unet = family.load_network()
     parameters = add_lora(unet, Lora(rank=4), family.lora_targets)
     perceptual = Perceptual(family, unet)
     calls = []

@@ -16,7 +16,7 @@ def settings(policy: str, **options) -> ReferenceSettings:
 def policy_on(path, seed: int = 0):
     """A tiny model with a policy that is not the base: its B factors are random."""
     family = models.load(Model(path=str(path)))
-    unet = family.load_unet()
+    unet = family.load_network()
     parameters = lora.add_lora(unet, Lora(rank=4), family.lora_targets)
     move(parameters, seed)
     return family, unet, parameters
@@ -47,7 +47,7 @@ def flat(tensors) -> torch.Tensor:
 @pytest.mark.parametrize("policy", ["adapter_off", "none"])
 def test_the_still_references_are_the_base_bit_for_bit(tiny_sdxl, policy):
     family = models.load(Model(path=str(tiny_sdxl)))
-    base = output(family, family.load_unet())
+    base = output(family, family.load_network())
     _, unet, parameters = policy_on(tiny_sdxl)
     made = reference.make(settings(policy), unet)
     with made.on(unet) as module:

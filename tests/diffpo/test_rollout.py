@@ -47,7 +47,7 @@ def test_the_chain_of_a_trajectory_is_what_the_policy_samples(feed):
             with torch.no_grad():
                 t = torch.tensor([steps[item.step].t])
                 family = made.rounds.family
-                plain, without = (family.predict(made.unet, x[None], t, each) for each in (cond, empty))
+                plain, without = (family.predict(made.network, x[None], t, each) for each in (cond, empty))
             out = without + 2.0 * (plain - without)
             mean = steps[item.step].of_x * x + steps[item.step].of_out * out[0]
             residuals.append((x_next - mean) / steps[item.step].noise)
@@ -77,15 +77,15 @@ def test_a_resumed_feed_samples_the_round_again_bit_for_bit(feed, name):
     made = feed(name, updates=3, per_update=2, **options)
     made.begin(3)
     before = made.regression([6, 7])
-    shake([p for p in made.unet.parameters() if p.requires_grad], 1)  # an update
+    shake([p for p in made.network.parameters() if p.requires_grad], 1)  # an update
     made.begin(4)
     state = made.state()
-    now = lora.lora_state(made.unet)
+    now = lora.lora_state(made.network)
 
     resumed = feed(name, updates=3, per_update=2, **options)
-    lora.set_lora_state(resumed.unet, now)
+    lora.set_lora_state(resumed.network, now)
     resumed.load(state)
-    assert all(torch.equal(now[key], value) for key, value in lora.lora_state(resumed.unet).items())
+    assert all(torch.equal(now[key], value) for key, value in lora.lora_state(resumed.network).items())
     assert resumed.begin(5) == {}, "the round is not over"
     for positions in ([6, 7], [10, 11]):
         one, other = made.regression(positions), resumed.regression(positions)

@@ -160,7 +160,7 @@ def test_bf16_base_keeps_a_float32_lora_and_an_exact_start(tiny_sdxl, make_confi
     assert {value.dtype for value in weights.values()} == {torch.float32}
     assert rows[0]["rewards/margins"] == rows[0]["rewards/chosen"] == 0.0
     # an update of 1e-5 is below bfloat16's resolution of A's entries; all of them move in the second step
-    start = models.load(make_config(tiny_sdxl).model).load_unet()
+    start = models.load(make_config(tiny_sdxl).model).load_network()
     add_lora(start, make_config(tiny_sdxl).lora, ("to_q", "to_k", "to_v", "to_out.0"), 0)
     before = lora.lora_state(start)
     moved = [(weights[f"unet.{name}"] != value).float().mean() for name, value in before.items() if "lora_A" in name]
@@ -289,7 +289,7 @@ def test_an_update_raises_the_margin_of_its_own_pairs(request, make_config, name
     family.load_encoders()
     batches = Batches(load_groups(config.data, config.data.train, "train"), config.data, family, 0, "cpu")
     regression = Forward(family)(batches.batch([order(0, 10, i) for i in range(10)], list(range(10))))
-    unet = family.load_unet()
+    unet = family.load_network()
     lora.add_lora(unet, config.lora, family.lora_targets)
     lora.set_lora_state(unet, {key.removeprefix("unet."): value for key, value in weights.items()})
     with torch.no_grad():

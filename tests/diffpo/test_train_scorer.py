@@ -133,7 +133,7 @@ def test_held_out_accuracy_is_counted_pair_by_pair(tiny_sd, make_scorer_config, 
     family = models.load(Model(path=str(tiny_sd)))
     _, validation = load_data(make_scorer_config(tiny_sd), family, "cpu")
     told = {"right": Told(1.0), "blind": Told(-1.0)}
-    lines = heldout.measure(told, validation, family.load_unet(), 1.0, limit=6, draws=2, rows=4)
+    lines = heldout.measure(told, validation, family.load_network(), 1.0, limit=6, draws=2, rows=4)
     assert [line["times"] for line in lines[::2]] == ["clean", "0-199", "200-399", "400-599", "600-799", "800-999"]
     for right, blind in zip(lines[::2], lines[1::2], strict=True):
         assert right["pairs"] == 6 and right["accuracy"][0] == 1.0

@@ -55,7 +55,7 @@ def test_more_steps_than_labels_are_refused_by_name():
 
 def test_guidance_extrapolates_from_the_empty_prompt(tiny_sd):
     family = models.load(Model(path=str(tiny_sd)))
-    unet, t = family.load_unet(), torch.tensor([300, 300])
+    unet, t = family.load_network(), torch.tensor([300, 300])
     x = random(2, 4, 8, 8).float()
     prompted, empty = ({"prompt_embeds": random(2, 16, 16, seed=i).float()} for i in (1, 2))
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_a_regression_is_laid_out_by_member_and_starts_at_no_reward(tiny_sd_v):
     from diffpo.reward import Objective, score
 
     family = models.load(Model(path=str(tiny_sd_v)))
-    unet = family.load_unet()
+    unet = family.load_network()
     lora.add_lora(unet, Lora(rank=2), family.lora_targets)
     steps = sampler_steps(Rollout(steps=4), family.schedule(), family.prediction)
     states = random(2, 5, 4, 8, 8).float()

@@ -99,7 +99,7 @@ def problem(family, x_0, seed: int):
 @pytest.mark.parametrize("name", ["tiny_sd", "tiny_sdxl"])
 def test_users_change_nothing_at_the_start_and_never_the_reference(request, name, tmp_path):
     family = models.load(Model(path=str(request.getfixturevalue(name))))
-    unet = family.load_unet()
+    unet = family.load_network()
     chosen, rejected, owners, _ = people(4, 4, 0)
     tastes = evidence(chosen, rejected, owners)
     x_t, t, _, cond = problem(family, torch.cat([chosen, rejected]), 0)
@@ -123,7 +123,7 @@ def test_users_change_nothing_at_the_start_and_never_the_reference(request, name
     assert torch.equal(family.predict(unet, x_t, t, named), output)
     # a run's end: saved, loaded on a fresh model, for a user who is known by his pairs
     users.save(tmp_path / "tokens", unet, 16)
-    fresh = family.load_unet()
+    fresh = family.load_network()
     assert users.load(tmp_path / "tokens", fresh) == 16
     new = users.taste(chosen[:4], rejected[:4])
     expected = family.predict(unet, x_t, t, {**cond, "user": new.expand(len(x_t), -1)})
@@ -149,10 +149,10 @@ def test_a_pipeline_paints_for_a_user(tiny_sdxl):
 
 
 def test_tokens_of_another_model_or_none_are_refused(tiny_sd, tiny_sdxl, tmp_path):
-    small = models.load(Model(path=str(tiny_sd))).load_unet()
+    small = models.load(Model(path=str(tiny_sd))).load_network()
     users.attach(small, torch.ones(68))
     users.save(tmp_path / "tokens", small, 16)
-    other = models.load(Model(path=str(tiny_sdxl))).load_unet()
+    other = models.load(Model(path=str(tiny_sdxl))).load_network()
     for path in (tmp_path / "tokens", tmp_path / "absent"):
         with pytest.raises(DiffpoError, match="cannot use the user tokens"):
             users.load(path, other)
@@ -163,7 +163,7 @@ def test_opposite_tastes_are_learnt_together_and_serve_users_who_were_not_there(
     ranks the pairs of users that it never saw, by their tastes."""
     torch.manual_seed(0)
     family = models.load(Model(path=str(tiny_sd)))
-    unet = family.load_unet()
+    unet = family.load_network()
     chosen, rejected, owners, _ = people(20, 10, 1)
     tastes = evidence(chosen, rejected, owners)
     parameters = lora.add_lora(unet, Lora(rank=4), family.lora_targets)

@@ -74,7 +74,7 @@ def source(batch):
 
 def adapted(path):
     family = models.load(Model(path=str(path)))
-    unet = family.load_unet()
+    unet = family.load_network()
     lora.add_lora(unet, Lora(rank=2), family.lora_targets)
     return family, unet
 
