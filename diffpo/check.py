@@ -18,7 +18,13 @@ from .rollout.judge import check_scorer, read_labels
 from .scorers.steps import is_folder, read_about
 
 LIMIT = 5000  # rows that are decoded; of a larger source, this many evenly spaced ones
-CHECKPOINTED = ("ResnetBlock2D", "BasicTransformerBlock")  # what diffusers recomputes in the backward pass
+CHECKPOINTED = (  # what diffusers recomputes in the backward pass
+    "ResnetBlock2D",
+    "BasicTransformerBlock",
+    "JointTransformerBlock",
+    "FluxTransformerBlock",
+    "FluxSingleTransformerBlock",
+)
 
 
 def check(config: Config) -> None:
@@ -169,7 +175,7 @@ def model(config: Config, members: int, say: Any) -> None:
     from . import models
     from .lora import add_lora
 
-    family = models.load(config.model, config.train.precision)
+    family = models.load(config.model, config.train.precision, config.data.resolution)
     network = family.meta_network()
     weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
     total = sum(parameter.numel() for parameter in network.parameters())

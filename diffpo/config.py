@@ -32,6 +32,7 @@ class Model(Section):
     revision: str | None = None
     variant: str | None = None  # e.g. fp16: which weight files are read, not the precision of the training
     vae: str | None = None  # a folder or hub id that replaces the pipeline's VAE, e.g. madebyollin/sdxl-vae-fp16-fix
+    guidance: float = Field(3.5, ge=0)  # what a network with guidance as an input (FLUX.1-dev) is told in training
 
 
 class Columns(Section):

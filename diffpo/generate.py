@@ -129,8 +129,7 @@ def _generate(missing: list[dict], out: Path, model, lora, user, batch_size: int
 
     first = missing[0]
     pipe = models.load_pipeline(str(model), first["dtype"], device)
-    if not hasattr(pipe, "unet"):
-        raise DiffpoError(f"{model} is a {type(pipe).__name__}; so far images are made by pipelines with a UNet")
+    family = models.family_class(type(pipe).__name__, str(model))
     try:
         pipe.scheduler = samplers.SolverScheduler.from_config(pipe.scheduler.config, solver=first["solver"])
     except ValueError as error:
@@ -156,11 +155,11 @@ def _generate(missing: list[dict], out: Path, model, lora, user, batch_size: int
                     from . import users
 
                     taste = users.welcome(user, lora, model, pipe)
-                    painting.enter_context(users.painting_for(pipe.unet, taste))
+                    painting.enter_context(users.painting_for(lora_module.network_of(pipe), taste))
             task = progress.add_task(f"{arm} images", total=len(todo))
             rows = iter(todo)
             while batch := list(islice(rows, batch_size)):
-                for row, png in zip(batch, _pngs(pipe, batch), strict=True):
+                for row, png in zip(batch, _pngs(pipe, family, batch), strict=True):
                     path = image_path(out, arm, row["index"], row["seed"])
                     save(path, png)
                     row = {**row, "file": path.relative_to(out).as_posix(), "sha256": sha256(png).hexdigest()}
@@ -174,31 +173,33 @@ def initial_noise(shape: Sequence[int], seed: int, index: int):
     """The starting noise of one image, (C, h, w) float32 on the CPU, and its generator for what a solver adds later."""
     import torch
 
-    from .rng import generator as generator_at
-
-    generator = generator_at(seed, "generate", index)
+    generator = noise_generator(seed, index)
     return torch.randn(tuple(shape), generator=generator, dtype=torch.float32), generator
 
 
-def _pngs(pipe, batch: list[dict]) -> list[bytes]:
+def noise_generator(seed: int, index: int):
+    """The generator of one image, before anything is drawn."""
+    from .rng import generator
+
+    return generator(seed, "generate", index)
+
+
+def _pngs(pipe, family, batch: list[dict]) -> list[bytes]:
     import torch
     from PIL import Image
 
-    height, width = (batch[0][k] or pipe.unet.config.sample_size * pipe.vae_scale_factor for k in ("height", "width"))
-    shape = (pipe.unet.config.in_channels, height // pipe.vae_scale_factor, width // pipe.vae_scale_factor)
+    network, factor = lora_module.network_of(pipe), models.vae_factor(pipe)
+    height, width = (batch[0][k] // factor if batch[0][k] else family.sample_size(pipe) for k in ("height", "width"))
+    shape = (family.latent_channels(network.config), height, width)
     noises, generators = zip(*(initial_noise(shape, row["seed"], row["index"]) for row in batch), strict=True)
-    negative = batch[0]["negative_prompt"]
+    latents = torch.stack(noises).to(pipe.device, network.dtype)
+    prompts = [row["prompt"] for row in batch]
+    options = family.painting(pipe, prompts, batch[0]["negative_prompt"], latents, batch[0]["guidance"])
+    if "latents" not in options:  # the pipeline draws them itself
+        generators = [noise_generator(row["seed"], row["index"]) for row in batch]
     with torch.inference_mode():
         images = pipe(
-            prompt=[row["prompt"] for row in batch],
-            negative_prompt=negative and [negative] * len(batch),  # None is not "": SDXL then uses zeros
-            latents=torch.stack(noises).to(pipe.device, pipe.unet.dtype),
-            generator=list(generators),
-            num_inference_steps=batch[0]["steps"],
-            guidance_scale=batch[0]["guidance"],
-            height=height,
-            width=width,
-            output_type="pt",
+            **options, generator=list(generators), num_inference_steps=batch[0]["steps"], output_type="pt"
         ).images
     pngs = []
     for row, image in zip(batch, images.float().cpu(), strict=True):

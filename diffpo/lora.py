@@ -35,13 +35,23 @@ def add_lora(network: torch.nn.Module, lora: Lora, targets: Sequence[str], seed:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            network.add_adapter(config, adapter_name=ADAPTER)
+            inject(network, config, ADAPTER)
         except ValueError as error:
             raise DiffpoError(f"lora.targets {config.target_modules} fit no layer of the model: {error}") from None
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     for parameter in parameters:
         parameter.data = parameter.data.float()
     return parameters
+
+
+def inject(network: torch.nn.Module, config: Any, name: str) -> None:
+    """Give the network a fresh adapter ``name`` by peft's ``config``."""
+    from peft import inject_adapter_in_model
+
+    if hasattr(network, "add_adapter"):  # tells diffusers' own switches too
+        network.add_adapter(config, adapter_name=name)
+    else:  # PixArt, DiT
+        inject_adapter_in_model(config, network, name)
 
 
 def lora_state(network: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -130,8 +140,7 @@ def check_lora(pipe: Any, path: str | Path) -> None:
     weights, about = read_lora(path)
     if not any("lora" in name for name in weights):
         raise DiffpoError(f"{path} holds no LoRA: none of its {len(weights)} weights is named as one")
-    component = "unet" if getattr(pipe, "unet", None) is not None else "transformer"
-    if "base" in about and not same_base(about["base"], base_identity(getattr(pipe, component))):
+    if "base" in about and not same_base(about["base"], base_identity(network_of(pipe))):
         raise DiffpoError(
             f"the LoRA {path} was trained on another base model: {about['base'].get('name', 'unknown')}. Load that "
             f"model, or train a LoRA on this one"
@@ -143,10 +152,35 @@ def load_lora(pipe: Any, path: str | Path) -> None:
     check_lora(pipe, path)
     path = lora_file(path)
     try:
-        pipe.load_lora_weights(str(path.parent), weight_name=path.name)
+        if hasattr(pipe, "load_lora_weights"):
+            pipe.load_lora_weights(str(path.parent), weight_name=path.name)
+        else:
+            _load_adapter(network_of(pipe), path)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         raise DiffpoError(f"the LoRA {path} does not fit this model: {reason}") from error
+
+
+def _load_adapter(network: torch.nn.Module, path: Path) -> None:
+    """For pipelines that have no LoRA loader (PixArt, DiT): the adapter that `save_lora` wrote, by peft."""
+    import torch
+    from peft import LoraConfig
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        header = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+        weights = {name.partition(".")[2]: file.get_tensor(name) for name in file.keys()}
+    adapter = {name.partition(".")[2]: value for name, value in header.items()}
+    if not adapter:
+        raise ValueError("it does not say its rank and targets, and this pipeline has no loader of its own")
+    with torch.random.fork_rng(devices=[]):  # of the weights that the file's replace
+        inject(network, LoraConfig(**adapter), ADAPTER)
+    set_lora_state(network, weights)
+
+
+def network_of(pipe: Any) -> torch.nn.Module:
+    """The part of a pipeline that LoRAs adapt."""
+    return pipe.unet if getattr(pipe, "unet", None) is not None else pipe.transformer
 
 
 # ---- identity of weights

@@ -18,7 +18,8 @@ class Perceptual:
 
     t' = max(t - 1, 0), one step less noisy. x_{t'} = alpha' x_0 + sigma' eps, and x^_{t'} is where the prediction leads
     instead: x_{t'} + c (x^_0 - x_0), with c the weight of x_0 in the mean of DDPM's step from t to t' (Ho et al. 2020,
-    eq. 7). phi is the base UNet up to the end of its last down block, with the image's own conditions.
+    eq. 7). phi is the base UNet up to the end of its last down block, with the image's own conditions; of a
+    transformer, for which there is no paper, the first half of its blocks.
 
     As the released code's defaults and its SDXL launcher have it (its SD1.5 launchers add the middle block), so that
     their beta 2500, without the factor 1/2, is 5000 here. It draws noise for the step, the same in both states; with
@@ -34,9 +35,7 @@ class Perceptual:
         self.family = copy.copy(family)
         self.family.dtype = torch.float32  # of what the family loads and computes
         self.encoder = self.family.load_network()
-        # what is left of the network after its last down block: nothing
-        self.encoder.up_blocks, self.encoder.mid_block = torch.nn.ModuleList(), None
-        self.encoder.conv_norm_out, self.encoder.conv_out = None, torch.nn.Identity()
+        self.family.cut(self.encoder)
         self.encoder.to(network.device)
         if network.is_gradient_checkpointing:
             self.encoder.enable_gradient_checkpointing()
@@ -64,8 +63,10 @@ class Perceptual:
 
     def _features(self, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         # the base knows no users
-        cond = {name: value.to(self.family.dtype) for name, value in cond.items() if name != "user"}
+        dtype = self.family.dtype
+        cond = {name: value.to(dtype) if value.is_floating_point() else value for name, value in cond.items()}
+        cond.pop("user", None)
         cudnn = torch.backends.cudnn  # its `flags` knows nothing of the present ones
         exact = cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
         with torch.autocast(x.device.type, enabled=False), exact:
-            return self.family.predict(self.encoder, x, t, cond)
+            return self.family.features(self.encoder, x, t, cond)

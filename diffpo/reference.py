@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from .config import ReferenceSettings
 from .errors import DiffpoError
-from .lora import ADAPTER
+from .lora import ADAPTER, inject
 
 if TYPE_CHECKING:
     import torch
@@ -189,11 +189,14 @@ def _add_adapter(network: torch.nn.Module) -> None:
     import warnings
 
     import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # its random start is overwritten
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # having two is meant
-        network.add_adapter(copy.deepcopy(network.peft_config[ADAPTER]), adapter_name=NAME)
-    network.set_adapter(ADAPTER)
+        inject(network, copy.deepcopy(network.peft_config[ADAPTER]), NAME)
+    for module in network.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.set_adapter(ADAPTER)
 
 
 def _weights(network: torch.nn.Module, adapter: str) -> dict[str, torch.nn.Parameter]:

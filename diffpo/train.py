@@ -45,7 +45,7 @@ def train(config: Config) -> Path:
         checkpoint.claim(config)
     accelerator.wait_for_everyone()
 
-    family = models.load(config.model, settings.precision)
+    family = models.load(config.model, settings.precision, config.data.resolution)
     sources = load_data(config, family, accelerator)
     network = family.load_network(accelerator.device)
     meter = Meter(network, accelerator)

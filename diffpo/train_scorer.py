@@ -54,7 +54,7 @@ def train_scorer(config: ScorerConfig) -> Path:
         raise DiffpoError("train-scorer runs in one process; start it without `accelerate launch`")
     claim(config)
     device, clean = accelerator.device, choice.times == "clean"
-    family = models.load(config.model, settings.precision)
+    family = models.load(config.model, settings.precision, config.data.resolution)
     train, validation = load_data(config, family, device)
     network = family.load_network(device)
     scorer = make_scorer(config, family, network, train)

@@ -33,7 +33,7 @@ from .data.columns import NOUN
 from .data.groups import Groups, load_groups
 from .data.transforms import pixels, view
 from .errors import DiffpoError
-from .lora import _sorted_header, users_file
+from .lora import _sorted_header, network_of, users_file
 from .rng import generator
 
 if TYPE_CHECKING:
@@ -128,22 +128,22 @@ class UserTokens(torch.nn.Module):
         return self.tokens(hidden).unflatten(1, (TOKENS, -1))
 
 
-def attach(unet: torch.nn.Module, scale: Tensor, seed: int = 0) -> UserTokens:
-    """Give ``unet`` a fresh `UserTokens` as its submodule ``user_tokens``; from then on it takes the keyword ``user``.
+def attach(network: torch.nn.Module, scale: Tensor, seed: int = 0) -> UserTokens:
+    """Give ``network`` a fresh `UserTokens` as its submodule ``user_tokens``; it then takes the keyword ``user``.
 
     Being a submodule, it trains under the same DDP wrapper. Attach after `lora.base_identity` has been taken.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = UserTokens(scale, unet.config.cross_attention_dim)
-    unet.user_tokens = module.to(unet.device)
-    unet.register_forward_pre_hook(_add, with_kwargs=True)
-    return unet.user_tokens
+        module = UserTokens(scale, models.text_width(network))
+    network.user_tokens = module.to(network.device)
+    network.register_forward_pre_hook(_add, with_kwargs=True)
+    return network.user_tokens
 
 
-def _add(unet: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+def _add(network: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """Forward pre-hook: takes ``user`` (n, F) out of the keywords and adds its tokens to the text embedding."""
-    module, text = unet.user_tokens, kwargs["encoder_hidden_states"]
+    module, text = network.user_tokens, kwargs["encoder_hidden_states"]
     user = kwargs.pop("user", None)
     if user is None and module.user is not None:
         user = module.user.to(text.device).expand(len(text), -1)  # both halves of guidance
@@ -154,9 +154,9 @@ def _add(unet: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tu
 
 
 @contextlib.contextmanager
-def silenced(unet: torch.nn.Module) -> Iterator[None]:
+def silenced(network: torch.nn.Module) -> Iterator[None]:
     """Within it the module ignores users, if it knows any."""
-    module = getattr(unet, "user_tokens", None)
+    module = getattr(network, "user_tokens", None)
     if module is None:
         yield
         return
@@ -168,20 +168,20 @@ def silenced(unet: torch.nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def painting_for(unet: torch.nn.Module, user: Tensor | None) -> Iterator[None]:
-    """Within it every call of ``unet`` is for the user with this taste, (F,): wrap a pipeline's call in it."""
-    before, unet.user_tokens.user = unet.user_tokens.user, user
+def painting_for(network: torch.nn.Module, user: Tensor | None) -> Iterator[None]:
+    """Within it every call of ``network`` is for the user with this taste, (F,): wrap a pipeline's call in it."""
+    before, network.user_tokens.user = network.user_tokens.user, user
     try:
         yield
     finally:
-        unet.user_tokens.user = before
+        network.user_tokens.user = before
 
 
-def save(path: Path, unet: torch.nn.Module, resolution: int) -> None:
-    """Write the user tokens of ``unet`` as safetensors, with the ``resolution`` that tastes were read at."""
+def save(path: Path, network: torch.nn.Module, resolution: int) -> None:
+    """Write the user tokens of ``network`` as safetensors, with the ``resolution`` that tastes were read at."""
     from safetensors.torch import save as serialize
 
-    state = {name: value.detach().cpu().contiguous() for name, value in unet.user_tokens.state_dict().items()}
+    state = {name: value.detach().cpu().contiguous() for name, value in network.user_tokens.state_dict().items()}
     state["resolution"] = torch.tensor(resolution)
     write_atomic(path, _sorted_header(serialize(state, {"format": "pt"})))
 
@@ -199,8 +199,8 @@ def read_user(source: str | Path, lora: str | Path) -> tuple[Groups, str]:
 
 
 def welcome(pairs: Groups, lora: str | Path, model: str | Path, pipe: Any) -> Tensor:
-    """Attach the user tokens to ``pipe.unet``; the taste (F,) that ``pairs`` tell, read as in training."""
-    resolution = load(users_file(lora), pipe.unet)
+    """Attach the user tokens to the pipeline's network; the taste (F,) that ``pairs`` tell, read as in training."""
+    resolution = load(users_file(lora), network_of(pipe))
     views = [view(pair.size, resolution, "center", False, torch.Generator()) for pair in pairs.groups]
     images = [pairs.images(i) for i in range(len(pairs))]
     flat = torch.stack([pixels(image[k], view) for k in (0, 1) for image, view in zip(images, views, strict=True)])
@@ -214,7 +214,7 @@ def welcome(pairs: Groups, lora: str | Path, model: str | Path, pipe: Any) -> Te
     return taste(chosen, rejected)
 
 
-def load(path: Path, unet: torch.nn.Module) -> int:
+def load(path: Path, network: torch.nn.Module) -> int:
     """Attach the user tokens in the file ``path``; returns the resolution that tastes are read at. DiffpoError if they
     do not fit."""
     from safetensors import SafetensorError
@@ -223,7 +223,7 @@ def load(path: Path, unet: torch.nn.Module) -> int:
     try:
         state = load_file(path)
         resolution = int(state.pop("resolution"))
-        attach(unet, state["scale"]).load_state_dict(state)
+        attach(network, state["scale"]).load_state_dict(state)
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise DiffpoError(

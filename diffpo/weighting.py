@@ -4,9 +4,9 @@ A weighting is a table over the model's T timesteps, and none depends on the pol
 the same one.
 
 uniform   1, as Diffusion-DPO.
-min_snr   min(snr, 5) / snr where the network predicts noise, min(snr, 5) / (snr + 1) where it predicts v: both weigh
-          the error of x_0 by min(snr, 5) (Hang et al. 2023, arXiv 2303.09556, section 3.4). Not normalised: it is at
-          most 1, so rewards shrink as if beta were smaller.
+min_snr   min(snr, 5) / snr where the network predicts noise, min(snr, 5) / (snr + 1) where it predicts v, and
+          min(snr, 5) sigma^2 for a flow: all weigh the error of x_0 by min(snr, 5) (Hang et al. 2023, arXiv 2303.09556,
+          section 3.4). Not normalised: it is at most 1, so rewards shrink as if beta were smaller.
 measured  proportional to 1 / E[error of the base | t], mean 1 over t. The error of predicted noise falls by orders of
           magnitude from t = 0 to T, and rewards with it; this brings the timesteps to one scale. The errors are means
           over `BINS` equal ranges of t, on a fixed set of draws.
@@ -57,15 +57,14 @@ def make(kind: str, family: Any, errors: Tensor | None = None) -> Omega:
 
 
 def min_snr(family: Any, gamma: float = GAMMA) -> Tensor:
-    """(T,) float64; exact at both ends: 1 (0 for v) without signal, 0 without noise."""
+    """(T,) float64; exact at both ends: 1 (0 for v and flows) without signal, 0 without noise."""
     import torch
 
     alpha, sigma = (each.double().flatten() for each in family.alpha_sigma(torch.arange(family.train_timesteps)))
     if family.prediction == "epsilon":
         return (gamma * (sigma / alpha).square()).clamp(max=1)
-    if family.prediction == "v_prediction":  # snr + 1 = 1 / sigma^2 where alpha^2 + sigma^2 = 1
-        return torch.minimum(alpha.square(), gamma * sigma.square())
-    raise DiffpoError(f"objective.weighting=min_snr knows no weight for {family.prediction}; use uniform or measured")
+    # v: snr + 1 = 1 / sigma^2 where alpha^2 + sigma^2 = 1; a flow's error is that of x_0 over sigma^2, as v's is
+    return torch.minimum(alpha.square(), gamma * sigma.square())
 
 
 def measure(

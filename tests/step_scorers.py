@@ -1,7 +1,7 @@
 """What the tests of step scorers share: a random CLIP, pairs that can be told apart, inputs of a scorer."""
 
 import torch
-from tiny import TEXT, _tokenizer, pick_a_pic_rows, picture, png
+from tiny import TEXT, clip_tokenizer, pick_a_pic_rows, picture, png
 
 from diffpo import models
 from diffpo.config import Model
@@ -18,7 +18,7 @@ def make_clip(folder):
         text_config={**TEXT, **ids}, vision_config={**vision, "image_size": 16, "patch_size": 8}, projection_dim=12
     )
     CLIPModel(config).save_pretrained(folder)
-    _tokenizer().save_pretrained(folder)
+    clip_tokenizer().save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=16).save_pretrained(folder)
     return folder
 

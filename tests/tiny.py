@@ -17,7 +17,7 @@ TEXT = {
 }
 
 
-def _tokenizer():
+def clip_tokenizer():
     """A real CLIP tokenizer that spells words out in bytes."""
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import CLIPTokenizer
@@ -33,16 +33,17 @@ def _tokenizer():
     return tokenizer
 
 
-def _text_config():
+def clip_text_config():
     from transformers import CLIPTextConfig
 
     return CLIPTextConfig(vocab_size=514, bos_token_id=512, eos_token_id=513, pad_token_id=513, **TEXT)
 
 
-def _vae():
+def vae(**options):
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
+        **options,
         block_out_channels=(8, 16),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
@@ -80,11 +81,11 @@ def make_sdxl(folder: Path, seed: int = 0) -> Path:
 
     torch.manual_seed(seed)
     pipe = StableDiffusionXLPipeline(
-        vae=_vae(),
-        text_encoder=CLIPTextModel(_text_config()),
-        text_encoder_2=CLIPTextModelWithProjection(_text_config()),
-        tokenizer=_tokenizer(),
-        tokenizer_2=_tokenizer(),
+        vae=vae(),
+        text_encoder=CLIPTextModel(clip_text_config()),
+        text_encoder_2=CLIPTextModelWithProjection(clip_text_config()),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
         unet=_unet(
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
@@ -106,9 +107,9 @@ def make_sd(folder: Path, prediction: str = "epsilon", seed: int = 0) -> Path:
 
     torch.manual_seed(seed)
     pipe = StableDiffusionPipeline(
-        vae=_vae(),
-        text_encoder=CLIPTextModel(_text_config()),
-        tokenizer=_tokenizer(),
+        vae=vae(),
+        text_encoder=CLIPTextModel(clip_text_config()),
+        tokenizer=clip_tokenizer(),
         unet=_unet(
             down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),

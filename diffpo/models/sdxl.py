@@ -14,7 +14,7 @@ from .sd import StableDiffusion
 class StableDiffusionXL(StableDiffusion):
     encoders = ("text_encoder", "text_encoder_2")
     tokenizers = ("tokenizer", "tokenizer_2")
-    no_network: ClassVar[dict[str, Any]] = {"unet": None, "add_watermarker": False}
+    without: ClassVar[dict[str, Any]] = {"add_watermarker": False}
 
     def predict(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         added = {"text_embeds": cond["pooled_prompt_embeds"].to(self.dtype), "time_ids": cond["time_ids"]}

@@ -38,7 +38,7 @@ def collect(config: Config, out: Path | None = None) -> Path:
     accelerator = setup.make_accelerator(config.train)
     if accelerator.num_processes > 1:
         raise DiffpoError("collect runs in one process; start it without `accelerate launch`")
-    family = models.load(config.model, config.train.precision)
+    family = models.load(config.model, config.train.precision, config.data.resolution)
     family.load_encoders(accelerator.device)
     conditions = Conditions(load_prompts(config.data.prompts), config.data, family, accelerator.device)
     family.free_encoders(keep_vae=True)

@@ -138,8 +138,7 @@ class Rounds:
 
     def _shape(self) -> tuple[int, int, int]:
         resolution = self.conditions.resolution if self.conditions else self.batches.data.resolution
-        side = resolution // self.family.vae_factor()
-        return self.network.config.in_channels, side, side
+        return self.family.latent_shape(self.network, resolution)
 
     def _judged(self, x_0: Tensor, prompts: list[str]) -> Tensor:
         side = x_0.shape[-1] * self.family.vae_factor()

@@ -15,7 +15,7 @@ from ..states import Regression
 from ..states.forward import Forward
 from ..statistics import mean_difference, win_rate
 from ..track import BINS
-from .steps import StepScorer, estimate
+from .steps import StepScorer
 
 CLEAN = "clean"
 
@@ -44,7 +44,7 @@ def estimated(family: Any, network: torch.nn.Module, problem: Regression, guidan
     if clean:
         return problem.x_t
     problem = replace(problem, guidance=guidance, unconditional=problem.unconditional if guidance != 1 else None)
-    return estimate(family, predict(family, network, problem), problem.x_t, problem.t)
+    return family.to_x_0(predict(family, network, problem), problem.x_t, problem.t)
 
 
 @torch.no_grad()

@@ -30,22 +30,23 @@ TIME = 64  # numbers that encode t
 
 
 class _Enough(Exception):
-    """Ends a forward pass once the mid block has spoken: the up blocks are half the work."""
+    """Ends a forward pass once the last stage has spoken: what follows is half the work."""
 
 
 @torch.no_grad()
 def features(family: Any, network: nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-    """Mean and standard deviation over the positions of each down block's and the mid block's output of the base
-    model, (n, 2 x channels) float32."""
+    """Mean and standard deviation over the positions of what each stage of the base model returns (a UNet's down blocks
+    and mid block; of a transformer, two blocks of its first half), (n, 2 x channels) float32."""
     seen: list[Tensor] = []
 
     def keep(module: nn.Module, _args: Any, output: Any) -> None:
-        hidden = (output[0] if isinstance(output, tuple) else output).float().flatten(2)
+        hidden = family.hidden(output).float()
         seen.extend((hidden.mean(2), hidden.std(2)))
-        if module is network.mid_block:
+        if module is stages[-1]:
             raise _Enough
 
-    handles = [block.register_forward_hook(keep) for block in (*network.down_blocks, network.mid_block)]
+    stages = family.stages(network)
+    handles = [block.register_forward_hook(keep) for block in stages]
     try:
         with adapter_off(network), contextlib.suppress(_Enough):
             family.predict(network, x_t, t, cond)
@@ -53,12 +54,6 @@ def features(family: Any, network: nn.Module, x_t: Tensor, t: Tensor, cond: dict
         for handle in handles:
             handle.remove()
     return torch.cat(seen, 1)
-
-
-def text_features(cond: dict[str, Tensor]) -> list[Tensor]:
-    """Every condition as (n, d) float32 in the order of their names: sequences are averaged over their tokens."""
-    values = [cond[name].float() for name in sorted(cond)]
-    return [value.mean(1) if value.ndim == 3 else value for value in values]
 
 
 class Head(nn.Module):
@@ -101,7 +96,7 @@ class LatentScorer:
         seen = features(family, network, x_t, t, cond)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            head = Head(seen.shape[1], [each.shape[1] for each in text_features(cond)]).to(x_t.device)
+            head = Head(seen.shape[1], [each.shape[1] for each in family.text_features(cond)]).to(x_t.device)
         head.center.copy_(seen.mean(0))
         head.spread.copy_(seen.std(0).clamp(min=1e-6))
         return cls(family, network, head)
@@ -131,7 +126,7 @@ class LatentScorer:
 
     def rate(self, x_t: Tensor, x_0: Tensor, t: Tensor, captions: Sequence[str], cond: dict[str, Tensor]) -> Tensor:
         """`score` with gradients for the head."""
-        return self.module(features(self.family, self.network, x_t, t, cond), text_features(cond), t)
+        return self.module(features(self.family, self.network, x_t, t, cond), self.family.text_features(cond), t)
 
     @torch.no_grad()
     def score(self, x_t: Tensor, x_0: Tensor, t: Tensor, captions: Sequence[str], cond: dict[str, Tensor]) -> Tensor:

@@ -127,12 +127,3 @@ class Pictures:
     def score(self, x_t: Tensor, x_0: Tensor, t: Tensor, captions: Sequence[str], cond: dict[str, Tensor]) -> Tensor:
         found = self.judge.scores(pictures(self.family.decode(x_0)), list(captions))
         return found[:, 0].float().to(x_0.device)
-
-
-def estimate(family: Any, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-    """The network's output (n, C, h, w) at (x_t, t) as x_0, float32."""
-    alpha, sigma = family.alpha_sigma(t)
-    prediction = prediction.float()
-    if family.prediction == "v_prediction":
-        return alpha * x_t - sigma * prediction
-    return (x_t - sigma * prediction) / alpha

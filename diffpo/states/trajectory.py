@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from samplers import build_plan
+from samplers import Grid, RectifiedFlow, build_plan
 from samplers.plan import ANCHOR, HISTORY, NOISE
 from samplers.prediction import conversion
 
@@ -28,7 +29,7 @@ from . import Regression
 
 @dataclass(frozen=True)
 class Step:
-    """One model call of the sampler: ``t`` is what the network is told, ``alpha`` and ``sigma`` are the levels there,
+    """One model call of the sampler: ``t`` is the model's timestep, ``alpha`` and ``sigma`` are the levels there,
     and x' = of_x x + of_out out + noise z."""
 
     t: int
@@ -52,15 +53,17 @@ class Step:
 
 
 def sampler_steps(settings: Rollout, schedule: Any, prediction: str) -> list[Step]:
-    """The steps of ``settings``' sampler on the labels of the trailing grid (integers that the network knows), from
-    noise to data. The last one ends at sigma = 0: without noise, and so no transition to train on.
+    """The steps of ``settings``' sampler on the trailing grid of the model's timesteps, from noise to data. The last
+    one ends at sigma = 0: without noise, and so no transition to train on.
 
     ``renoise``: x' = alpha' x_0 + sigma' z with the network's x_0, as distilled models (LCM, DMD2, Turbo) sample.
     """
-    try:
-        plan = build_plan(schedule, "ddim", settings.steps, "trailing", prediction, eta=settings.eta)
-    except ValueError as error:
-        raise DiffpoError(f"objective.rollout.steps={settings.steps} does not work for this model: {error}") from None
+    total = schedule.num_train_timesteps if isinstance(schedule, RectifiedFlow) else len(schedule.betas)
+    if settings.steps > total:
+        raise DiffpoError(f"objective.rollout.steps={settings.steps} is more than the model's {total} timesteps")
+    times = np.arange(total, 0, -total / settings.steps).round()[: settings.steps]  # diffusers' trailing spacing
+    grid = Grid(schedule, times=times / total, end="zero")
+    plan = build_plan(schedule, "ddim", settings.steps, grid, prediction, eta=settings.eta)
     steps = []
     for k in range(len(plan)):
         alpha, sigma = float(plan.alpha[k]), float(plan.sigma[k])
@@ -70,7 +73,7 @@ def sampler_steps(settings: Rollout, schedule: Any, prediction: str) -> list[Ste
         else:
             row, (read_x, read_out) = plan.rows[k][0], plan.reads[k]
             of_x, of_out, noise = row[ANCHOR] + row[HISTORY] * read_x, row[HISTORY] * read_out, row[NOISE]
-        steps.append(Step(round(float(plan.label[k])), alpha, sigma, float(of_x), float(of_out), float(noise)))
+        steps.append(Step(int(times[k]) - 1, alpha, sigma, float(of_x), float(of_out), float(noise)))
     return steps
 
 

@@ -175,10 +175,10 @@ def test_a_folder_of_foreign_images_is_not_overwritten(model, tmp_path):
 def test_nan_names_the_prompt_and_keeps_what_is_done(model, tmp_path, monkeypatch):
     original = generate._pngs
 
-    def broken(pipe, batch):
+    def broken(pipe, family, batch):
         if batch[0]["index"] == 2:
             pipe.vae.post_quant_conv.weight.data.fill_(float("nan"))
-        return original(pipe, batch)
+        return original(pipe, family, batch)
 
     monkeypatch.setattr(generate, "_pngs", broken)
     with pytest.raises(DiffpoError, match=r"prompt 2 \('two birds'\) is NaN"):

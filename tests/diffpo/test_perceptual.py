@@ -74,7 +74,7 @@ def test_distance_of_features_between_two_steps_of_diffusers_ddpm(family):
     perceptual = Perceptual(family, unet)
     errors = perceptual(prediction, regression, regression.cond)
 
-    ddpm = DDPMScheduler.from_config(family.scheduler.config, clip_sample=False)
+    ddpm = DDPMScheduler.from_pretrained(family.settings.path, subfolder="scheduler", clip_sample=False)
     for row, t in enumerate(regression.t.tolist()):
         # with the same noise in both, their difference is that of the means
         predicted, true = (

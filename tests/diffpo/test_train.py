@@ -4,6 +4,7 @@ import signal
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from safetensors.torch import load_file
 from tiny import metrics_of, pick_a_pic_rows, write_parquet
 
@@ -59,7 +60,7 @@ def test_logged_rewards_and_loss_are_those_of_the_saved_lora_in_a_diffusers_pipe
     batch = batches.batch([order(0, len(batches.groups), position) for position in positions], positions)
     regression = Forward(family)(batch)
     noise = (regression.x_t - family.alpha_sigma(regression.t)[0] * batch.x_0) / family.alpha_sigma(regression.t)[1]
-    scheduler = family.scheduler
+    scheduler = DDPMScheduler.from_pretrained(config.model.path, subfolder="scheduler")
     target = scheduler.get_velocity(batch.x_0, noise, regression.t) if name.endswith("_v") else noise
     pipe = models.load_pipeline(str(path), device="cpu")
     added = {}

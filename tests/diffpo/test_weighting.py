@@ -2,6 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tiny_transformers import make_sd3
 
 from diffpo import lora, models, weighting
 from diffpo.config import Lora, Model
@@ -43,10 +44,12 @@ def test_min_snr_is_finite_where_there_is_no_signal_and_where_there_is_no_noise(
     assert weighting.make("min_snr", family)(torch.tensor([0, 1])).tolist() == [0.0, last]
 
 
-def test_a_prediction_without_a_known_weight_is_refused():
-    family = SimpleNamespace(train_timesteps=2, prediction="flow", alpha_sigma=lambda t: (t, t))
-    with pytest.raises(DiffpoError, match="min_snr knows no weight for flow; use uniform or measured"):
-        weighting.make("min_snr", family)
+def test_min_snr_of_a_flow_weighs_the_error_of_x_0_too(tmp_path):
+    """x_0 = x_t - sigma v, so err_x0 = sigma^2 err_v."""
+    family = models.load(Model(path=str(make_sd3(tmp_path))))
+    alpha, sigma = (level.flatten().double() for level in family.alpha_sigma(T))
+    omega = weighting.make("min_snr", family)(T).double()
+    torch.testing.assert_close(omega / sigma**2, ((alpha / sigma) ** 2).clamp(max=5), rtol=1e-4, atol=0)
 
 
 class Process:

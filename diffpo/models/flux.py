@@ -1,0 +1,100 @@
+"""FLUX.1: an MMDiT with rectified flow on packed latents, CLIP and T5, and guidance as an input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DiffpoError
+from .family import Family
+from .sd3 import JOINT_ATTENTION
+
+TOKENS = 512  # of T5
+
+
+class Flux(Family):
+    network_class = "FluxTransformer2DModel"
+    lora_targets = JOINT_ATTENTION
+    encoders = ("text_encoder", "text_encoder_2")
+    tokenizers = ("tokenizer", "tokenizer_2")
+
+    def predict(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        height, width = x_t.shape[-2:]
+        text = cond["prompt_embeds"].to(self.dtype)
+        guidance = None
+        if network.config.guidance_embeds:
+            guidance = torch.full((len(x_t),), self.settings.guidance, device=x_t.device)
+        output = network(
+            pack(x_t.to(self.dtype)),
+            timestep=self.told(t) / self.train_timesteps,
+            guidance=guidance,
+            encoder_hidden_states=text,
+            pooled_projections=cond["pooled_prompt_embeds"].to(self.dtype),
+            txt_ids=torch.zeros(text.shape[1], 3, device=x_t.device),
+            img_ids=positions(height // 2, width // 2, x_t.device),
+            **self._user(cond),
+        ).sample
+        return unpack(output, height, width)
+
+    @staticmethod
+    def latent_channels(config: Any) -> int:
+        return config.in_channels // 4
+
+    @torch.no_grad()
+    def encode_text(self, captions: Sequence[str | None]) -> dict[str, Tensor]:
+        texts = [caption or "" for caption in captions]  # unconditional is the empty caption
+        embeds, pooled, _ = self.pipe.encode_prompt(texts, device=self.pipe.vae.device)
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+    def _meta_cond(self, network: torch.nn.Module, n: int) -> dict[str, Tensor]:
+        return {
+            "prompt_embeds": torch.empty(n, TOKENS, network.config.joint_attention_dim, device="meta"),
+            "pooled_prompt_embeds": torch.empty(n, network.config.pooled_projection_dim, device="meta"),
+        }
+
+    def cut(self, network: torch.nn.Module) -> None:
+        super().cut(network)
+        network.single_transformer_blocks = torch.nn.ModuleList()
+
+    @classmethod
+    def sample_size(cls, pipe: Any) -> int:
+        return pipe.default_sample_size
+
+    @classmethod
+    def painting(
+        cls, pipe: Any, prompts: list[str], negative: str | None, noise: Tensor, guidance: float
+    ) -> dict[str, Any]:
+        if negative:
+            raise DiffpoError("FLUX takes no negative prompt: its guidance is an input of the network")
+        return {**super().painting(pipe, prompts, None, noise, guidance), "latents": pack(noise)}
+
+
+def pack(x: Tensor) -> Tensor:
+    """(n, C, h, w) -> (n, h w / 4, 4 C), patches of 2 x 2."""
+    n, channels, height, width = x.shape
+    return (
+        x.view(n, channels, height // 2, 2, width // 2, 2)
+        .permute(0, 2, 4, 1, 3, 5)
+        .reshape(n, height * width // 4, 4 * channels)
+    )
+
+
+def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
+    """The inverse of `pack`."""
+    n, _, channels = tokens.shape
+    return (
+        tokens.view(n, height // 2, width // 2, channels // 4, 2, 2)
+        .permute(0, 3, 1, 4, 2, 5)
+        .reshape(n, channels // 4, height, width)
+    )
+
+
+def positions(height: int, width: int, device: Any) -> Tensor:
+    """(0, row, column) of each patch, (height width, 3)."""
+    rows, columns = torch.meshgrid(
+        torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij"
+    )
+    return torch.stack([torch.zeros_like(rows), rows, columns], -1).flatten(0, 1).float()

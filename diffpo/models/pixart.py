@@ -1,0 +1,66 @@
+"""PixArt-alpha and -Sigma: a DiT with cross-attention to T5 (arXiv 2310.00426, 2403.04692)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .family import Family
+
+TOKENS = 300  # of T5: Sigma's; alpha reads 120
+
+
+class PixArt(Family):
+    network_class = "PixArtTransformer2DModel"
+    encoders = ("text_encoder",)
+    tokenizers = ("tokenizer",)
+
+    def predict(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        sizes = {"resolution": cond.get("resolution"), "aspect_ratio": cond.get("aspect_ratio")}
+        output = network(
+            x_t.to(self.dtype),
+            timestep=t,
+            encoder_hidden_states=cond["prompt_embeds"].to(self.dtype),
+            encoder_attention_mask=cond["prompt_attention_mask"],
+            added_cond_kwargs={name: value if value is None else value.to(self.dtype) for name, value in sizes.items()},
+            **self._user(cond),
+        ).sample
+        return output[:, : x_t.shape[1]]  # the rest is a learnt variance
+
+    @torch.no_grad()
+    def encode_text(self, captions: Sequence[str | None]) -> dict[str, Tensor]:
+        texts = [caption or "" for caption in captions]  # unconditional is the empty caption
+        embeds, mask, _, _ = self.pipe.encode_prompt(
+            texts, do_classifier_free_guidance=False, device=self.pipe.vae.device
+        )
+        return {"prompt_embeds": embeds, "prompt_attention_mask": mask}
+
+    def condition(self, text: dict[str, Tensor], micro_conditioning: Tensor) -> dict[str, Tensor]:
+        """PixArt-alpha at 1024 px is told height, width and their ratio."""
+        if not self._sizes(self._config("transformer")):
+            return text
+        height, width = micro_conditioning[:, 4], micro_conditioning[:, 5]
+        return {**text, "resolution": torch.stack([height, width], 1), "aspect_ratio": (height / width)[:, None]}
+
+    @staticmethod
+    def _sizes(config: dict[str, Any]) -> bool:
+        told = config.get("use_additional_conditions")
+        return config.get("sample_size", 128) == 128 if told is None else told
+
+    def _meta_cond(self, network: torch.nn.Module, n: int) -> dict[str, Tensor]:
+        cond = {
+            "prompt_embeds": torch.empty(n, TOKENS, network.config.caption_channels, device="meta"),
+            "prompt_attention_mask": torch.ones(n, TOKENS, device="meta"),
+        }
+        return self.condition(cond, torch.zeros(n, 6, device="meta"))
+
+    @classmethod
+    def painting(
+        cls, pipe: Any, prompts: list[str], negative: str | None, noise: Tensor, guidance: float
+    ) -> dict[str, Any]:
+        found = super().painting(pipe, prompts, negative or "", noise, guidance)
+        # as in training: the size that was asked for, and the caption as it stands
+        return {**found, "negative_prompt": negative or "", "use_resolution_binning": False, "clean_caption": False}

@@ -1,0 +1,50 @@
+"""Stable Diffusion 3 and 3.5: an MMDiT with rectified flow, two CLIP encoders and T5 (arXiv 2403.03206)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .family import Family
+
+# both streams' attention; the names beginning with add_ are the text's
+JOINT_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+TOKENS = 77 + 256  # of CLIP and of T5, as the pipeline cuts
+
+
+class StableDiffusion3(Family):
+    network_class = "SD3Transformer2DModel"
+    lora_targets = JOINT_ATTENTION
+    encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    tokenizers = ("tokenizer", "tokenizer_2", "tokenizer_3")
+
+    def load_encoders(self, device="cpu") -> None:
+        super().load_encoders(device)
+        # a pipeline may come without its T5: it is then encoded as zeros
+        present = [name for name in self.encoders if getattr(self.pipe, name) is not None]
+        self.encoders, self.tokenizers = tuple(present), tuple(f"tokenizer{name[12:]}" for name in present)
+
+    def predict(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        return network(
+            x_t.to(self.dtype),
+            timestep=self.told(t),
+            encoder_hidden_states=cond["prompt_embeds"].to(self.dtype),
+            pooled_projections=cond["pooled_prompt_embeds"].to(self.dtype),
+            **self._user(cond),
+        ).sample
+
+    @torch.no_grad()
+    def encode_text(self, captions: Sequence[str | None]) -> dict[str, Tensor]:
+        texts = [caption or "" for caption in captions]  # unconditional is the empty caption
+        embeds, _, pooled, _ = self.pipe.encode_prompt(
+            texts, None, None, device=self.pipe.vae.device, do_classifier_free_guidance=False
+        )
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+    def _meta_cond(self, network: torch.nn.Module, n: int) -> dict[str, Tensor]:
+        return {
+            "prompt_embeds": torch.empty(n, TOKENS, network.config.joint_attention_dim, device="meta"),
+            "pooled_prompt_embeds": torch.empty(n, network.config.pooled_projection_dim, device="meta"),
+        }
