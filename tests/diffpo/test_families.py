@@ -7,6 +7,7 @@ import methods
 import pytest
 import tiny_transformers as tiny
 import torch
+from PIL import Image, ImageChops
 
 from diffpo import generate, lora, models
 from diffpo.config import Lora, Model
@@ -132,6 +133,48 @@ def test_a_lora_comes_back_through_the_pipeline(folder, tmp_path, name):
         without = family.predict(family.load_network(), x_t, t, cond)
     assert (ours - without).abs().max() > 1e-2
     torch.testing.assert_close(theirs, ours)
+
+
+@pytest.mark.parametrize("name", list(MAKE))
+def test_both_arms_are_painted_from_the_same_noise(folder, tmp_path, name):
+    """`generate` on every family: a LoRA that changes nothing paints the base's pictures; a batch is its members."""
+    family = family_of(folder(name))
+    network = family.load_network()
+    base = lora.base_identity(network, name)
+    lora.add_lora(network, Lora(rank=2), family.lora_targets)
+    lora.save_lora(tmp_path / lora.FILE_NAME, network, family.component, {"base": base})
+    prompts = [methods.CAPTIONS[0], methods.CAPTIONS[1]]
+    size = {} if name == "dit" else {"height": SIDE, "width": SIDE}  # FLUX and PixArt-alpha would take 128 latents
+    options = {"lora": tmp_path / lora.FILE_NAME, "steps": 2, "guidance": 2.0, "device": "cpu", **size}
+    rows = generate.run(folder(name), prompts, tmp_path / "out", batch_size=2, **options)
+    shots = {arm: [row["sha256"] for row in rows if row["arm"] == arm] for arm in ("base", "tuned")}
+    assert shots["base"] == shots["tuned"] and len(set(shots["base"])) == 2
+    alone = generate.run(folder(name), prompts[:1], tmp_path / "alone", batch_size=1, **options)
+    with (
+        Image.open(tmp_path / "out" / rows[0]["file"]) as one,
+        Image.open(tmp_path / "alone" / alone[0]["file"]) as other,
+    ):
+        assert one.size == (SIDE, SIDE)
+        difference = ImageChops.difference(one, other)
+    assert max(high for _, high in difference.getextrema()) <= 2  # a batch rounds otherwise
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("flux", {"negative_prompt": "bad"}, "FLUX takes no negative prompt"),
+        ("dit", {"negative_prompt": "bad"}, "takes no negative prompt"),
+        ("dit", {"height": 32, "width": 32}, "images of its own size only"),
+    ],
+)
+def test_what_a_pipeline_cannot_do_is_said(folder, tmp_path, name, options, said):
+    with pytest.raises(DiffpoError, match=said):
+        generate.run(folder(name), [methods.CAPTIONS[0]], tmp_path, steps=1, device="cpu", **options)
+
+
+def test_a_caption_that_is_no_class_is_named(folder, tmp_path):
+    with pytest.raises(DiffpoError, match="knows 1000 classes and no texts, and 'a dog' is none"):
+        generate.run(folder("dit"), ["a dog"], tmp_path, steps=1, device="cpu")
 
 
 # transformer/config.json of the released models where it differs from the class's defaults; their published number of
