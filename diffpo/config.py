@@ -36,7 +36,7 @@ class Model(Section):
 
 
 class Columns(Section):
-    """Which columns hold what; null looks for the usual names (Pick-a-Pic's, or prompt/chosen/rejected)."""
+    """Which columns hold what; null looks for the usual names (docs/data.md lists them)."""
 
     caption: str | None = None
     chosen: str | None = None
@@ -45,6 +45,7 @@ class Columns(Section):
     image_1: str | None = None
     label_0: str | None = None
     label_1: str | None = None
+    has_label: str | None = None  # rows where it is false were judged by nobody and are left out
     score_0: str | None = None  # scores of image_0/image_1 (or of chosen/rejected), for links that ask for a gap
     score_1: str | None = None
     caption_chosen: str | None = None  # a caption for each image of a pair (DCPO)
@@ -58,8 +59,8 @@ class Columns(Section):
 
 
 class Data(Section):
-    """Pairs, ranked lists or single images: a parquet file or a folder of them, a folder with metadata.jsonl, or a hub
-    id. Objectives that sample for themselves take prompts instead."""
+    """Pairs, ranked lists or single images, from files, folders or the hub: docs/data.md. Objectives that sample for
+    themselves take prompts instead."""
 
     train: str | None = None
     validation: str | None = None  # pairs, for held-out accuracy
@@ -67,6 +68,7 @@ class Data(Section):
     train_split: str = "train"  # the splits of a hub id
     validation_split: str = "validation"
     columns: Columns = Columns()
+    limit: int | None = Field(None, gt=0)  # only the first rows of each source
     resolution: int = Field(gt=0, multiple_of=8)
     crop: Literal["center", "random"] = "center"
     flip: bool = False
@@ -84,6 +86,7 @@ class Lora(Section):
     rank: int = Field(8, gt=0)
     alpha: float | None = Field(None, gt=0)  # null: equal to the rank
     targets: list[str] | None = Field(None, min_length=1)  # null: the attention projections of the model's family
+    start: str | None = None  # train on from this LoRA, a file or folder in diffusers' format; it is the reference too
 
     @property
     def scale_alpha(self) -> float:

@@ -44,6 +44,37 @@ def add_lora(network: torch.nn.Module, lora: Lora, targets: Sequence[str], seed:
     return parameters
 
 
+def start_from(network: torch.nn.Module, lora: Lora) -> None:
+    """Give the fresh adapter of `add_lora` the weights of the LoRA ``lora.start``. DiffpoError if it is of another model,
+    or has another rank, alpha or other layers than ``lora`` asks for."""
+    path = lora_file(lora.start)
+    weights, about = read_lora(path)
+    if "base" in about and not same_base(about["base"], base_identity(network)):
+        raise DiffpoError(
+            f"lora.start={path} was trained on another base model: {about['base'].get('name', 'unknown')}"
+        )
+    adapter, config = adapter_of(path), network.peft_config[ADAPTER]
+    if not adapter:
+        raise DiffpoError(f"lora.start={path} does not say its rank, alpha and layers, so it cannot be trained on")
+    for name, key in {"r": "rank", "lora_alpha": "alpha", "target_modules": "targets"}.items():
+        asked, there = getattr(config, name), adapter.get(name)
+        asked, there = (sorted(each) if name == "target_modules" else each for each in (asked, there))
+        if asked != there:
+            raise DiffpoError(
+                f"lora.start={path} has {key} {there}, and this run asks for {asked}: set lora.{key}={there}"
+            )
+    set_lora_state(network, {name.partition(".")[2]: value for name, value in weights.items()})
+
+
+def adapter_of(path: Path) -> dict[str, Any]:
+    """peft's settings of the network's adapter in a file in diffusers' format; empty if it does not tell."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        header = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    return {name.partition(".")[2]: value for name, value in header.items() if not name.startswith("text_encoder")}
+
+
 def inject(network: torch.nn.Module, config: Any, name: str) -> None:
     """Give the network a fresh adapter ``name`` by peft's ``config``."""
     from peft import inject_adapter_in_model
@@ -165,17 +196,13 @@ def _load_adapter(network: torch.nn.Module, path: Path) -> None:
     """For pipelines that have no LoRA loader (PixArt, DiT): the adapter that `save_lora` wrote, by peft."""
     import torch
     from peft import LoraConfig
-    from safetensors import safe_open
 
-    with safe_open(path, "pt") as file:
-        header = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
-        weights = {name.partition(".")[2]: file.get_tensor(name) for name in file.keys()}
-    adapter = {name.partition(".")[2]: value for name, value in header.items()}
+    adapter = adapter_of(path)
     if not adapter:
         raise ValueError("it does not say its rank and targets, and this pipeline has no loader of its own")
     with torch.random.fork_rng(devices=[]):  # of the weights that the file's replace
         inject(network, LoraConfig(**adapter), ADAPTER)
-    set_lora_state(network, weights)
+    set_lora_state(network, {name.partition(".")[2]: value for name, value in read_lora(path)[0].items()})
 
 
 def network_of(pipe: Any) -> torch.nn.Module:

@@ -113,6 +113,7 @@ class Moving(Reference):
                  against each other so that the gradient does not die as the margin to a frozen reference grows. Kept
                  is the slow adapter as the thing to beat; its gradient is taken to be the fast one's. Left out: the
                  slow one's own backward pass, the regulariser between the two, the merging over domains (COFS-DPO).
+    adapter_off  R stays: the LoRA that training started from.
     """
 
     def __init__(self, settings: ReferenceSettings, network: torch.nn.Module) -> None:
@@ -174,13 +175,16 @@ class Moving(Reference):
             weight.data.copy_(state[name])
 
 
-def make(settings: ReferenceSettings, network: torch.nn.Module) -> Reference:
-    """The reference of ``settings`` for the bare module ``network``, which has the policy's fresh adapter.
+def make(settings: ReferenceSettings, network: torch.nn.Module, started: bool = False) -> Reference:
+    """The reference of ``settings`` for the bare module ``network``, which has the policy's adapter as it starts.
 
-    A moving one adds its adapter, so it is made before the module is wrapped for DDP.
+    A moving one adds its adapter, so it is made before the module is wrapped for DDP. So does that of a policy that was
+    ``started`` from another LoRA: a second copy of this, in place of the base.
     """
-    if settings.policy in ("adapter_off", "none"):
-        return Reference(free=settings.policy == "none")
+    if settings.policy == "none":
+        return Reference(free=True)
+    if settings.policy == "adapter_off" and not started:
+        return Reference()
     return Moving(settings, network)
 
 

@@ -147,7 +147,7 @@ def make_objective(
 ) -> tuple[Objective, Feed]:
     """The composed objective and what it trains on; the policy's adapter is on ``network`` already."""
     settings = config.objective
-    against = reference.make(settings.reference, network)
+    against = reference.make(settings.reference, network, started=config.lora.start is not None)
     perceptual = None
     if settings.error == "perceptual":
         from .perceptual import Perceptual

@@ -51,6 +51,8 @@ def train(config: Config) -> Path:
     meter = Meter(network, accelerator)
     base = lora.base_identity(network, config.model.path)
     parameters = lora.add_lora(network, config.lora, family.lora_targets, settings.seed)
+    if config.lora.start:
+        lora.start_from(network, config.lora)
     if config.objective.users:
         parameters += users.attach(network, sources.batches.tastes.scale, settings.seed).parameters()
     objective, feed = make_objective(config, sources, family, network, accelerator)

@@ -109,6 +109,8 @@ def configure(method: Method, seed: int, setting: Setting, output: Path, steps: 
 
 def affordable(method: Method, seed: int, setting: Setting, output: Path) -> int:
     """How many updates the budget pays for, from the cost of the first few."""
+    if method.updates:
+        return method.updates
     config = configure(method, seed, setting, output, 1, 1)
     trial = config.objective.rollout.updates if config.objective.on_policy else 1
     from diffpo.train import train

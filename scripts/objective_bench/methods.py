@@ -9,7 +9,7 @@ alike, and any method may do better than here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .data import FLIPS
 
@@ -18,13 +18,14 @@ from .data import FLIPS
 class Method:
     """``name`` in the report, the ``preset`` it starts from, overrides of configs/quickstart.yaml (``$DATA`` and
     ``$SCORERS``: folders of what `data.make` and `data.scorers` made), and a ``note`` on what differs. ``main``: part
-    of the comparison, not only of a claim."""
+    of the comparison, not only of a claim. ``updates``: as many, whatever they cost, instead of the budget."""
 
     name: str
     preset: str
     overrides: tuple[str, ...] = ()
     note: str = ""
     main: bool = True
+    updates: int | None = None
 
 
 def offline(name: str, *overrides: str, preset: str | None = None, note: str = "", main: bool = True) -> Method:
@@ -160,4 +161,12 @@ NOISY = [
     for share in FLIPS
     for name in ROBUST
 ]
-METHODS = [*OFFLINE, *ON_POLICY, *NOISY]
+# what the papers count is updates: as many as Diffusion-DPO's budget pays for
+LONG = [
+    replace(method, name=f"{method.name}_long", main=False, updates=100)
+    for method in (*OFFLINE, *ON_POLICY)
+    if method.name in ("spo", "inpo", "ncp_dpo")
+]
+TURNED = ("data.columns.label_0=label_1", "data.columns.label_1=label_0")
+CONTROL = [offline("sft_rejected", GENTLE, *TURNED, preset="sft", main=False)]  # fine-tuning on what lost
+METHODS = [*OFFLINE, *ON_POLICY, *NOISY, *LONG, *CONTROL]

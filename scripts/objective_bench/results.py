@@ -35,19 +35,20 @@ def cell(runs: list[dict[str, Any]], score: str) -> str:
     return f"{mean:.1%} [{low:.1%}, {high:.1%}]"
 
 
-def points(runs: list[dict[str, Any]], score: str) -> list[tuple[float, float]]:
-    """(cost, mean win rate of the seeds) at every measurement, from 50 % at no cost."""
+def points(runs: list[dict[str, Any]], score: str, unit: str = "calls") -> list[tuple[float, float]]:
+    """(calls or updates, mean win rate of the seeds) at every measurement, from 50 % at nothing."""
     found = [(0.0, 0.5)]
     for measured in zip(*(run["curve"] for run in runs), strict=False):
-        spent = np.mean([cost(each["forward"], each["backward"]) for each in measured])
+        calls = [cost(each["forward"], each["backward"]) for each in measured]
+        spent = np.mean(calls if unit == "calls" else [each["step"] for each in measured])
         found.append((float(spent), float(np.mean([each[score]["win"][0] for each in measured]))))
     return found
 
 
-def reached(runs: list[dict[str, Any]], bar: float = BAR, score: str = "total") -> float | None:
-    """Cost at which the mean win rate first reaches ``bar``, between measurements by linear interpolation; None if it
-    never does."""
-    for (c0, w0), (c1, w1) in pairwise(points(runs, score)):
+def reached(runs: list[dict[str, Any]], bar: float = BAR, score: str = "total", unit: str = "calls") -> float | None:
+    """Calls (or updates) at which the mean win rate first reaches ``bar``, between measurements by linear
+    interpolation; None if it never does."""
+    for (c0, w0), (c1, w1) in pairwise(points(runs, score, unit)):
         if w1 >= bar:
             return c1 if w1 == w0 else c0 + (c1 - c0) * max(0.0, bar - w0) / (w1 - w0)
     return None
