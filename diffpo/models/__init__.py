@@ -59,10 +59,11 @@ def pipeline_class(settings: Model) -> str:
             raise DiffpoError(f"{index} does not describe a diffusers pipeline ({error!r})") from None
 
 
-def load_pipeline(path: str, dtype: str = "float32", device: str | None = None, **options: Any) -> Any:
+def load_pipeline(path: str, dtype: str | dict[str, str] = "float32", device: str | None = None, **options: Any) -> Any:
     """A whole diffusers pipeline in inference mode, on ``device`` (default: cuda if there is one).
 
-    ``dtype`` is a torch dtype by name; ``options`` (revision, variant, vae=None...) go to `from_pretrained`.
+    ``dtype`` is a torch dtype by name, or one for each part of the pipeline; ``options`` (revision, variant,
+    vae=None...) go to `from_pretrained`.
     """
     import torch
     import transformers
@@ -78,8 +79,11 @@ def load_pipeline(path: str, dtype: str = "float32", device: str | None = None, 
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise DiffpoError(f"the device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    dtypes = {part: getattr(torch, name) for part, name in dtype.items()} if isinstance(dtype, dict) else None
     with readable(path):
-        pipe = DiffusionPipeline.from_pretrained(local(path), **dtype_option(getattr(torch, dtype)), **options)
+        pipe = DiffusionPipeline.from_pretrained(
+            local(path), **dtype_option(dtypes or getattr(torch, dtype)), **options
+        )
     return pipe.to(device)
 
 

@@ -17,7 +17,7 @@ class DiT(Family):
     network_class = "DiTTransformer2DModel"
 
     def predict(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        output = network(x_t.to(self.dtype), timestep=t, class_labels=cond["class_labels"]).sample
+        output = network(x_t.to(self.dtype), timestep=self.told(t), class_labels=cond["class_labels"]).sample
         return output[:, : x_t.shape[1]]  # the rest is a learnt variance
 
     @property
