@@ -1,16 +1,34 @@
-"""The model card beside a finished LoRA: what it is, how to use it, how it was made, how it went."""
+"""The model card beside a finished or exported LoRA: what it is, how to use it, how it was made, how it went."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
+from .charts import read_metrics
 from .checkpoint import write_atomic
 from .config import Config
+from .errors import DiffpoError
 from .lora import FILE_NAME
+from .manifest import read_manifest
 
 SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "error/chosen_delta", "error/rejected_delta")
+
+RELATION = {"diffusers": "adapter", "kohya": "adapter", "merged": "finetune"}  # the hub's words
+
+MEANING = (
+    "Rewards and errors are measured against the base model on noised training images; they say that training worked, "
+    "not that pictures are better. Scores of `diffpo eval` compare pictures of the base model and of the tuned one, "
+    "from the same prompts and noise, with 95 % intervals."
+)
+USE = """```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained({source!r})
+{load}image = pipe("a prompt").images[0]
+```"""
 
 
 def write_card(config: Config, about: dict[str, Any], size: str, output: Path) -> None:
@@ -18,18 +36,7 @@ def write_card(config: Config, about: dict[str, Any], size: str, output: Path) -
 
     Training numbers are means over the last 50 updates in metrics.jsonl.
     """
-    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    numbers = []
-    for name in SHOWN:
-        values = [row[name] for row in rows[-50:] if row.get(name) is not None]
-        if values:
-            numbers.append(f"| {name} | {sum(values) / len(values):.4g} |")
-    held_out = next((row for row in reversed(rows) if "eval/accuracy" in row), None)
-    if held_out:
-        numbers.append(
-            f"| held-out pair accuracy ({held_out['eval/pairs']:.0f} pairs) | {held_out['eval/accuracy']:.3f} |"
-        )
-    table = "\n".join(numbers)
+    table = training_table(output)
     base = config.model.path
     write_atomic(
         output / "README.md",
@@ -53,8 +60,6 @@ pipe.load_lora_weights("FOLDER_OF_THIS_FILE", weight_name="{FILE_NAME}")
 image = pipe("a prompt").images[0]
 ```
 
-| training | |
-| --- | --- |
 {table}
 
 {_users(config)}Rewards and errors are measured against the base model on noised training images; they
@@ -66,6 +71,22 @@ Base {about["base"]["hash"]}, data {about["data_hash"]}. All settings are in `co
     )
 
 
+def training_table(folder: Path, step: int | None = None) -> str:
+    """What the metrics.jsonl of a run's ``folder`` says up to ``step``, as a Markdown table; empty without one."""
+    rows = [row for row in read_metrics(folder) if step is None or row["step"] <= step]
+    numbers = ["| training | |", "| --- | --- |"] if rows else []
+    for name in SHOWN:
+        values = [row[name] for row in rows[-50:] if row.get(name) is not None]
+        if values:
+            numbers.append(f"| {name} | {sum(values) / len(values):.4g} |")
+    held_out = next((row for row in reversed(rows) if "eval/accuracy" in row), None)
+    if held_out:
+        numbers.append(
+            f"| held-out pair accuracy ({held_out['eval/pairs']:.0f} pairs) | {held_out['eval/accuracy']:.3f} |"
+        )
+    return "\n".join(numbers)
+
+
 def _users(config: Config) -> str:
     if not config.objective.users:
         return ""
@@ -73,3 +94,83 @@ def _users(config: Config) -> str:
         "Loaded like that it paints for nobody in particular. Whom it paints for is read from a few of his pairs:\n"
         "`diffpo generate ... --lora FOLDER_OF_THIS_FILE --user-pairs HIS_PAIRS`.\n\n"
     )
+
+
+def export_card(model: str, about: dict[str, Any], form: str, usage: str, tables: list[str], lora_hash: str) -> str:
+    """The card of what `diffpo export` wrote as ``form`` (diffusers, kohya, merged): ``about`` is the LoRA's header,
+    ``model`` its base, ``usage`` how to load it, ``tables`` what was measured."""
+    base, objective = about.get("base", {}), about.get("objective")
+    header = []
+    if is_hub_id(model):  # the hub refuses others
+        header = [f"base_model: {json.dumps(model)}", f"base_model_relation: {RELATION[form]}"]
+    tags = [*(["lora"] if form != "merged" else []), "text-to-image", "preference-optimization"]
+    header += ["library_name: diffusers", f"tags: [{', '.join(tags + ([objective] if objective else []))}]"]
+    # a folder's place on this disk is nobody's business
+    name = model if is_hub_id(model) else Path(model).expanduser().resolve().name
+    made = "It does not say how it was trained."
+    if objective:
+        made = (
+            f"Trained by diffpo with {objective} (beta {about['beta']:g}), {about['step']} updates of "
+            f"{about['pairs_per_update']} groups ({about['step'] * about['pairs_per_update']} in all, data "
+            f"{about['data_hash']}, base {base['hash']})."
+        )
+    parts = [
+        "---\n" + "\n".join(header) + "\n---",
+        f"# {name} with a preference LoRA merged in" if form == "merged" else f"# A preference LoRA for {name}",
+        f"{made} The LoRA's file has sha256 {lora_hash}.",
+        usage,
+        *[table for table in tables if table],
+        *([MEANING] if any(tables) else []),
+        "Licence: not chosen yet. Add `license:` to the header; the base model's licence holds for this too.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def usage(form: str, name: str, model: str, users: bool) -> str:
+    """How to load the file ``name`` (or the merged pipeline); ``users``: the LoRA was trained with users."""
+    if form == "kohya":
+        text = f"Put `{name}` where ComfyUI, A1111 or Forge look for LoRAs; strength 1 is what was trained."
+    elif form == "merged":
+        text = USE.format(source="THIS_FOLDER", load="")
+    else:
+        source = model if is_hub_id(model) else "FOLDER_OF_THE_BASE_MODEL"
+        text = USE.format(source=source, load=f'pipe.load_lora_weights("THIS_FOLDER", weight_name="{name}")\n')
+    if not users:
+        return text
+    text += "\n\nIt was trained with users; loaded like that it paints for nobody in particular."
+    if form == "diffusers":
+        text += " For someone: `diffpo generate ... --lora THIS_FOLDER --user-pairs HIS_PAIRS`."
+    return text
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether ``model`` can name a model on the hub, and is no folder here."""
+    return bool(re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", model)) and not Path(model).is_dir()
+
+
+def evaluation_table(folder: Path, lora_hash: str) -> str:
+    """The summary.json of a folder of `diffpo eval` as a Markdown table. DiffpoError if there is none, or if its
+    pictures are another LoRA's."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text())
+        lines = ["| score | base | tuned | tuned - base | win rate | pictures | trained on |", "| --- " * 7 + "|"]
+        for row in summary["rows"]:
+            difference, wins = (row[key] for key in ("difference", "win_rate"))
+            lines.append(
+                f"| {row['scorer']} | {row['base']:.4g} | {row['tuned']:.4g} | "
+                f"{difference['value']:+.4g} ({difference['low']:.4g} to {difference['high']:.4g}) | "
+                f"{wins['value']:.1%} ({wins['low']:.1%} to {wins['high']:.1%}) | {row['n']} | "
+                f"{row['training_signal']} |"
+            )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DiffpoError(
+            f"{folder} is not a folder that `diffpo eval` has finished: its summary.json cannot be read ({error})"
+        ) from None
+    tuned = [row for row in read_manifest(folder) if row["arm"] == "tuned"]
+    if not tuned:  # it scored pictures from elsewhere
+        return "\n".join([*lines, "", "The pictures were not made by this evaluation, which does not know their LoRA."])
+    if {row.get("lora_hash") for row in tuned} != {lora_hash}:
+        raise DiffpoError(f"the results in {folder} are of another LoRA, {tuned[0].get('lora')}; evaluate this one")
+    one = tuned[0]
+    how = f"{one['steps']} steps of {one['solver']}, guidance {one['guidance']:g}, {one['dtype']}"
+    return "\n".join([*lines, "", f"{summary['prompts']} prompts, {how}."])

@@ -27,8 +27,9 @@ CHECKPOINTED = (  # what diffusers recomputes in the backward pass
 )
 
 
-def check(config: Config) -> None:
-    """Print what the config resolves to, what the data holds and what training would need.
+def check(config: Config, picture: Path | None = None) -> None:
+    """Print what the config resolves to, what the data holds and what training would need; draw some of the data into
+    ``picture``, by default beside the folder of the run.
 
     Raises DiffpoError, after everything is printed, if training could not start.
     """
@@ -45,6 +46,12 @@ def check(config: Config) -> None:
         groups = scan(data, data.train, data.train_split, want, LIMIT, quiet=False)
         describe(groups, data, say, problems)
         needs(groups, config, say, problems)
+        if groups:
+            from .data.picture import draw  # brings torch
+
+            picture = picture or config.output.with_name(f"{config.output.name}-data.png")
+            draw(groups, data, picture)
+            say(f"  picture     {picture}")
     if data.validation:
         found = scan(data, data.validation, data.validation_split, "pair", LIMIT, quiet=False)
         describe(found, data, say, problems)
@@ -113,6 +120,8 @@ def describe(groups: Groups, data: Data, say: Any, problems: list[str]) -> None:
         liked = sum(group.preference for group in groups.groups)
         say(f"  liked       {liked:g}, disliked {len(groups) - liked:g}")
     say(f"  ties        {groups.ties} {groups.fate_of_ties}")
+    if groups.unlabelled:
+        say(f"  no label    {groups.unlabelled} left out")
     say(f"  unusable    {groups.describe_bad() if groups.bad else 'none'}")
     if groups.columns.user:
         users = Counter(group.user for group in groups.groups)
@@ -130,6 +139,9 @@ def describe(groups: Groups, data: Data, say: Any, problems: list[str]) -> None:
         say(f"  {width:>5}x{height:<5} {count:>7}{small}")
     if len(sizes) > 8:
         say(f"  {len(sizes) - 8} other sizes, {sum(sizes.values()) - sum(n for _, n in sizes.most_common(8))} {noun}")
+    if data.buckets:
+        trained = Counter(group.target for group in groups.groups).most_common()
+        say("  trained at  " + ", ".join(f"{width}x{height} ({count})" for (width, height), count in trained))
     if problem := groups.problem(data.bad_rows):
         problems.append(f"{groups.source}: {problem}")
 
@@ -167,7 +179,9 @@ def _caches(groups: Groups, data: Data) -> str:
         return f"{captions}; no latents, because a random crop or flip shows another picture at each step"
     if not data.cache_latents:
         return f"{captions}; no latents (data.cache_latents=false)"
-    return f"{captions}; latents of {len(groups.pictures())} images at {data.resolution} px"
+    images = sum(len(groups.pictures(target)) for target in groups.targets)
+    sizes = f"{data.resolution} px" if len(groups.targets) < 2 else f"{len(groups.targets)} sizes"
+    return f"{captions}; latents of {images} images at {sizes}"
 
 
 def model(config: Config, members: int, say: Any) -> None:

@@ -35,12 +35,18 @@ def train(config: Config, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def check(config: Config, overrides: Overrides = None) -> None:
+def check(
+    config: Config,
+    overrides: Overrides = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Where to draw some of the data as trained on; OUTPUT-data.png by default.")
+    ] = None,
+) -> None:
     """Dry run: what the config says, what the data holds, what training would need."""
     from diffpo.check import check
     from diffpo.config import load_config
 
-    check(load_config(config, overrides or []))
+    check(load_config(config, overrides or []), picture)
 
 
 @app.command("train-scorer")
@@ -136,7 +142,8 @@ def evaluate(
     scorers: Annotated[
         list[str] | None,
         typer.Option(
-            help="shapes (the default), pickscore, hps, clip or aesthetic; NAME=SOURCE for local weights. Repeatable."
+            help="shapes (the default), pickscore, hps, clip or aesthetic; NAME=SOURCE for local weights; "
+            "http://HOST:PORT for one of serve-scorer. Repeatable."
         ),
     ] = None,
     train_scorer: Annotated[
@@ -164,6 +171,51 @@ def evaluate(
     from diffpo.evaluate import run
 
     run(**options)
+
+
+@app.command()
+def export(
+    lora: Annotated[str, typer.Option(help="A LoRA file, or the folder of a training run or checkpoint.")],
+    to: Annotated[
+        Literal["diffusers", "kohya", "merged"],
+        typer.Option(help="kohya: one file for ComfyUI, A1111 and Forge; merged: a pipeline with the LoRA in it."),
+    ],
+    model: Annotated[str, MODEL],
+    out: Annotated[Path, typer.Option(help="A new folder, for the export and its model card.")],
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None, typer.Option(help="Precision; as it is stored by default.")
+    ] = None,
+    results: Annotated[Path | None, typer.Option(help="A folder of eval, whose numbers the card is to show.")] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(metavar="OWNER/NAME", help="Upload the folder to the hub; a new repository is private."),
+    ] = None,
+) -> None:
+    """Write the LoRA as other programs read it, with a model card."""
+    options = dict(locals())
+    from diffpo.export import run
+
+    run(**options)
+
+
+@app.command("serve-scorer")
+def serve_scorer(
+    scorer: Annotated[str, typer.Argument(metavar="SCORER", help="As for eval, e.g. pickscore or hps=FILE.")],
+    host: Annotated[str, typer.Option(help="Where to listen; by default this machine alone can reach it.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    max_images: Annotated[int, typer.Option(min=1, help="Images scored at a time; clients split larger batches.")] = 32,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Size of a request.")] = 2**26,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Pixels of an image.")] = 2**23,
+    device: Device = None,
+) -> None:
+    """Answer for a scorer over HTTP: eval and training name it http://HOST:PORT."""
+    from diffpo import scorers
+    from diffpo.serve_scorer import serve
+
+    loaded = scorers.load(scorer, device or scorers.default_device(scorer))
+    serve(loaded, host, port, max_images=max_images, max_bytes=max_bytes, max_pixels=max_pixels)
 
 
 @app.command()

@@ -39,6 +39,14 @@ def run_problem(config: Config) -> str | None:
             "objective.users reads tastes from cached latents: set data.cache_latents=true, data.crop=center and "
             "data.flip=false"
         )
+    if data.buckets and (data.curriculum > 1 or objective.on_policy or objective.users):
+        other = "data.curriculum" if data.curriculum > 1 else "objective.users" if objective.users else objective.name
+        return f"data.buckets gives each update pictures of one size, which {other} does not go with"
+    if data.buckets and (
+        objective.weighting == "measured" or (objective.source == "inversion" and objective.inversion.cache)
+    ):
+        other = "objective.weighting=measured" if objective.weighting == "measured" else "objective.inversion.cache"
+        return f"data.buckets gives pictures of several sizes, and {other} mixes them in a batch"
     if data.curriculum > 1 and objective.on_policy:
         return "data.curriculum orders the pairs of data.train, and this objective samples its own"
     return None

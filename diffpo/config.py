@@ -69,7 +69,9 @@ class Data(Section):
     validation_split: str = "validation"
     columns: Columns = Columns()
     limit: int | None = Field(None, gt=0)  # only the first rows of each source
+    streaming: bool = False  # copy only the rows and columns that are needed, of a hub id or parquet: docs/data.md
     resolution: int = Field(gt=0, multiple_of=8)
+    buckets: bool = False  # aspect ratios are kept, sizes within a group may differ: docs/data.md
     crop: Literal["center", "random"] = "center"
     flip: bool = False
     caption_dropout: float = Field(0.0, ge=0, lt=1)
@@ -167,7 +169,7 @@ class Config(Section):
         settings = self.model_dump(mode="json")
         for key in ("log", "output"):
             del settings[key]
-        for key in ("cache", "cache_latents"):
+        for key in ("cache", "cache_latents", "streaming"):
             del settings["data"][key]
         free = ["gradient_checkpointing", "checkpoint_every", "checkpoint_keep", "eval_every", "eval_pairs"]
         if self.train.lr_schedule == "constant":

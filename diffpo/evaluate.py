@@ -99,6 +99,8 @@ def run(
         raise DiffpoError("no scorer named; for example --scorers shapes")
     # every scorer is loaded once before the first picture is made: missing weights should not show hours later
     names = [name for spec in scorer_names for name in scorers.load(spec).names]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise DiffpoError(f"two of the scorers give the number {twice[0]!r}; compare them in two folders (--out)")
     _check_train_scorer(train_scorer, names)
     if images is None:
         for name, value in {"model": model, "lora": lora, "prompts": prompts}.items():
@@ -174,7 +176,7 @@ def score_pairs(
     scores: dict[str, dict[str, np.ndarray]] = {}
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn()) as progress:
         for spec in scorer_names:
-            scorer = scorers.load(spec, device or _default_device(spec))
+            scorer = scorers.load(spec, device or scorers.default_device(spec))
             task = progress.add_task(f"{spec.partition('=')[0]} scores", total=2 * len(pairs))
             for arm in ARMS:
                 parts: dict[str, list[np.ndarray]] = {}
@@ -201,14 +203,6 @@ def _check(name: str, values: np.ndarray, batch: Sequence[Pair], arm: str, optio
             f"the scorer {name} gave {values[int(bad.argmax())]} for prompt {pair.index} ({pair.prompt!r}), "
             f"{getattr(pair, arm)}; look at the picture, or leave this scorer out"
         )
-
-
-def _default_device(spec: str) -> str:
-    if spec.startswith("shapes"):
-        return "cpu"  # spares the import
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def summarise(pairs: Sequence[Pair], scores: dict[str, dict[str, np.ndarray]], train_scorer: str | None) -> Evaluation:

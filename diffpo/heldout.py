@@ -37,8 +37,7 @@ class HeldOut:
         objective = replace(objective, settings=objective.settings.model_copy(update={"clip": None}))
         margins = torch.zeros(self.n, dtype=torch.float64)
         width = family.train_timesteps / DRAWS
-        for start in range(0, len(self.mine), self.rows):
-            positions = self.mine[start : start + self.rows]
+        for positions in self.batches.portions(self.mine, lambda p: self.indices[p // DRAWS], self.rows):
             batch = self.batches.batch(
                 [self.indices[position // DRAWS] for position in positions],
                 positions,

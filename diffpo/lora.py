@@ -45,8 +45,8 @@ def add_lora(network: torch.nn.Module, lora: Lora, targets: Sequence[str], seed:
 
 
 def start_from(network: torch.nn.Module, lora: Lora) -> None:
-    """Give the fresh adapter of `add_lora` the weights of the LoRA ``lora.start``. DiffpoError if it is of another model,
-    or has another rank, alpha or other layers than ``lora`` asks for."""
+    """Give the fresh adapter of `add_lora` the weights of the LoRA ``lora.start``. DiffpoError if it is of another
+    model, or has another rank, alpha or other layers than ``lora`` asks for."""
     path = lora_file(lora.start)
     weights, about = read_lora(path)
     if "base" in about and not same_base(about["base"], base_identity(network)):

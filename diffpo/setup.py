@@ -12,6 +12,7 @@ import torch
 from . import links, models, reference, users, weighting
 from .config import Config, Optimisation
 from .data.batches import Batches, latents_can_be_cached
+from .data.buckets import Buckets
 from .data.cache import content_key
 from .data.curriculum import Curriculum
 from .data.groups import load_groups
@@ -188,5 +189,8 @@ def _feed(config: Config, sources: Sources, family: Any, network: Any, against: 
             accelerator.wait_for_everyone()
     else:
         source = Forward(family, settings.forward)
-    curriculum = Curriculum(batches.groups, config.data, train.seed)
-    return Offline(batches, source, lambda position: curriculum.index(position, per_update))
+    if config.data.buckets:
+        order = Buckets([group.target for group in batches.groups.groups], train.seed)
+    else:
+        order = Curriculum(batches.groups, config.data, train.seed)
+    return Offline(batches, source, lambda position: order.index(position, per_update))

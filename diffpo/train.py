@@ -23,7 +23,7 @@ from .config import Config
 from .errors import DiffpoError
 from .setup import load_data, make_accelerator, make_objective, make_optimizer, make_schedule
 from .track import Meter, Tracker, Watch, headline
-from .update import Diverged, Updater
+from .update import Diverged, Stuck, Updater
 
 EMPTY_ROUNDS = 20  # updates on end without anything to learn from
 
@@ -128,6 +128,14 @@ def train(config: Config) -> Path:
                         "The base model itself gives this: look at its weights, its VAE (model.vae) and train.precision"
                     )
                 raise DiffpoError(f"{error}; stopped, {kept}. {advice}") from None
+            except Stuck as error:
+                kept = ""
+                # of several processes the others wait for this one, and saving is something that all do together
+                if step and accelerator.num_processes == 1:
+                    if last_saved != step:
+                        save(step)
+                    kept = f" (stopped; step {step} is saved in {output}, and the same command resumes there)"
+                raise DiffpoError(f"{error}{kept}") from None
             step += 1
             metrics["pairs_per_second"] = update.per_update / (time.perf_counter() - started)
             metrics |= meter.totals()

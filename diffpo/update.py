@@ -29,6 +29,10 @@ class Diverged(Exception):
         self.spoilt = spoilt
 
 
+class Stuck(Exception):
+    """There is nothing to train on, because a judge failed, say; the weights are those after the last update."""
+
+
 class Updater:
     """All that one update needs. ``baseline`` is the mean reward of the update before, over all processes: what links
     of single images compare with (KTO's z0). Taking it from the update before leaves results independent of how an
@@ -51,8 +55,12 @@ class Updater:
         self.exploding = 0
 
     def __call__(self, step: int, parameters: list, optimizer: Any, schedule: Any) -> dict[str, float]:
-        """Update number ``step``; returns its metrics. Raises Diverged."""
-        settings, metrics = self.settings, self.feed.begin(step)
+        """Update number ``step``; returns its metrics. Raises Diverged and Stuck."""
+        settings = self.settings
+        try:
+            metrics = self.feed.begin(step)
+        except DiffpoError as error:
+            raise Stuck(str(error)) from error
         tables = [self._part(step, part) for part in range(settings.accumulation)]
         lr = schedule.get_last_lr()[0]
         if tables[0] is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from ..rng import generator
 from .cache import Cache, content_key
 from .groups import Groups
 from .source import THREADS
-from .transforms import View, pixels, view
+from .transforms import View, pixels, views
 
 if TYPE_CHECKING:
     from ..users import Tastes
@@ -68,17 +68,20 @@ class Batches:
         key = content_key(family.text_hash(), self.captions)
         self.text = Cache(data.cache, "text", key, len(self.captions) + 1)  # the last row: the unconditional embedding
         self.text.build(self._encode_captions, 16, **share)
-        if self.cached:
-            pictures = groups.pictures()
-            self._places = list(pictures.values())
-            self._picture_row = {picture: row for row, picture in enumerate(pictures)}
-            key = content_key(family.vae_hash(), data.resolution, list(pictures))
-            self.latents = Cache(data.cache, "latents", key, len(pictures))
-            self.latents.build(self._encode_pictures, 64, **share)
+        self._latents: dict[tuple[int, int], Cache] = {}  # for each size that is trained at
+        self._picture_row: dict[tuple[int, int], dict[str, int]] = {}
+        for target in groups.targets if self.cached else ():
+            pictures = groups.pictures(target)
+            self._picture_row[target] = {picture: row for row, picture in enumerate(pictures)}
+            square = target == (data.resolution, data.resolution)
+            key = content_key(family.vae_hash(), data.resolution if square else target, list(pictures))
+            self._latents[target] = Cache(data.cache, "latents", key, len(pictures))
+            encode = functools.partial(self._encode_pictures, list(pictures.values()))
+            self._latents[target].build(encode, 64, **share)
 
     def check(self) -> None:
         """Once every process has built its share: are the caches whole?"""
-        for cache in (self.text, *((self.latents,) if self.cached else ())):
+        for cache in (self.text, *self._latents.values()):
             if cache.missing():
                 raise DiffpoError(
                     f"the cache {cache.folder} is incomplete: {cache.path(cache.missing()[0])} is not there"
@@ -91,17 +94,18 @@ class Batches:
         purpose: str = "train",
         timesteps: list[tuple[int, int]] | None = None,
     ) -> Batch:
-        """The groups ``indices``; ``positions`` address their draws of posterior noise, view and caption dropout."""
+        """The groups ``indices``, which are trained at one size; ``positions`` address their draws of posterior noise,
+        view and caption dropout."""
         train, groups = purpose == "train", [self.groups.groups[index] for index in indices]
         draws = [generator(self.seed, f"{purpose} data", position) for position in positions]
         # every draw asks for its numbers in the same order, so that switching one option on leaves the others' draws
         # alone
         dropped = [train and torch.rand((), generator=draw).item() < self.data.caption_dropout for draw in draws]
-        views = [self._view(index, draw, train) for index, draw in zip(indices, draws, strict=True)]
+        seen = [self._views(index, draw, train) for index, draw in zip(indices, draws, strict=True)]
         if self.cached:
-            posterior = self.latents.read(self._picture_rows(indices))
+            posterior = self._read(indices)
         else:
-            posterior = self._encode_views(indices, views)
+            posterior = self._encode_views(indices, seen)
         members = self.groups.members
         mean, logvar = (
             posterior[name].unflatten(0, (len(groups), members)).to(self.device) for name in ("mean", "logvar")
@@ -109,7 +113,7 @@ class Batches:
         noise = torch.stack([torch.randn(mean.shape[1:], generator=draw) for draw in draws]).to(self.device)
         x_0 = self.family.scale_latents(mean + (0.5 * logvar).exp() * noise).transpose(0, 1).flatten(0, 1)
 
-        cond = self._condition(groups, views, dropped)
+        cond = self._condition(groups, seen, dropped)
         if self.tastes is not None:
             cond["user"] = self.tastes.rows(indices, self.seed, purpose, positions).repeat(2, 1).to(self.device)
         scores = [group.scores for group in groups] if self._scored else None
@@ -126,49 +130,74 @@ class Batches:
             timesteps=timesteps,
         )
 
+    def portions(self, items: Iterable[int], index: Callable[[int], int], rows: int) -> Iterator[list[int]]:
+        """``items`` in lists of at most ``rows``, each of one size: `batch` takes the groups ``index(item)`` of a list
+        at once. Sizes one after the other, and within a size in the order of ``items``."""
+        found: dict[tuple[int, int], list[int]] = {}
+        for item in items:
+            found.setdefault(self.groups.groups[index(item)].target, []).append(item)
+        for alike in found.values():
+            for start in range(0, len(alike), rows):
+                yield alike[start : start + rows]
+
     def means(self, indices: Sequence[int]) -> Tensor:
         """x_0 (m n, C, h, w) of the groups ``indices`` without the posterior's noise; only if ``cached``."""
-        mean = self.latents.read(self._picture_rows(indices))["mean"].unflatten(0, (len(indices), -1))
+        mean = self._read(indices)["mean"].unflatten(0, (len(indices), -1))
         return self.family.scale_latents(mean.to(self.device)).transpose(0, 1).flatten(0, 1)
 
-    def _picture_rows(self, indices: Sequence[int]) -> list[int]:
-        return [self._picture_row[picture] for index in indices for picture in self.groups.groups[index].pictures]
+    @property
+    def latents(self) -> Cache:
+        """The cache of latents, where all groups are trained at one size."""
+        (cache,) = self._latents.values()
+        return cache
 
-    def _condition(self, groups: Sequence[Any], views: Sequence[View], dropped: Sequence[bool]) -> dict[str, Tensor]:
+    def _read(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        groups = [self.groups.groups[index] for index in indices]
+        row = self._picture_row[groups[0].target]
+        return self._latents[groups[0].target].read([row[picture] for group in groups for picture in group.pictures])
+
+    def _condition(
+        self, groups: Sequence[Any], seen: Sequence[Sequence[View]], dropped: Sequence[bool]
+    ) -> dict[str, Tensor]:
         """Of all members, each with its group's caption or its own; a group's captions are dropped together."""
         rows = [
             len(self.captions) if drop else self._caption_row[group.captions[which]]
             for which in range(self._captions)
             for group, drop in zip(groups, dropped, strict=True)
         ]
-        text = {name: value.to(self.device) for name, value in self.text.read(rows).items()}
-        sizes = torch.tensor([view.micro_conditioning for view in views], dtype=torch.float32, device=self.device)
-        cond = self.family.condition(text, sizes.repeat(self._captions, 1))
         repeats = self.groups.members // self._captions
-        return {name: value.repeat(repeats, *[1] * (value.ndim - 1)) for name, value in cond.items()}
+        text = {
+            name: value.to(self.device).repeat(repeats, *[1] * (value.ndim - 1))
+            for name, value in self.text.read(rows).items()
+        }
+        by_member = [view.micro_conditioning for member in zip(*seen, strict=True) for view in member]
+        return self.family.condition(text, torch.tensor(by_member, dtype=torch.float32, device=self.device))
 
-    def _view(self, index: int, draw: torch.Generator, train: bool) -> View:
+    def _views(self, index: int, draw: torch.Generator, train: bool) -> list[View]:
         crop, flip = (self.data.crop, self.data.flip) if train else ("center", False)
-        return view(self.groups.groups[index].size, self.data.resolution, crop, flip, draw)
+        group = self.groups.groups[index]
+        return views(group.sizes, group.target, crop, flip, draw)
 
     def _encode_captions(self, rows: Sequence[int]) -> dict[str, Tensor]:
         return self.family.encode_text([self.captions[row] if row < len(self.captions) else None for row in rows])
 
-    def _encode_pictures(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """``mean`` and ``logvar`` (n, C, h, w) of different images."""
-        places = [self._places[row] for row in rows]
+    def _encode_pictures(self, found: Sequence[tuple[int, int]], rows: Sequence[int]) -> dict[str, Tensor]:
+        """``mean`` and ``logvar`` (n, C, h, w) of different images, by their (group, member)."""
+        places = [found[row] for row in rows]
         with ThreadPoolExecutor(THREADS) as pool:
             images = list(pool.map(lambda place: self.groups.image(*place), places))
-        return self._encode(images, [self._view(index, torch.Generator(), train=False) for index, _ in places])
+        return self._encode(
+            images, [self._views(index, torch.Generator(), train=False)[member] for index, member in places]
+        )
 
-    def _encode_views(self, indices: Sequence[int], views: Sequence[View]) -> dict[str, Tensor]:
+    def _encode_views(self, indices: Sequence[int], seen: Sequence[Sequence[View]]) -> dict[str, Tensor]:
         """``mean`` and ``logvar`` (n m, C, h, w), group after group."""
         with ThreadPoolExecutor(THREADS) as pool:
             images = [image for group in pool.map(self.groups.images, indices) for image in group]
-        return self._encode(images, [view for view in views for _ in range(self.groups.members)])
+        return self._encode(images, [view for group in seen for view in group])
 
-    def _encode(self, images: Sequence[Image.Image], views: Sequence[View]) -> dict[str, Tensor]:
-        flat = torch.stack([pixels(image, view) for image, view in zip(images, views, strict=True)])
+    def _encode(self, images: Sequence[Image.Image], seen: Sequence[View]) -> dict[str, Tensor]:
+        flat = torch.stack([pixels(image, view) for image, view in zip(images, seen, strict=True)])
         # a float32 VAE at 1024 px takes some gigabytes for each image
         portions = flat.split(max(1, min(64, PIXELS // flat[0, 0].numel())))
         parts = [self.family.encode_image(portion) for portion in portions]
@@ -189,4 +218,8 @@ def order(seed: int, size: int, position: int) -> int:
 
 @functools.lru_cache(maxsize=2)  # an update may reach over the end of an epoch
 def _permutation(seed: int, size: int, epoch: int) -> list[int]:
-    return torch.randperm(size, generator=generator(seed, "order", epoch)).tolist()
+    return permutation(seed, size, "order", epoch)
+
+
+def permutation(seed: int, size: int, purpose: str, epoch: int) -> list[int]:
+    return torch.randperm(size, generator=generator(seed, purpose, epoch)).tolist()

@@ -11,27 +11,28 @@ from .source import BadRow
 Kind = Literal["pair", "list", "single"]
 NOUN = {"pair": "pairs", "list": "ranked lists", "single": "single images"}
 
-# the first name that the source has is taken; Pick-a-Pic's, `datasets`' and TRL's
+# the first name that the source has is taken; Pick-a-Pic's, `datasets`', TRL's and those of the public data sets
 USUAL_NAMES = {
     "caption": ("caption", "prompt"),
     "caption_chosen": ("caption_chosen",),
     "caption_rejected": ("caption_rejected",),
-    "chosen": ("chosen", "chosen_file_name"),
-    "rejected": ("rejected", "rejected_file_name"),
+    "chosen": ("chosen", "chosen_file_name", "path1"),  # path1, path2: HPDv3
+    "rejected": ("rejected", "rejected_file_name", "path2"),
     "image_0": ("jpg_0", "image_0"),
     "image_1": ("jpg_1", "image_1"),
     "label_0": ("label_0",),
     "label_1": ("label_1",),
-    "score_0": ("score_0",),
-    "score_1": ("score_1",),
-    "images": ("images",),
-    "scores": ("scores",),
-    "ranks": ("ranks", "rank"),
+    "has_label": ("has_label",),
+    "score_0": ("score_0", "ps_score_0"),  # ps_: SmPO's Pick-a-Pic with PickScores
+    "score_1": ("score_1", "ps_score_1"),
+    "images": ("images", "image_path", "file_path", "generations"),  # HPDv2's test and train file, ImageReward
+    "scores": ("scores", "human_preference"),
+    "ranks": ("ranks", "rank", "ranking"),
     "image": ("image", "file_name"),
     "liked": ("liked", "label"),
     "user": (),  # only if the config names it: most sources know a user, few objectives ask for one
 }
-LABELLED = ("image_0", "image_1", "label_0", "label_1")
+LABELLED = ("image_0", "image_1", "label_0", "label_1", "has_label")
 ORDERED = ("chosen", "rejected")
 DUAL = ("caption_chosen", "caption_rejected")
 SCORES = ("score_0", "score_1")
@@ -69,6 +70,30 @@ def find_columns(source: str, names: list[str], given: Columns) -> tuple[Kind, C
             f"prompt, image, liked; other names go into the config, e.g. data.columns.{missing[0]}=NAME"
         )
     return kind, Columns(**columns)
+
+
+def serves(source: str, holds: Kind, want: Kind, ties: str) -> Kind:
+    """The kind of the groups; DiffpoError if what the source holds cannot be made into what is wanted."""
+    if holds == "pair":
+        if want == "list" and ties == "soft":
+            raise DiffpoError(
+                f"{source} holds pairs, which a list objective takes as lists of two in their order; it has no use for "
+                "probabilities: set data.ties=drop"
+            )
+        return "pair"
+    if holds == "list" and want in ("list", "pair"):
+        return want
+    if holds == "list":
+        raise DiffpoError(
+            f"{source} holds ranked lists, and the objective wants single images that are liked or not: a rank says "
+            "only which of two is better. Give it pairs, or images with a column of likes (data.columns.liked=NAME)"
+        )
+    if want != "single":
+        raise DiffpoError(
+            f"{source} holds single images with likes, and the objective compares {NOUN[want]}: nothing says which "
+            "images belong together. Use an objective for single images, such as kto, or data with pairs"
+        )
+    return "single"
 
 
 def image_columns(kind: Kind, columns: Columns) -> list[str]:

@@ -14,14 +14,14 @@ from PIL import Image
 
 from ..config import Columns, Data
 from ..errors import DiffpoError
-from .columns import NOUN, Kind, find_columns, image_cells, image_columns
+from .columns import NOUN, Kind, find_columns, image_cells, image_columns, serves
 from .rows import Group, Reading
 from .source import THREADS, BadRow, content, decode, open_source, undecoded
 
 
 @dataclass
 class Groups:
-    """The usable groups of one source, all of equal size, and the account of the others.
+    """The usable groups of one source and the account of the others.
 
     Attributes:
         data: what the rows hold. kind: what the groups are; lists may have become pairs.
@@ -32,7 +32,7 @@ class Groups:
     dataset: Any
     data: Kind
     columns: Columns
-    root: Path
+    roots: tuple[Path, ...]
     kind: Kind
     members: int
     soft: bool  # ties are kept
@@ -40,6 +40,7 @@ class Groups:
     rows: int = 0  # rows looked at
     total: int = 0  # rows there are
     ties: int = 0
+    unlabelled: int = 0  # rows that nobody judged
     short: int = 0  # lists with too few images
     lengths: Counter = field(default_factory=Counter)  # images in a usable row
     bad: list[tuple[int, BadRow]] = field(default_factory=list)
@@ -67,11 +68,19 @@ class Groups:
         """Does every image have a score?"""
         return bool(self.groups) and all(group.scores is not None for group in self.groups)
 
-    def pictures(self) -> dict[str, tuple[int, int]]:
-        """Every different image once, by its hash: (group, member) where it is found. In the order of the source,
-        whatever the labels say, so that caches outlive other labels, groupings and objectives."""
+    @property
+    def targets(self) -> list[tuple[int, int]]:
+        """The sizes that groups are trained at."""
+        return sorted({group.target for group in self.groups})
+
+    def pictures(self, target: tuple[int, int]) -> dict[str, tuple[int, int]]:
+        """Every different image that is trained at the size ``target`` once, by its hash: (group, member) where it is
+        found. In the order of the source, whatever the labels say, so that caches outlive other labels, groupings and
+        objectives."""
         places = {}
         for number, group in enumerate(self.groups):
+            if group.target != target:
+                continue
             for member, (image, picture) in enumerate(zip(group.images, group.pictures, strict=True)):
                 places.setdefault(picture, (group.row, image, number, member))
         return {picture: place[2:] for picture, place in sorted(places.items(), key=lambda item: item[1])}
@@ -87,7 +96,7 @@ class Groups:
     def _read(self, group: Group, members: Any) -> list[Image.Image]:
         try:
             cells = image_cells(self.dataset[group.row], self.data, self.columns)
-            return [decode(content(cells[group.images[member]], self.root)) for member in members]
+            return [decode(content(cells[group.images[member]], self.roots)) for member in members]
         except BadRow as problem:
             raise DiffpoError(
                 f"{self.source}: row {group.row} could be read at the start of the run and now it cannot: {problem}"
@@ -138,6 +147,8 @@ class Groups:
             )
         if self.ties:
             parts.append(f"{self.ties:,} {'tie' if self.ties == 1 else 'ties'} {self.fate_of_ties}")
+        if self.unlabelled:
+            parts.append(f"{self.unlabelled:,} without a label left out")
         if self.short:
             parts.append(f"{self.short:,} lists of fewer than {self.members} different images left out")
         return ", ".join(parts)
@@ -158,6 +169,8 @@ class Groups:
             if self.ties:
                 which = " (label_0 == 0.5)" if self.data == "pair" else ""
                 return f"all {self.ties} usable {noun} are ties{which}, so there is nothing to learn from"
+            if self.unlabelled and not self.bad:
+                return f"no usable {noun.removesuffix('s')}: {self.columns.has_label} is false in all {self.rows} rows"
             return f"no usable {noun.removesuffix('s')}: {self.describe_bad() if self.bad else 'it has no rows'}"
         return None
 
@@ -183,16 +196,16 @@ def scan(
     """
     from tqdm.auto import tqdm
 
-    dataset, root = open_source(source, split)
+    dataset, roots = open_source(source, split, data, quiet)
     holds, columns = find_columns(source, dataset.column_names, data.columns)
-    kind = _serves(source, holds, want, data)
+    kind = serves(source, holds, want, data.ties)
     dataset = undecoded(dataset, image_columns(holds, columns))
     dataset = dataset.select_columns([name for name in columns.model_dump().values() if name])
     members = {"pair": 2, "single": 1, "list": data.list_size}[kind]
-    result = Groups(source, dataset, holds, columns, root, kind, members, data.ties == "soft", total=len(dataset))
-    reading = Reading(holds, kind, columns, root, data.ties, data.list_size)
+    result = Groups(source, dataset, holds, columns, roots, kind, members, data.ties == "soft", total=len(dataset))
+    reading = Reading(holds, kind, columns, roots, data.ties, data.list_size, data.resolution, data.buckets)
 
-    def inspect(index: int) -> tuple[list[Group], int, int] | BadRow:
+    def inspect(index: int) -> tuple[list[Group], int, int] | BadRow | None:
         try:
             return reading.read(dataset[index], index)
         except BadRow as problem:
@@ -210,6 +223,9 @@ def scan(
                 if isinstance(found, BadRow):
                     result.bad.append((index, found))
                     continue
+                if found is None:
+                    result.unlabelled += 1
+                    continue
                 groups, ties, images = found
                 result.groups += groups
                 result.ties += ties
@@ -217,27 +233,3 @@ def scan(
                 result.lengths[images] += 1
             bar.update(len(part))
     return result
-
-
-def _serves(source: str, holds: Kind, want: Kind, data: Data) -> Kind:
-    """The kind of the groups; DiffpoError if what the source holds cannot be made into what is wanted."""
-    if holds == "pair":
-        if want == "list" and data.ties == "soft":
-            raise DiffpoError(
-                f"{source} holds pairs, which a list objective takes as lists of two in their order; it has no use for "
-                "probabilities: set data.ties=drop"
-            )
-        return "pair"
-    if holds == "list" and want in ("list", "pair"):
-        return want
-    if holds == "list":
-        raise DiffpoError(
-            f"{source} holds ranked lists, and the objective wants single images that are liked or not: a rank says "
-            "only which of two is better. Give it pairs, or images with a column of likes (data.columns.liked=NAME)"
-        )
-    if want != "single":
-        raise DiffpoError(
-            f"{source} holds single images with likes, and the objective compares {NOUN[want]}: nothing says which "
-            "images belong together. Use an objective for single images, such as kto, or data with pairs"
-        )
-    return "single"

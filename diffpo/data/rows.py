@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import Columns
+from .buckets import nearest
 from .columns import Kind, image_cells
 from .source import BadRow, content, decode
 
@@ -22,13 +23,19 @@ class Group:
     row: int  # in the source
     images: tuple[int, ...]  # which of the row's
     pictures: tuple[str, ...]  # a hash of each image's bytes
-    size: tuple[int, int]  # width, height of all of them as stored
+    sizes: tuple[tuple[int, int], ...]  # width, height of each as stored
+    target: tuple[int, int]  # width, height that all of them are trained at
     captions: tuple[str, ...]  # one for all images, or one for each
     preference: (
         float  # probability that the first image of a pair is the better one, that a single one is liked; else 1
     )
     scores: tuple[float, ...] | None = None  # of each image, higher is better
     user: str | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Of the first image as stored; of all of them, unless there are buckets."""
+        return self.sizes[0]
 
     @property
     def digest(self) -> str:
@@ -44,35 +51,43 @@ class Reading:
     kind: Kind
     want: Kind  # pair or list where rows hold lists
     columns: Columns
-    root: Path
+    roots: tuple[Path, ...]  # where relative paths of images start from
     ties: str  # drop or soft
     list_size: int
+    resolution: int
+    buckets: bool
 
-    def read(self, row: dict, index: int) -> tuple[list[Group], int, int]:
-        """The groups of a row, how many ties were met (left out if ties are dropped), and how many images it has.
+    def read(self, row: dict, index: int) -> tuple[list[Group], int, int] | None:
+        """The groups of a row, how many ties were met (left out if ties are dropped), and how many images it has; None
+        of a row that nobody judged.
 
         Raises BadRow. Ties are pairs of equal images, single images liked with probability 1/2, and in a ranked list
         the pairs of images with equal score.
         """
         columns = self.columns
+        if columns.has_label and row[columns.has_label] in (False,):
+            return None
+        cells = image_cells(row, self.kind, columns)
         roles = (columns.caption_chosen, columns.caption_rejected) if columns.caption_chosen else (columns.caption,)
-        captions = tuple(_caption(row[name]) for name in roles)
+        captions = tuple(_caption(row[name], cells) for name in roles)
         user = None if columns.user is None or row[columns.user] is None else str(row[columns.user])
         # read before the images, so that the cheap faults are found first
         judge = {"pair": self._pair, "single": self._single, "list": self._list}[self.kind]
         members, ties = judge(row)
-        encoded = [content(cell, self.root) for cell in image_cells(row, self.kind, columns)]
+        encoded = [content(cell, self.roots) for cell in cells]
         sizes = [decode(each).size for each in encoded]
         for size in sizes[1:]:
-            if size != sizes[0]:
+            if size != sizes[0] and not self.buckets:
                 what = "chosen and rejected" if self.kind == "pair" else "images of a list"
                 both = " and ".join(f"{width}x{height}" for width, height in (sizes[0], size))
                 raise BadRow(f"{what} differ in size", both)
         pictures = [blake2b(each, digest_size=16).hexdigest() for each in encoded]
-        groups = [
-            Group(index, images, tuple(pictures[i] for i in images), sizes[0], captions, preference, scores, user)
-            for images, preference, scores in members
-        ]
+        # of the row's first image, whichever wins: the same latents serve under other labels
+        target = nearest(sizes[0], self.resolution) if self.buckets else (self.resolution, self.resolution)
+        groups = []
+        for images, preference, scores in members:
+            hashes, stored = (tuple(each[i] for i in images) for each in (pictures, sizes))
+            groups.append(Group(index, images, hashes, stored, target, captions, preference, scores, user))
         return groups, ties, len(encoded)
 
     def _pair(self, row: dict) -> tuple[list[tuple], int]:
@@ -135,12 +150,12 @@ def spread(total: int, number: int) -> list[int]:
     return [(2 * i * (total - 1) + number - 1) // (2 * (number - 1)) for i in range(number)]
 
 
-def _caption(value: Any) -> str:
+def _caption(value: Any, cells: list[Any]) -> str:
     if value is not None and not isinstance(value, str):  # also what `datasets` takes for a date
         raise BadRow("caption is not text", repr(value))
     if not value or not value.strip():
-        raise BadRow("empty caption")
-    return value
+        raise BadRow("empty caption", cells[0][:200] if cells and isinstance(cells[0], str) else "")
+    return value.strip()
 
 
 def _first_wins(row: dict, columns: Columns) -> float:

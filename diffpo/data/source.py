@@ -1,4 +1,4 @@
-"""Where rows come from, and how their images are read: parquet, a folder with metadata.jsonl, or a hub id."""
+"""Where rows come from, and how their images are read: files, folders, shards, or a hub id."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from ..config import Data
 from ..errors import DiffpoError
+from . import files
 
 THREADS = min(16, os.cpu_count() or 1)
+SUFFIXES = (".parquet", ".json", ".jsonl", ".tar")
 
 
 class BadRow(Exception):
@@ -23,36 +26,22 @@ class BadRow(Exception):
         self.reason = reason
 
 
-def open_source(source: str, split: str) -> tuple[Any, Path]:
-    """The source as a `datasets.Dataset`, and the folder that relative image paths start from."""
+def open_source(source: str, split: str, data: Data, quiet: bool = True) -> tuple[Any, tuple[Path, ...]]:
+    """The first ``data.limit`` rows of the source as a `datasets.Dataset`, and the folders in which relative paths of
+    images are looked up."""
     import datasets
-    import pyarrow.parquet
 
     path = Path(source).expanduser()
-    metadata = path / "metadata.jsonl"
-    parquet = [path] if path.is_file() else sorted(path.glob("*.parquet"))
     try:
-        if path.is_file() and path.suffix != ".parquet":
-            raise DiffpoError(
-                f"{source} is not a parquet file; data sources are parquet, a folder with metadata.jsonl or a hub id"
-            )
-        if metadata.is_file():
-            if not metadata.stat().st_size:
-                raise DiffpoError(f"{metadata} has no rows")
-            return _load_local("json", [metadata]), path
-        if parquet:
-            # `datasets` stumbles over a file without rows
-            full = [p for p in parquet if pyarrow.parquet.read_metadata(p).num_rows]
-            if not full:
-                raise DiffpoError(f"{source} has no rows")
-            return _load_local("parquet", full), path.parent
-        if path.exists():
-            raise DiffpoError(f"{source} holds neither metadata.jsonl nor parquet files")
-        if source.count("/") != 1 or source.startswith((".", "/", "~")) or path.suffix:
-            raise DiffpoError(
-                f"{source} does not exist: no such file or folder (relative paths start from {Path.cwd()})"
-            )
-        return datasets.load_dataset(source, split=split), Path.cwd()
+        if data.streaming:
+            from .stream import copied
+
+            dataset, roots = copied(source, path, split, data, quiet), (path.parent if path.is_file() else path,)
+        else:
+            dataset, roots = _open(source, path, split)
+        if {"prompt_id", *files.RANKED} <= set(dataset.column_names):
+            dataset = files.ranked_by_prompt(dataset)
+        return dataset if data.limit is None else dataset.select(range(min(data.limit, len(dataset)))), roots
     except DiffpoError:
         raise
     except Exception as error:  # `datasets` wraps everything from a missing split to a torn file in its own kinds
@@ -70,6 +59,48 @@ def open_source(source: str, split: str) -> tuple[Any, Path]:
                 f"the disk of {datasets.config.HF_DATASETS_CACHE} is full (HF_DATASETS_CACHE=FOLDER chooses another)"
             )
         raise DiffpoError(f"cannot read the rows of {source}{where}: {reason}") from error
+
+
+def _open(source: str, path: Path, split: str) -> tuple[Any, tuple[Path, ...]]:
+    import datasets
+    import pyarrow.parquet
+
+    if path.is_file():
+        if path.suffix not in SUFFIXES:
+            raise DiffpoError(
+                f"{source} is not a parquet file, nor .json, .jsonl or .tar; data sources are those, folders of "
+                f"parquet or .tar files, a folder with metadata.jsonl or with chosen/ and rejected/, or a hub id"
+            )
+        found = {path.suffix: [path]}
+    else:
+        found = {suffix: sorted(path.glob(f"*{suffix}")) for suffix in (".parquet", ".tar")}
+        if (path / "metadata.jsonl").is_file():
+            found = {".jsonl": [path / "metadata.jsonl"]}
+    root = path.parent if path.is_file() else path
+    for suffix in (".json", ".jsonl"):
+        for file in found.get(suffix, ()):
+            if not file.stat().st_size:
+                raise DiffpoError(f"{file} has no rows")
+            # HPDv2 keeps the images of train.json in train/
+            return _load_local("json", [file]), (root, file.with_suffix(""))
+    if found.get(".parquet"):
+        # `datasets` stumbles over a file without rows
+        full = [p for p in found[".parquet"] if pyarrow.parquet.read_metadata(p).num_rows]
+        if not full:
+            raise DiffpoError(f"{source} has no rows")
+        return _load_local("parquet", full), (root,)
+    if found.get(".tar"):
+        return files.shards(found[".tar"]), (root,)
+    if (path / "chosen").is_dir() or (path / "rejected").is_dir():
+        return files.siblings(path), (path,)
+    if path.exists():
+        raise DiffpoError(
+            f"{source} holds neither metadata.jsonl nor parquet files, no .tar files and no folders chosen/ and "
+            "rejected/"
+        )
+    if source.count("/") != 1 or source.startswith((".", "/", "~")) or path.suffix in (*SUFFIXES, ".csv", ".gz"):
+        raise DiffpoError(f"{source} does not exist: no such file or folder (relative paths start from {Path.cwd()})")
+    return files.unpacked(datasets.load_dataset(source, split=split)), (Path.cwd(),)
 
 
 def _load_local(kind: str, files: list[Path]) -> Any:
@@ -99,13 +130,20 @@ def undecoded(dataset: Any, image_columns: list[str]) -> Any:
     return dataset
 
 
-def content(value: Any, root: Path) -> bytes:
-    """The encoded bytes of an image cell: bytes, `datasets`' {bytes, path}, or a path relative to the source."""
+def content(value: Any, roots: tuple[Path, ...]) -> bytes:
+    """The encoded bytes of an image cell: bytes, `datasets`' {bytes, path}, a path relative to one of ``roots``, or a
+    place in a shard (files.shards)."""
+    if isinstance(value, dict) and value.get("size") is not None:
+        try:
+            return files.member(value)
+        except OSError as error:
+            raise BadRow("unreadable image", f"{value['path']}: {error.strerror}") from None
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, str) and value:
         try:
-            return (root / value).read_bytes()
+            there = [root / value for root in roots if (root / value).is_file()]
+            return (there or [roots[0] / value])[0].read_bytes()
         except OSError as error:
             raise BadRow("unreadable image", f"{value[:200]}: {error.strerror}") from None
         except ValueError as error:  # a NUL in the name

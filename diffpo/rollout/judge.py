@@ -21,8 +21,11 @@ KEY = "objective.rollout.scorers"
 
 
 def check_scorer(spec: str) -> tuple[str, str, str]:
-    """``shapes.total`` or ``pickscore=FOLDER`` -> the number's name, the scorer's, and the spec that loads it; nothing
-    is loaded."""
+    """``shapes.total``, ``pickscore=FOLDER`` or ``http://HOST:PORT/NUMBER`` -> the number's name, the scorer's, and the
+    spec that loads it; nothing is loaded and no server asked."""
+    if scorers.is_url(spec):
+        url, number = scorers.split_url(spec)
+        return number or url, url, url
     number, equals, source = spec.partition("=")
     name = number.partition(".")[0]
     scorers.check_name(name)
@@ -36,7 +39,6 @@ class Judge:
     """
 
     def __init__(self, specs: Sequence[str], device: Any = "cpu") -> None:
-        self.names = [check_scorer(spec)[0] for spec in specs]
         self._loaded: dict[str, Any] = {}
         self._columns: list[tuple[str, str]] = []
         for spec in specs:
@@ -49,8 +51,11 @@ class Judge:
             if number not in known:
                 near = get_close_matches(number, known, 1)
                 hint = f"did you mean {near[0]}?" if near else f"it gives {', '.join(known)}"
+                if number == name and scorers.is_url(name):
+                    raise DiffpoError(f"{KEY}: {hint}; choose one, as in {name}/{known[0]}")
                 raise DiffpoError(f"{KEY}: the scorer {name} gives no number {number!r}: {hint}")
             self._columns.append((source, number))
+        self.names = [number for _, number in self._columns]
 
     def scores(self, images: list[Image.Image], prompts: list[str]) -> Tensor:
         """(n, len(names)) float64. A number that a prompt does not ask for (NaN where the scorer calls that optional)

@@ -47,6 +47,8 @@ class ScorerConfig(Section):
     def _data_serves(self) -> ScorerConfig:
         if self.data.train is None or self.data.validation is None:
             raise ValueError("a scorer needs data.train and data.validation: pairs to learn from, and others")
+        if self.data.buckets:
+            raise ValueError("a scorer is trained on pictures of one size: set data.buckets to false")
         if self.data.caption_dropout:
             raise ValueError("data.caption_dropout would hide from the scorer what it should judge by: set it to 0")
         if self.train.warmup > self.train.steps:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import DiffpoError
 from ..rollout.judge import Judge
+from . import is_url
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -61,7 +62,7 @@ def needs_vae(spec: str) -> bool:
 
 
 def is_folder(spec: str) -> bool:
-    return "=" not in spec and (Path(spec).expanduser().is_dir() or "/" in spec)
+    return "=" not in spec and not is_url(spec) and (Path(spec).expanduser().is_dir() or "/" in spec)
 
 
 def read_about(folder: Path) -> dict[str, Any]:

@@ -46,19 +46,50 @@ def reason(name: str, results: Results) -> str:
 
 
 def imitation(name: str, results: Results) -> str:
+    runs = results[name]
     if name == "sft":
         text = (
-            "imitates pictures that the model itself drew with guidance and that went through its VAE twice: guidance "
-            "on top of that overshoots. Appearance pays ({appearance}), following gains ({following})"
+            f"imitates pictures that this model drew itself, with guidance, and that went through its autoencoder "
+            f"twice; guidance comes on top. Appearance pays ({win(results, name, 'appearance')}), following gains "
+            f"({win(results, name, 'following')})"
         )
-        text = text.format(appearance=win(results, name, "appearance"), following=win(results, name, "following"))
         if "sft_rejected" in results:
-            text += (
-                f". Fine-tuning on the rejected images costs as much: total {win(results, 'sft_rejected')}, appearance "
-                f"{win(results, 'sft_rejected', 'appearance')}, following {win(results, 'sft_rejected', 'following')}"
-            )
+            scores = ", ".join(f"{score} {win(results, 'sft_rejected', score)}" for score in SCORES)
+            text += f". It is the imitation, not the choice: on the rejected images {scores}"
         return text + "."
-    return ""
+    way = f"following {win(results, name, 'following')}, appearance {win(results, name, 'appearance')}"
+    if name in ANCHORED:
+        return f"{ANCHORED[name].format(chosen=delta(runs, 'chosen'))}, and so does what sft does: {way}."
+    return f"{FREE[name]}: {way}."
 
 
-TEXTS: dict[str, str] = {}
+SCORES = ("total", "following", "appearance")
+ANCHORED = {
+    "dspo": "regresses on the chosen images, with the preference as a small correction (their error: {chosen})",
+    "rpo": "adds fine-tuning on the chosen images (their error: {chosen})",
+    "dpop": "punishes every rise of the chosen images' error (it ends at {chosen})",
+}
+FREE = {
+    "cpo": "knows no reference and adds fine-tuning on the chosen images",
+    "orpo": "is fine-tuning on the chosen images with a weak contrast, by odds instead of a reference",
+    "simpo": "knows no reference: errors of 0.06 that differ by noise and image content hide a difference of 0.0005",
+    "mapo": "knows no reference and pulls towards the chosen images",
+    "asft": "knows no reference: at beta 500 both rewards are about -16, where its term for the rejected image is flat",
+}
+TEXTS = {
+    "apo_down": "lowers the chosen images' reward on purpose, and nothing holds it: their error {chosen} by seed, the "
+    "rejected ones' {rejected}. Where it runs away the model is lost.",
+    "spin_diffusion": "learns to tell the data from its own samples, and here the data are its own samples: what is "
+    "left to learn are the traces of the autoencoder.",
+    "ddo": "learns to tell the data from its own samples, and here the data are its own samples: what is left to learn "
+    "are the traces of the autoencoder.",
+    "pso": "is meant for distilled models. This one draws poorly by ten re-noised steps, and what is better among "
+    "those pictures is not what is better among a solver's.",
+    "spo_trained": "is judged by a scorer that at noisy steps is right six times in ten (docs/on_policy.md); the same "
+    "judged by the oracle wins.",
+    "d3po": "gives every step of a trajectory the label of its picture, and spends most of the budget on sampling: "
+    "{steps} updates. The recipe configs/d3po_shapes.yaml makes more.",
+    "inpo": "spends most of the budget on inversions: {steps} updates. After 100, see the claims.",
+    "smpo": "spends most of the budget on inversions, two calls a level: {steps} updates.",
+    "ncp_dpo": "spends more than half of the budget on features: {steps} updates. After 100, see the claims.",
+}

@@ -9,7 +9,7 @@ import numpy as np
 
 from diffpo.quickstart import ROOT
 
-from . import claims
+from . import claims, reasons
 from .job import Setting
 from .methods import METHODS, Method
 from .results import BAR, SEEDS, cell, points, pooled, reached, read
@@ -67,7 +67,7 @@ def losers(methods: list[Method], results: dict[str, list[dict[str, Any]]]) -> s
     )
     text += f"; not: {', '.join(failing)}." if failing else "."
     text += f"\n\nThe hard axis, following, has its interval above 50 % on all seeds with: {', '.join(hard) or 'none'}."
-    return text
+    return "\n\n".join(part for part in (text, reasons.section(failing, results)) if part)
 
 
 def notes(methods: list[Method]) -> str:

@@ -64,3 +64,26 @@ def make_scorer_config(tmp_path, tmp_path_factory):
         return load_config(recipe, overrides, ScorerConfig)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory, tiny_sd, tiny_sdxl):
+    """tiny_folder(name): the tiny pipeline of a family, made once."""
+    from exports import MAKE
+
+    made = {"sd": tiny_sd, "sdxl": tiny_sdxl}
+
+    def get(name):
+        if name not in made:
+            made[name] = MAKE[name](tmp_path_factory.mktemp("families") / name)
+        return made[name]
+
+    return get
+
+
+@pytest.fixture
+def trained(tiny_folder, tmp_path):
+    """trained(name, ...): the folder of a run whose LoRA is not zero, and the network with it."""
+    from exports import train
+
+    return lambda name, **options: (tmp_path / "run", train(tiny_folder(name), tmp_path / "run", **options))

@@ -1,9 +1,13 @@
 """`diffpo check` on what is not plain pairs: conversions, scores, on-policy objectives."""
 
 import pytest
+from PIL import Image
 from tiny import pick_a_pic_rows, picture, png, write_parquet
 
-from diffpo.check import check
+from diffpo.check import check, describe
+from diffpo.config import Data
+from diffpo.data.groups import load_groups, scan
+from diffpo.data.picture import draw
 from diffpo.errors import DiffpoError
 
 
@@ -81,3 +85,46 @@ def test_scores_that_disagree_with_labels_are_counted(tiny_sd, make_config, tmp_
     source = write_parquet(tmp_path / "a.parquet", [{**row, "score_0": 2.0, "score_1": 1.0} for row in rows])
     check(make_config(tiny_sd, data=source))
     said(capsys, "score gaps  -1 to 1, median 0; 2 pairs against their label")
+
+
+def test_some_pairs_are_drawn_as_trained_on(tiny_sd, make_config, tmp_path, capsys):
+    rows = [{"prompt": "a lighthouse", "chosen": png(picture(1, (24, 16))), "rejected": png(picture(0, (24, 16)))}]
+    config = make_config(tiny_sd, data=write_parquet(tmp_path / "a.parquet", rows))
+    check(config)
+    said(capsys, f"picture     {tmp_path / 'run-data.png'}")
+    assert not config.output.exists()  # a folder that holds something else would be refused by training
+    with Image.open(tmp_path / "run-data.png") as drawn:
+        for place, seed in enumerate((1, 0)):  # chosen on the left; the middle 16 px, each 16 x 16
+            cropped = picture(seed, (24, 16)).crop((4, 0, 20, 16)).resize((256, 256), Image.Resampling.NEAREST)
+            left = 8 + place * 264
+            assert drawn.crop((left, 8, left + 256, 264)).tobytes() == cropped.tobytes()
+        assert min(drawn.crop((8, 264, 300, drawn.height)).convert("L").tobytes()) < 100  # the caption
+    check(config, tmp_path / "deep" / "mine.png")
+    assert (tmp_path / "deep" / "mine.png").read_bytes() == (tmp_path / "run-data.png").read_bytes()
+
+
+def test_few_of_many_groups_are_drawn_evenly_spaced(tmp_path):
+    rows = pick_a_pic_rows(12)
+    source = write_parquet(tmp_path / "a.parquet", rows)
+    data = Data(train=str(source), resolution=16)
+    groups = load_groups(data, str(source), "train")
+    draw(groups, data, tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as drawn:
+        height = (drawn.height - 8) // 6
+        for row, index in enumerate((0, 2, 4, 7, 9, 11)):
+            corner = drawn.crop((8, 8 + row * height, 264, 264 + row * height)).resize(
+                (16, 16), Image.Resampling.NEAREST
+            )
+            assert corner.tobytes() == groups.image(index, 0).tobytes()
+    with pytest.raises(DiffpoError, match=r"cannot write the picture .*--picture=FILE"):
+        draw(groups, data, tmp_path / "a.parquet" / "x.png")
+
+
+def test_sizes_of_buckets_and_rows_without_a_label_are_told(tmp_path):
+    rows = [{**row, "has_label": i != 2} for i, row in enumerate(pick_a_pic_rows(4))]
+    rows[0] |= {"jpg_0": png(picture(0, (48, 16))), "jpg_1": png(picture(1, (16, 16)))}
+    source = write_parquet(tmp_path / "a.parquet", rows)
+    data = Data(train=str(source), resolution=16, buckets=True)
+    lines, problems = [], []
+    describe(scan(data, str(source), "train"), data, lines.append, problems)
+    assert "  no label    1 left out" in lines and "  trained at  16x16 (2), 24x8 (1)" in lines and not problems

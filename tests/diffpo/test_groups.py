@@ -256,9 +256,10 @@ def test_the_hash_tells_apart_what_training_would_see_and_pictures_do_not_depend
         row["label_0"], row["label_1"] = row["label_1"], row["label_0"]
     other = load(write_parquet(tmp_path / "b.parquet", rows))
     assert first.data_hash != other.data_hash
-    assert list(first.pictures()) == list(other.pictures()) and len(first.pictures()) == 5
+    (square,) = first.targets
+    assert list(first.pictures(square)) == list(other.pictures(square)) and len(first.pictures(square)) == 5
     for groups in (first, other):
-        shown = [groups.image(*place).tobytes() for place in groups.pictures().values()]
+        shown = [groups.image(*place).tobytes() for place in groups.pictures(square).values()]
         assert shown == [picture(i).tobytes() for i in range(5)]
     for row in rows:
         row |= {"score_0": 1.0, "score_1": 0.0}

@@ -125,7 +125,9 @@ def test_cached_latents_equal_uncached_ones_with_the_same_posterior_noise(tiny_s
 def pixel_batch(source, indices):
     from diffpo.data.transforms import pixels
 
-    return torch.stack([pixels(source.groups.images(i)[0], source._view(i, torch.Generator(), False)) for i in indices])
+    return torch.stack(
+        [pixels(source.groups.images(i)[0], source._views(i, torch.Generator(), False)[0]) for i in indices]
+    )
 
 
 def test_reference_is_the_base_itself_and_swapping_the_images_negates_the_logit(tiny_sd):

@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import metrics_of
 
 from diffpo import track
+from diffpo.errors import DiffpoError
+from diffpo.scorers.shapes import ShapesScorer
 from diffpo.train import Interrupted, train
 
 ROLLOUT = (
@@ -67,6 +70,28 @@ def test_interrupted_within_a_round_and_resumed_equals_straight_bit_for_bit(
     resumed = run(config)
     for ours, theirs in zip(resumed[1], straight[1], strict=True):
         assert {k: v for k, v in ours.items() if k not in CLOCK} == {k: v for k, v in theirs.items() if k not in CLOCK}
+    assert all(torch.equal(resumed[0][name], value) for name, value in straight[0].items())
+
+
+def test_a_judge_that_fails_costs_nothing(tiny_sdxl, make_config, tmp_path, monkeypatch):
+    """It gives no number in the second round: the first one's updates are saved, and the run goes on from there."""
+    steps = options("d3po", "train.steps=4", "train.batch_size=2", "train.checkpoint_every=100")
+    score, judged, allowed = ShapesScorer.score, [], []
+
+    def counted(self, images, prompts):
+        judged.extend(images)
+        found = score(self, images, prompts)
+        return found if not allowed or len(judged) <= allowed[0] else {name: v * np.nan for name, v in found.items()}
+
+    monkeypatch.setattr(ShapesScorer, "score", counted)
+    straight = run(make_config(tiny_sdxl, *steps, f"output={tmp_path / 'straight'}"))
+    allowed.append(len(judged) // 2)  # the first of two rounds
+    judged.clear()
+    config = make_config(tiny_sdxl, *steps)
+    with pytest.raises(DiffpoError, match=r"(?s)shapes.total.*step 2 is saved in .*the same command resumes there"):
+        train(config)
+    monkeypatch.undo()
+    resumed = run(config)
     assert all(torch.equal(resumed[0][name], value) for name, value in straight[0].items())
 
 

@@ -1,0 +1,111 @@
+"""`data.streaming`: rows of a source that is too large to download or to convert, read once, in order, into a copy.
+
+Training draws its groups in any order, resumes anywhere and caches latents by content, so it needs rows that it can
+find again; a stream has none. What streaming saves is all that is not needed: other columns, and rows beyond
+``data.limit``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ..config import Data
+from ..errors import DiffpoError
+from .cache import content_key
+from .columns import find_columns, image_columns
+from .files import column
+from .source import undecoded
+
+ROWS = 1000  # in a file of the copy; after an interruption at most so many are read again
+
+
+def copied(source: str, path: Path, split: str, data: Data, quiet: bool = True) -> Any:
+    """The first ``data.limit`` rows of a parquet source or hub id as a memory-mapped `datasets.Dataset`, copied into
+    ``data.cache``; what is there already is not read again, and a larger limit goes on from it. DiffpoError if the
+    source cannot be streamed."""
+    import datasets
+    from tqdm.auto import tqdm
+
+    stream = _open(source, path, split)
+    if stream.column_names is None:
+        raise DiffpoError(
+            f"data.streaming needs a source that tells its columns before it is read, and {source} does not"
+        )
+    kind, columns = find_columns(source, stream.column_names, data.columns)
+    names = [name for name in dict.fromkeys(columns.model_dump().values()) if name]
+    stream = undecoded(stream.select_columns(names), image_columns(kind, columns))
+    key = content_key(source, split, names, [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in _files(path)])
+    folder = Path(data.cache).expanduser() / f"rows-{key[:16]}"
+    about = folder / "about.json"
+    state = json.loads(about.read_text()) if about.exists() else {"rows": 0, "files": 0, "ended": False, "at": None}
+    if state["at"]:
+        stream.load_state_dict(state["at"])
+    part: list[dict] = []
+    enough = data.limit or float("inf")
+    with tqdm(total=data.limit, initial=state["rows"], desc=f"copying {source}", unit="row", disable=quiet) as bar:
+        rows = iter(stream)
+        while not state["ended"] and state["rows"] < enough:
+            for row in rows:
+                part.append(row)
+                if len(part) == ROWS:
+                    break
+            else:
+                state["ended"] = True
+            if part:
+                _write(
+                    folder / f"{state['files']:05d}.arrow", datasets.Dataset.from_list(part, features=stream.features)
+                )
+                state |= {"rows": state["rows"] + len(part), "files": state["files"] + 1}
+            state["at"] = stream.state_dict()
+            bar.update(len(part))
+            part = []
+            _replace(about, json.dumps(state).encode())
+    if not state["rows"]:
+        raise DiffpoError(f"{source} has no rows")
+    found = [datasets.Dataset.from_file(str(folder / f"{number:05d}.arrow")) for number in range(state["files"])]
+    return datasets.concatenate_datasets(found)
+
+
+def _open(source: str, path: Path, split: str) -> Any:
+    import datasets
+
+    if files := _files(path):
+        return datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train", streaming=True)
+    if path.exists():
+        raise DiffpoError(f"data.streaming is for parquet and hub ids; {source} is read in place: leave it out")
+    stream = datasets.load_dataset(source, split=split, streaming=True)
+    if "__key__" in (stream.column_names or ()):
+        stream = stream.rename_columns({name: column(name) for name in stream.column_names})
+    return stream
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.suffix == ".parquet" and path.is_file() else sorted(path.glob("*.parquet"))
+
+
+def _write(path: Path, dataset: Any) -> None:
+    import pyarrow as pa
+
+    table, sink = dataset.data.table, pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    _replace(path, sink.getvalue())
+
+
+def _replace(path: Path, content: Any) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(content)
+        os.replace(part, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise DiffpoError(
+            f"cannot write the copy of the rows {path}: {error.strerror}. Make room or choose another folder with "
+            "data.cache=FOLDER; what is copied so far is kept"
+        ) from error

@@ -1,0 +1,237 @@
+"""`diffpo export`: a LoRA as other programs read it, whole or not there, read back before it is kept.
+
+OUT/pytorch_lora_weights.safetensors   diffusers: for `pipe.load_lora_weights`
+OUT/<OUT's name>.safetensors           kohya: for ComfyUI, A1111 and Forge (kohya.py)
+OUT/model_index.json, ...              merged: a pipeline that needs no LoRA any more
+OUT/README.md                          the model card
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import hub, kohya, models
+from . import lora as lora_module
+from .card import evaluation_table, export_card, is_hub_id, training_table, usage
+from .checkpoint import PREFIX, _sync
+from .config import Model
+from .errors import DiffpoError
+from .lora import FILE_NAME, network_of
+
+STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names of dtypes
+
+
+def run(
+    lora: str | Path,
+    to: str,
+    model: str,
+    out: str | Path,
+    *,
+    dtype: str | None = None,
+    results: str | Path | None = None,
+    push: str | None = None,
+) -> Path:
+    """Write the LoRA ``lora`` (a file, or a folder that holds one) of the base ``model`` into the new folder ``out``.
+
+    ``to``: diffusers, kohya or merged. ``dtype`` by name; by default the LoRA's, or what each part of the model is
+    stored in. ``results``: a folder of `diffpo eval`, for the card. ``push``: a hub repository to upload ``out`` to.
+    Raises DiffpoError if ``out`` is not empty, the LoRA is damaged or not of this model, the family has no such format,
+    the disk is full, or the hub cannot be reached; nothing half-written stays under ``out``.
+    """
+    out = Path(out).expanduser().resolve()
+    _check_target(out, to, dtype)
+    file = lora_module.lora_file(lora)
+    weights, about = lora_module.read_lora(file)
+    lora_hash = lora_module.file_hash(file)
+    measured = evaluation_table(Path(results).expanduser(), lora_hash) if results else ""
+    pipeline = models.pipeline_class(Model(path=model))
+    family = models.family_class(pipeline, model)
+    if to == "kohya":
+        kohya.check_family(pipeline)
+    _check_weights(file, weights, family.component)
+    api = hub.client(push) if push else None
+
+    with _quiet_diffusers():
+        pipe, kept = _load(model, family, to, dtype)
+        lora_module.load_lora(pipe, file)
+        network = network_of(pipe)
+        layers = _layers(file, network, weights, family.component)
+        with _whole(out) as part:
+            if to == "diffusers":
+                shutil.copyfile(file, part / FILE_NAME)
+                if lora_module.users_file(file).is_file():
+                    shutil.copyfile(lora_module.users_file(file), part / lora_module.USERS_FILE_NAME)
+                name = FILE_NAME
+            elif to == "kohya":
+                name = f"{out.name}.safetensors"
+                kohya.write(part / name, pipe, layers, dtype, about)
+            else:
+                name = ""
+                _merge(network)
+                pipe.save_pretrained(part)
+                _keep_entries(part / "model_index.json", kept)
+            run_folder = file.parent.parent if file.parent.name.startswith(PREFIX) else file.parent
+            trained = training_table(run_folder, about["step"]) if "step" in about else ""
+            base = model if is_hub_id(model) else about.get("base", {}).get("name") or model
+            users = lora_module.users_file(file).is_file()
+            card = export_card(base, about, to, usage(to, name, base, users), [trained, measured], lora_hash)
+            (part / "README.md").write_text(card, encoding="utf-8")
+    print(f"the export is in {out}" + (f" ({name})" if name else ""))
+    if api:
+        hub.push(api, push, out)
+    return out
+
+
+def _check_target(out: Path, to: str, dtype: str | None) -> None:
+    if out.suffix == ".safetensors":
+        raise DiffpoError(f"--out is a folder, for the file and its card: {out.with_suffix('')}, for example")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DiffpoError(f"{out} is not empty; choose another folder with --out, or delete this one")
+    if dtype and to == "diffusers":
+        raise DiffpoError("--to diffusers copies the LoRA as it is: leave --dtype out")
+
+
+def _check_weights(file: Path, weights: dict[str, torch.Tensor], component: str) -> None:
+    """Only the network's LoRA, in diffusers' present names, and finite."""
+    for name, value in weights.items():
+        if not re.fullmatch(rf"{component}\..+\.lora_[AB]\.weight", name):
+            raise DiffpoError(
+                f"{file} holds {name}, which is no weight of a {component}'s LoRA as diffpo writes it; give the LoRA "
+                f"of a training run"
+            )
+        if not value.isfinite().all():
+            raise DiffpoError(f"{file}: {name} is not finite; export an earlier checkpoint")
+
+
+@contextlib.contextmanager
+def _quiet_diffusers() -> Iterator[None]:
+    """What diffusers has to say of text encoders that were left out, and of running float16 on a CPU, does not matter
+    here; what goes wrong is checked."""
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _load(model: str, family: Any, to: str, dtype: str | None) -> tuple[Any, dict[str, Any]]:
+    """The pipeline, in ``dtype`` or as it is stored, and its model_index.json; the network alone unless it is
+    merged."""
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        from diffusers import DiffusionPipeline
+
+        with models.readable(model):
+            folder = Path(DiffusionPipeline.download(model))
+    index = json.loads((folder / "model_index.json").read_text())
+    parts = [name for name, value in index.items() if isinstance(value, list) and value[0]]
+    left_out: dict[str, Any] = {}
+    if to != "merged":
+        left_out = {name: None for name in parts if name not in (family.component, "scheduler")} | family.without
+        dtype = None  # the LoRA's, not the base's
+    dtypes = {name: stored for name in parts if (stored := _stored_dtype(folder / name))}
+    if to != "merged":  # small weights of a LoRA vanish in float16
+        dtypes = {name: "float32" if stored == "float16" else stored for name, stored in dtypes.items()}
+    return models.load_pipeline(model, dtype or dtypes or "float32", "cpu", **left_out), index
+
+
+def _stored_dtype(folder: Path) -> str | None:
+    """What most weights of a part of the pipeline are stored in; None without safetensors."""
+    from safetensors import safe_open
+
+    # not the variants, as in model.fp16.safetensors
+    files = sorted(path for path in folder.glob("*.safetensors") if re.fullmatch(r"[\w-]+", path.stem))
+    if not files:
+        return None
+    with safe_open(files[0], "pt") as file:
+        counts = Counter(file.get_slice(name).get_dtype() for name in file.keys())
+    ((stored, _),) = counts.most_common(1)
+    if stored not in STORED:
+        raise DiffpoError(f"{files[0]} is stored in {stored}; export from a model in {', '.join(STORED.values())}")
+    return STORED[stored]
+
+
+def _layers(
+    file: Path, network: torch.nn.Module, weights: dict[str, torch.Tensor], component: str
+) -> dict[str, kohya.Layer]:
+    """What the loaded LoRA does to each layer, with the file's own weights: the loader casts them to the network's
+    precision. They are put back into the network too, so that merging rounds once."""
+    layers, left = {}, set(weights)
+    for name, module in kohya.tuned_layers(network).items():
+        (adapter,) = module.lora_A
+        found = []
+        for part in ("lora_A", "lora_B"):
+            key = f"{component}.{name}.{part}.weight"
+            if key not in left:
+                raise DiffpoError(f"{file} has no {key}, which its settings promise; train it again, or take another")
+            left.remove(key)
+            found.append(weights[key])
+            getattr(module, part)[adapter].weight.data = weights[key].float()
+        layers[name] = kohya.Layer(*found, module.scaling[adapter])
+    if left:
+        raise DiffpoError(f"{file}: {len(left)} weights did not find their layer, e.g. {min(left)}")
+    return layers
+
+
+# ---- merged
+
+
+def _merge(network: torch.nn.Module) -> None:
+    """Add the LoRA to the weights and take it away."""
+    from diffusers.utils import recurse_remove_peft_layers
+
+    for name, module in kohya.tuned_layers(network).items():
+        try:
+            module.merge(safe_merge=True)
+        except ValueError as error:
+            raise DiffpoError(f"{name} is not finite with the LoRA in it: {error}; use --dtype bfloat16") from None
+    recurse_remove_peft_layers(network)
+    del network.peft_config
+    if hasattr(network, "_hf_peft_config_loaded"):
+        network._hf_peft_config_loaded = False
+
+
+def _keep_entries(path: Path, before: dict[str, Any]) -> None:
+    """`save_pretrained` forgets what no part of the pipeline holds, such as DiT's names of classes."""
+    saved = json.loads(path.read_text())
+    entries = {name: value for name, value in before.items() if name[0] != "_" and not isinstance(value, list)}
+    path.write_text(json.dumps({**entries, **saved}, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes ``out`` once all of it is on the disk, or vanishes."""
+    from safetensors import SafetensorError
+
+    part = out.with_name(f".{out.name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        for path in (*part.rglob("*"), part):
+            _sync(path)
+        os.replace(part, out)
+    except Exception as error:
+        # other writers (tokenizers', safetensors') wrap the system's error, with its words inside
+        if not isinstance(error, (OSError, SafetensorError)) and "No space left" not in str(error):
+            raise
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
+        raise DiffpoError(
+            f"cannot write {out}: {reason}; nothing is left there. Make room or choose another folder with --out, and "
+            f"run the same command again"
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,110 @@
+"""Scorers over HTTP for tests: a server in a thread, one that is not ours, scorers without weights, PNGs."""
+
+import base64
+import json
+import struct
+import threading
+import zlib
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
+
+import numpy as np
+from PIL import Image
+
+from diffpo import serve_scorer
+
+PROMPTS = ["a", "two cats", "größer 猫", 'quote " and \\', "", "six\nlines", "7"]
+
+
+def pictures():
+    """One of noise for each of PROMPTS."""
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 256, (8 + i, 16, 3), dtype=np.uint8)) for i in range(len(PROMPTS))]
+
+
+class Both:
+    """Two numbers of image and prompt; the second is only asked for by long prompts."""
+
+    names = ("both.mean", "both.long")
+    optional = frozenset({"both.long"})
+
+    def __init__(self):
+        self.batches = []
+
+    def score(self, images, prompts):
+        self.batches.append(len(images))
+        bright = [np.asarray(image, np.float64).mean() / 3 for image in images]
+        mean = np.array(bright) + [len(prompt) for prompt in prompts]
+        return {"both.mean": mean, "both.long": np.where([len(p) > 5 for p in prompts], mean**0.5, np.nan)}
+
+
+class Fixed:
+    names = ("fixed",)
+    optional = frozenset()
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def score(self, images, prompts):
+        return self.answer() if callable(self.answer) else self.answer
+
+
+@contextmanager
+def running(server):
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@contextmanager
+def served(scorer, **limits):
+    with running(serve_scorer.Server(scorer, port=0, **limits)) as server:
+        yield server
+
+
+@contextmanager
+def foreign(respond):
+    """A server that is not ours: ``respond(path, number of this request)`` gives status and body. GETs of the
+    description are answered properly unless ``respond`` does."""
+    about = {"protocol": 1, "names": ["fixed"], "optional": [], "max_images": 9, "max_bytes": 10**6}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.server.asked.append(self.path)
+            status, body, *headers = respond(self.path, len(self.server.asked)) or (200, json.dumps(about))
+            self.send_response(status)
+            for name, value in headers:
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.do_GET()
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.asked, server.url = [], f"http://127.0.0.1:{server.server_address[1]}"
+    with running(server):
+        yield server
+
+
+def png(image, form="PNG"):
+    buffer = BytesIO()
+    image.save(buffer, form)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def header(width, height):
+    """A PNG that says how large it is and holds nothing."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return base64.b64encode(data + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))).decode()
