@@ -185,6 +185,7 @@ def export(
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None, typer.Option(help="Precision; as it is stored by default.")
     ] = None,
+    scale: Annotated[float, typer.Option(help="Strength of the LoRA that is merged.")] = 1.0,
     results: Annotated[Path | None, typer.Option(help="A folder of eval, whose numbers the card is to show.")] = None,
     push: Annotated[
         str | None,

@@ -38,18 +38,20 @@ def run(
     out: str | Path,
     *,
     dtype: str | None = None,
+    scale: float = 1.0,
     results: str | Path | None = None,
     push: str | None = None,
 ) -> Path:
     """Write the LoRA ``lora`` (a file, or a folder that holds one) of the base ``model`` into the new folder ``out``.
 
-    ``to``: diffusers, kohya or merged. ``dtype`` by name; by default the LoRA's, or what each part of the model is
-    stored in. ``results``: a folder of `diffpo eval`, for the card. ``push``: a hub repository to upload ``out`` to.
-    Raises DiffpoError if ``out`` is not empty, the LoRA is damaged or not of this model, the family has no such format,
-    the disk is full, or the hub cannot be reached; nothing half-written stays under ``out``.
+    ``to``: diffusers, kohya or merged, the last for LoRAs from elsewhere too, and at any ``scale``. ``dtype`` by name;
+    by default the LoRA's, or what each part of the model is stored in. ``results``: a folder of `diffpo eval`, for the
+    card. ``push``: a hub repository to upload ``out`` to. Raises DiffpoError if ``out`` is not empty, the LoRA is
+    damaged or not of this model, the family has no such format, the disk is full, or the hub cannot be reached; nothing
+    half-written stays under ``out``.
     """
     out = Path(out).expanduser().resolve()
-    _check_target(out, to, dtype)
+    _check_target(out, to, dtype, scale)
     file = lora_module.lora_file(lora)
     weights, about = lora_module.read_lora(file)
     lora_hash = lora_module.file_hash(file)
@@ -58,14 +60,14 @@ def run(
     family = models.family_class(pipeline, model)
     if to == "kohya":
         kohya.check_family(pipeline)
-    _check_weights(file, weights, family.component)
+    ours = _check_weights(file, weights, family.component, to)
     api = hub.client(push) if push else None
 
     with _quiet_diffusers():
-        pipe, kept = _load(model, family, to, dtype)
+        pipe, index = _load(model, family, to, dtype)
         lora_module.load_lora(pipe, file)
         network = network_of(pipe)
-        layers = _layers(file, network, weights, family.component)
+        layers = _layers(file, network, weights, family.component) if ours else {}
         with _whole(out) as part:
             if to == "diffusers":
                 shutil.copyfile(file, part / FILE_NAME)
@@ -77,9 +79,11 @@ def run(
                 kohya.write(part / name, pipe, layers, dtype, about)
             else:
                 name = ""
-                _merge(network)
+                for component in pipe.components.values():
+                    if isinstance(component, torch.nn.Module):  # a LoRA from elsewhere may change text encoders too
+                        _merge(component, scale)
                 pipe.save_pretrained(part)
-                _keep_entries(part / "model_index.json", kept)
+                _tidy(part, index)
             run_folder = file.parent.parent if file.parent.name.startswith(PREFIX) else file.parent
             trained = training_table(run_folder, about["step"]) if "step" in about else ""
             base = model if is_hub_id(model) else about.get("base", {}).get("name") or model
@@ -92,25 +96,29 @@ def run(
     return out
 
 
-def _check_target(out: Path, to: str, dtype: str | None) -> None:
+def _check_target(out: Path, to: str, dtype: str | None, scale: float) -> None:
     if out.suffix == ".safetensors":
         raise DiffpoError(f"--out is a folder, for the file and its card: {out.with_suffix('')}, for example")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DiffpoError(f"{out} is not empty; choose another folder with --out, or delete this one")
+    if scale != 1 and to != "merged":
+        raise DiffpoError("--scale is of --to merged: a LoRA that stays one is scaled where it is used")
     if dtype and to == "diffusers":
         raise DiffpoError("--to diffusers copies the LoRA as it is: leave --dtype out")
 
 
-def _check_weights(file: Path, weights: dict[str, torch.Tensor], component: str) -> None:
-    """Only the network's LoRA, in diffusers' present names, and finite."""
+def _check_weights(file: Path, weights: dict[str, torch.Tensor], component: str, to: str) -> bool:
+    """Are they the network's LoRA alone, in diffusers' present names? Others can be merged only."""
+    foreign = [name for name in weights if not re.fullmatch(rf"{component}\..+\.lora_[AB]\.weight", name)]
+    if foreign and to != "merged":
+        raise DiffpoError(
+            f"{file} holds {foreign[0]}, which is no weight of a {component}'s LoRA as diffpo writes it; give the LoRA "
+            f"of a training run"
+        )
     for name, value in weights.items():
-        if not re.fullmatch(rf"{component}\..+\.lora_[AB]\.weight", name):
-            raise DiffpoError(
-                f"{file} holds {name}, which is no weight of a {component}'s LoRA as diffpo writes it; give the LoRA "
-                f"of a training run"
-            )
         if not value.isfinite().all():
             raise DiffpoError(f"{file}: {name} is not finite; export an earlier checkpoint")
+    return not foreign
 
 
 @contextlib.contextmanager
@@ -189,26 +197,35 @@ def _layers(
 # ---- merged
 
 
-def _merge(network: torch.nn.Module) -> None:
-    """Add the LoRA to the weights and take it away."""
+def _merge(network: torch.nn.Module, scale: float) -> None:
+    """Add the LoRA, if there is one, to the weights and take it away."""
     from diffusers.utils import recurse_remove_peft_layers
 
-    for name, module in kohya.tuned_layers(network).items():
+    tuned = kohya.tuned_layers(network)
+    if not tuned:
+        return
+    for name, module in tuned.items():
+        module.scale_layer(scale)
         try:
             module.merge(safe_merge=True)
         except ValueError as error:
             raise DiffpoError(f"{name} is not finite with the LoRA in it: {error}; use --dtype bfloat16") from None
     recurse_remove_peft_layers(network)
-    del network.peft_config
+    if hasattr(network, "peft_config"):
+        del network.peft_config
     if hasattr(network, "_hf_peft_config_loaded"):
         network._hf_peft_config_loaded = False
 
 
-def _keep_entries(path: Path, before: dict[str, Any]) -> None:
-    """`save_pretrained` forgets what no part of the pipeline holds, such as DiT's names of classes."""
-    saved = json.loads(path.read_text())
-    entries = {name: value for name, value in before.items() if name[0] != "_" and not isinstance(value, list)}
-    path.write_text(json.dumps({**entries, **saved}, indent=2) + "\n")
+def _tidy(folder: Path, before: dict[str, Any]) -> None:
+    """`save_pretrained` forgets entries of model_index.json that belong to no part, such as DiT's names of classes, and
+    writes down where on this disk the base model lies."""
+    for path in (folder / "model_index.json", *folder.glob("*/config.json")):
+        saved = json.loads(path.read_text())
+        saved.pop("_name_or_path", None)
+        if path.parent == folder:
+            saved |= {k: v for k, v in before.items() if k not in saved and k[0] != "_" and not isinstance(v, list)}
+        path.write_text(json.dumps(saved, indent=2) + "\n")
 
 
 @contextlib.contextmanager

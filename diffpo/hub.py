@@ -35,7 +35,7 @@ def push(api: Any, repository: str, out: Path) -> None:
 
 
 def _unreachable(repository: str, error: Exception, state: str) -> DiffpoError:
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
     return DiffpoError(
         f"cannot upload to {repository}: {reason}. {state}. Look at the network and HF_HUB_OFFLINE, and log in with "
         f"`hf auth login`"

@@ -1,8 +1,10 @@
 """Merged pipelines, precisions, cards, uploads, and what is refused."""
 
 import json
+from pathlib import Path
 
 import diffusers
+import exports
 import pytest
 import torch
 from exports import MAKE, fresh, output
@@ -10,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tiny import make_sd
 
-from diffpo import export, hub, lora, models
+from diffpo import cli, export, hub, lora, models
 from diffpo.errors import DiffpoError
 
 
@@ -23,6 +25,8 @@ def test_merged_is_the_base_with_the_lora(tiny_folder, trained, tmp_path, name):
     assert not [key for key in merged.state_dict() if "lora" in key or "base_layer" in key]
     torch.testing.assert_close(output(merged), output(network), rtol=1e-4, atol=1e-4)
     assert (output(lora.network_of(fresh(tiny_folder(name)))) - output(merged)).abs().max() > 1e-2
+    said = [path.read_text() for path in (tmp_path / "out").rglob("*.json")]
+    assert said and not any("_name_or_path" in text or str(tiny_folder(name)) in text for text in said)
     if name == "dit":
         assert pipe.labels == fresh(tiny_folder(name)).labels != {}
 
@@ -185,3 +189,66 @@ def test_nobody_is_logged_in_without_a_network(monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with pytest.raises(DiffpoError, match="cannot upload to me/style"):
         hub.client("me/style")
+
+
+def test_the_command_line_hands_its_options_on(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(export, "run", lambda **options: asked.update(options))
+    words = "--lora a --to merged --model b --out c --dtype bfloat16 --results d --push e/f"
+    monkeypatch.setattr("sys.argv", ["diffpo", "export", *words.split()])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    expected = {"lora": "a", "to": "merged", "model": "b", "out": Path("c"), "dtype": "bfloat16", "results": Path("d")}
+    assert end.value.code == 0 and asked == expected | {"push": "e/f"}
+
+
+def test_a_style_from_elsewhere_is_merged_with_its_text_encoder(tiny_sdxl, tmp_path):
+    """As diffusers' own loader and `fuse_lora` have it."""
+    from diffusers import StableDiffusionXLPipeline
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    pipe = models.load_pipeline(str(tiny_sdxl), device="cpu")
+    layers, draw = {}, torch.Generator().manual_seed(0)
+    for name in ("unet", "text_encoder"):
+        targets = ["to_q", "to_v"] if name == "unet" else ["q_proj"]
+        part = getattr(pipe, name)
+        part.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=targets), adapter_name="style")
+        for parameter in part.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.2, generator=draw)
+        layers[name] = get_peft_model_state_dict(part, adapter_name="style")
+    StableDiffusionXLPipeline.save_lora_weights(
+        tmp_path, unet_lora_layers=layers["unet"], text_encoder_lora_layers=layers["text_encoder"]
+    )
+    expected = models.load_pipeline(str(tiny_sdxl), device="cpu")
+    expected.load_lora_weights(tmp_path)
+    expected.fuse_lora(components=["unet", "text_encoder"], lora_scale=0.5)
+    made = export.run(tmp_path, "merged", str(tiny_sdxl), tmp_path / "styled", scale=0.5)
+    found, base = (models.load_pipeline(str(path), device="cpu") for path in (made, tiny_sdxl))
+    with torch.no_grad():
+        ours, theirs, before = (each.encode_prompt("a cat", device="cpu")[0] for each in (found, expected, base))
+        torch.testing.assert_close(ours, theirs)
+        assert (ours - before).abs().max() > 1e-3
+        ours, theirs, before = (each.unet(**exports.inputs(each.unet)).sample for each in (found, expected, base))
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        assert (ours - before).abs().max() > 1e-3
+
+
+def test_a_merge_of_kohyas_file_is_that_of_the_lora_itself(tiny_sdxl, tmp_path):
+    exports.train(tiny_sdxl, tmp_path / "run")
+    kohya = export.run(tmp_path / "run", "kohya", str(tiny_sdxl), tmp_path / "kohya")
+    file = next(kohya.glob("*.safetensors"))
+    one, other = (
+        models.load_pipeline(
+            str(export.run(lora, "merged", str(tiny_sdxl), tmp_path / f"merged-{i}")), device="cpu"
+        ).unet
+        for i, lora in enumerate((tmp_path / "run", file))
+    )
+    for (name, ours), theirs in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_the_scale_is_of_merging_alone(tiny_sdxl, tmp_path):
+    exports.train(tiny_sdxl, tmp_path / "run")
+    with pytest.raises(DiffpoError, match="--scale is of --to merged"):
+        export.run(tmp_path / "run", "kohya", str(tiny_sdxl), tmp_path / "out", scale=0.5)
