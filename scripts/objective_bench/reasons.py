@@ -26,13 +26,15 @@ def win(results: Results, name: str, score: str = "total") -> str:
 
 def section(failing: list[str], results: Results) -> str:
     lines = [line for name in failing if (line := reason(name, results))]
-    return "### Why they do not\n\n" + "\n".join(lines) if lines else ""
+    head = "### Why they do not\n\nIn brackets total by seed.\n\n"
+    return head + "\n".join(lines) if lines else ""
 
 
 def reason(name: str, results: Results) -> str:
     runs = results[name]
+    seeds = ", ".join(f"{run['curve'][-1]['total']['win'][0]:.0%}" for run in runs)
     if name in IMITATES:
-        return f"- **{name}** {imitation(name, results)}"
+        return f"- **{name}** ({seeds}) {imitation(name, results)}"
     if name in TEXTS:
         steps = np.mean([run["steps"] for run in runs])
         text = TEXTS[name].format(
@@ -41,8 +43,8 @@ def reason(name: str, results: Results) -> str:
             rejected=delta(runs, "rejected"),
             total=win(results, name),
         )
-        return f"- **{name}** {text}"
-    return ""
+        return f"- **{name}** ({seeds}) {text}"
+    return f"- **{name}** ({seeds}) is a slower or weaker relative of those that do, and its seeds differ."
 
 
 def imitation(name: str, results: Results) -> str:
@@ -76,9 +78,15 @@ FREE = {
     "mapo": "knows no reference and pulls towards the chosen images",
     "asft": "knows no reference: at beta 500 both rewards are about -16, where its term for the rejected image is flat",
 }
+ABSOLUTE = (
+    "rewards the chosen images for themselves, not only above the rejected ones: their error changes by {chosen}, the "
+    "rejected ones' by {rejected}. Letting both errors rise, as Diffusion-DPO does, is the faster way here."
+)
 TEXTS = {
-    "apo_down": "lowers the chosen images' reward on purpose, and nothing holds it: their error {chosen} by seed, the "
-    "rejected ones' {rejected}. Where it runs away the model is lost.",
+    "apo_down": "lowers the chosen images' reward on purpose, and nothing holds it: their error rises by {chosen}, the "
+    "rejected ones' by {rejected}, which nearly doubles both. What becomes of the pictures is luck.",
+    "nca": ABSOLUTE,
+    "sppo": ABSOLUTE,
     "spin_diffusion": "learns to tell the data from its own samples, and here the data are its own samples: what is "
     "left to learn are the traces of the autoencoder.",
     "ddo": "learns to tell the data from its own samples, and here the data are its own samples: what is left to learn "
