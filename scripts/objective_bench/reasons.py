@@ -93,9 +93,10 @@ TEXTS = {
     "are the traces of the autoencoder.",
     "pso": "is meant for distilled models. This one draws poorly by ten re-noised steps, and what is better among "
     "those pictures is not what is better among a solver's.",
-    "spo_trained": "is judged by a scorer that at noisy steps is right six times in ten (docs/on_policy.md).",
-    "spo": "judged by the oracle, beats the base with two seeds of three: {steps} updates of a noisier kind. After 100, "
-    "see the claims.",
+    "spo_trained": "is judged by a scorer that at noisy steps is right six times in ten: "
+    "configs/train_scorer_pixel.yaml.",
+    "spo": "judged by the oracle, beats the base with two seeds of three. It makes {steps} updates; after 100, see the "
+    "claims.",
     "d3po": "gives every step of a trajectory the label of its picture, and spends most of the budget on sampling: "
     "{steps} updates. The recipe configs/d3po_shapes.yaml makes more.",
     "inpo": "spends most of the budget on inversions: {steps} updates. After 100, see the claims.",

@@ -85,6 +85,8 @@ def draw(methods: list[Method], results: dict[str, list[dict[str, Any]]]) -> Non
             x, y = zip(*points(results[method.name], score), strict=True)
             colour = named.get(method.name)
             label = method.name if colour else None
+            if method in (methods[0], methods[-1]):  # the best and the worst of `total`
+                axis.annotate(method.name, (x[-1], y[-1]), (-4, 4), textcoords="offset points", ha="right", fontsize=8)
             axis.plot(x, y, color=colour or "#b8bcc4", lw=2 if colour else 0.8, label=label, zorder=3 if colour else 1)
         axis.axhline(0.5, color="black", lw=0.6)
         axis.set(title=score, xlabel="forward + 2 x backward calls")
