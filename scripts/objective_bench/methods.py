@@ -165,7 +165,7 @@ NOISY = [
 LONG = [
     replace(method, name=f"{method.name}_long", main=False, updates=100)
     for method in (*OFFLINE, *ON_POLICY)
-    if method.name in ("spo", "inpo", "ncp_dpo")
+    if method.name in ("d3po", "spo", "inpo", "ncp_dpo")
 ]
 TURNED = ("data.columns.label_0=label_1", "data.columns.label_1=label_0")
 CONTROL = [offline("sft_rejected", GENTLE, *TURNED, preset="sft", main=False)]  # fine-tuning on what lost

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from .results import pooled
+from .job import cost
+from .results import cell, pooled
 
 Results = dict[str, list[dict[str, Any]]]
 
@@ -22,6 +23,13 @@ def delta(runs: list[dict[str, Any]], which: str) -> str:
 
 def win(results: Results, name: str, score: str = "total") -> str:
     return f"{pooled(results[name], score)[0]:.0%}"
+
+
+def longer(runs: list[dict[str, Any]]) -> str:
+    """What as many updates as Diffusion-DPO's budget pays for would have brought, and cost."""
+    calls = np.mean([cost(run["curve"][-1]["forward"], run["curve"][-1]["backward"]) for run in runs])
+    steps = runs[0]["steps"]
+    return f" After {steps} updates, {calls:,.0f} calls, it is at {cell(runs, 'total')}."
 
 
 def section(failing: list[str], results: Results) -> str:
@@ -42,6 +50,7 @@ def reason(name: str, results: Results) -> str:
             chosen=delta(runs, "chosen"),
             rejected=delta(runs, "rejected"),
             total=win(results, name),
+            long=longer(results[f"{name}_long"]) if f"{name}_long" in results else "",
         )
         return f"- **{name}** ({seeds}) {text}"
     return f"- **{name}** ({seeds}) is a slower or weaker relative of those that do, and its seeds differ."
@@ -95,11 +104,10 @@ TEXTS = {
     "those pictures is not what is better among a solver's.",
     "spo_trained": "is judged by a scorer that at noisy steps is right six times in ten: "
     "configs/train_scorer_pixel.yaml.",
-    "spo": "judged by the oracle, beats the base with two seeds of three. It makes {steps} updates; after 100, see the "
-    "claims.",
+    "spo": "judged by the oracle, beats the base with two seeds of three. It makes {steps} updates.{long}",
     "d3po": "gives every step of a trajectory the label of its picture, and spends most of the budget on sampling: "
-    "{steps} updates. The recipe configs/d3po_shapes.yaml makes more.",
-    "inpo": "spends most of the budget on inversions: {steps} updates. After 100, see the claims.",
+    "{steps} updates.{long}",
+    "inpo": "spends most of the budget on inversions: {steps} updates.{long}",
     "smpo": "spends most of the budget on inversions, two calls a level: {steps} updates.",
-    "ncp_dpo": "spends more than half of the budget on features: {steps} updates. After 100, see the claims.",
+    "ncp_dpo": "spends more than half of the budget on features: {steps} updates.{long}",
 }
