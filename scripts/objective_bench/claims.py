@@ -84,18 +84,19 @@ def robust(results: Results) -> str:
         return ""
     head = "| link | as shipped (4 % flipped) | " + " | ".join(f"{share} % flipped" for share in FLIPS) + " |"
     rule = "| --- " * (len(FLIPS) + 2) + "|"
-    gaps, better = [], False
-    for share in FLIPS:
-        plain = f"diffusion_dpo_flipped_{share}"
-        for name in ROBUST[1:]:
-            if {plain, f"{name}_flipped_{share}"} <= results.keys():
-                gap = against(results, f"{name}_flipped_{share}", plain)
-                gaps.append(f"{name} at {share} % {gap}")
-                better |= float(gap.split("[")[1].split(",")[0]) > 0
-    word = "reproduced, in part" if better else "not reproduced"
+    gaps: dict[str, list[str]] = {}
+    for name in ROBUST[1:]:
+        for share in FLIPS:
+            pair = [f"{each}_flipped_{share}" for each in (name, "diffusion_dpo")]
+            if all(key in results for key in pair):
+                gaps.setdefault(name, []).append(against(results, *pair))
+    better = [name for name, found in gaps.items() if all(float(gap.split("[")[1].split(",")[0]) > 0 for gap in found)]
+    word = f"reproduced for {', '.join(better)}" if better else "not reproduced"
     text = (
-        f"- Robust links keep their win rate under flipped labels. **{word}**, with the presets' own epsilon; minus "
-        f"Diffusion-DPO in mean total, paired by prompt: {'; '.join(gaps)}.\n\n"
+        f"- Robust links keep their win rate under flipped labels. **{word}**, with the presets' own epsilon"
+        f"{'' if better else ': none keeps it'}. Minus Diffusion-DPO with the same labels, in mean total, paired by prompt, at "
+        f"{' and '.join(f'{share} %' for share in FLIPS)}: "
+        f"{'; '.join(f'{name} ' + ', '.join(found) for name, found in gaps.items())}.\n\n"
     )
     return text + "\n".join([head, rule, *lines])
 
