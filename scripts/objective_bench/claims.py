@@ -94,8 +94,8 @@ def robust(results: Results) -> str:
     word = f"reproduced for {', '.join(better)}" if better else "not reproduced"
     text = (
         f"- Robust links keep their win rate under flipped labels. **{word}**, with the presets' own epsilon"
-        f"{'' if better else ': none keeps it'}. Minus Diffusion-DPO with the same labels, in mean total, paired by prompt, at "
-        f"{' and '.join(f'{share} %' for share in FLIPS)}: "
+        f"{'' if better else ': none keeps it'}. Minus Diffusion-DPO with the same labels, in mean total, paired by "
+        f"prompt, at {' and '.join(f'{share} %' for share in FLIPS)}: "
         f"{'; '.join(f'{name} ' + ', '.join(found) for name, found in gaps.items())}.\n\n"
     )
     return text + "\n".join([head, rule, *lines])
