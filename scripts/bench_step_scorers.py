@@ -3,8 +3,8 @@
 python scripts/bench_step_scorers.py [--out runs/bench-step-scorers] [--captions 0] [--seeds 0]
 
 Trains, with `diffpo train-scorer`, the pixel scorer three times: on finished pictures alone (time-blind, as PickScore
-is), on noisy ones without the time, and step-aware; and the latent scorer. All are measured on the validation pairs of
-assets/shapes-preferences. With --captions N they learn from more pairs than the repository ships: eight fresh samples
+is), and from that one on noisy ones, without the time and step-aware; and the latent scorer. All are measured on the
+validation pairs of assets/shapes-preferences. With --captions N they learn from more pairs than the repository ships: eight fresh samples
 of the base model for each of N other training captions, judged by the oracle, all pairs of different score.
 """
 
@@ -74,6 +74,7 @@ def main() -> None:
                 continue
             if name != "blind" and blind.exists():
                 own = [*own, f"scorer.compare=[{blind}]"]
+                own += [] if name == "latent" else [f"scorer.clip={blind}"]  # as the paper starts from PickScore
             settings = [*own, *common, f"train.seed={seed}", f"output={output}"]
             print(f"\n## {name}, seed {seed}", flush=True)
             train_scorer(load_config(ROOT / "configs" / f"{recipe}.yaml", settings, kind=ScorerConfig))

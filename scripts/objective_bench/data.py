@@ -38,17 +38,21 @@ def make(folder: Path) -> None:
 
 
 def scorers(folder: Path, cache: Path) -> None:
-    """The step-aware scorers of configs/, trained once: ``folder``/pixel and ``folder``/latent."""
+    """The step-aware scorers of configs/, trained once: ``folder``/pixel, from the time-blind ``folder``/blind, and
+    ``folder``/latent."""
     from diffpo.config import load_config
     from diffpo.scorers.config import ScorerConfig
     from diffpo.train_scorer import train_scorer
 
-    for kind in ("pixel", "latent"):
-        settings = [f"output={folder / kind}", f"data.cache={cache}"]
+    own = {
+        "blind": ("pixel", ["scorer.times=clean", f"scorer.clip={ROOT / 'assets' / 'tiny-clip'}"]),
+        "pixel": ("pixel", [f"scorer.clip={folder / 'blind'}"]),
+        "latent": ("latent", []),
+    }
+    for name, (kind, settings) in own.items():
+        settings += [f"output={folder / name}", f"data.cache={cache}"]
         settings += [f"model.path={MODEL}", f"data.train={PAIRS}", f"data.validation={VALIDATION}"]
-        if kind == "pixel":
-            settings.append(f"scorer.clip={ROOT / 'assets' / 'tiny-clip'}")
-        if not (folder / kind / "scorer.json").exists():
+        if not (folder / name / "scorer.json").exists():
             train_scorer(load_config(ROOT / "configs" / f"train_scorer_{kind}.yaml", settings, kind=ScorerConfig))
 
 
