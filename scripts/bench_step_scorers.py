@@ -4,8 +4,9 @@ python scripts/bench_step_scorers.py [--out runs/bench-step-scorers] [--captions
 
 Trains, with `diffpo train-scorer`, the pixel scorer three times: on finished pictures alone (time-blind, as PickScore
 is), and from that one on noisy ones, without the time and step-aware; and the latent scorer. All are measured on the
-validation pairs of assets/shapes-preferences. With --captions N they learn from more pairs than the repository ships: eight fresh samples
-of the base model for each of N other training captions, judged by the oracle, all pairs of different score.
+validation pairs of assets/shapes-preferences. With --captions N they learn from more pairs than the repository ships:
+eight fresh samples of the base model for each of N other training captions, judged by the oracle, all pairs of
+different score.
 """
 
 import argparse
