@@ -102,9 +102,8 @@ TEXTS = {
     "are the traces of the autoencoder.",
     "pso": "is meant for distilled models. This one draws poorly by ten re-noised steps, and what is better among "
     "those pictures is not what is better among a solver's.",
-    "spo_trained": "is judged by a scorer that at noisy steps is right six times in ten: "
-    "configs/train_scorer_pixel.yaml.",
-    "spo": "judged by the oracle, beats the base with two seeds of three. It makes {steps} updates.{long}",
+    "spo_trained": "is judged by a scorer that learnt on unguided estimates (docs/on_policy.md), and sees guided ones.",
+    "spo": "is judged by the oracle and beats the base with two seeds of three. It makes {steps} updates.{long}",
     "d3po": "gives every step of a trajectory the label of its picture, and spends most of the budget on sampling: "
     "{steps} updates.{long}",
     "inpo": "spends most of the budget on inversions: {steps} updates.{long}",

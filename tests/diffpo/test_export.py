@@ -95,7 +95,7 @@ def test_bad_input_is_said_before_anything_is_loaded(tiny_sd, trained, tmp_path,
         (run, "diffusers", "x", {"dtype": "float16"}, "leave --dtype out"),
         (tmp_path, "kohya", "x", {}, "there is no LoRA at"),
         (spoilt, "kohya", "x", {}, "is not finite"),
-        (foreign, "merged", "x", {}, "no weight of a unet's LoRA"),
+        (foreign, "kohya", "x", {}, "no weight of a unet's LoRA"),
         (run, "merged", "x", {"results": tmp_path / "run"}, "not a folder that `diffpo eval` has finished"),
         (run, "merged", "x", {"push": "nobody"}, "--push takes OWNER/NAME"),
     ):
@@ -194,12 +194,12 @@ def test_nobody_is_logged_in_without_a_network(monkeypatch):
 def test_the_command_line_hands_its_options_on(monkeypatch):
     asked = {}
     monkeypatch.setattr(export, "run", lambda **options: asked.update(options))
-    words = "--lora a --to merged --model b --out c --dtype bfloat16 --results d --push e/f"
+    words = "--lora a --to merged --model b --out c --dtype bfloat16 --scale 0.5 --results d --push e/f"
     monkeypatch.setattr("sys.argv", ["diffpo", "export", *words.split()])
     with pytest.raises(SystemExit) as end:
         cli.main()
     expected = {"lora": "a", "to": "merged", "model": "b", "out": Path("c"), "dtype": "bfloat16", "results": Path("d")}
-    assert end.value.code == 0 and asked == expected | {"push": "e/f"}
+    assert end.value.code == 0 and asked == expected | {"push": "e/f", "scale": 0.5}
 
 
 def test_a_style_from_elsewhere_is_merged_with_its_text_encoder(tiny_sdxl, tmp_path):

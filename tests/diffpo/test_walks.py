@@ -117,8 +117,8 @@ class Shifted(Toy):
     def predict(self, network, x_t, t, cond):
         return 0.1 * x_t + network.value
 
-    def vae_factor(self):
-        return 1
+    def latent_shape(self, network, resolution):
+        return network.config.in_channels, resolution, resolution
 
     def decode(self, x_0):
         return x_0.repeat(1, 3, 1, 1)
