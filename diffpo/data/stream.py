@@ -7,12 +7,11 @@ find again; a stream has none. What streaming saves is all that is not needed: o
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint import write_atomic
 from ..config import Data
 from ..errors import DiffpoError
 from .cache import content_key
@@ -97,14 +96,10 @@ def _write(path: Path, dataset: Any) -> None:
 
 
 def _replace(path: Path, content: Any) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        os.replace(part, path)
+        write_atomic(path, content)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
         raise DiffpoError(
             f"cannot write the copy of the rows {path}: {error.strerror}. Make room or choose another folder with "
             "data.cache=FOLDER; what is copied so far is kept"

@@ -52,6 +52,9 @@ class Family:
             self._flow(config, resolution)
         else:
             self._diffusion()
+        grain = self.patch() and self.patch() * self.vae_factor()
+        if grain and resolution % grain:
+            raise DiffpoError(f"data.resolution={resolution}: {settings.path} takes multiples of {grain} px")
         self.pipe: Any = None
 
     # ---- the forward process: x_t = alpha_t x_0 + sigma_t eps
@@ -186,6 +189,10 @@ class Family:
         """(C, h, w) of a square image's latents."""
         side = resolution // self.vae_factor()
         return self.latent_channels(network.config), side, side
+
+    def patch(self) -> int | None:
+        """Latents per token, each way; None where any number of latents will do."""
+        return self._config(self.component).get("patch_size", 2)
 
     @staticmethod
     def latent_channels(config: Any) -> int:

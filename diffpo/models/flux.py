@@ -39,6 +39,9 @@ class Flux(Family):
         ).sample
         return unpack(output, height, width)
 
+    def patch(self) -> int | None:
+        return 2  # that of `pack`; the network's own is 1
+
     @staticmethod
     def latent_channels(config: Any) -> int:
         return config.in_channels // 4

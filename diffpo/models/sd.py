@@ -34,6 +34,9 @@ class StableDiffusion(Family):
     def _meta_cond(self, network: torch.nn.Module, n: int) -> dict[str, Tensor]:
         return {"prompt_embeds": torch.empty(n, 77, network.config.cross_attention_dim, device="meta")}
 
+    def patch(self) -> int | None:
+        return None  # the UNet pads what it halves
+
     # ---- the UNet's first half is its encoder
 
     @staticmethod

@@ -20,12 +20,6 @@ class StableDiffusion3(Family):
     encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
     tokenizers = ("tokenizer", "tokenizer_2", "tokenizer_3")
 
-    def load_encoders(self, device="cpu") -> None:
-        super().load_encoders(device)
-        # a pipeline may come without its T5: it is then encoded as zeros
-        present = [name for name in self.encoders if getattr(self.pipe, name) is not None]
-        self.encoders, self.tokenizers = tuple(present), tuple(f"tokenizer{name[12:]}" for name in present)
-
     def predict(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         return network(
             x_t.to(self.dtype),

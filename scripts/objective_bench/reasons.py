@@ -11,9 +11,6 @@ from .results import cell, pooled
 
 Results = dict[str, list[dict[str, Any]]]
 
-# methods whose loss pulls towards the chosen images themselves, not only away from the rejected ones
-IMITATES = ("sft", "dspo", "rpo", "dpop", "cpo", "orpo", "simpo", "mapo", "asft")
-
 
 def delta(runs: list[dict[str, Any]], which: str) -> str:
     """Error of the policy minus the reference's over the last quarter, by seed (the bare error where there is no
@@ -41,7 +38,7 @@ def section(failing: list[str], results: Results) -> str:
 def reason(name: str, results: Results) -> str:
     runs = results[name]
     seeds = ", ".join(f"{run['curve'][-1]['total']['win'][0]:.0%}" for run in runs)
-    if name in IMITATES:
+    if name == "sft" or name in ANCHORED or name in FREE:
         return f"- **{name}** ({seeds}) {imitation(name, results)}"
     if name in TEXTS:
         steps = np.mean([run["steps"] for run in runs])
@@ -53,7 +50,7 @@ def reason(name: str, results: Results) -> str:
             long=longer(results[f"{name}_long"]) if f"{name}_long" in results else "",
         )
         return f"- **{name}** ({seeds}) {text}"
-    return f"- **{name}** ({seeds}) is a slower or weaker relative of those that do, and its seeds differ."
+    return f"- **{name}** ({seeds}) has no reason found yet."
 
 
 def imitation(name: str, results: Results) -> str:

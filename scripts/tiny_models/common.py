@@ -26,6 +26,13 @@ def log(work: Path, stage: str, **values) -> None:
         f.write(json.dumps(line) + "\n")
 
 
+def average(ema: list[torch.Tensor], parameters: list[torch.Tensor], step: int) -> None:
+    """Let the moving average of the weights take a step, with a memory that grows to 1,000 steps."""
+    decay = min(0.999, (1 + step) / (10 + step))
+    torch._foreach_mul_(ema, decay)
+    torch._foreach_add_(ema, [p.detach() for p in parameters], alpha=1 - decay)
+
+
 def _render_part(args) -> tuple[np.ndarray, list[str]]:
     seed, n = args
     rng = np.random.default_rng([SEED, seed])

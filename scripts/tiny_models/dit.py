@@ -13,7 +13,7 @@ from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
 from diffpo.shapes import SIZE, train_captions
 
-from .common import LATENT_CHANNELS, LATENT_NOISE, SEED, load_scenes, log, to_tensor
+from .common import LATENT_CHANNELS, LATENT_NOISE, SEED, average, load_scenes, log, to_tensor
 
 TEXT_LENGTH = 24  # tokens in training; the pipeline pads to 300 and masks what it pads
 TEXT_WIDTH = 96
@@ -113,9 +113,7 @@ def train_dit(work: Path, assets: Path, steps: int = 6000, decay_steps: int = 15
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
-        decay = min(0.999, (1 + step) / (10 + step))
-        torch._foreach_mul_(ema, decay)
-        torch._foreach_add_(ema, [p.detach() for p in parameters], alpha=1 - decay)
+        average(ema, parameters, step)
         step += 1
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
         if step % 200 == 0:

@@ -14,7 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from diffpo.shapes import SIZE, train_captions
 
-from .common import LATENT_CHANNELS, LATENT_NOISE, SEED, load_scenes, log, to_tensor
+from .common import LATENT_CHANNELS, LATENT_NOISE, SEED, average, load_scenes, log, to_tensor
 from .vae import load_vae
 
 TEXT_LENGTH = 24
@@ -165,9 +165,7 @@ def train_unet(work: Path, steps: int = 4400, decay_steps: int = 800, batch: int
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
-        decay = min(0.999, (1 + step) / (10 + step))
-        torch._foreach_mul_(ema, decay)
-        torch._foreach_add_(ema, [p.detach() for p in parameters], alpha=1 - decay)
+        average(ema, parameters, step)
         step += 1
         running = mse.mean().item() if running is None else 0.98 * running + 0.02 * mse.mean().item()
         if step % 200 == 0:

@@ -66,7 +66,7 @@ def one_step(pipe):
 def test_a_step_of_the_pipeline_is_a_step_with_our_conditions(request, folder, name, guidance):
     """The pipeline's picture after one step from pure noise is our network call, made x_0, decoded: text and its
     absence, sizes, timesteps, guidance, packing and the VAE's scaling are the pipeline's."""
-    path = request.getfixturevalue(f"tiny_{name}") if name.startswith("sd") and name not in MAKE else folder(name)
+    path = request.getfixturevalue(f"tiny_{name}") if name in ("sd", "sd_v", "sdxl") else folder(name)
     family = family_of(path, guidance=guidance)
     pipe = models.load_pipeline(str(path), device="cpu")
     pipe.scheduler = one_step(pipe)
@@ -172,6 +172,12 @@ def test_what_a_pipeline_cannot_do_is_said(folder, tmp_path, name, options, said
         generate.run(folder(name), [methods.CAPTIONS[0]], tmp_path, steps=1, device="cpu", **options)
 
 
+@pytest.mark.parametrize("name", list(MAKE))
+def test_a_size_that_is_no_whole_number_of_tokens_is_refused(folder, name):
+    with pytest.raises(DiffpoError, match=r"data.resolution=18: .* takes multiples of 4 px"):
+        models.load(Model(path=str(folder(name))), resolution=18)
+
+
 def test_a_caption_that_is_no_class_is_named(folder, tmp_path):
     with pytest.raises(DiffpoError, match="knows 1000 classes and no texts, and 'a dog' is none"):
         generate.run(folder("dit"), ["a dog"], tmp_path, steps=1, device="cpu")
@@ -197,9 +203,10 @@ def test_the_lora_of_a_released_model_has_its_closed_form_size(folder, tmp_path,
         (tmp_path / part).parent.mkdir(exist_ok=True)
         (tmp_path / part).write_text((folder(name) / part).read_text())
     (tmp_path / "transformer").mkdir()
-    family = family_of(tmp_path)
-    config = {"_class_name": family.network_class, **settings}
+    pipeline = json.loads((tmp_path / "model_index.json").read_text())["_class_name"]
+    config = {"_class_name": models.family_class(pipeline, released).network_class, **settings}
     (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
+    family = family_of(tmp_path)
     network = family.meta_network()
     assert sum(parameter.numel() for parameter in network.parameters()) == total
     parameters = lora.add_lora(network.requires_grad_(False), Lora(rank=8), family.lora_targets)

@@ -85,7 +85,7 @@ def test_a_full_disk_is_named(source, load, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(stream.os, "replace", full)
+    monkeypatch.setattr("diffpo.checkpoint.os.replace", full)
     with pytest.raises(
         DiffpoError, match=r"cannot write the copy of the rows .*rows-.*No space left.*data.cache=FOLDER"
     ):
