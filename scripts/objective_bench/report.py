@@ -99,7 +99,8 @@ def draw(methods: list[Method], results: dict[str, list[dict[str, Any]]]) -> Non
 SETTINGS = """## Settings that differ
 
 Learning rate 5e-4 and beta 500 for all but these. The gentler rates, and some settings of the on-policy methods, were
-chosen after a look at seed 0.
+chosen after a look at seed 0; TR-DPO's interval and the guidance that the trained pixel scorer learns with after a look
+at all three.
 
 """
 HEAD = """# Objectives, side by side
