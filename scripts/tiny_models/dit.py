@@ -81,7 +81,7 @@ def train_dit(work: Path, assets: Path, steps: int = 6000, decay_steps: int = 15
     modules = {"transformer": dit, "text_encoder": encoder}
     parameters = [p for module in modules.values() for p in module.parameters()]
     log(work, "dit", latents=len(latents), captions=len(distinct), parameters=sum(p.numel() for p in parameters))
-    optimiser = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=1e-2)
+    optimiser = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     ema = [p.detach().clone() for p in parameters]
 
     def save(name: str) -> None:
