@@ -221,16 +221,19 @@ def serve_scorer(
 
 @app.command()
 def quickstart(
-    out: Annotated[Path, typer.Option(help="Where to write; the same command again continues.")] = Path(
-        "runs/quickstart"
-    ),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where to write; the same command again continues.", show_default="runs/quickstart[-dit]"),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Training seed.")] = 0,
     n: Annotated[int, typer.Option("--n", min=2, help="Held-out prompts to measure on.")] = 512,
+    dit: Annotated[bool, typer.Option("--dit", help="On the embedded DiT (flow matching), not the SDXL.")] = False,
 ) -> None:
     """The main job on the embedded model, in minutes on a CPU: check, train, eval, report."""
     from diffpo.quickstart import run
 
-    run(out, seed, n)
+    model = "tiny-dit" if dit else "tiny-sdxl"
+    run(out or Path("runs/quickstart-dit" if dit else "runs/quickstart"), seed, n, model=model)
 
 
 def main() -> None:

@@ -16,8 +16,13 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def run(out: Path, seed: int = 0, n: int = 512, overrides: tuple[str, ...] = ()) -> Evaluation:
-    """``check``, ``train`` and ``eval`` of configs/quickstart.yaml into ``out``; ends with what to try next.
+RECIPES = {"tiny-sdxl": "quickstart.yaml", "tiny-dit": "quickstart_dit.yaml"}  # by the model in assets/
+
+
+def run(
+    out: Path, seed: int = 0, n: int = 512, overrides: tuple[str, ...] = (), model: str = "tiny-sdxl"
+) -> Evaluation:
+    """``check``, ``train`` and ``eval`` of ``model``'s recipe into ``out``; ends with what to try next.
 
     ``seed`` is the training's; the ``n`` held-out prompts and their noise are always the same. ``overrides`` are
     settings as on the command line of ``diffpo train``.
@@ -27,7 +32,7 @@ def run(out: Path, seed: int = 0, n: int = 512, overrides: tuple[str, ...] = ())
 
     from .config import load_config
 
-    config, started = ROOT / "configs" / "quickstart.yaml", time.time()
+    config, started = ROOT / "configs" / RECIPES[model], time.time()
     if not config.exists():
         raise DiffpoError(f"{config} is missing: quickstart runs from a clone of the repository, installed with pip -e")
     console = Console()
@@ -36,7 +41,7 @@ def run(out: Path, seed: int = 0, n: int = 512, overrides: tuple[str, ...] = ())
     settings = load_config(
         config,
         [
-            f"model.path={assets / 'tiny-sdxl'}",
+            f"model.path={assets / model}",
             f"data.train={assets / 'shapes-preferences' / 'train.parquet'}",
             f"data.validation={assets / 'shapes-preferences' / 'validation.parquet'}",
             f"train.seed={seed}",
@@ -77,7 +82,7 @@ def run(out: Path, seed: int = 0, n: int = 512, overrides: tuple[str, ...] = ())
         f"Open {evaluation.files['report.html']} in a browser: the whole story, with pictures.\n"
         f'The LoRA: pipe.load_lora_weights("{lora}")\n\n'
         "Next, train longer on the same data:\n"
-        f"  {command} train configs/quickstart.yaml train.steps=400 output={out}-long\n"
+        f"  {command} train configs/{config.name} train.steps=400 output={out}-long\n"
         "or align your own SDXL with your own pairs:\n"
         f"  {command} check configs/sdxl_diffusion_dpo.yaml data.train=path/to/your/pairs",
         highlight=False,

@@ -1,6 +1,6 @@
 """The quickstart for several training seeds: win rates with intervals, seconds, peak memory; one Markdown table.
 
-python scripts/bench_quickstart.py [--seeds 0 1 2] [--n 512] [--out runs/bench-quickstart]
+python scripts/bench_quickstart.py [--seeds 0 1 2] [--n 512] [--dit] [--out runs/bench-quickstart]
 
 Every seed is a fresh `diffpo quickstart` in a process of its own, with a cache of its own; a folder from an earlier
 call is refused.
@@ -18,10 +18,11 @@ from pathlib import Path
 ROWS = ("shapes.total", "shapes.following", "shapes.appearance", "shapes.all_right")
 
 
-def run(seed: int, n: int, out: Path) -> dict:
+def run(seed: int, n: int, out: Path, *options: str) -> dict:
     if out.exists():
         raise SystemExit(f"{out} exists: delete it or choose another --out")
     command = [sys.executable, "-m", "diffpo.cli", "quickstart", "--seed", str(seed), "--n", str(n), "--out", str(out)]
+    command += options
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{out}.log", "w") as log:
         started = time.time()
@@ -41,11 +42,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--n", type=int, default=512)
     parser.add_argument("--out", type=Path, default=Path("runs/bench-quickstart"))
+    parser.add_argument("--dit", action="store_true", help="the embedded DiT, not the SDXL")
     args = parser.parse_args()
     print("| seed | score | base | tuned | difference [95 %] | win rate [95 %] | n | seconds | peak GB |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
     for seed in args.seeds:
-        result = run(seed, args.n, (args.out / f"seed-{seed}").resolve())
+        result = run(seed, args.n, (args.out / f"seed-{seed}").resolve(), *["--dit"] * args.dit)
         for i, name in enumerate(ROWS):
             row = result["rows"][name]
             d, w = row["difference"], row["win_rate"]

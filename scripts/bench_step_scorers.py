@@ -33,9 +33,9 @@ def more_pairs(file: Path, captions: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
     from diffusers import StableDiffusionXLPipeline
+    from tiny_models.card import generate
     from tiny_models.common import SEED
     from tiny_models.pairs import lossless
-    from tiny_models.pipeline import generate
 
     from diffpo.shapes import score, train_captions
 

@@ -10,8 +10,8 @@ import numpy as np
 from diffpo.shapes import score, train_captions
 from diffpo.shapes.oracle import FOLLOWING_WEIGHT
 
+from .card import GUIDANCE, generate
 from .common import SEED, log
-from .pipeline import GUIDANCE, generate
 
 DATA_CARD = """# shapes-preferences
 

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-import json
-import math
 from pathlib import Path
 
-import numpy as np
-import torch
 from safetensors.torch import load_file
 
-from diffpo.shapes import ATTRIBUTES, heldout_captions, parse, score
-
-from .common import LATENT_CHANNELS, LATENT_NOISE, SEED, data, load_scenes
+from .card import GUIDANCE, PROMPTS, STEPS, base_table, parameters_and_megabytes, write_log
+from .common import LATENT_CHANNELS, SEED, data, load_scenes
 from .unet import make_text_encoders, make_tokenizer, make_unet, train_unet
 from .vae import check_vae, load_vae, train_decoder, train_vae
 
-GUIDANCE = 3.0
 MODEL_CARD = """# tiny-sdxl
 
 A real `StableDiffusionXLPipeline` of {parameters:.1f} M parameters ({megabytes:.1f} MB, float32) that draws the
@@ -62,93 +55,25 @@ def assemble(work: Path, assets: Path) -> None:
     card(work, folder)
 
 
-def generate(pipe, prompts: list[str], seeds: list[int], steps: int, batch: int = 64) -> list:
-    """PIL pictures, one per prompt, each from its own seed."""
-    import samplers
-
-    pipe.scheduler = samplers.SolverScheduler.from_config(pipe.scheduler.config, solver="dpmpp")
-    pipe.set_progress_bar_config(disable=True)
-    images = []
-    for i in range(0, len(prompts), batch):
-        generators = [torch.Generator().manual_seed(s) for s in seeds[i : i + batch]]
-        images += pipe(
-            prompts[i : i + batch], num_inference_steps=steps, guidance_scale=GUIDANCE, generator=generators
-        ).images
-    return images
-
-
-def card(work: Path, folder: Path, n: int = 1024, steps: int = 20) -> None:
+def card(work: Path, folder: Path) -> None:
     from diffusers import StableDiffusionXLPipeline
 
-    from diffpo.statistics import wilson
-
     pipe = StableDiffusionXLPipeline.from_pretrained(folder)
-    prompts = heldout_captions(n)
-    images = generate(pipe, prompts, [SEED * 10_000 + i for i in range(n)], steps)
-    scores = [score(im, p) for im, p in zip(images, prompts, strict=True)]
-    chance = [score(im, p) for im, p in zip(images, prompts[1:] + prompts[:1], strict=True)]
-    rows = ["| attribute right | share | 95 % interval | chance |", "| --- | --- | --- | --- |"]
-    for key in [f"right_{a}" for a in ATTRIBUTES] + ["all_right"]:
-        values = np.array([s[key] for s in scores])
-        values = values[~np.isnan(values)]
-        low, high = wilson(values.sum(), len(values))
-        by_chance = np.nanmean([s[key] for s in chance])
-        rows.append(
-            f"| {key.removeprefix('right_')} | {values.mean():.1%} | {low:.1%} to {high:.1%} | {by_chance:.1%} |"
-        )
-    # nearly all held-out prompts ask for two objects, so counting is told from chance on the others alone
-    counted = [c for c in heldout_captions() if parse(c).relation is None] * 8
-    seen = generate(pipe, counted, [SEED * 30_000 + i for i in range(len(counted))], steps)
-    values = [score(im, c)["right_count"] for im, c in zip(seen, counted, strict=True)]
-    low, high = wilson(sum(values), len(values))
-    by_chance = np.mean([score(im, c)["right_count"] for im, c in zip(seen, counted[1:] + counted[:1], strict=True)])
-    rows.append(
-        f"| count, one to three equal objects (n {len(values)}) | {np.mean(values):.1%} | {low:.1%} to {high:.1%} "
-        f"| {by_chance:.1%} |"
-    )
-    for key in ("following", "appearance", "total"):
-        values = [s[key] for s in scores]
-        half = 1.96 * np.std(values) / math.sqrt(n)
-        rows.append(
-            f"| {key} (mean score) | {np.mean(values):.3f} | ± {half:.3f} | {np.mean([s[key] for s in chance]):.3f} |"
-        )
+    base = base_table(pipe, folder)
     arrays, captions = load_scenes(work)
     vae = check_vae(pipe.vae, arrays[-1000:], captions[-1000:])
     vae_rows = ["| | |", "| --- | --- |", f"| PSNR | {vae.pop('psnr'):.1f} dB |"]
     vae_rows += [f"| {k.removeprefix('right_')} | {v:.1%} |" for k, v in vae.items()]
-    contact_sheet(images[:96], 16).save(folder / "grid.png")
-    logs = [p for stage in ("data", "vae", "decoder", "unet") for p in [work / f"log-{stage}.jsonl"] if p.exists()]
-    (folder / "training-log.jsonl").write_text(settings() + "".join(p.read_text() for p in logs))
-    modules = (pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2)
+    write_log(work, folder, {"data": data, "vae": train_vae, "decoder": train_decoder, "unet": train_unet})
     text = MODEL_CARD.format(
-        parameters=sum(p.numel() for m in modules for p in m.parameters()) / 1e6,
-        megabytes=sum(f.stat().st_size for f in folder.rglob("*.safetensors")) / 1e6,
+        **parameters_and_megabytes(folder, pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2),
         seed=SEED,
         channels=LATENT_CHANNELS,
         vae="\n".join(vae_rows),
-        n=n,
-        steps=steps,
+        n=PROMPTS,
+        steps=STEPS,
         guidance=GUIDANCE,
-        base="\n".join(rows),
+        base=base,
     )
     (folder / "README.md").write_text(text)
     print(text)
-
-
-def settings() -> str:
-    """The first line of the log: what every stage was run with."""
-    stages = {"data": data, "vae": train_vae, "decoder": train_decoder, "unet": train_unet}
-    values = {
-        stage: {k: p.default for k, p in inspect.signature(f).parameters.items() if p.default is not p.empty}
-        for stage, f in stages.items()
-    }
-    return json.dumps({"stage": "settings", "seed": SEED, "latent_noise": LATENT_NOISE, **values}) + "\n"
-
-
-def contact_sheet(images: list, columns: int):
-    from PIL import Image
-
-    sheet = Image.new("RGB", (columns * 68, math.ceil(len(images) / columns) * 68), "white")
-    for i, image in enumerate(images):
-        sheet.paste(image.resize((64, 64), Image.Resampling.NEAREST), (i % columns * 68 + 2, i // columns * 68 + 2))
-    return sheet
