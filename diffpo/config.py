@@ -194,6 +194,16 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+def _parsed(text: str) -> Any:
+    """ValueError if it is no YAML."""
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
+    except Exception as error:  # what Python says of a 13th month, of `!!int` without digits, of endless brackets
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+
+
 def _numbers(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _numbers(each) for name, each in value.items()}
@@ -211,12 +221,12 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), kind: type[Base
     """
     path = Path(path)
     try:
-        settings = yaml.load(path.read_text(encoding="utf-8-sig"), Loader)
+        settings = _parsed(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DiffpoError(
             f"cannot read the config {path}: {error.strerror}; recipes to start from are in configs/"
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise DiffpoError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(settings, dict):
         raise DiffpoError(f"{path} holds no settings: expected sections such as `model:` and `train:`")
@@ -234,8 +244,8 @@ def _apply(settings: dict, override: str) -> None:
     if not equals or not all(key.split(".")):
         raise DiffpoError(f"cannot read the override {override!r}: write section.key=value, e.g. train.lr=1e-5")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = _parsed(text)
+    except ValueError:
         raise DiffpoError(f"cannot read the value of the override {override!r}: it is not valid YAML") from None
     *sections, last = key.split(".")
     for section in sections:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from .errors import DiffpoError
 
 if TYPE_CHECKING:
-    from .evaluate import Evaluation
+    from .compare import Evaluation
 
 ROOT = Path(__file__).resolve().parents[1]
 

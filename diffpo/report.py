@@ -14,7 +14,7 @@ from . import charts
 from .errors import DiffpoError
 
 if TYPE_CHECKING:
-    from .evaluate import Evaluation, Pair, Row
+    from .compare import Evaluation, Pair, Row
 
 COLUMNS = ("scorer", "base", "tuned", "difference [95 %]", "win rate [95 %]", "n", "trained on?")
 _AXES = {"following": "prompt following", "appearance": "appearance"}

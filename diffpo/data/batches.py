@@ -65,6 +65,7 @@ class Batches:
         # how many captions a group has: one for all its images, or one for each
         self._captions = max(len(group.captions) for group in groups.groups)
         self._scored = groups.scored
+        family.require_sizes(groups.targets)
         key = content_key(family.text_hash(), self.captions)
         self.text = Cache(data.cache, "text", key, len(self.captions) + 1)  # the last row: the unconditional embedding
         self.text.build(self._encode_captions, 16, **share)
@@ -84,7 +85,8 @@ class Batches:
         for cache in (self.text, *self._latents.values()):
             if cache.missing():
                 raise DiffpoError(
-                    f"the cache {cache.folder} is incomplete: {cache.path(cache.missing()[0])} is not there"
+                    f"the cache {cache.folder} is incomplete: {cache.path(cache.missing()[0])} is not there. Processes "
+                    "on several machines need a data.cache that all of them see"
                 )
 
     def batch(

@@ -12,9 +12,9 @@ Size = tuple[int, int]  # width, height
 
 @lru_cache
 def sizes(resolution: int) -> list[Size]:
-    """Sizes of at most resolution^2 pixels with sides from resolution / 2 to 2 resolution, in steps of 64 px (of 8 px
-    below 512), much as SDXL's (arXiv 2307.01952, appendix I)."""
-    step = 64 if resolution >= 512 else 8
+    """Sizes of at most resolution^2 pixels with sides from resolution / 2 to 2 resolution, in steps of 64 px (of 16 px
+    below 512), much as SDXL's (arXiv 2307.01952, appendix I). A transformer's token is 16 px wide."""
+    step = 64 if resolution >= 512 else 16 if resolution >= 64 else 8  # less than 64 px: tests
     found = {(resolution, resolution)}
     for long in range(resolution - resolution % step, 2 * resolution + 1, step):
         short = resolution**2 // long // step * step

@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
+import time
+import zlib
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +20,8 @@ from safetensors.torch import save
 from ..errors import DiffpoError
 
 SHARD = 256  # rows in a file
+ABANDONED = 3600  # seconds after which a file that is still being written belongs to a process that was killed
+INCIDENTAL = {"transformers_version", "dtype", "torch_dtype", "architectures"}  # of configs
 
 
 def content_key(*parts: object) -> str:
@@ -23,12 +29,25 @@ def content_key(*parts: object) -> str:
     return blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
+def module_key(module: torch.nn.Module) -> str:
+    """A hash of an encoder's config and of every byte of its weights. (CRC-32: 2 seconds for a T5-XXL.)"""
+    config: Any = module.config
+    config = config.to_diff_dict() if hasattr(config, "to_diff_dict") else dict(config)
+    settings = {name: str(value) for name, value in config.items() if name[0] != "_" and name not in INCIDENTAL}
+    weights = [
+        (name, str(value.dtype), value.shape, zlib.crc32(value.detach().reshape(-1).view(torch.uint8).cpu().numpy()))
+        for name, value in module.state_dict().items()
+    ]
+    return content_key(sorted(settings.items()), sorted(weights))
+
+
 class Cache:
     """``rows`` rows under ``root``/``kind``-<key>; `read` gives any of them, stacked.
 
     Shards that are missing are computed by ``compute(rows) -> {name: (n, ...) tensor}`` in portions of ``batch`` rows,
-    shared out over the processes. A shard that is there but torn, or that belongs to another model or other data,
-    raises DiffpoError: it is never used and never silently replaced.
+    shared out over the processes; the files do not depend on how many there are, on interruptions, nor on other runs
+    that fill the same folder. A shard that is there but torn, or that belongs to another model or other data, raises
+    DiffpoError: it is never used and never silently replaced.
     """
 
     def __init__(self, root: str | Path, kind: str, key: str, rows: int) -> None:
@@ -45,10 +64,12 @@ class Cache:
 
     def missing(self) -> list[int]:
         """Shards still to be computed; those that exist are checked."""
-        absent = [shard for shard in range(self.shards) if not self.path(shard).exists()]
+        absent = []
         for shard in range(self.shards):
-            if shard not in absent:
+            if self.path(shard).exists():
                 self._handle(shard)
+            else:
+                absent.append(shard)
         return absent
 
     def build(
@@ -61,8 +82,12 @@ class Cache:
     ) -> None:
         from tqdm.auto import tqdm
 
-        todo = [shard for shard in self.missing() if shard % processes == process]
+        self._tidy()
+        first = sum(self.key.encode())  # of many small caches (one for each bucket) not all begin with process 0
+        todo = [shard for shard in self.missing() if (first + shard) % processes == process]
         for shard in tqdm(todo, desc=f"caching {self.kind}", unit="shard", disable=quiet or len(todo) < 2):
+            if self.path(shard).exists():  # meanwhile, by another run
+                continue
             rows = range(shard * SHARD, min(self.rows, (shard + 1) * SHARD))
             parts = [compute(rows[i : i + batch]) for i in range(0, len(rows), batch)]
             tensors = {name: torch.cat([part[name].cpu() for part in parts]).contiguous() for name in parts[0]}
@@ -83,10 +108,15 @@ class Cache:
 
     def _write(self, shard: int, tensors: dict[str, torch.Tensor]) -> None:
         path = self.path(shard)
-        part = path.with_name(f".{path.name}.{os.getpid()}")
+        # of two runs, perhaps on two machines, each has its own; the second to rename replaces equals by equals
+        part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(save(tensors, {"key": self.key, "shard": str(shard)}))
+            # one entry of metadata: safetensors writes several in a random order, and equal shards are equal files
+            with open(part, "wb") as file:
+                file.write(save(tensors, {"made_from": self._made_from(shard)}))
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(part, path)
         except (OSError, SafetensorError) as error:
             with contextlib.suppress(OSError):
@@ -95,6 +125,16 @@ class Cache:
                 f"cannot write the cache {path}: {getattr(error, 'strerror', None) or error}. Make room or choose "
                 "another folder with data.cache=FOLDER; what is cached so far is kept"
             ) from error
+
+    def _made_from(self, shard: int) -> str:
+        return f"{self.key} shard {shard}"
+
+    def _tidy(self) -> None:
+        """Delete what killed processes were writing, but not what another run is writing now."""
+        for part in self.folder.glob(".*.safetensors.*"):
+            with contextlib.suppress(OSError):
+                if part.stat().st_mtime < time.time() - ABANDONED:
+                    part.unlink()
 
     def _handle(self, shard: int):
         if shard not in self._open:
@@ -109,7 +149,7 @@ class Cache:
                     f"Delete it; the next run computes it again"
                 ) from error
             expected = min(SHARD, self.rows - shard * SHARD)
-            if about.get("key") != self.key or about.get("shard") != str(shard) or rows != {expected}:
+            if about.get("made_from") != self._made_from(shard) or rows != {expected}:
                 raise DiffpoError(
                     f"the cached {self.kind} in {path} are stale: they were made from another model, other pairs or "
                     f"other settings. Delete the folder {self.folder}; the next run computes them again"

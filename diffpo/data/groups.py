@@ -15,7 +15,7 @@ from PIL import Image
 from ..config import Columns, Data
 from ..errors import DiffpoError
 from .columns import NOUN, Kind, find_columns, image_cells, image_columns, serves
-from .rows import Group, Reading
+from .rows import Group, Reading, picture_hash
 from .source import THREADS, BadRow, content, decode, open_source, undecoded
 
 
@@ -96,7 +96,11 @@ class Groups:
     def _read(self, group: Group, members: Any) -> list[Image.Image]:
         try:
             cells = image_cells(self.dataset[group.row], self.data, self.columns)
-            return [decode(content(cells[group.images[member]], self.roots)) for member in members]
+            encoded = [content(cells[group.images[member]], self.roots) for member in members]
+            # caches are keyed by the hashes that were taken when the row was first read
+            if [picture_hash(each) for each in encoded] != [group.pictures[member] for member in members]:
+                raise BadRow("another image is there")
+            return [decode(each) for each in encoded]
         except BadRow as problem:
             raise DiffpoError(
                 f"{self.source}: row {group.row} could be read at the start of the run and now it cannot: {problem}"

@@ -81,7 +81,7 @@ class Reading:
                 what = "chosen and rejected" if self.kind == "pair" else "images of a list"
                 both = " and ".join(f"{width}x{height}" for width, height in (sizes[0], size))
                 raise BadRow(f"{what} differ in size", both)
-        pictures = [blake2b(each, digest_size=16).hexdigest() for each in encoded]
+        pictures = [picture_hash(each) for each in encoded]
         # of the row's first image, whichever wins: the same latents serve under other labels
         target = nearest(sizes[0], self.resolution) if self.buckets else (self.resolution, self.resolution)
         groups = []
@@ -143,6 +143,10 @@ class Reading:
             return [], ties
         images = tuple(order[i] for i in spread(len(order), self.list_size))
         return [(images, 1.0, scores(images))], ties
+
+
+def picture_hash(encoded: bytes) -> str:
+    return blake2b(encoded, digest_size=16).hexdigest()
 
 
 def spread(total: int, number: int) -> list[int]:

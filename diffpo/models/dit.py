@@ -25,6 +25,11 @@ class DiT(Family):
         """How many there are; the number after the last one means none."""
         return self._config("transformer").get("num_embeds_ada_norm", 1000)
 
+    def require_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
+        super().require_sizes(sizes)
+        if any(width != height for width, height in sizes):
+            raise DiffpoError(f"{self.settings.path} takes square pictures only: set data.buckets to false")
+
     def text_hash(self) -> str:
         return content_key(sorted(self.pipe.labels.items()), self.classes)
 

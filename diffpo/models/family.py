@@ -1,35 +1,28 @@
-"""What all model families share: the forward process, the VAE, the encoders, where the network's features are."""
+"""What all model families share, beside the forward process: the encoders, the VAE, where the features are."""
 
 from __future__ import annotations
 
 import gc
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from samplers import RectifiedFlow, VPDiscrete
-
 from ..config import Model
-from ..data.cache import content_key
+from ..data.cache import content_key, module_key
 from ..errors import DiffpoError
-from ..lora import weights_hash
 from . import dtype_option, load_pipeline, local, readable, vae_factor
+from .process import ForwardProcess
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PREDICTIONS = ("epsilon", "v_prediction")  # of networks that were trained on betas; the others are flows
-UNSUPPORTED = ("shift_terminal", "invert_sigmas")  # options of flow schedulers that would need another forward process
 
 
-class Family:
+class Family(ForwardProcess):
     """Everything that training asks of a model. A subclass says how text becomes conditions and how the network is
     called; this one holds a transformer unless the subclass says otherwise.
 
     Attributes:
-        prediction: what the network returns, ``epsilon``, ``v_prediction`` or ``flow``.
-        train_timesteps: T; timesteps are integers in 0..T-1, from clean to noise, for flows too.
         lora_targets: the layers that a LoRA adapts unless the config names others.
         component: the trained part's name in the pipeline, and its prefix in a LoRA file.
         without: what else the pipeline is loaded without.
@@ -47,99 +40,11 @@ class Family:
         self.settings, self.dtype = settings, DTYPES[precision]
         self.source = {"revision": settings.revision, "variant": settings.variant}
         self._configs: dict[str, dict[str, Any]] = {}
-        config = self._config("scheduler")
-        if "FlowMatch" in config.get("_class_name", "") or config.get("use_flow_sigmas"):
-            self._flow(config, resolution)
-        else:
-            self._diffusion()
+        self._read_schedule(self._config("scheduler"), resolution)
         grain = self.patch() and self.patch() * self.vae_factor()
         if grain and resolution % grain:
             raise DiffpoError(f"data.resolution={resolution}: {settings.path} takes multiples of {grain} px")
         self.pipe: Any = None
-
-    # ---- the forward process: x_t = alpha_t x_0 + sigma_t eps
-
-    def _diffusion(self) -> None:
-        from diffusers import DDPMScheduler
-
-        with readable(self.settings.path):
-            # read as DDPM's: only the betas and the prediction type matter to the forward process
-            scheduler = DDPMScheduler.from_pretrained(
-                local(self.settings.path), subfolder="scheduler", revision=self.settings.revision
-            )
-        self.prediction = scheduler.config.prediction_type
-        if self.prediction not in PREDICTIONS:
-            raise DiffpoError(
-                f"{self.settings.path}: prediction_type {self.prediction!r} is not epsilon or v_prediction"
-            )
-        self.train_timesteps = scheduler.config.num_train_timesteps
-        self._betas = scheduler.betas
-        self._alpha, self._sigma = scheduler.alphas_cumprod.sqrt(), (1 - scheduler.alphas_cumprod).sqrt()
-        self._told = torch.arange(self.train_timesteps)
-
-    def _flow(self, config: dict[str, Any], resolution: int) -> None:
-        """sigma = s t / (1 + (s - 1) t) at t = 1/T, ..., 1, with the scheduler's shift s: uniform timesteps are then
-        the pipeline's own time (SD3, arXiv 2403.03206, eq. 23)."""
-        for name in UNSUPPORTED:
-            if config.get(name):
-                raise DiffpoError(f"{self.settings.path}: a scheduler with {name} is not supported")
-        self.prediction, self.train_timesteps = "flow", config.get("num_train_timesteps", 1000)
-        shift = config.get("flow_shift" if config.get("use_flow_sigmas") else "shift", 1.0)
-        if config.get("use_dynamic_shifting"):
-            shift = self._dynamic_shift(config, resolution)
-        self._shift = shift
-        sigma = torch.from_numpy(self.schedule().sigma((torch.arange(self.train_timesteps) + 1) / self.train_timesteps))
-        self._alpha, self._sigma = (1 - sigma).float(), sigma.float()
-        self._told = (self.train_timesteps * sigma).float()
-
-    def _dynamic_shift(self, config: dict[str, Any], resolution: int) -> float:
-        """The pipelines' rule: mu is linear in the number of image tokens."""
-        tokens = (resolution // self.vae_factor() // 2) ** 2
-        few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-        low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-        mu = low + (high - low) * (tokens - few) / (many - few)
-        return math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else mu
-
-    def schedule(self) -> VPDiscrete | RectifiedFlow:
-        """The same forward process for the solvers of `samplers`: timestep n is its time (n + 1) / T."""
-        if self.prediction == "flow":
-            return RectifiedFlow(self._shift, self.train_timesteps)
-        betas = self._betas.double()
-        if betas[-1] >= 1:  # zero terminal SNR: no noise level is infinite for a solver; diffusers stops there too
-            betas[-1] = 1 - 2**-24 / (1 - betas[:-1]).prod()
-        return VPDiscrete(betas)
-
-    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """alpha_t and sigma_t, float32 (n, 1, 1, 1)."""
-        alpha, sigma = (level.to(t.device)[t].view(-1, 1, 1, 1) for level in (self._alpha, self._sigma))
-        return alpha, sigma
-
-    def told(self, t: Tensor) -> Tensor:
-        """What the network is told of the timesteps t: themselves, or 1000 sigma of a flow."""
-        return self._told.to(t.device)[t]
-
-    def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        alpha, sigma = self.alpha_sigma(t)
-        return alpha * x_0 + sigma * noise
-
-    def target(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """What the network should return for `add_noise(x_0, noise, t)`."""
-        if self.prediction == "epsilon":
-            return noise
-        if self.prediction == "flow":
-            return noise - x_0
-        alpha, sigma = self.alpha_sigma(t)
-        return alpha * noise - sigma * x_0
-
-    def to_x_0(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
-        """The network's output (n, C, h, w) at (x_t, t) as x_0, float32."""
-        alpha, sigma = self.alpha_sigma(t)
-        output = output.float()
-        if self.prediction == "epsilon":
-            return (x_t - sigma * output) / alpha
-        if self.prediction == "flow":
-            return x_t - sigma * output
-        return alpha * x_t - sigma * output
 
     # ---- the network
 
@@ -156,6 +61,16 @@ class Family:
         config = self._config(self.component)
         with torch.device("meta"):
             return torch.nn.Module.to(self._class().from_config(config), self.dtype)
+
+    def require_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """DiffpoError unless the network takes pictures of these (width, height), the buckets of a data set."""
+        grain = self.patch() and self.patch() * self.vae_factor()
+        for width, height in sizes:
+            if grain and (width % grain or height % grain):
+                raise DiffpoError(
+                    f"data.buckets=true gives pictures of {width}x{height} px, and {self.settings.path} takes multiples "
+                    f"of {grain} px: set data.resolution to 512 or more, where buckets have multiples of 64 px"
+                )
 
     def _class(self) -> Any:
         import diffusers
@@ -258,13 +173,16 @@ class Family:
             torch.cuda.empty_cache()
 
     def text_hash(self) -> str:
-        """Of all that an embedding depends on but the caption."""
-        vocabularies = [sorted(getattr(self.pipe, name).get_vocab().items()) for name in self.tokenizers]
-        weights = [weights_hash(getattr(self.pipe, name)) for name in self.encoders]
-        return content_key(vocabularies, weights, str(self.dtype))
+        """Of all that an embedding depends on but the caption. The pipeline's class knows how many tokens are read, its
+        options what the unconditional embedding is."""
+        options = {name: value for name, value in self.pipe.config.items() if isinstance(value, (bool, int, float))}
+        tokenizers = [getattr(self.pipe, name) for name in self.tokenizers]
+        words = [(sorted(each.get_vocab().items()), each.model_max_length) for each in tokenizers]
+        weights = [module_key(getattr(self.pipe, name)) for name in self.encoders]
+        return content_key(type(self.pipe).__name__, sorted(options.items()), words, weights, str(self.dtype))
 
     def vae_hash(self) -> str:
-        return content_key(weights_hash(self.pipe.vae))
+        return module_key(self.pipe.vae)
 
     def encode_text(self, captions: Sequence[str | None]) -> dict[str, Tensor]:
         """One row per caption; None is the unconditional embedding that sampling uses with guidance."""

@@ -36,6 +36,9 @@ class Family:
     def scale_latents(self, latents):
         return 0.5 * latents
 
+    def require_sizes(self, sizes):
+        pass
+
     def condition(self, text, sizes):
         return {**text, "time_ids": sizes}
 

@@ -1,3 +1,11 @@
+"""Shards: read back, shared out, built by several processes and runs at once, killed and resumed, torn and stale."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
 import torch
 
@@ -66,13 +74,104 @@ def test_truncated_and_stale_shards_are_refused(tmp_path):
 
 
 def test_full_disk_leaves_no_half_shard(tmp_path, monkeypatch):
-    from pathlib import Path
-
-    def full(self, content):
+    def full(file):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(module.os, "fsync", full)
     cache = Cache(tmp_path, "text", "k" * 32, 8)
     with pytest.raises(DiffpoError, match="No space left on device"):
         cache.build(compute, 4)
     assert not list(cache.folder.iterdir())
+
+
+# Fills a cache of 30 rows in shards of 4, slowly: `python -c BUILDER root process processes die`. ``die``: the shard
+# that is written and not yet renamed when the process is killed; or -1.
+BUILDER = """
+import os, signal, sys, time
+from pathlib import Path
+import torch
+from diffpo.data import cache as module
+root, process, processes, die = Path(sys.argv[1]), *map(int, sys.argv[2:])
+module.SHARD = 4
+
+def compute(rows):
+    time.sleep(0.02)
+    return {"mean": torch.tensor([[row, row + 0.5] for row in rows]), "id": torch.tensor(list(rows))}
+
+replace = os.replace
+def ambush(part, path):
+    if Path(path).name == f"{die:05d}.safetensors":
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(part, path)
+
+os.replace = ambush
+(root / f"ready-{os.getpid()}").touch()
+while not (root / "go").exists():
+    time.sleep(0.005)
+module.Cache(root, "text", "k" * 32, 30).build(compute, 3, process, processes)
+"""
+
+
+def start(root, *arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", BUILDER, str(root), *map(str, arguments)], env=environment)
+
+
+def go(root, builders):
+    """Let all of them loose at the same moment; their exit codes."""
+    while len(list(root.glob("ready-*"))) < len(builders):
+        assert all(builder.poll() is None for builder in builders)
+        time.sleep(0.01)
+    (root / "go").touch()
+    return [builder.wait(60) for builder in builders]
+
+
+def shards(root):
+    return {path.name: path.read_bytes() for path in (root / f"text-{'k' * 16}").glob("*.safetensors")}
+
+
+@pytest.fixture
+def straight(tmp_path):
+    (tmp_path / "straight").mkdir()
+    Cache(tmp_path / "straight", "text", "k" * 32, 30).build(compute, 3)
+    return shards(tmp_path / "straight")
+
+
+def test_two_processes_and_another_run_at_once_leave_the_very_files_of_one(tmp_path, straight):
+    builders = [start(tmp_path, 0, 2, -1), start(tmp_path, 1, 2, -1), start(tmp_path, 0, 1, -1)]
+    assert go(tmp_path, builders) == [0, 0, 0]
+    assert shards(tmp_path) == straight and len(straight) == 8
+    cache = Cache(tmp_path, "text", "k" * 32, 30)
+    assert len(list(cache.folder.iterdir())) == 8  # and nothing beside them
+    assert cache.missing() == [] and cache.read(range(30))["id"].tolist() == list(range(30))
+
+
+def test_a_killed_build_goes_on_and_what_it_left_is_cleaned_away(tmp_path, straight):
+    assert go(tmp_path, [start(tmp_path, 0, 1, 5)]) == [-signal.SIGKILL]
+    cache = Cache(tmp_path, "text", "k" * 32, 30)
+    (left,) = (path for path in cache.folder.iterdir() if path.name.startswith("."))
+    assert cache.missing() == [5, 6, 7]
+    done = []
+
+    def counted(rows):
+        done.extend(rows)
+        return compute(rows)
+
+    cache.build(counted, 3)
+    assert shards(tmp_path) == straight and done == list(range(20, 30))
+    assert left.exists()  # it might be what another run is writing
+    os.utime(left, (time.time() - 2 * module.ABANDONED,) * 2)
+    Cache(tmp_path, "text", "k" * 32, 30).build(counted, 3)
+    assert not left.exists() and shards(tmp_path) == straight and len(done) == 10
+
+
+def test_many_small_caches_are_shared_out_too(tmp_path):
+    """As those of buckets, of one shard each: not all of them are the first process's."""
+    built = {0: 0, 1: 0}
+    for number in range(20):
+        for process in built:
+            cache = Cache(tmp_path, "latents", module.content_key("bucket", number), 3)
+            before = cache.missing()
+            cache.build(compute, 3, process, processes=2)
+            built[process] += len(before) - len(cache.missing())
+    assert built[0] + built[1] == 20 and min(built.values()) >= 4

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffpo import charts, evaluate, report
-from diffpo.evaluate import Pair
+from diffpo import charts, compare, report
+from diffpo.compare import Pair
 
 PROMPT = 'a "tricky" <b>prompt</b> & more'
 
@@ -46,7 +46,7 @@ def metrics(tmp_path):
 @pytest.fixture
 def page(pairs, metrics):
     scores = {"clip": {"base": np.array([0.1, 0.2, 0.3]), "tuned": np.array([0.2, 0.2, 0.1])}}
-    evaluation = evaluate.summarise(pairs, scores, None)
+    evaluation = compare.summarise(pairs, scores, None)
     manifest = [{"arm": "base", "seed": 0, "model": "m<x>", "steps": 8, "prompt": PROMPT}]
     return report.html(evaluation, manifest, metrics)
 
@@ -110,7 +110,7 @@ def test_large_evaluations_show_best_middle_and_worst(pairs, monkeypatch):
     monkeypatch.setattr(report, "_GRID_LIMIT", 3)
     many = [Pair(i, 0, f"prompt {i}", pairs[0].base, pairs[0].tuned) for i in range(9)]
     values = np.arange(9) / 10
-    page = report.html(evaluate.summarise(many, {"clip": {"base": np.zeros(9), "tuned": values}}, None), [], [])
+    page = report.html(compare.summarise(many, {"clip": {"base": np.zeros(9), "tuned": values}}, None), [], [])
     assert re.findall(r'<b style="color:[^"]+">([-+.\d]+)</b>', page) == ["+0.800", "+0.400", "+0.000"]
 
 
@@ -119,7 +119,7 @@ def test_before_after_picture_enlarges_by_whole_pixels(tmp_path):
     picture = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "a.png")
     pair = Pair(0, 0, "a red circle on a white background", tmp_path / "a.png", tmp_path / "a.png")
-    evaluation = evaluate.summarise([pair] * 3, {"clip": {"base": np.zeros(3), "tuned": np.ones(3)}}, None)
+    evaluation = compare.summarise([pair] * 3, {"clip": {"base": np.zeros(3), "tuned": np.ones(3)}}, None)
     grid = np.asarray(Image.open(BytesIO(report.grid_png(evaluation, cell=160))))
     block = np.kron(picture, np.ones((5, 5, 1), np.uint8))  # 32 * 5 = 160: every pixel is a 5 x 5 block
     at = [
@@ -136,7 +136,7 @@ def test_before_after_picture_spans_best_to_worst(tmp_path):
     for i in range(5):
         Image.new("RGB", (32, 32), (40 * i + 20, 0, 0)).save(tmp_path / f"{i}.png")
         pairs.append(Pair(i, 0, f"prompt {i}", tmp_path / f"{i}.png", tmp_path / f"{i}.png"))
-    evaluation = evaluate.summarise(pairs, {"clip": {"base": np.zeros(5), "tuned": tuned}}, None)
+    evaluation = compare.summarise(pairs, {"clip": {"base": np.zeros(5), "tuned": tuned}}, None)
     grid = np.asarray(Image.open(BytesIO(report.grid_png(evaluation, columns=3, cell=32))))
     reds = [tuple(p) for p in grid[-20] if p[1] == 0 and p[2] == 0 and p[0] > 0]
     assert list(dict.fromkeys(int(r[0]) for r in reds)) == [100, 20, 60]  # +0.9 (2), +0.3 (0), -0.2 (1)

@@ -1,0 +1,124 @@
+"""The forward process of a model, x_t = alpha_t x_0 + sigma_t eps, read from its scheduler's config."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samplers import RectifiedFlow, VPDiscrete
+
+from ..config import Model
+from ..errors import DiffpoError
+from . import local, readable
+
+PREDICTIONS = ("epsilon", "v_prediction")  # of networks that were trained on betas; the others are flows
+UNSUPPORTED = ("shift_terminal", "invert_sigmas")  # options of flow schedulers that would need another forward process
+
+
+class ForwardProcess:
+    """Noise levels of the integer timesteps 0..T-1, and what the network is asked for at them.
+
+    Attributes:
+        prediction: what the network returns, ``epsilon``, ``v_prediction`` or ``flow``.
+        train_timesteps: T; timesteps are integers in 0..T-1, from clean to noise, for flows too.
+    """
+
+    settings: Model
+    prediction: str
+    train_timesteps: int
+
+    def _read_schedule(self, config: dict[str, Any], resolution: int) -> None:
+        """``config``: the scheduler's; some flows shift their timesteps by the ``resolution`` in pixels."""
+        if "FlowMatch" in config.get("_class_name", "") or config.get("use_flow_sigmas"):
+            self._flow(config, resolution)
+        else:
+            self._diffusion()
+
+    def vae_factor(self) -> int:
+        """Pixels per latent, each way."""
+        raise NotImplementedError
+
+    def _diffusion(self) -> None:
+        from diffusers import DDPMScheduler
+
+        with readable(self.settings.path):
+            # read as DDPM's: only the betas and the prediction type matter to the forward process
+            scheduler = DDPMScheduler.from_pretrained(
+                local(self.settings.path), subfolder="scheduler", revision=self.settings.revision
+            )
+        self.prediction = scheduler.config.prediction_type
+        if self.prediction not in PREDICTIONS:
+            raise DiffpoError(
+                f"{self.settings.path}: prediction_type {self.prediction!r} is not epsilon or v_prediction"
+            )
+        self.train_timesteps = scheduler.config.num_train_timesteps
+        self._betas = scheduler.betas
+        self._alpha, self._sigma = scheduler.alphas_cumprod.sqrt(), (1 - scheduler.alphas_cumprod).sqrt()
+        self._told = torch.arange(self.train_timesteps)
+
+    def _flow(self, config: dict[str, Any], resolution: int) -> None:
+        """sigma = s t / (1 + (s - 1) t) at t = 1/T, ..., 1, with the scheduler's shift s: uniform timesteps are then
+        the pipeline's own time (SD3, arXiv 2403.03206, eq. 23)."""
+        for name in UNSUPPORTED:
+            if config.get(name):
+                raise DiffpoError(f"{self.settings.path}: a scheduler with {name} is not supported")
+        self.prediction, self.train_timesteps = "flow", config.get("num_train_timesteps", 1000)
+        shift = config.get("flow_shift" if config.get("use_flow_sigmas") else "shift", 1.0)
+        if config.get("use_dynamic_shifting"):
+            shift = self._dynamic_shift(config, resolution)
+        self._shift = shift
+        sigma = torch.from_numpy(self.schedule().sigma((torch.arange(self.train_timesteps) + 1) / self.train_timesteps))
+        self._alpha, self._sigma = (1 - sigma).float(), sigma.float()
+        self._told = (self.train_timesteps * sigma).float()
+
+    def _dynamic_shift(self, config: dict[str, Any], resolution: int) -> float:
+        """The pipelines' rule: mu is linear in the number of image tokens."""
+        tokens = (resolution // self.vae_factor() // 2) ** 2
+        few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+        mu = low + (high - low) * (tokens - few) / (many - few)
+        return math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else mu
+
+    def schedule(self) -> VPDiscrete | RectifiedFlow:
+        """The same forward process for the solvers of `samplers`: timestep n is its time (n + 1) / T."""
+        if self.prediction == "flow":
+            return RectifiedFlow(self._shift, self.train_timesteps)
+        betas = self._betas.double()
+        if betas[-1] >= 1:  # zero terminal SNR: no noise level is infinite for a solver; diffusers stops there too
+            betas[-1] = 1 - 2**-24 / (1 - betas[:-1]).prod()
+        return VPDiscrete(betas)
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """alpha_t and sigma_t, float32 (n, 1, 1, 1)."""
+        alpha, sigma = (level.to(t.device)[t].view(-1, 1, 1, 1) for level in (self._alpha, self._sigma))
+        return alpha, sigma
+
+    def told(self, t: Tensor) -> Tensor:
+        """What the network is told of the timesteps t: themselves, or 1000 sigma of a flow."""
+        return self._told.to(t.device)[t]
+
+    def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = self.alpha_sigma(t)
+        return alpha * x_0 + sigma * noise
+
+    def target(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """What the network should return for `add_noise(x_0, noise, t)`."""
+        if self.prediction == "epsilon":
+            return noise
+        if self.prediction == "flow":
+            return noise - x_0
+        alpha, sigma = self.alpha_sigma(t)
+        return alpha * noise - sigma * x_0
+
+    def to_x_0(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The network's output (n, C, h, w) at (x_t, t) as x_0, float32."""
+        alpha, sigma = self.alpha_sigma(t)
+        output = output.float()
+        if self.prediction == "epsilon":
+            return (x_t - sigma * output) / alpha
+        if self.prediction == "flow":
+            return x_t - sigma * output
+        return alpha * x_t - sigma * output

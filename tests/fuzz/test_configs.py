@@ -1,0 +1,118 @@
+"""Configs that went wrong: each is read, or refused in one message that names the file, the key or the override."""
+
+import warnings
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from junk import ANYTHING, AWKWARD, damaged, mutated, values
+
+from diffpo import check
+from diffpo.config import Config, load_config
+from diffpo.config import _all_keys as all_keys
+from diffpo.errors import DiffpoError
+from diffpo.scorers.config import ScorerConfig
+
+RECIPES = {path.name: path.read_text() for path in sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))}
+TREES = {name: yaml.safe_load(text) for name, text in RECIPES.items()}
+KINDS = {name: ScorerConfig if "scorer" in tree else Config for name, tree in TREES.items()}
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+KEYS = all_keys(Config)
+
+names = st.sampled_from(sorted(RECIPES))
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return tmp_path_factory.mktemp("configs") / "recipe.yaml"
+
+
+def try_config(path: Path, overrides=(), kind=Config) -> bool:
+    """Was it valid? A config that is valid says the same when it is written down and read again, and the dry run's
+    look at it (without model and data) ends too."""
+    try:
+        config = load_config(path, overrides, kind)
+    except DiffpoError as error:
+        message = str(error)
+        assert str(path) in message or any(repr(each) in message for each in overrides), message
+        assert len(message) < 20_000
+        return False
+    if kind is Config:
+        path.with_name("again.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        again = load_config(path.with_name("again.yaml"))
+        assert again == config and again.identity() == config.identity()
+        problems = []
+        if config.objective.on_policy:
+            check.prompts(config, lambda text: None, problems)
+        with warnings.catch_warnings(action="ignore"):  # torch's, of odd optimisers
+            problems += check.environment(config)
+        assert all(isinstance(each, str) and each for each in problems)
+    return True
+
+
+@settings(max_examples=500)
+@given(name=names, data=st.data())
+def test_recipes_with_keys_dropped_misspelt_and_of_the_wrong_kind(path, name, data):
+    tree = data.draw(mutated(TREES[name]))
+    path.write_text(yaml.dump(tree, allow_unicode=data.draw(st.booleans())), encoding="utf-8", errors="replace")
+    try_config(path, kind=KINDS[name])
+
+
+@settings(max_examples=250)
+@given(name=names, data=st.data())
+def test_recipes_of_which_bytes_were_changed(path, name, data):
+    path.write_bytes(data.draw(damaged(RECIPES[name].encode())))
+    try_config(path, kind=KINDS[name])
+
+
+@settings(max_examples=150)
+@given(name=names, data=st.data())
+def test_recipes_of_which_lines_were_moved_or_doubled(path, name, data):
+    lines = [line for line in RECIPES[name].splitlines(True) if line.strip() and not line.startswith("#")]
+    number = data.draw(st.integers(0, len(lines) - 1))
+    line = lines[number] if data.draw(st.booleans()) else lines.pop(number)
+    lines.insert(data.draw(st.integers(0, len(lines))), data.draw(st.sampled_from(["", "  ", "\t"])) + line)
+    path.write_text("".join(lines))
+    try_config(path, kind=KINDS[name])
+
+
+TOKENS = [
+    *("model", "path", "train", "objective:\n  ", "a", ": ", ":", "- ", "\n", "\n  ", "{", "}", "[", "]", ",", "&a ", "*a", "? "),
+    *("<<: ", "!!", "!!int ", "!!float ", "!!timestamp ", "!!binary ", "!!set ", "!!python/object/apply:os.getcwd []", "|", ">"),
+    *("'", '"', "%YAML 1.1\n", "---\n", "...", "#", ".nan", "-.inf", "0x", "0b", "1:60", "2024-13-41", "[[" * 2000, "9" * 5000),
+    *("0x" + "f" * 5000, "\x07", "\ufeff", "\\ud800", "\t"),
+]
+
+
+@settings(max_examples=250)
+@given(text=st.lists(st.sampled_from(TOKENS) | st.text(ANYTHING, max_size=2), max_size=12).map("".join))
+def test_random_yaml(path, text):
+    path.write_text(text, encoding="utf-8", errors="surrogatepass")
+    try_config(path)
+
+
+# what a shell could hand over, a key that exists more often than not
+overrides = st.builds(
+    "{}{}{}".format,
+    st.sampled_from(KEYS) | st.sampled_from(AWKWARD).map(str) | st.text(ANYTHING, max_size=4),
+    st.sampled_from(["=", "=", "=", "=", "", "==", ".x=", " = "]),
+    values.map(lambda value: str(value)) | st.sampled_from(TOKENS) | st.text(ANYTHING, max_size=5),
+)
+
+
+@settings(max_examples=400)
+@given(given=st.lists(overrides, min_size=1, max_size=3))
+def test_random_overrides(given):
+    try_config_of_quickstart(given)
+
+
+def try_config_of_quickstart(given):
+    """The recipe of the checkout is not written beside."""
+    try:
+        config = load_config(QUICKSTART, given)
+    except DiffpoError as error:
+        assert str(QUICKSTART) in str(error) or any(repr(each) in str(error) for each in given), error
+    else:
+        check.environment(config)

@@ -1,0 +1,38 @@
+"""What the tests start with `accelerate launch`: several commands of diffpo's in one start, as the imports are slow.
+
+    accelerate launch ... tests/invariant/launched.py '[["train", "recipe.yaml", "train.steps=3"], ...]'
+
+A command that fails says so, and the next one follows.
+"""
+
+import json
+import os
+import sys
+
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
+
+from diffpo import cli
+
+made = AcceleratorState.__init__
+
+
+def sharding_on_cpu(self, *args, fsdp_plugin=None, **options):
+    """accelerate 1.15 takes FSDP for accelerators only, by a list of names; all that follows from it runs on a CPU."""
+    made(self, *args, fsdp_plugin=fsdp_plugin, **options)
+    if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+        self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
+        if self._mixed_precision != "no":
+            fsdp_plugin.set_mixed_precision(self._mixed_precision)
+
+
+if __name__ == "__main__":
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true":
+        AcceleratorState.__init__ = sharding_on_cpu
+    for arguments in json.loads(sys.argv[1]):
+        sys.argv = ["diffpo", *arguments]
+        try:
+            cli.main()
+        except SystemExit as end:
+            if end.code:
+                print(f"{arguments[-1]} ended with {end.code}", file=sys.stderr, flush=True)
