@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from . import full
 from .charts import read_metrics
 from .checkpoint import write_atomic
 from .config import Config
@@ -16,7 +17,8 @@ from .manifest import read_manifest
 
 SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "error/chosen_delta", "error/rejected_delta")
 
-RELATION = {"diffusers": "adapter", "kohya": "adapter", "merged": "finetune"}  # the hub's words
+RELATION = {"diffusers": "adapter", "kohya": "adapter", "merged": "finetune", "full": "finetune"}  # the hub's words
+TITLE = {"merged": "{} with a preference LoRA merged in", "full": "{}, fine-tuned on preferences"}
 
 MEANING = (
     "Rewards and errors are measured against the base model on noised training images; they say that training worked, "
@@ -38,25 +40,33 @@ def write_card(config: Config, about: dict[str, Any], size: str, output: Path) -
     """
     table = training_table(output)
     base = config.model.path
+    if config.lora is None:
+        network = full.find(output)
+        kind, title = json.loads((network / "config.json").read_text())["_class_name"], TITLE["full"].format(base)
+        trained, tag, name = "all weights", "", ", " + kind
+        load = f'pipe.{network.name} = {kind}.from_pretrained("FOLDER_OF_THIS_FILE", subfolder="{network.name}")'
+    else:
+        trained, tag, name, title = f"rank {config.lora.rank}", "lora, ", "", f"A preference LoRA for {base}"
+        load = f'pipe.load_lora_weights("FOLDER_OF_THIS_FILE", weight_name="{FILE_NAME}")'
     write_atomic(
         output / "README.md",
         f"""---
 base_model: {json.dumps(base)}
 library_name: diffusers
-tags: [lora, text-to-image, preference-optimization, {config.objective.name}]
+tags: [{tag}text-to-image, preference-optimization, {config.objective.name}]
 ---
 
-# A preference LoRA for {base}
+# {title}
 
 Trained by diffpo with {config.objective.name} (beta {config.objective.beta:g}) on {size} of
 `{config.data.train or config.data.prompts}`, {config.train.steps} updates of {about["pairs_per_update"]} groups,
-learning rate {config.train.lr:g}, rank {config.lora.rank}, {config.data.resolution} px.
+learning rate {config.train.lr:g}, {trained}, {config.data.resolution} px.
 
 ```python
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline{name}
 
 pipe = DiffusionPipeline.from_pretrained({base!r})
-pipe.load_lora_weights("FOLDER_OF_THIS_FILE", weight_name="{FILE_NAME}")
+{load}
 image = pipe("a prompt").images[0]
 ```
 
@@ -97,13 +107,13 @@ def _users(config: Config) -> str:
 
 
 def export_card(model: str, about: dict[str, Any], form: str, usage: str, tables: list[str], lora_hash: str) -> str:
-    """The card of what `diffpo export` wrote as ``form`` (diffusers, kohya, merged): ``about`` is the LoRA's header,
-    ``model`` its base, ``usage`` how to load it, ``tables`` what was measured."""
+    """The card of what `diffpo export` wrote as ``form`` (diffusers, kohya, merged; full: merged, but no LoRA's):
+    ``about`` is the LoRA's header, ``model`` its base, ``usage`` how to load it, ``tables`` what was measured."""
     base, objective = about.get("base", {}), about.get("objective")
     header = []
     if is_hub_id(model):  # the hub refuses others
         header = [f"base_model: {json.dumps(model)}", f"base_model_relation: {RELATION[form]}"]
-    tags = [*(["lora"] if form != "merged" else []), "text-to-image", "preference-optimization"]
+    tags = [*(["lora"] if RELATION[form] == "adapter" else []), "text-to-image", "preference-optimization"]
     header += ["library_name: diffusers", f"tags: [{', '.join(tags + ([objective] if objective else []))}]"]
     # a folder's place on this disk is nobody's business
     name = model if is_hub_id(model) else Path(model).expanduser().resolve().name
@@ -114,10 +124,11 @@ def export_card(model: str, about: dict[str, Any], form: str, usage: str, tables
             f"{about['pairs_per_update']} groups ({about['step'] * about['pairs_per_update']} in all, data "
             f"{about['data_hash']}, base {base['hash']})."
         )
+    whose = "Its weights have" if form == "full" else "The LoRA's file has"
     parts = [
         "---\n" + "\n".join(header) + "\n---",
-        f"# {name} with a preference LoRA merged in" if form == "merged" else f"# A preference LoRA for {name}",
-        f"{made} The LoRA's file has sha256 {lora_hash}.",
+        f"# {TITLE.get(form, 'A preference LoRA for {}').format(name)}",
+        f"{made} {whose} sha256 {lora_hash}.",
         usage,
         *[table for table in tables if table],
         *([MEANING] if any(tables) else []),

@@ -25,10 +25,10 @@ def read_metrics(run_folder: Path | None) -> list[dict]:
     """The lines of RUN/metrics.jsonl; none without a folder or file. A half-written last line is left out."""
     path = Path(run_folder) / "metrics.jsonl" if run_folder else None
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path and path.is_file() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path and path.is_file() else []:
         try:
             rows.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
     return [row for row in rows if isinstance(row, dict) and "step" in row]
 

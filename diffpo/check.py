@@ -10,6 +10,7 @@ from typing import Any
 
 from . import links
 from .config import Config, Data
+from .data import disk
 from .data.columns import NOUN, Kind
 from .data.groups import Groups, scan
 from .errors import DiffpoError
@@ -68,8 +69,8 @@ def check(config: Config, picture: Path | None = None) -> None:
         one = noun.removesuffix("s")
         say(f"          each {one} is seen {train.steps * update / usable:.3g} times; N processes multiply both by N")
     if groups is not None:
-        say(f"caches    {data.cache}: {_caches(groups, data)}")
-    model(config, groups.members if groups is not None else 2, say)
+        say(f"caches    {data.cache}: {disk.contents(groups, data)}")
+    model(config, groups, say)
     problems += environment(config)
     if problems:
         raise DiffpoError("training would not start: " + "; ".join(problems))
@@ -173,32 +174,35 @@ def _noun(kind: Kind) -> str:
     return NOUN[kind].split()[-1]
 
 
-def _caches(groups: Groups, data: Data) -> str:
-    captions = f"text embeddings of {len(groups.captions)} captions and of none"
-    if data.crop == "random" or data.flip:
-        return f"{captions}; no latents, because a random crop or flip shows another picture at each step"
-    if not data.cache_latents:
-        return f"{captions}; no latents (data.cache_latents=false)"
-    images = sum(len(groups.pictures(target)) for target in groups.targets)
-    sizes = f"{data.resolution} px" if len(groups.targets) < 2 else f"{len(groups.targets)} sizes"
-    return f"{captions}; latents of {images} images at {sizes}"
-
-
-def model(config: Config, members: int, say: Any) -> None:
-    """Parameters, and a rough estimate of memory, from the shapes alone (meta device)."""
-    from . import models
+def model(config: Config, groups: Groups | None, say: Any) -> None:
+    """Parameters, and rough estimates of the caches' size and of memory, from the shapes alone (meta device)."""
+    from . import models, reference
+    from .data.batches import latents_can_be_cached
+    from .full import BASE
     from .lora import add_lora
+    from .models import storage
 
     family = models.load(config.model, config.train.precision, config.data.resolution)
     network = family.meta_network()
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
+    members = groups.members if groups is not None else 2
+    if groups:
+        family.require_sizes(groups.targets)
+        text, latents = disk.size(family, network, groups, latents_can_be_cached(config.data))
+        say(f"          they take up to {_amount(text)} (text) and {_amount(latents)} (latents) of disk")
+    weights = storage.size(network, config.model.base_weights)
     total = sum(parameter.numel() for parameter in network.parameters())
-    trained = sum(parameter.numel() for parameter in add_lora(network, config.lora, family.lora_targets))
+    if config.lora is None:
+        trained, what, held = total, "all of them", "network"
+        half = weights if config.train.precision != "no" else 0  # autocast's copy of what is trained
+        weights = sum(weights if name == BASE else 4 * total for name in reference.copies(config.objective))
+    else:
+        trained = sum(parameter.numel() for parameter in add_lora(network, config.lora, family.lora_targets))
+        what, held, half = f"LoRA rank {config.lora.rank}", "LoRA", 0
     kept = activations(family, network, members * config.train.batch_size, config.data.resolution, config.train)
     optimizer = trained * (2 if "8bit" in config.train.optimizer else 8)
     say(f"model     {type(family).__name__}, {family.prediction}; {total:,} parameters in {str(family.dtype)[6:]}")
-    say(f"          {trained:,} trainable (LoRA rank {config.lora.rank}, float32)")
-    parts = {"weights": weights, "LoRA, gradients, optimiser": 8 * trained + optimizer, "activations": kept}
+    say(f"          {trained:,} trainable ({what}, float32)")
+    parts = {"frozen weights": weights, f"{held}, gradients, optimiser": half + 8 * trained + optimizer, "activations": kept}
     amounts = ", ".join(f"{name} {_amount(size)}" for name, size in parts.items())
     say(f"memory    roughly {_amount(sum(parts.values()))} while training ({amounts}); encoders are freed before")
 
@@ -207,12 +211,15 @@ def environment(config: Config) -> list[str]:
     """What else would stop the run: its folder, its optimiser, the machine."""
     import torch
 
-    from . import checkpoint
+    from . import checkpoint, models
+    from .models import storage
     from .setup import make_optimizer
 
-    problems = []
+    problems, name = [], config.model.attention
     for test in (
         lambda: checkpoint.check_folder(config),
+        lambda: storage.check_base_weights(config.model.base_weights),
+        lambda: name and storage.set_attention(models.load(config.model).meta_network(), name),
         lambda: make_optimizer(config.train, [torch.nn.Parameter(torch.zeros(2, 2))]),
     ):
         try:

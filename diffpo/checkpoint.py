@@ -1,28 +1,26 @@
 """The run folder: whose it is, and checkpoints that are whole or not there.
 
-A checkpoint is a folder checkpoint-000100/ with the LoRA (a diffusers file of its own), state.pt (optimiser, schedule,
-scaler: tensors and numbers, read back without unpickling code) and checkpoint.json, which lists the others' sizes and
-hashes. It is written under another name, flushed, and renamed, so a crash leaves either the whole of it or nothing
-under its name.
+A checkpoint is a folder checkpoint-000100/ with what is trained (in diffusers' own format), state.pt (optimiser,
+schedule, scaler: tensors and numbers, read back without unpickling code) and checkpoint.json, which lists the others'
+sizes and hashes. It is written under another name, flushed, and renamed, so a crash leaves either the whole of it or
+nothing under its name.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import json
 import os
-import pickle
 import shutil
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from .config import Config, load_config
 from .errors import DiffpoError
-from .lora import FILE_NAME
 
 CONFIG_NAME = "config.yaml"
 STATE_NAME = "state.pt"
@@ -38,6 +36,10 @@ def check_folder(config: Config) -> None:
     that failed before its first checkpoint has nothing to lose: its settings may be mended.)
     """
     output, written = config.output, config.output / CONFIG_NAME
+    try:
+        written.exists()
+    except OSError as error:  # too long a path, a folder that this user may not look into
+        raise DiffpoError(f"cannot use {output}: {error.strerror}; choose another folder with output=FOLDER") from None
     if written.exists() and _folders(output):
         theirs, ours = load_config(written).identity(), config.identity()
         differing = [f"{key}: {a!r} there, {b!r} here" for key, a, b in _differences(theirs, ours)]
@@ -68,33 +70,30 @@ def _differences(one: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, 
         yield prefix, one, other
 
 
-def save(output: Path, step: int, write_lora: Callable[[Path], None], state: dict, about: dict, keep: int) -> Path:
+def save(output: Path, step: int, write: Callable[[Path], Any], state: dict, about: dict, keep: int) -> Path:
     """Write the checkpoint of ``step`` and remove all but the newest ``keep``.
 
-    ``write_lora(path)`` writes the LoRA file; ``about`` (JSON) goes into the manifest. If the disk is full, what is
-    half written is removed, the checkpoints that exist stay, and a DiffpoError says so.
+    ``write(folder)`` writes what is trained; ``about`` (JSON) goes into the manifest. If the disk is full, what is half
+    written is removed, the checkpoints that exist stay, and a DiffpoError says so.
     """
-    import torch
-
     final = output / f"{PREFIX}{step:06d}"
     part = output / f".{final.name}.part"
     with disk_errors(output):
         try:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
-            write_lora(part / FILE_NAME)
-            buffer = io.BytesIO()  # torch's own writer reports a full disk in words that name neither
-            torch.save(state, buffer)
-            # not getbuffer(): kept alive by a traceback, its view crashes the garbage collector of Python 3.12.1
-            (part / STATE_NAME).write_bytes(buffer.getvalue())
-            files = {name: _fingerprint(part / name) for name in (FILE_NAME, STATE_NAME)}
+            write(part)
+            _write_state(part / STATE_NAME, state)
+            paths = sorted(path for path in part.rglob("*") if path.is_file())
+            files = {path.relative_to(part).as_posix(): _fingerprint(path) for path in paths}
             manifest = {"step": step, **about, "files": files}
+            manifest["hash"] = _digest(manifest)
             (part / MANIFEST_NAME).write_text(json.dumps(manifest, indent=1))
-            for path in (*part.iterdir(), part):
-                _sync(path)
+            for path in (*part.rglob("*"), part):
+                sync(path)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(part, final)
-            _sync(output)
+            sync(output)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise
@@ -122,13 +121,34 @@ def latest(output: Path, say: Callable[[str], None] = print) -> tuple[Path, dict
     return None
 
 
+def _write_state(path: Path, state: dict) -> None:
+    """`torch.save`, tensor by tensor: the optimiser of a whole network is larger than the network."""
+    import torch
+
+    failed: list[OSError] = []  # torch reports a full disk in words that name neither
+
+    with open(path, "wb") as file:
+
+        def write(data: Any) -> int:
+            try:
+                return file.write(data)
+            except OSError as error:
+                failed.append(error)
+                raise
+
+        try:
+            torch.save(state, SimpleNamespace(write=write, flush=file.flush))
+        except (OSError, RuntimeError) as error:
+            raise failed[0] if failed else error from None
+
+
 def read_state(folder: Path) -> dict:
     """state.pt of a checkpoint: tensors and numbers, never code."""
     import torch
 
     try:
         return torch.load(folder / STATE_NAME, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError) as error:
+    except Exception as error:  # refused pickles, and whatever damaged bytes lead torch to
         raise DiffpoError(f"cannot read {folder / STATE_NAME}: {' '.join(str(error).split())[:300]}") from error
 
 
@@ -145,16 +165,22 @@ def _folders(output: Path) -> list[Path]:
 def _inspect(folder: Path) -> tuple[str, dict]:
     try:
         manifest = json.loads((folder / MANIFEST_NAME).read_text())
+        if manifest.pop("hash") != _digest(manifest):
+            return f"{MANIFEST_NAME} is not what was written", {}
         for key in MANIFEST_KEYS:
             manifest[key]
-        for name in (FILE_NAME, STATE_NAME):
+        for name in sorted({STATE_NAME, *manifest["files"]}):
             if _fingerprint(folder / name) != manifest["files"][name]:
                 return f"{name} is not what was written", {}
     except OSError as error:
         return f"{Path(error.filename or folder).name}: {error.strerror}", {}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{MANIFEST_NAME} is not whole: {type(error).__name__} {error}", {}
     return "", manifest
+
+
+def _digest(manifest: dict) -> str:
+    return sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _fingerprint(path: Path) -> list:
@@ -165,7 +191,8 @@ def _fingerprint(path: Path) -> list:
     return [path.stat().st_size, digest.hexdigest()]
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """What was written to a file or folder is on the disk afterwards."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -32,6 +32,10 @@ def run_problem(config: Config) -> str | None:
             f"objective {objective.name} (source {objective.source}) samples for prompts of its own: set data.prompts, "
             f"e.g. to a text file with one prompt in a line"
         )
+    if config.lora is None and config.model.base_weights != "full":
+        return f"model.base_weights={config.model.base_weights} cannot be trained, only a LoRA on them: set lora.rank=8"
+    if objective.users and config.lora is None:
+        return "objective.users trains tokens beside a LoRA, and lora=null trains the whole network: set lora.rank=8"
     if objective.users and data.columns.user is None:
         return "objective.users needs to know whose preference a pair is: name the column with data.columns.user=NAME"
     if objective.users and not (data.cache_latents and data.crop == "center" and not data.flip):

@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -33,6 +33,8 @@ class Model(Section):
     variant: str | None = None  # e.g. fp16: which weight files are read, not the precision of the training
     vae: str | None = None  # a folder or hub id that replaces the pipeline's VAE, e.g. madebyollin/sdxl-vae-fp16-fix
     guidance: float = Field(3.5, ge=0)  # what a network with guidance as an input (FLUX.1-dev) is told in training
+    base_weights: Literal["full", "fp8", "nf4"] = "full"  # how the frozen network is kept: docs/scale.md
+    attention: str | None = None  # diffusers' attention backend, e.g. flash or xformers; null: its default
 
 
 class Columns(Section):
@@ -119,6 +121,7 @@ class Optimisation(Section):
 
 class Train(Optimisation):
     gradient_checkpointing: bool = False
+    compile: bool = False  # torch.compile of the network's repeated blocks
     checkpoint_keep: int = Field(2, gt=0)
     eval_every: int = Field(100, gt=0)
     eval_pairs: int = Field(256, gt=0)
@@ -131,7 +134,7 @@ class Log(Section):
 class Config(Section):
     model: Model
     data: Data
-    lora: Lora = Lora()
+    lora: Lora | None = Lora()  # null: the whole network is trained (docs/export.md)
     objective: ObjectiveSettings
     train: Train
     log: Log = Log()
@@ -171,7 +174,8 @@ class Config(Section):
             del settings[key]
         for key in ("cache", "cache_latents", "streaming"):
             del settings["data"][key]
-        free = ["gradient_checkpointing", "checkpoint_every", "checkpoint_keep", "eval_every", "eval_pairs"]
+        del settings["model"]["attention"]
+        free = ["compile", "gradient_checkpointing", "checkpoint_every", "checkpoint_keep", "eval_every", "eval_pairs"]
         if self.train.lr_schedule == "constant":
             free.append("steps")
         for key in [*free, "batch_size", "accumulation"]:  # their product is compared when a checkpoint is read
@@ -205,13 +209,15 @@ def _parsed(text: str) -> Any:
 
 
 def _numbers(value: Any) -> Any:
-    if isinstance(value, dict):
+    if isinstance(value, dict) and all(isinstance(name, str) for name in value):
         return {name: _numbers(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [_numbers(each) for each in value]
     if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)e[-+]?\d+", value, re.IGNORECASE):
         return float(value)
-    return value
+    if value is None or (isinstance(value, (str, int, float)) and value == value):
+        return value
+    raise ValueError(f"expected numbers and text, not {_shown(value)}")  # also nan, which equals nothing on resuming
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = (), kind: type[BaseModel] = Config) -> Any:
@@ -237,6 +243,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), kind: type[Base
     except ValidationError as error:
         problems = "\n".join(f"  {_explain(problem, kind)}" for problem in error.errors())
         raise DiffpoError(f"{path}:\n{problems}") from None
+    except RecursionError:
+        raise DiffpoError(f"{path}: an alias (*name) stands within what it names") from None
 
 
 def _apply(settings: dict, override: str) -> None:
@@ -280,19 +288,33 @@ def _explain(problem: dict, kind: type[BaseModel]) -> str:
         return text
     if isinstance(problem["input"], (dict, BaseModel)):  # settings that do not go together, not one value
         return f"{key}: {text}"
-    return f"{key}: {text[0].lower()}{text[1:]} (got {problem['input']!r})"
+    return f"{key}: {text[0].lower()}{text[1:]} (got {_shown(problem['input'])})"
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return "a very long number"
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _fields(model: type[BaseModel], sections: Sequence) -> dict:
     for name in sections:
-        model = model.model_fields[name].annotation
+        model = _section(model.model_fields[name].annotation)
     return model.model_fields
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field's type names, also one that may be null."""
+    kinds = (annotation, *get_args(annotation))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def _all_keys(model: type[BaseModel], prefix: str = "") -> list[str]:
     keys = []
     for name, field in model.model_fields.items():
         keys.append(prefix + name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys += _all_keys(field.annotation, f"{prefix}{name}.")
+        if section := _section(field.annotation):
+            keys += _all_keys(section, f"{prefix}{name}.")
     return keys

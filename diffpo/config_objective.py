@@ -20,7 +20,26 @@ class Section(BaseModel):
             return "no"  # YAML reads the bare word as false
         if isinstance(value, bool) and annotation is not bool:
             raise ValueError("expected a number or text, not true or false")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise ValueError("expected a number below 2**63")
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and (reason := _no_name(text)):
+                raise ValueError(reason)
         return value
+
+
+def _no_name(text: str) -> str | None:
+    """Why ``text`` can name nothing: all text of a config names something, mostly files."""
+    try:
+        too_long = any(len(part) > 255 for part in text.encode().split(b"/"))
+        if too_long or len(text) > 4000:
+            return "longer than any file's name"
+        Path(text).expanduser()
+    except UnicodeEncodeError:
+        return "holds half a character (a lone surrogate)"
+    except RuntimeError:
+        return f"there is no user {text.partition('/')[0][1:]} here whose folder ~ could mean"
+    return "holds the character NUL" if "\0" in text else None
 
 
 class Forward(Section):

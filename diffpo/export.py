@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from . import hub, kohya, models
+from . import full, hub, kohya, models, trained
 from . import lora as lora_module
 from .card import evaluation_table, export_card, is_hub_id, training_table, usage
-from .checkpoint import PREFIX, _sync
+from .checkpoint import PREFIX, sync
 from .config import Model
 from .errors import DiffpoError
 from .lora import FILE_NAME, network_of
@@ -44,28 +44,31 @@ def run(
 ) -> Path:
     """Write the LoRA ``lora`` (a file, or a folder that holds one) of the base ``model`` into the new folder ``out``.
 
-    ``to``: diffusers, kohya or merged, the last for LoRAs from elsewhere too, and at any ``scale``. ``dtype`` by name;
-    by default the LoRA's, or what each part of the model is stored in. ``results``: a folder of `diffpo eval`, for the
-    card. ``push``: a hub repository to upload ``out`` to. Raises DiffpoError if ``out`` is not empty, the LoRA is
-    damaged or not of this model, the family has no such format, the disk is full, or the hub cannot be reached; nothing
-    half-written stays under ``out``.
+    ``to``: diffusers, kohya or merged, the last for LoRAs from elsewhere and whole networks (full.py) too, and LoRAs at
+    any ``scale``. ``dtype`` by name; by default the LoRA's, or what each part of the model is stored in. ``results``: a
+    folder of `diffpo eval`, for the card. ``push``: a hub repository to upload ``out`` to. Raises DiffpoError if
+    ``out`` is not empty, the LoRA is damaged or not of this model, the family has no such format, the disk is full, or
+    the hub cannot be reached; nothing half-written stays under ``out``.
     """
     out = Path(out).expanduser().resolve()
     _check_target(out, to, dtype, scale)
-    file = lora_module.lora_file(lora)
-    weights, about = lora_module.read_lora(file)
-    lora_hash = lora_module.file_hash(file)
+    file = trained.find(lora)
+    whole = file.is_dir()
+    if whole and (to != "merged" or scale != 1):
+        raise DiffpoError(f"{file} is a whole network, not a LoRA: export it with --to merged, without --scale")
+    weights, about = ({}, full.read_about(file)) if whole else lora_module.read_lora(file)
+    lora_hash = trained.file_hash(file)
     measured = evaluation_table(Path(results).expanduser(), lora_hash) if results else ""
     pipeline = models.pipeline_class(Model(path=model))
     family = models.family_class(pipeline, model)
     if to == "kohya":
         kohya.check_family(pipeline)
-    ours = _check_weights(file, weights, family.component, to)
+    ours = not whole and _check_weights(file, weights, family.component, to)
     api = hub.client(push) if push else None
 
     with _quiet_diffusers():
         pipe, index = _load(model, family, to, dtype)
-        lora_module.load_lora(pipe, file)
+        trained.load_into(pipe, file)
         network = network_of(pipe)
         layers = _layers(file, network, weights, family.component) if ours else {}
         with _whole(out) as part:
@@ -85,10 +88,10 @@ def run(
                 pipe.save_pretrained(part)
                 _tidy(part, index)
             run_folder = file.parent.parent if file.parent.name.startswith(PREFIX) else file.parent
-            trained = training_table(run_folder, about["step"]) if "step" in about else ""
+            curves = training_table(run_folder, about["step"]) if "step" in about else ""
             base = model if is_hub_id(model) else about.get("base", {}).get("name") or model
-            users = lora_module.users_file(file).is_file()
-            card = export_card(base, about, to, usage(to, name, base, users), [trained, measured], lora_hash)
+            how = usage(to, name, base, trained.knows_users(file))
+            card = export_card(base, about, "full" if whole else to, how, [curves, measured], lora_hash)
             (part / "README.md").write_text(card, encoding="utf-8")
     print(f"the export is in {out}" + (f" ({name})" if name else ""))
     if api:
@@ -239,7 +242,7 @@ def _whole(out: Path) -> Iterator[Path]:
         part.mkdir(parents=True)
         yield part
         for path in (*part.rglob("*"), part):
-            _sync(path)
+            sync(path)
         os.replace(part, out)
     except Exception as error:
         # other writers (tokenizers', safetensors') wrap the system's error, with its words inside

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 
 from . import lora as lora_module
-from . import models
+from . import models, trained
 from .errors import DiffpoError
 from .manifest import ARMS, check_same_run, image_path, intact, line, read_manifest, save, writing
 from .prompts import load_prompts
@@ -47,7 +47,7 @@ def run(
 ) -> list[dict]:
     """Generate the base arm and, with ``lora``, the tuned arm into ``out``; what is there and intact is kept.
 
-    ``model`` is a pipeline folder or hub id, ``lora`` a LoRA file or a folder that holds one, ``prompts`` anything
+    ``model`` is a pipeline folder or hub id, ``lora`` a LoRA file or the folder of a run, ``prompts`` anything
     `diffpo.prompts.load_prompts` reads, ``user_pairs`` pairs of the user that the tuned arm paints for (users.py).
     Seeds are ``seed, ..., seed + images_per_prompt - 1``; ``height`` and ``width`` default to the model's. Returns the
     manifest rows of this call, arm by arm. Raises DiffpoError when ``out`` was made with other settings, the model or
@@ -77,7 +77,7 @@ def run(
     nobody = {"user_pairs": None, "user_hash": None}
     arms, user = {"base": {"lora": None, "lora_hash": None, **nobody}}, None
     if lora is not None:
-        arms["tuned"] = {"lora": str(lora), "lora_hash": lora_module.file_hash(lora), **nobody}
+        arms["tuned"] = {"lora": str(lora), "lora_hash": trained.file_hash(lora), **nobody}
     if user_pairs is not None:
         if lora is None:
             raise DiffpoError("--user-pairs says whom a tuned model paints for: name its LoRA with --lora")
@@ -85,7 +85,7 @@ def run(
 
         user, user_hash = users.read_user(user_pairs, lora)
         arms["tuned"] |= {"user_pairs": str(user_pairs), "user_hash": user_hash}
-    elif lora is not None and lora_module.users_file(lora).is_file():
+    elif lora is not None and trained.knows_users(lora):
         print(f"the LoRA {lora} was trained with users; it paints for nobody in particular without --user-pairs")
     wanted = {
         (arm, index, s): {"arm": arm, "index": index, "seed": s, "prompt": prompt, **adapter, **settings}
@@ -135,7 +135,7 @@ def _generate(missing: list[dict], out: Path, model, lora, user, batch_size: int
     except ValueError as error:
         raise DiffpoError(str(error)) from None
     if lora is not None:
-        lora_module.check_lora(pipe, lora)  # before hours go into the base arm
+        trained.check(pipe, lora)  # before hours go into the base arm
     if long := models.too_long(pipe, list(dict.fromkeys(row["prompt"] for row in missing))):
         print(long)
     pipe.set_progress_bar_config(disable=True)
@@ -150,7 +150,7 @@ def _generate(missing: list[dict], out: Path, model, lora, user, batch_size: int
             if not todo:
                 continue
             if arm == "tuned":
-                lora_module.load_lora(pipe, lora)
+                trained.load_into(pipe, lora)
                 if user is not None:
                     from . import users
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from . import engine
 from .data.batches import Batches
 from .reward import Objective, score
 from .states.forward import Forward
@@ -26,6 +28,15 @@ class HeldOut:
         self.indices = [i * len(batches.groups) // self.n for i in range(self.n)]
         self.mine = list(range(total))[accelerator.process_index :: accelerator.num_processes]
 
+    def _portions(self, accelerator: Any) -> Iterator[tuple[list[int], bool]]:
+        """Positions of one forward pass, and whether it counts: the processes that share a sharded network must call it
+        equally often."""
+        mine = list(self.batches.portions(self.mine, lambda p: self.indices[p // DRAWS], self.rows))
+        yield from ((positions, True) for positions in mine)
+        if engine.sharded(accelerator):
+            most = accelerator.gather(torch.tensor([len(mine)], device=accelerator.device)).max().item()
+            yield from [([0], False)] * (most - len(mine))
+
     @torch.no_grad()
     def measure(
         self, family: Any, network: torch.nn.Module, objective: Objective, accelerator: Any
@@ -37,7 +48,7 @@ class HeldOut:
         objective = replace(objective, settings=objective.settings.model_copy(update={"clip": None}))
         margins = torch.zeros(self.n, dtype=torch.float64)
         width = family.train_timesteps / DRAWS
-        for positions in self.batches.portions(self.mine, lambda p: self.indices[p // DRAWS], self.rows):
+        for positions, counts in self._portions(accelerator):
             batch = self.batches.batch(
                 [self.indices[position // DRAWS] for position in positions],
                 positions,
@@ -45,7 +56,8 @@ class HeldOut:
                 timesteps=[(int(p % DRAWS * width), int((p % DRAWS + 1) * width)) for p in positions],
             )
             u = score(family, network, network, objective, source(batch)).margin.double().cpu()
-            margins.index_add_(0, torch.tensor([position // DRAWS for position in positions]), u / DRAWS)
+            if counts:
+                margins.index_add_(0, torch.tensor([position // DRAWS for position in positions]), u / DRAWS)
         if accelerator.num_processes > 1:
             margins = accelerator.reduce(margins.to(accelerator.device), "sum").cpu()
         return {

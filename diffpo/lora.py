@@ -25,6 +25,7 @@ def add_lora(network: torch.nn.Module, lora: Lora, targets: Sequence[str], seed:
     is."""
     import torch
     from peft import LoraConfig
+    from peft.tuners.lora import LoraLayer
 
     config = LoraConfig(
         r=lora.rank,
@@ -38,9 +39,15 @@ def add_lora(network: torch.nn.Module, lora: Lora, targets: Sequence[str], seed:
             inject(network, config, ADAPTER)
         except ValueError as error:
             raise DiffpoError(f"lora.targets {config.target_modules} fit no layer of the model: {error}") from None
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    for parameter in parameters:
-        parameter.data = parameter.data.float()
+        parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        rounded = any(parameter.itemsize == 1 for parameter in parameters)  # peft gives them the base's fp8
+        for parameter in parameters:
+            parameter.data = parameter.data.float()
+        if rounded:
+            torch.manual_seed(seed)
+            for layer in network.modules():
+                if isinstance(layer, LoraLayer):
+                    layer.reset_lora_parameters(ADAPTER, config.init_lora_weights)
     return parameters
 
 
@@ -58,7 +65,8 @@ def start_from(network: torch.nn.Module, lora: Lora) -> None:
         raise DiffpoError(f"lora.start={path} does not say its rank, alpha and layers, so it cannot be trained on")
     for name, key in {"r": "rank", "lora_alpha": "alpha", "target_modules": "targets"}.items():
         asked, there = getattr(config, name), adapter.get(name)
-        asked, there = (sorted(each) if name == "target_modules" else each for each in (asked, there))
+        if name == "target_modules":
+            asked, there = sorted(asked), sorted(map(str, there)) if isinstance(there, list) else there
         if asked != there:
             raise DiffpoError(
                 f"lora.start={path} has {key} {there}, and this run asks for {asked}: set lora.{key}={there}"
@@ -70,8 +78,11 @@ def adapter_of(path: Path) -> dict[str, Any]:
     """peft's settings of the network's adapter in a file in diffusers' format; empty if it does not tell."""
     from safetensors import safe_open
 
-    with safe_open(path, "pt") as file:
-        header = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    try:
+        with safe_open(path, "pt") as file:
+            header = _header(file, "lora_adapter_metadata")
+    except Exception as error:
+        raise _unreadable(path, error) from error
     return {name.partition(".")[2]: value for name, value in header.items() if not name.startswith("text_encoder")}
 
 
@@ -86,25 +97,41 @@ def inject(network: torch.nn.Module, config: Any, name: str) -> None:
 
 
 def lora_state(network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The adapter's weights on the CPU, by peft's names."""
+    """The adapter's weights on the CPU, by peft's names. Of a sharded network: to be called by all processes alike."""
     from peft import get_peft_model_state_dict
 
-    state = get_peft_model_state_dict(network, adapter_name=ADAPTER)
+    from .engine import whole
+
+    state = whole(get_peft_model_state_dict(network, adapter_name=ADAPTER))
     return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
 
 def set_lora_state(network: torch.nn.Module, state: dict[str, torch.Tensor]) -> None:
-    from peft import set_peft_model_state_dict
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    result = set_peft_model_state_dict(network, state, adapter_name=ADAPTER)
+    from .engine import like
+
+    here = get_peft_model_state_dict(network, adapter_name=ADAPTER)
+    state = {name: like(value, here[name]) if name in here else value for name, value in state.items()}
+    try:
+        result = set_peft_model_state_dict(network, state, adapter_name=ADAPTER)
+    except (RuntimeError, LookupError) as error:  # other shapes
+        raise DiffpoError(f"the LoRA does not fit the model: {' '.join(str(error).split())[:300]}") from error
     missing = [name for name in result.missing_keys if "lora_" in name and f".{ADAPTER}." in name]
     lost = missing + list(result.unexpected_keys)
     if lost:
         raise DiffpoError(f"the LoRA does not fit the model: {len(lost)} weights have no counterpart, e.g. {lost[0]}")
 
 
-def save_lora(path: Path, network: torch.nn.Module, component: str, about: dict[str, Any]) -> None:
-    """Write ``path`` so that `pipe.load_lora_weights` reads it with the right rank, alpha and targets."""
+def save_lora(
+    path: Path,
+    network: torch.nn.Module,
+    component: str,
+    about: dict[str, Any],
+    state: dict[str, torch.Tensor] | None = None,
+) -> None:
+    """Write ``path`` so that `pipe.load_lora_weights` reads it with the right rank, alpha and targets. ``state`` is the
+    network's `lora_state`, taken before where only one process saves a sharded one."""
     from safetensors.torch import save
 
     config = network.peft_config[ADAPTER]
@@ -115,7 +142,8 @@ def save_lora(path: Path, network: torch.nn.Module, component: str, about: dict[
         "lora_adapter_metadata": json.dumps({f"{component}.{k}": v for k, v in adapter.items()}, sort_keys=True),
         HEADER: json.dumps(about, sort_keys=True),
     }
-    content = save({f"{component}.{name}": value for name, value in lora_state(network).items()}, header)
+    state = lora_state(network) if state is None else state
+    content = save({f"{component}.{name}": value for name, value in state.items()}, header)
     path.write_bytes(_sorted_header(content))
 
 
@@ -131,15 +159,29 @@ def _sorted_header(content: bytes) -> bytes:
 
 def read_lora(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The weights and our header (empty for a file from elsewhere); DiffpoError if the file is missing or damaged."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     path = lora_file(path)
     try:
         with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+            about = _header(file, HEADER)
+            if not isinstance(about.get("base", {}), dict):
+                raise ValueError(f"{HEADER}.base in its header is {about['base']!r}")
             return {name: file.get_tensor(name) for name in file.keys()}, about
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise DiffpoError(f"cannot read the LoRA {path}: {error} (truncated, or not a safetensors file)") from error
+    except Exception as error:  # of safetensors, and what it says of types that this torch does not know
+        raise _unreadable(path, error) from error
+
+
+def _header(file: Any, key: str) -> dict[str, Any]:
+    """The JSON object under ``key`` in the header of an open safetensors file; empty if there is none."""
+    found = json.loads((file.metadata() or {}).get(key, "{}"))
+    if not isinstance(found, dict):
+        raise ValueError(f"{key} in its header is no object")
+    return found
+
+
+def _unreadable(path: Path, error: Exception) -> DiffpoError:
+    return DiffpoError(f"cannot read the LoRA {path}: {error} (truncated, or not a safetensors file)")
 
 
 def lora_file(path: str | Path) -> Path:
@@ -187,7 +229,7 @@ def load_lora(pipe: Any, path: str | Path) -> None:
             pipe.load_lora_weights(str(path.parent), weight_name=path.name)
         else:
             _load_adapter(network_of(pipe), path)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError, LookupError) as error:
         reason = " ".join(str(error).split())[:300]
         raise DiffpoError(f"the LoRA {path} does not fit this model: {reason}") from error
 
@@ -239,7 +281,9 @@ def weights_hash(module: torch.nn.Module) -> str:
 
 def base_identity(network: torch.nn.Module, name: str = "") -> dict[str, Any]:
     """What a LoRA file remembers of its base: ``hash`` is exact; ``structure`` and ``sample`` also recognise the same
-    model in another precision."""
+    model in another precision. Of a network that is kept as fp8 or nf4: that of the weights it was made from."""
+    if known := getattr(network, "kept_from", None):
+        return {**known, "name": name}
     structure, values = _samples(network)
     sample = values[:: max(1, values.numel() // 512)][:512]
     exact = blake2b(structure.encode() + values.numpy().tobytes(), digest_size=16).hexdigest()
@@ -248,10 +292,13 @@ def base_identity(network: torch.nn.Module, name: str = "") -> dict[str, Any]:
 
 def same_base(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two identities are of one model, allowing for bfloat16 rounding (relative error at most 2^-9 a value)."""
-    if one["hash"] == other["hash"]:
-        return True
-    if one["structure"] != other["structure"]:
+    try:
+        if one["hash"] == other["hash"]:
+            return True
+        if one["structure"] != other["structure"]:
+            return False
+        pairs = list(zip(one["sample"], other["sample"], strict=True))
+        close = sum(abs(a - b) <= 2**-8 * max(abs(a), abs(b)) + 1e-6 for a, b in pairs)
+        return close >= 0.98 * len(pairs)
+    except (KeyError, TypeError, ValueError):  # a damaged file's
         return False
-    pairs = list(zip(one["sample"], other["sample"], strict=True))
-    close = sum(abs(a - b) <= 2**-8 * max(abs(a), abs(b)) + 1e-6 for a, b in pairs)
-    return close >= 0.98 * len(pairs)

@@ -54,14 +54,14 @@ def read_manifest(out: Path) -> list[dict]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            if row["arm"] not in ARMS:
+            if row["arm"] not in ARMS or not type(row["index"]) is type(row["seed"]) is int:
                 raise ValueError
             rows[row["arm"], row["index"], row["seed"]] = {
                 **row,
                 "prompt": str(row["prompt"]),
                 "file": str(row["file"]),
             }
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             if number < len(lines):
                 raise DiffpoError(
                     f"{path}:{number} is not a manifest line; move the folder away and start anew"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def _shapes_prompts(name: str, n: int | None) -> tuple[list[str], int | None]:
 
     splits = {"heldout": shapes.heldout_captions, "train": shapes.train_captions}
     _, split, *rest = name.split(":")
-    if split not in splits or len(rest) > 1 or not all(r.isdigit() for r in rest):
+    if split not in splits or len(rest) > 1 or not all(re.fullmatch("[0-9]{1,9}", r) for r in rest):
         raise DiffpoError(f"unknown prompts {name!r}; the embedded world has shapes:heldout[:N] and shapes:train[:N]")
     return splits[split](), n if n is not None else (int(rest[0]) if rest else None)
 
@@ -42,7 +43,7 @@ def _shapes_prompts(name: str, n: int | None) -> tuple[list[str], int | None]:
 def _file_prompts(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines would also cut at U+2028 within a prompt
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a NUL in the name
         raise DiffpoError(
             f"cannot read prompts from {path}: {error}; give a text file (one prompt per line), "
             "a .jsonl file with the key 'prompt', or shapes:heldout:N"
@@ -55,6 +56,6 @@ def _file_prompts(path: Path) -> list[str]:
             continue
         try:
             prompts.append(json.loads(line)["prompt"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise DiffpoError(f"{path}:{number}: not a JSON object with the key 'prompt'") from None
     return prompts

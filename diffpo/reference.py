@@ -10,6 +10,9 @@ The two differ in second order. For weights w and 1 - w on (A, B) and (A', B'),
     (w B + (1-w) B')(w A + (1-w) A') = w B A + (1-w) B' A' - w (1-w) (B - B')(A - A'),
 
 which also holds for an extrapolation (w > 1).
+
+Where the whole network is trained (`lora: null`, full.py) there is no adapter to switch: a frozen copy of the network
+stands for the adapter that is off, and another one for the second adapter.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import copy
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from .config import ReferenceSettings
+from .config import ObjectiveSettings, ReferenceSettings
 from .errors import DiffpoError
 from .lora import ADAPTER, inject
 
@@ -30,8 +33,15 @@ if TYPE_CHECKING:
 NAME = "reference"  # of the second adapter
 
 
+def switched(network: torch.nn.Module, adapter: str | None) -> contextlib.AbstractContextManager[torch.nn.Module]:
+    """What ``network`` is with ``adapter`` alone active (None: all off), without gradients."""
+    from . import full
+
+    return network.frozen_copies.on(adapter or full.BASE) if full.trains(network) else _switched(network, adapter)
+
+
 @contextlib.contextmanager
-def switched(network: torch.nn.Module, adapter: str | None) -> Iterator[torch.nn.Module]:
+def _switched(network: torch.nn.Module, adapter: str | None) -> Iterator[torch.nn.Module]:
     """The module with ``adapter`` alone active (None: all off), blind to users (users.py), without gradients.
 
     Afterwards the active adapters and every `requires_grad` are as they were: peft's switches set them, and optimiser
@@ -53,6 +63,8 @@ def switched(network: torch.nn.Module, adapter: str | None) -> Iterator[torch.nn
             else:
                 layer.set_adapter([adapter])
                 layer.enable_adapters(True)
+        for parameter, was in trainable:  # at once: FSDP keeps what it sees when it gathers a block
+            parameter.requires_grad_(was)
         with torch.no_grad(), silenced(network):
             yield network
     finally:
@@ -64,7 +76,8 @@ def switched(network: torch.nn.Module, adapter: str | None) -> Iterator[torch.nn
 
 
 def adapter_off(network: torch.nn.Module) -> contextlib.AbstractContextManager[torch.nn.Module]:
-    """The base model: the policy's own module with its adapter switched off, and no second copy of it."""
+    """The base model: the policy's own module with its adapter switched off, and no second copy of it unless the whole
+    network is trained."""
     return switched(network, None)
 
 
@@ -117,16 +130,13 @@ class Moving(Reference):
     """
 
     def __init__(self, settings: ReferenceSettings, network: torch.nn.Module) -> None:
+        from . import full
+
         super().__init__()
         self.settings = settings
-        trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
-        _add_adapter(network)
-        for parameter in trainable:  # adding an adapter freezes the others
-            parameter.requires_grad_(True)
+        if not full.trains(network):  # otherwise the copy is there
+            _add_adapter(network)
         self.weights, policy = _weights(network, NAME), _weights(network, ADAPTER)
-        for name, weight in self.weights.items():
-            weight.requires_grad_(False)
-            weight.data = policy[name].detach().clone()  # in the policy's precision, float32
         # theta', where the rule looks back
         looks_back = settings.policy in ("accelerated", "fast_slow")
         self.before = {name: weight.detach().clone() for name, weight in policy.items()} if looks_back else {}
@@ -175,6 +185,18 @@ class Moving(Reference):
             weight.data.copy_(state[name])
 
 
+def copies(objective: ObjectiveSettings) -> list[str]:
+    """Which frozen copies of a network that is trained as a whole its objective needs."""
+    from . import full
+
+    policy = objective.reference.policy
+    samples = objective.source == "self_play" or objective.rollout.sampler == "reference"
+    # a step scorer may read the base's features
+    base = objective.weighting == "measured" or objective.source == "pool" or (policy == "none" and samples)
+    names = [full.BASE] if base or policy == "adapter_off" else []
+    return names + ([] if policy in ("adapter_off", "none") else [NAME])
+
+
 def make(settings: ReferenceSettings, network: torch.nn.Module, started: bool = False) -> Reference:
     """The reference of ``settings`` for the bare module ``network``, which has the policy's adapter as it starts.
 
@@ -189,22 +211,35 @@ def make(settings: ReferenceSettings, network: torch.nn.Module, started: bool = 
 
 
 def _add_adapter(network: torch.nn.Module) -> None:
-    """A second adapter with the policy's LoraConfig; the policy's stays the active one."""
+    """A second adapter with the policy's LoraConfig and weights; the policy's stays the active one."""
     import warnings
 
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # its random start is overwritten
         warnings.filterwarnings("ignore", "Already found a `peft_config`")  # having two is meant
         inject(network, copy.deepcopy(network.peft_config[ADAPTER]), NAME)
     for module in network.modules():
         if isinstance(module, BaseTunerLayer):
             module.set_adapter(ADAPTER)
+    for parameter in trainable:  # adding an adapter freezes the others
+        parameter.requires_grad_(True)
+    policy = _weights(network, ADAPTER)
+    for name, weight in _weights(network, NAME).items():
+        weight.requires_grad_(False)
+        weight.data = policy[name].detach().clone()  # in the policy's precision, float32
 
 
 def _weights(network: torch.nn.Module, adapter: str) -> dict[str, torch.nn.Parameter]:
-    """The parameters of one adapter, by names that do not tell which."""
+    """The parameters of one adapter, by names that do not tell which; of a network that is trained as a whole, its own
+    or its copy's."""
+    from . import full
+
+    if full.trains(network):
+        module = network if adapter == ADAPTER else network.frozen_copies.modules[adapter]
+        return dict(module.named_parameters())
     own = f".{adapter}."
     return {
         name.replace(own, "."): parameter

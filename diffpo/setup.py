@@ -122,10 +122,10 @@ def make_optimizer(settings: Optimisation, parameters: list[torch.nn.Parameter])
     module, _, name = settings.optimizer.rpartition(".")
     try:
         cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise DiffpoError(
-            f"train.optimizer {settings.optimizer!r} cannot be imported: {error}; is its package installed?"
-        ) from None
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # TypeError: of a name that begins with a dot
+        known = module.startswith("bitsandbytes")
+        advice = 'pip install "diffpo[quantised]"' if known else "is its package installed?"
+        raise DiffpoError(f"train.optimizer {settings.optimizer!r} cannot be imported: {error}; {advice}") from None
     try:
         optimizer = cls(parameters, lr=settings.lr, **settings.optimizer_args)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -148,7 +148,7 @@ def make_objective(
 ) -> tuple[Objective, Feed]:
     """The composed objective and what it trains on; the policy's adapter is on ``network`` already."""
     settings = config.objective
-    against = reference.make(settings.reference, network, started=config.lora.start is not None)
+    against = reference.make(settings.reference, network, started=bool(config.lora and config.lora.start))
     perceptual = None
     if settings.error == "perceptual":
         from .perceptual import Perceptual

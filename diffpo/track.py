@@ -84,7 +84,7 @@ class Meter:
         self.watch(network)
 
     def watch(self, network: Any) -> None:
-        """Count the passes of this one too (NCP-DPO's copy of the encoder)."""
+        """Count the passes of this one too (NCP-DPO's copy of the encoder, full fine-tuning's reference)."""
         network.register_forward_pre_hook(self._count)
 
     def _count(self, _module: Any, args: tuple) -> None:
@@ -130,11 +130,11 @@ class Tracker:
         path = output / "metrics.jsonl"
         kept = []
         if path.exists():
-            for line in path.read_text().splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     if json.loads(line)["step"] <= step:
                         kept.append(line)
-                except ValueError:  # a line cut off by a crash; it is beyond the checkpoint
+                except (ValueError, KeyError, TypeError, RecursionError):  # cut off by a crash, beyond the checkpoint
                     continue
         write_atomic(path, "".join(line + "\n" for line in kept).encode())
         self._file = open(path, "a", encoding="utf-8")

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from . import checkpoint, lora, models, users
+from . import checkpoint, engine, lora, models, trained, users
 from .card import write_card
 from .config import Config
 from .errors import DiffpoError
@@ -33,7 +33,7 @@ class Interrupted(DiffpoError):
 
 
 def train(config: Config) -> Path:
-    """Train ``config``'s LoRA into ``config.output`` or resume it there; returns the LoRA file.
+    """Train ``config``'s LoRA or network into ``config.output``, or resume it there; returns what `trained.save` wrote.
 
     Raises DiffpoError on bad input, on a NaN (with the last good state saved) and on a full disk, and Interrupted after
     SIGINT or SIGTERM once the step is finished and saved.
@@ -46,13 +46,14 @@ def train(config: Config) -> Path:
     accelerator.wait_for_everyone()
 
     family = models.load(config.model, settings.precision, config.data.resolution)
+    engine.check(config, family, accelerator)
     sources = load_data(config, family, accelerator)
-    network = family.load_network(accelerator.device)
+    network = trained.load_network(config, family, engine.place(accelerator))
     meter = Meter(network, accelerator)
+    for copy in trained.copies(network):
+        meter.watch(copy)
     base = lora.base_identity(network, config.model.path)
-    parameters = lora.add_lora(network, config.lora, family.lora_targets, settings.seed)
-    if config.lora.start:
-        lora.start_from(network, config.lora)
+    parameters = trained.begin(config, family, network)
     if config.objective.users:
         parameters += users.attach(network, sources.batches.tastes.scale, settings.seed).parameters()
     objective, feed = make_objective(config, sources, family, network, accelerator)
@@ -60,9 +61,12 @@ def train(config: Config) -> Path:
         meter.watch(objective.perceptual.encoder)
     if settings.gradient_checkpointing:
         network.enable_gradient_checkpointing()
+    if settings.compile:
+        engine.compile_blocks(network)
     optimizer = make_optimizer(settings, parameters)
     schedule = make_schedule(settings, optimizer)
-    policy = accelerator.prepare_model(network)
+    policy, optimizer = engine.prepare(accelerator, network, optimizer)
+    parameters = engine.parameters(optimizer)
     update = Updater(settings, family, network, policy, objective, feed, accelerator)
 
     about = {
@@ -78,23 +82,22 @@ def train(config: Config) -> Path:
         if step > settings.steps:
             raise DiffpoError(f"{output} is already at step {step}, beyond train.steps={settings.steps}")
         say(f"resuming from {found[0]} (step {step})")
-    optimizer = accelerator.prepare_optimizer(optimizer)
 
     def save(step: int) -> Path | None:
-        calls = meter.state()
+        calls, moments, weights = meter.state(), engine.whole(optimizer.state_dict()), trained.gather(network)
         if not accelerator.is_main_process:
             return None
-        state = {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(), "calls": calls}
+        state = {"optimizer": moments, "schedule": schedule.state_dict(), "calls": calls}
         state["update"] = update.state()
         if config.objective.users:
             state["users"] = network.user_tokens.state_dict()
         if accelerator.scaler is not None:
             state["scaler"] = accelerator.scaler.state_dict()
 
-        def write_lora(path: Path) -> None:
-            lora.save_lora(path, network, family.component, {**about, "step": step})
+        def write(folder: Path) -> None:
+            trained.save(folder, network, weights, family.component, {**about, "step": step})
 
-        return checkpoint.save(output, step, write_lora, state, about, settings.checkpoint_keep)
+        return checkpoint.save(output, step, write, state, about, settings.checkpoint_keep)
 
     tracker = None
     if accelerator.is_main_process:
@@ -160,16 +163,16 @@ def train(config: Config) -> Path:
                 last_saved = step
             if stop and step < settings.steps:
                 raise Interrupted(f"interrupted: step {step} is saved in {output}; the same command resumes there")
+        weights = trained.gather(network)
         if accelerator.is_main_process:
             if config.objective.users:
                 users.save(output / lora.USERS_FILE_NAME, network, config.data.resolution)
-            part = output / f".{lora.FILE_NAME}.part"
-            lora.save_lora(part, network, family.component, {**about, "step": step})
-            part.replace(output / lora.FILE_NAME)
+            trained.save(output, network, weights, family.component, {**about, "step": step})
             write_card(config, about, sources.size, output)
     accelerator.wait_for_everyone()
-    say(f"the LoRA is in {output / lora.FILE_NAME}")
-    return output / lora.FILE_NAME
+    done = trained.place(output, network, family.component)
+    say(f"the {'LoRA' if config.lora else 'network'} is in {done}")
+    return done
 
 
 def resume(
@@ -194,10 +197,9 @@ def resume(
             )
     if not lora.same_base(manifest["base"], about["base"]):
         raise DiffpoError(f"cannot resume {folder}: the base model is not the one that the run started with")
-    weights, _ = lora.read_lora(folder)
-    lora.set_lora_state(network, {name.split(".", 1)[1]: value for name, value in weights.items()})
+    trained.restore(folder, network, update.family.component)
     state = checkpoint.read_state(folder)
-    optimizer.load_state_dict(state["optimizer"])
+    engine.load_optimizer(optimizer, state["optimizer"])
     schedule.load_state_dict(state["schedule"])
     if "users" in state:
         network.user_tokens.load_state_dict(state["users"])

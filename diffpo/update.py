@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from . import engine
 from .config import Train
 from .errors import DiffpoError
 from .feeds import Feed
@@ -68,7 +69,7 @@ class Updater:
                 schedule.step()
             return {**metrics, "lr": lr}
         table = self.accelerator.gather(torch.cat(tables))
-        norm = self.accelerator.clip_grad_norm_(parameters, settings.max_grad_norm or math.inf)
+        norm = engine.whole(self.accelerator.clip_grad_norm_(parameters, settings.max_grad_norm or math.inf))
         # the loss scale of fp16 is found by overflowing now and then, which the scaler answers by skipping the update
         if not table.isfinite().all() or (self.accelerator.scaler is None and not torch.isfinite(norm)):
             raise Diverged(
@@ -86,7 +87,7 @@ class Updater:
             reason = " ".join(str(error).split())[:300]
             raise DiffpoError(f"train.optimizer {settings.optimizer} failed at step {step + 1}: {reason}") from error
         # a step can overflow; then the loss of the next one would show it, but nothing may be saved until then
-        if not torch.stack([parameter.detach().abs().amax() for parameter in parameters]).amax().isfinite():
+        if not engine.finite(parameters, self.accelerator):
             raise Diverged(f"the weights are not finite after step {step + 1}", spoilt=True)
         schedule.step()
         optimizer.zero_grad()

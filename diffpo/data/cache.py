@@ -143,7 +143,7 @@ class Cache:
                 handle = safe_open(path, "pt")
                 about = handle.metadata() or {}
                 rows = {handle.get_slice(name).get_shape()[0] for name in handle.keys()}
-            except (OSError, SafetensorError) as error:
+            except (OSError, SafetensorError, IndexError) as error:  # IndexError: a tensor without rows
                 raise DiffpoError(
                     f"the cached {self.kind} in {path} cannot be read ({error}): the file is truncated or damaged. "
                     f"Delete it; the next run computes it again"

@@ -55,7 +55,7 @@ def pipeline_class(settings: Model) -> str:
             index = Path(hf_hub_download(settings.path, "model_index.json", revision=settings.revision))
         try:
             return json.loads(index.read_text())["_class_name"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DiffpoError(f"{index} does not describe a diffusers pipeline ({error!r})") from None
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..config import Model
 from ..data.cache import content_key, module_key
 from ..errors import DiffpoError
-from . import dtype_option, load_pipeline, local, readable, vae_factor
+from . import dtype_option, load_pipeline, local, readable, storage, vae_factor
 from .process import ForwardProcess
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -49,12 +49,17 @@ class Family(ForwardProcess):
     # ---- the network
 
     def load_network(self, device: Any = "cpu") -> torch.nn.Module:
-        """The frozen network in the run's precision, in eval mode."""
+        """The frozen network in the run's precision, in eval mode, kept and computed as the settings say."""
         with readable(self.settings.path):
             network = self._class().from_pretrained(
                 local(self.settings.path), subfolder=self.component, **self.source, **dtype_option(self.dtype)
             )
-        return network.requires_grad_(False).eval().to(device)
+        network.requires_grad_(False).eval()
+        if self.settings.attention:
+            storage.set_attention(network, self.settings.attention)
+        if self.settings.base_weights != "full":
+            network = storage.shrink(network, self.settings.base_weights, self.dtype)
+        return network.to(device)
 
     def meta_network(self) -> torch.nn.Module:
         """The network with shapes and no weights, on the meta device."""
@@ -68,8 +73,8 @@ class Family(ForwardProcess):
         for width, height in sizes:
             if grain and (width % grain or height % grain):
                 raise DiffpoError(
-                    f"data.buckets=true gives pictures of {width}x{height} px, and {self.settings.path} takes multiples "
-                    f"of {grain} px: set data.resolution to 512 or more, where buckets have multiples of 64 px"
+                    f"data.buckets=true gives pictures of {width}x{height} px, and {self.settings.path} takes "
+                    f"multiples of {grain} px: set data.resolution to 512 or more, where sides are multiples of 64 px"
                 )
 
     def _class(self) -> Any:

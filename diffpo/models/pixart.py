@@ -53,7 +53,7 @@ class PixArt(Family):
     def _meta_cond(self, network: torch.nn.Module, n: int) -> dict[str, Tensor]:
         cond = {
             "prompt_embeds": torch.empty(n, TOKENS, network.config.caption_channels, device="meta"),
-            "prompt_attention_mask": torch.ones(n, TOKENS, device="meta"),
+            "prompt_attention_mask": torch.ones(n, TOKENS, dtype=torch.long, device="meta"),
         }
         return self.condition(cond, torch.zeros(n, 6, device="meta"))
 

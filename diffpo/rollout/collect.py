@@ -97,9 +97,10 @@ def _write_labels(path: Path, prompts: Sequence[str], samples: int) -> None:
         return
     try:
         there = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-    except ValueError as error:
-        raise DiffpoError(f"{path} is not valid JSON lines: {error}") from None
-    if {_pair(row) for row in there} - {_pair(row) for row in rows}:
+        found = {_pair(row) for row in there}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise DiffpoError(f"{path} is not a file of labels: {type(error).__name__} {error}") from None
+    if found - {_pair(row) for row in rows}:
         raise DiffpoError(f"{path} holds labels of other prompts or images; choose another folder with --out")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .. import lora
+from .. import trained
 from ..config import ObjectiveSettings, Rollout
 from ..data.cache import content_key
 from ..errors import DiffpoError
@@ -69,7 +69,7 @@ class OnPolicy:
         number = step // self.settings.rollout.updates
         if self.rounds is None or number == self.round:
             return {}
-        self._start = {"lora": _copy(lora.lora_state(self.network))}
+        self._start = {"policy": _copy(trained.state(self.network))}
         if by_reference(self.settings):
             self._start["reference"] = _copy(self.reference.state())
         return self._fill(number)
@@ -129,14 +129,14 @@ class OnPolicy:
     @contextlib.contextmanager
     def _as_then(self) -> Iterator[None]:
         """Policy (and reference, where it samples) with the weights that sampled the round."""
-        now, now_reference = _copy(lora.lora_state(self.network)), _copy(self.reference.state())
+        now, now_reference = _copy(trained.state(self.network)), _copy(self.reference.state())
         try:
-            lora.set_lora_state(self.network, self._start["lora"])
+            trained.set_state(self.network, self._start["policy"])
             if "reference" in self._start:
                 self.reference.load(self._start["reference"])
             yield
         finally:
-            lora.set_lora_state(self.network, now)
+            trained.set_state(self.network, now)
             if "reference" in self._start:
                 self.reference.load(now_reference)
 
@@ -179,7 +179,9 @@ def read_trajectories(folder: Path, group: str, settings: Rollout) -> torch.Tens
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {}).get("rollout", "{}"))
             states = file.get_tensor("states")
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+            if not isinstance(about, dict):
+                raise ValueError("its header does not say how it was sampled")
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise DiffpoError(f"cannot read the trajectories {path} that the labels speak of: {error}") from None
     for key in KEPT:
         if about.get(key) != getattr(settings, key):

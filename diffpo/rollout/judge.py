@@ -130,7 +130,7 @@ def read_labels(path: Path) -> list[Label]:
     path = Path(path).expanduser()
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise DiffpoError(
             f"cannot read the labels {path} (objective.rollout.labels): {error}. `diffpo collect CONFIG` samples "
             f"pictures and writes this file, for people to fill in"
@@ -143,7 +143,9 @@ def read_labels(path: Path) -> list[Label]:
             row = json.loads(line)
             prompt, label = row["prompt"], row["label_0"]
             (group, first), (other, second) = (_place(row[key]) for key in ("image_0", "image_1"))
-        except (ValueError, KeyError, TypeError) as error:
+            if not isinstance(prompt, str) or not prompt.strip():
+                raise ValueError(f"prompt is {prompt!r}")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DiffpoError(
                 f'{path}:{number}: expected {{"prompt", "image_0", "image_1", "label_0"}} with the image names of '
                 f"`diffpo collect` ({type(error).__name__}: {error})"

@@ -47,6 +47,8 @@ class ScorerConfig(Section):
     def _data_serves(self) -> ScorerConfig:
         if self.data.train is None or self.data.validation is None:
             raise ValueError("a scorer needs data.train and data.validation: pairs to learn from, and others")
+        if self.model.base_weights != "full":
+            raise ValueError("a scorer reads the network as it is: set model.base_weights to full")
         if self.data.buckets:
             raise ValueError("a scorer is trained on pictures of one size: set data.buckets to false")
         if self.data.caption_dropout:

@@ -76,7 +76,7 @@ def read_about(folder: Path) -> dict[str, Any]:
             f"there is no step scorer in {folder}: cannot read {ABOUT} ({error.strerror}); it is written when `diffpo "
             "train-scorer` ends"
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DiffpoError(f"{folder / ABOUT} does not describe a step scorer ({error!r})") from None
     return about
 

@@ -2,6 +2,7 @@
 matter how an update is cut."""
 
 import math
+import shutil
 from collections import Counter
 
 import pytest
@@ -9,17 +10,20 @@ import torch
 from PIL import Image
 from test_batches import Family
 from tiny import metrics_of, pick_a_pic_rows, picture, png, write_parquet
+from tiny_transformers import make_alpha, make_dit, make_flux, make_pixart, make_sd3
 
-from diffpo.config import Data
+from diffpo import models
+from diffpo.config import Data, Model
 from diffpo.data.batches import Batches
 from diffpo.data.buckets import Buckets, nearest, sizes
 from diffpo.data.groups import load_groups
 from diffpo.errors import DiffpoError
 from diffpo.rng import generator
+from diffpo.setup import load_data, make_accelerator
 
 
 def test_the_sizes_are_sdxls():
-    for resolution, step in ((1024, 64), (512, 64), (768, 64), (64, 8), (16, 8)):
+    for resolution, step in ((1024, 64), (512, 64), (768, 64), (256, 16), (64, 16), (16, 8)):
         found = sizes(resolution)
         assert (resolution, resolution) in found and set(found) == {(h, w) for w, h in found}
         for width, height in found:
@@ -152,6 +156,58 @@ def test_how_an_update_is_cut_changes_nothing(tiny_sdxl, make_config, tmp_path):
     assert rows[0][-1]["eval/margin"] == pytest.approx(rows[1][-1]["eval/margin"], rel=2e-3, abs=2e-6)
     for name, weight in loras[0].items():
         torch.testing.assert_close(weight, loras[1][name], rtol=1e-3, atol=1e-6)
+
+
+def test_stopped_and_resumed_equals_straight_bit_for_bit(tiny_sdxl, make_config, tmp_path):
+    """As after a kill between two checkpoints: what was done since the last one is done again."""
+    from safetensors.torch import load_file
+
+    from diffpo.train import train
+
+    source = write_parquet(tmp_path / "a.parquet", mixed_rows())
+    config = make_config(tiny_sdxl, "data.buckets=true", "train.steps=5", "train.batch_size=2", data=source)
+    straight, rows = load_file(train(config)), metrics_of(config.output)
+    shutil.rmtree(config.output / "checkpoint-000005")
+    (config.output / "pytorch_lora_weights.safetensors").unlink()
+    resumed = load_file(train(config))
+    assert all(torch.equal(resumed[name], straight[name]) for name in straight)
+    again = metrics_of(config.output)
+    for one, other in zip(rows, again, strict=True):
+        assert all(one[key] == other[key] for key in one.keys() - {"time", "pairs_per_second"})
+
+
+@pytest.mark.parametrize("make", [make_sd3, make_pixart, make_alpha, make_flux])
+def test_transformers_train_on_buckets(make, make_config, tmp_path):
+    """Latents of 12 x 4, 4 x 12 and 8 x 8; the same however an update is cut."""
+    from safetensors.torch import load_file
+
+    from diffpo.train import train
+
+    path, source = make(tmp_path / "model"), write_parquet(tmp_path / "a.parquet", mixed_rows())
+    common = ("data.buckets=true", "train.optimizer=torch.optim.SGD", "train.lr=0.3", "train.steps=3")
+    loras, rows = [], []
+    for name, cut in (("whole", ("train.batch_size=2",)), ("cut", ("train.batch_size=1", "train.accumulation=2"))):
+        loras.append(load_file(train(make_config(path, *common, *cut, f"output={tmp_path / name}", data=source))))
+        rows.append(metrics_of(tmp_path / name))
+    assert rows[0][0]["loss"] == pytest.approx(math.log(2)) and rows[0][0]["grad_norm"] > 0
+    for ours, theirs in zip(*rows, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-3)
+    for name, weight in loras[0].items():
+        torch.testing.assert_close(weight, loras[1][name], rtol=1e-3, atol=1e-6)
+
+
+def test_pictures_that_are_no_whole_number_of_tokens_are_refused(make_config, tmp_path):
+    """Real VAEs have 8 px to a latent and transformers 2 latents to a token: `sizes` has such sizes only."""
+    for resolution in (64, 128, 256, 384, 496, 512, 768, 1024):
+        assert all(width % 16 == height % 16 == 0 for width, height in sizes(resolution))
+    family = models.load(Model(path=str(make_sd3(tmp_path / "sd3"))), resolution=16)
+    family.require_sizes([(24, 8), (16, 12)])
+    with pytest.raises(DiffpoError, match=r"gives pictures of 14x16 px, and .* takes multiples of 4 px"):
+        family.require_sizes([(24, 8), (14, 16)])
+    config = make_config(make_dit(tmp_path / "dit"), "data.buckets=true", data=str(tmp_path / "a.parquet"))
+    write_parquet(tmp_path / "a.parquet", mixed_rows())
+    with pytest.raises(DiffpoError, match=r"takes square pictures only: set data\.buckets to false"):
+        load_data(config, models.load(config.model, resolution=16), make_accelerator(config.train))
 
 
 @pytest.mark.parametrize(

@@ -84,46 +84,44 @@ def test_full_disk_leaves_no_half_shard(tmp_path, monkeypatch):
     assert not list(cache.folder.iterdir())
 
 
-# Fills a cache of 30 rows in shards of 4, slowly: `python -c BUILDER root process processes die`. ``die``: the shard
-# that is written and not yet renamed when the process is killed; or -1.
-BUILDER = """
+# Fills caches of 30 rows in shards of 4, slowly, in four processes at once, each with (folder, process, processes, the
+# shard that is written and not yet renamed when the process is killed). One of torch is enough for all of them.
+BUILDERS = """
 import os, signal, sys, time
 from pathlib import Path
 import torch
 from diffpo.data import cache as module
-root, process, processes, die = Path(sys.argv[1]), *map(int, sys.argv[2:])
-module.SHARD = 4
+module.SHARD, replace = 4, os.replace
 
 def compute(rows):
     time.sleep(0.02)
     return {"mean": torch.tensor([[row, row + 0.5] for row in rows]), "id": torch.tensor(list(rows))}
 
-replace = os.replace
-def ambush(part, path):
-    if Path(path).name == f"{die:05d}.safetensors":
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(part, path)
+def build(folder, process, processes, dies):
+    def ambush(part, path):
+        if Path(path).name == f"{dies:05d}.safetensors":
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(part, path)
+    os.replace = ambush
+    module.Cache(Path(sys.argv[1]) / folder, "text", "k" * 32, 30).build(compute, 3, process, processes)
+    os._exit(0)
 
-os.replace = ambush
-(root / f"ready-{os.getpid()}").touch()
-while not (root / "go").exists():
-    time.sleep(0.005)
-module.Cache(root, "text", "k" * 32, 30).build(compute, 3, process, processes)
+started = []
+for job in (("shared", 0, 2, -1), ("shared", 1, 2, -1), ("shared", 0, 1, -1), ("killed", 0, 1, 5)):
+    started.append(os.fork() or build(*job))
+print(*(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in started))
 """
 
 
-def start(root, *arguments):
+@pytest.fixture(scope="module")
+def builders(tmp_path_factory):
+    """The folder in which they built."""
+    root = tmp_path_factory.mktemp("builders")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", BUILDER, str(root), *map(str, arguments)], env=environment)
-
-
-def go(root, builders):
-    """Let all of them loose at the same moment; their exit codes."""
-    while len(list(root.glob("ready-*"))) < len(builders):
-        assert all(builder.poll() is None for builder in builders)
-        time.sleep(0.01)
-    (root / "go").touch()
-    return [builder.wait(60) for builder in builders]
+    command = [sys.executable, "-c", BUILDERS, str(root)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["0", "0", "0", str(-signal.SIGKILL)], done.stderr
+    return root
 
 
 def shards(root):
@@ -132,23 +130,20 @@ def shards(root):
 
 @pytest.fixture
 def straight(tmp_path):
-    (tmp_path / "straight").mkdir()
-    Cache(tmp_path / "straight", "text", "k" * 32, 30).build(compute, 3)
-    return shards(tmp_path / "straight")
+    Cache(tmp_path, "text", "k" * 32, 30).build(compute, 3)
+    return shards(tmp_path)
 
 
-def test_two_processes_and_another_run_at_once_leave_the_very_files_of_one(tmp_path, straight):
-    builders = [start(tmp_path, 0, 2, -1), start(tmp_path, 1, 2, -1), start(tmp_path, 0, 1, -1)]
-    assert go(tmp_path, builders) == [0, 0, 0]
-    assert shards(tmp_path) == straight and len(straight) == 8
-    cache = Cache(tmp_path, "text", "k" * 32, 30)
+def test_two_processes_and_another_run_at_once_leave_the_very_files_of_one(builders, straight):
+    assert shards(builders / "shared") == straight and len(straight) == 8
+    cache = Cache(builders / "shared", "text", "k" * 32, 30)
     assert len(list(cache.folder.iterdir())) == 8  # and nothing beside them
     assert cache.missing() == [] and cache.read(range(30))["id"].tolist() == list(range(30))
 
 
-def test_a_killed_build_goes_on_and_what_it_left_is_cleaned_away(tmp_path, straight):
-    assert go(tmp_path, [start(tmp_path, 0, 1, 5)]) == [-signal.SIGKILL]
-    cache = Cache(tmp_path, "text", "k" * 32, 30)
+def test_a_killed_build_goes_on_and_what_it_left_is_cleaned_away(builders, straight):
+    root = builders / "killed"
+    cache = Cache(root, "text", "k" * 32, 30)
     (left,) = (path for path in cache.folder.iterdir() if path.name.startswith("."))
     assert cache.missing() == [5, 6, 7]
     done = []
@@ -158,11 +153,11 @@ def test_a_killed_build_goes_on_and_what_it_left_is_cleaned_away(tmp_path, strai
         return compute(rows)
 
     cache.build(counted, 3)
-    assert shards(tmp_path) == straight and done == list(range(20, 30))
+    assert shards(root) == straight and done == list(range(20, 30))
     assert left.exists()  # it might be what another run is writing
     os.utime(left, (time.time() - 2 * module.ABANDONED,) * 2)
-    Cache(tmp_path, "text", "k" * 32, 30).build(counted, 3)
-    assert not left.exists() and shards(tmp_path) == straight and len(done) == 10
+    Cache(root, "text", "k" * 32, 30).build(counted, 3)
+    assert not left.exists() and shards(root) == straight and len(done) == 10
 
 
 def test_many_small_caches_are_shared_out_too(tmp_path):

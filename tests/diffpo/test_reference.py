@@ -154,8 +154,9 @@ def test_a_resumed_reference_goes_on_bit_for_bit(tiny_sdxl, policy, tmp_path):
         move(parameters, step)
         made.after_update(unet, step)
     about = {"base": {}, "data_hash": "", "pairs_per_update": 1}
+    state = {"reference": made.state()}
     checkpoint.save(
-        tmp_path, 2, lambda path: lora.save_lora(path, unet, "unet", about), {"reference": made.state()}, about, 1
+        tmp_path, 2, lambda part: lora.save_lora(part / lora.FILE_NAME, unet, "unet", about), state, about, 1
     )
     folder, _ = checkpoint.latest(tmp_path)
 

@@ -1,5 +1,7 @@
 """Configs that went wrong: each is read, or refused in one message that names the file, the key or the override."""
 
+import copy
+import math
 import warnings
 from pathlib import Path
 
@@ -20,6 +22,7 @@ TREES = {name: yaml.safe_load(text) for name, text in RECIPES.items()}
 KINDS = {name: ScorerConfig if "scorer" in tree else Config for name, tree in TREES.items()}
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 KEYS = all_keys(Config)
+ODD = [*AWKWARD, [], {}, [None], ["\0"], ["x" * 300], {"a": math.nan}, {"a": {1: 2}}, 10**400, b"x", {"a"}]
 
 names = st.sampled_from(sorted(RECIPES))
 
@@ -60,6 +63,21 @@ def test_recipes_with_keys_dropped_misspelt_and_of_the_wrong_kind(path, name, da
     try_config(path, kind=KINDS[name])
 
 
+@settings(max_examples=400)
+@given(
+    name=st.sampled_from(["quickstart.yaml", "spo_shapes.yaml"]), key=st.sampled_from(KEYS), value=st.sampled_from(ODD)
+)
+def test_every_key_with_values_that_it_was_not_made_for(path, name, key, value):
+    tree = copy.deepcopy(TREES[name])
+    *sections, last = key.split(".")
+    section = tree
+    for each in sections:
+        section = section.setdefault(each, {})
+    section[last] = value
+    path.write_text(yaml.dump(tree), encoding="utf-8")
+    try_config(path)
+
+
 @settings(max_examples=250)
 @given(name=names, data=st.data())
 def test_recipes_of_which_bytes_were_changed(path, name, data):
@@ -79,9 +97,54 @@ def test_recipes_of_which_lines_were_moved_or_doubled(path, name, data):
 
 
 TOKENS = [
-    *("model", "path", "train", "objective:\n  ", "a", ": ", ":", "- ", "\n", "\n  ", "{", "}", "[", "]", ",", "&a ", "*a", "? "),
-    *("<<: ", "!!", "!!int ", "!!float ", "!!timestamp ", "!!binary ", "!!set ", "!!python/object/apply:os.getcwd []", "|", ">"),
-    *("'", '"', "%YAML 1.1\n", "---\n", "...", "#", ".nan", "-.inf", "0x", "0b", "1:60", "2024-13-41", "[[" * 2000, "9" * 5000),
+    *(
+        "model",
+        "path",
+        "train",
+        "objective:\n  ",
+        "a",
+        ": ",
+        ":",
+        "- ",
+        "\n",
+        "\n  ",
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        "&a ",
+        "*a",
+        "? ",
+    ),
+    *(
+        "<<: ",
+        "!!",
+        "!!int ",
+        "!!float ",
+        "!!timestamp ",
+        "!!binary ",
+        "!!set ",
+        "!!python/object/apply:os.getcwd []",
+        "|",
+        ">",
+    ),
+    *(
+        "'",
+        '"',
+        "%YAML 1.1\n",
+        "---\n",
+        "...",
+        "#",
+        ".nan",
+        "-.inf",
+        "0x",
+        "0b",
+        "1:60",
+        "2024-13-41",
+        "[[" * 2000,
+        "9" * 5000,
+    ),
     *("0x" + "f" * 5000, "\x07", "\ufeff", "\\ud800", "\t"),
 ]
 

@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import metrics_of
+from tiny_transformers import make_pixart
 
+from diffpo import checkpoint
 from diffpo.train import train
 
 CLOCK = {"time", "pairs_per_second"}
@@ -79,3 +81,35 @@ def test_two_processes_of_four_equal_one_of_eight(tiny_sdxl, make_config, tmp_pa
     same(finished(where["one"]), finished(where["two"]))
     train(make_config(tiny_sdxl, *resumed, "train.batch_size=8", "train.steps=4", f"output={where['straight']}"))
     same(finished(where["straight"]), finished(where["resumed"]))
+
+
+def test_sharded_and_whole_runs_continue_each_other(tiny_sdxl, make_config, tmp_path, pairs_parquet):
+    """FSDP2 on two processes goes on from a checkpoint of one, and one goes on from theirs: as a straight run."""
+    model = make_pixart(tmp_path / "pixart")
+    common = [*SGD, "train.optimizer_args.momentum=0.9", f"data.validation={pairs_parquet}", "train.eval_every=1"]
+    mixed, straight = f"output={tmp_path / 'mixed'}", f"output={tmp_path / 'straight'}"
+    # keep=4: all of them can be looked at
+    common += ["train.checkpoint_every=1", "train.checkpoint_keep=4"]
+    train(make_config(model, *common, "train.batch_size=8", "train.steps=1", mixed))
+    cut_up = ["train.batch_size=2", "train.accumulation=2", "train.gradient_checkpointing=true"]
+    recipe = str(tmp_path / "recipe.yaml")
+    said = launch(
+        [
+            ["train", recipe, *common, *cut_up, "train.steps=3", mixed],
+            ["train", recipe, f"model.path={tiny_sdxl}", "objective.reference.policy=ema", "train.steps=1"],
+        ],
+        "--config_file",
+        str(Path(__file__).parents[2] / "configs" / "accelerate_fsdp2.yaml"),
+        HF_DATASETS_CACHE=str(tmp_path / "hf"),
+    )
+    assert "error: FSDP2 does not go with UNet2DConditionModel, objective.reference.policy=ema; use DDP" in said
+    train(make_config(model, *common, "train.batch_size=8", "train.steps=4", mixed))
+    train(make_config(model, *common, "train.batch_size=8", "train.steps=4", straight))
+    same(finished(tmp_path / "straight"), finished(tmp_path / "mixed"))
+    for step in (2, 3, 4):  # momentum, gathered and put back
+        ours, theirs = (
+            checkpoint.read_state(tmp_path / run / f"checkpoint-00000{step}")["optimizer"]["state"]
+            for run in ("mixed", "straight")
+        )
+        for index, values in theirs.items():
+            torch.testing.assert_close(ours[index]["momentum_buffer"], values["momentum_buffer"], rtol=1e-3, atol=1e-6)

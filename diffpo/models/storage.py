@@ -1,0 +1,105 @@
+"""How the frozen network is kept in memory, and which kernels compute its attention: diffusers' and bitsandbytes' own
+switches, behind `model.base_weights` and `model.attention`.
+
+fp8 and nf4 keep the weights of the linear layers (fp8: of convolutions too) in 8 or about 4.5 bits, and compute with
+them in the run's precision; norms, embeddings and the last layer stay. The network remembers which weights it was made
+from, so that a LoRA knows its base whatever the base was kept in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from ..errors import DiffpoError
+from ..lora import base_identity
+
+BYTES = {"fp8": 1.0, "nf4": 0.5 + 4 / 64}  # a weight; nf4 has a float32 scale for each 64
+LAYERS = {"fp8": (torch.nn.Linear, torch.nn.Conv2d), "nf4": (torch.nn.Linear,)}
+
+
+def shrink(network: torch.nn.Module, how: str, dtype: torch.dtype) -> torch.nn.Module:
+    """Keep the weights of ``network`` as ``how`` (fp8 | nf4) says; it computes in ``dtype``. On the CPU, before a LoRA
+    is added; NF4's are packed when it moves to its device. DiffpoError if bitsandbytes is missing.
+
+    diffusers' loader does the same with a BitsAndBytesConfig, but only where there is a GPU, and it keeps nothing to
+    know the weights by."""
+    network.kept_from = base_identity(network)
+    if how == "fp8":
+        network.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
+        return network
+    bitsandbytes = _bitsandbytes()
+    for name, layer in list(_layers(network, how)):
+        small = bitsandbytes.nn.Linear4bit(
+            layer.in_features, layer.out_features, layer.bias is not None, dtype, quant_type="nf4", device="meta"
+        )
+        small.weight = bitsandbytes.nn.Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
+        small.bias = layer.bias
+        network.set_submodule(name, small)
+    network.is_loaded_in_4bit = True  # peft asks
+    return network.requires_grad_(False)
+
+
+def size(network: torch.nn.Module, how: str) -> int:
+    """Bytes that the weights of ``network`` take when they are kept as ``how`` says."""
+    total = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
+    if how == "full":
+        return total
+    # layerwise casting takes a layer's bias too
+    kept = [
+        each for _, layer in _layers(network, how) for each in (layer.parameters() if how == "fp8" else [layer.weight])
+    ]
+    return total - round(sum(each.numel() * (each.element_size() - BYTES[how]) for each in kept))
+
+
+def _layers(network: torch.nn.Module, how: str) -> Iterator[tuple[str, torch.nn.Module]]:
+    """The layers that diffusers' layerwise casting takes, by name."""
+    from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
+
+    own = (*(network._keep_in_fp32_modules or ()), *(network._skip_layerwise_casting_patterns or ()))
+    skipped = re.compile("|".join((*DEFAULT_SKIP_MODULES_PATTERN, *own)))
+    for name, layer in network.named_modules():
+        if isinstance(layer, LAYERS[how]) and not skipped.search(name):
+            yield name, layer
+
+
+def _bitsandbytes() -> Any:
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise DiffpoError(
+            f'model.base_weights=nf4 needs bitsandbytes ({error}): pip install "diffpo[quantised]"'
+        ) from None
+    return bitsandbytes
+
+
+def check_base_weights(how: str) -> None:
+    """DiffpoError if a package is missing that ``how`` needs."""
+    if how == "nf4":
+        _bitsandbytes()
+
+
+def set_attention(network: torch.nn.Module, name: str) -> None:
+    """Compute attention by diffusers' backend ``name``. DiffpoError if there is none of that name, if its package or
+    hardware is missing, or if diffusers has no such switch in this network."""
+    from diffusers.models.attention_dispatch import AttentionBackendName
+
+    known = [backend.value for backend in AttentionBackendName if not backend.value.endswith("_hub")]
+    if name not in known:  # those named hub run code from the hub
+        raise DiffpoError(f"model.attention={name}: diffusers knows {', '.join(known)}")
+    processors = [module.processor for module in network.modules() if hasattr(module, "processor")]
+    try:
+        if any(hasattr(processor, "_attention_backend") for processor in processors):
+            network.set_attention_backend(name)
+        elif name == "xformers":
+            network.enable_xformers_memory_efficient_attention()
+        elif name != "native":  # which is what these do
+            raise DiffpoError(
+                f"model.attention={name}: diffusers lets {type(network).__name__} choose between native (torch's "
+                f"scaled_dot_product_attention, which takes a flash kernel where there is one) and xformers alone"
+            )
+    except (ImportError, RuntimeError, ValueError, AssertionError) as error:
+        raise DiffpoError(f"model.attention={name} cannot be used here: {' '.join(str(error).split())}") from None

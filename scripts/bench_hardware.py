@@ -1,0 +1,140 @@
+"""Pairs per second and peak memory of LoRA Diffusion-DPO, by batch size, with and without gradient checkpointing.
+
+python scripts/bench_hardware.py --model sdxl [--batch-sizes 1 2 4 8] [--resolution 1024] [--out hardware-sdxl.md]
+
+The network has the published config and random weights, so nothing is downloaded: sdxl (2.57 B parameters), sd3 (SD3
+medium, an MMDiT of 2.03 B), or tiny (assets/tiny-sdxl's, the only one without a GPU). An update is that of `diffpo
+train` from caches, with random numbers for latents and embeddings: policy and reference see both images of each pair.
+Memory is the most that torch had allocated, weights included; nvidia-smi shows more (the allocator's reserve, CUDA).
+"""
+
+import argparse
+import gc
+import shlex
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median, quantiles
+
+import diffusers
+import torch
+from published_networks import MODELS, make_family, make_network
+
+from diffpo import lora, reference
+from diffpo.config import Lora, ObjectiveSettings, Train
+from diffpo.data.batches import Batch
+from diffpo.errors import DiffpoError
+from diffpo.reward import Objective
+from diffpo.setup import make_accelerator, make_optimizer, make_schedule
+from diffpo.states.forward import Forward
+from diffpo.update import Updater
+
+
+class Synthetic:
+    """A `feeds.Feed` of random latents and conditions of the right shapes, noised as in training."""
+
+    def __init__(self, family, network, resolution: int, device) -> None:
+        self.family, self.network, self.resolution, self.device = family, network, resolution, device
+
+    def begin(self, step: int) -> dict:
+        return {}
+
+    def regression(self, positions):
+        n, device = len(positions), self.device
+        x_t, _, cond = self.family.meta_inputs(self.network, 2 * n, self.resolution)
+        cond = {name: torch.randn(value.shape, device=device, dtype=self.family.dtype) for name, value in cond.items()}
+        if "time_ids" in cond:
+            cond["time_ids"] = torch.full((2 * n, 6), float(self.resolution), device=device)
+        x_0, preference = torch.randn(x_t.shape, device=device), torch.ones(n, device=device)
+        return Forward(self.family)(Batch(x_0, cond, 2, preference, None, [], 0, "train", list(positions)))
+
+
+def measure(settings: Train, family, network, parameters, resolution: int, accelerator) -> tuple[list[float], int]:
+    """Seconds of each update, and the most memory in bytes; torch.OutOfMemoryError if it does not fit."""
+    if settings.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    else:
+        network.disable_gradient_checkpointing()
+    optimizer = make_optimizer(settings, parameters)
+    schedule = make_schedule(settings, optimizer)
+    choice = ObjectiveSettings(name="diffusion_dpo")
+    objective = Objective(choice, reference.make(choice.reference, network), lambda t: torch.ones_like(t).float())
+    feed = Synthetic(family, network, resolution, accelerator.device)
+    update = Updater(settings, family, network, network, objective, feed, accelerator)
+    cuda, seconds = accelerator.device.type == "cuda", []
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    for step in range(settings.steps):
+        started = time.perf_counter()
+        update(step, parameters, optimizer, schedule)
+        if cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return seconds, torch.cuda.max_memory_allocated() if cuda else 0
+
+
+def row(settings: Train, warmup: int, *rest) -> str:
+    """Of the table."""
+    start = f"| {settings.batch_size} | {'on' if settings.gradient_checkpointing else 'off'} |"
+    try:
+        seconds, peak = measure(settings, *rest)
+    except (torch.OutOfMemoryError, DiffpoError) as error:
+        if not isinstance(error, torch.OutOfMemoryError) and not isinstance(error.__cause__, torch.OutOfMemoryError):
+            raise
+        return f"{start} out of memory | | |"
+    rates = [settings.batch_size / each for each in seconds[warmup:]]
+    low, *_, high = quantiles(rates, n=10, method="inclusive")
+    return f"{start} {median(rates):.3g} | {low:.3g} to {high:.3g} | {f'{peak / 2**30:.1f} GiB' if peak else ''} |"
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--model", choices=[*MODELS, "tiny"], default="sdxl")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="pairs in an update")
+    parser.add_argument("--resolution", type=int, default=1024)
+    parser.add_argument("--precision", choices=["bf16", "fp16", "no"], default="bf16")
+    parser.add_argument("--checkpointing", choices=["on", "off"], nargs="+", default=["on", "off"])
+    parser.add_argument("--rank", type=int, default=8)
+    parser.add_argument("--optimizer", default="torch.optim.AdamW")
+    parser.add_argument("--warmup", type=int, default=2, help="updates that are not counted")
+    parser.add_argument("--updates", type=int, default=10, help="updates that are; two or more")
+    parser.add_argument("--out", type=Path, help="write the table here, too")
+    asked = parser.parse_args(arguments)
+    common = {"steps": asked.warmup + asked.updates, "lr": 1e-6, "precision": asked.precision}
+    accelerator = make_accelerator(Train(batch_size=1, **common))
+    cuda = accelerator.device.type == "cuda"
+    if not cuda and asked.model != "tiny":
+        sys.exit(f"--model {asked.model} needs a GPU; --model tiny runs anywhere")
+    with tempfile.TemporaryDirectory() as folder:
+        family = make_family(asked.model, asked.precision, asked.resolution, Path(folder))
+    network = make_network(family, accelerator.device)
+    total = sum(parameter.numel() for parameter in network.parameters())
+    parameters = lora.add_lora(network, Lora(rank=asked.rank), family.lora_targets)
+    lines = [
+        f"{asked.model}, {total:,} parameters in {asked.precision}, LoRA of rank {asked.rank}, {asked.resolution} px; "
+        f"{torch.cuda.get_device_name() if cuda else 'CPU'}; torch {torch.__version__}, diffusers "
+        f"{diffusers.__version__}. Median and the middle 80 % of {asked.updates} updates:",
+        "",
+        f"`python scripts/bench_hardware.py {shlex.join(arguments)}`",
+        "",
+        "| pairs in an update | gradient checkpointing | pairs/s | 80 % | peak memory |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    print("\n".join(lines))
+    for switch in asked.checkpointing:
+        for size in asked.batch_sizes:
+            common |= {"batch_size": size, "gradient_checkpointing": switch == "on", "optimizer": asked.optimizer}
+            lines.append(row(Train(**common), asked.warmup, family, network, parameters, asked.resolution, accelerator))
+            print(lines[-1], flush=True)
+            if asked.out:
+                asked.out.write_text("\n".join(lines) + "\n")
+            for parameter in parameters:  # gradients of an update that did not fit
+                parameter.grad = None
+            gc.collect()
+            if cuda:
+                torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
