@@ -34,6 +34,8 @@ def run_problem(config: Config) -> str | None:
         )
     if config.lora is None and config.model.base_weights != "full":
         return f"model.base_weights={config.model.base_weights} cannot be trained, only a LoRA on them: set lora.rank=8"
+    if config.train.compile and config.model.base_weights == "fp8":
+        return "train.compile would break off at each layer that is kept as fp8: set train.compile=false"
     if objective.users and config.lora is None:
         return "objective.users trains tokens beside a LoRA, and lora=null trains the whole network: set lora.rank=8"
     if objective.users and data.columns.user is None:

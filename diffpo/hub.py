@@ -1,4 +1,4 @@
-"""Uploading a folder to the Hugging Face hub."""
+"""The Hugging Face hub: how long it is waited for, and uploading a folder to it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,23 @@ from typing import Any
 from .errors import DiffpoError
 
 
+SILENCE = 60.0  # seconds without a byte from the hub after which a request is given up
+
+
+def limit_waiting() -> None:
+    """To be called before anything asks the hub: its client waits for ever by default (huggingface_hub 1 and 2)."""
+    from huggingface_hub.utils import get_session
+
+    get_session().timeout = SILENCE
+
+
 def client(repository: str) -> Any:
     """The hub's client; DiffpoError before any work is done if the name is no name or nobody is logged in."""
     from huggingface_hub import HfApi
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         raise DiffpoError(f"--push takes OWNER/NAME, not {repository!r}")
+    limit_waiting()
     api = HfApi()
     try:
         api.whoami()

@@ -9,7 +9,6 @@ Memory is the most that torch had allocated, weights included; nvidia-smi shows 
 """
 
 import argparse
-import gc
 import shlex
 import sys
 import tempfile
@@ -58,6 +57,7 @@ def measure(settings: Train, family, network, parameters, resolution: int, accel
         network.disable_gradient_checkpointing()
     optimizer = make_optimizer(settings, parameters)
     schedule = make_schedule(settings, optimizer)
+    optimizer = accelerator.prepare_optimizer(optimizer)
     choice = ObjectiveSettings(name="diffusion_dpo")
     objective = Objective(choice, reference.make(choice.reference, network), lambda t: torch.ones_like(t).float())
     feed = Synthetic(family, network, resolution, accelerator.device)
@@ -111,6 +111,7 @@ def main(arguments: list[str]) -> None:
     network = make_network(family, accelerator.device)
     total = sum(parameter.numel() for parameter in network.parameters())
     parameters = lora.add_lora(network, Lora(rank=asked.rank), family.lora_targets)
+    accelerator.prepare_model(network)  # in place
     lines = [
         f"{asked.model}, {total:,} parameters in {asked.precision}, LoRA of rank {asked.rank}, {asked.resolution} px; "
         f"{torch.cuda.get_device_name() if cuda else 'CPU'}; torch {torch.__version__}, diffusers "
@@ -131,9 +132,7 @@ def main(arguments: list[str]) -> None:
                 asked.out.write_text("\n".join(lines) + "\n")
             for parameter in parameters:  # gradients of an update that did not fit
                 parameter.grad = None
-            gc.collect()
-            if cuda:
-                torch.cuda.empty_cache()
+            accelerator.free_memory()
 
 
 if __name__ == "__main__":

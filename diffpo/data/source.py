@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from ..config import Data
 from ..errors import DiffpoError
+from ..hub import limit_waiting
 from . import files
 
 THREADS = min(16, os.cpu_count() or 1)
@@ -100,6 +101,7 @@ def _open(source: str, path: Path, split: str) -> tuple[Any, tuple[Path, ...]]:
         )
     if source.count("/") != 1 or source.startswith((".", "/", "~")) or path.suffix in (*SUFFIXES, ".csv", ".gz"):
         raise DiffpoError(f"{source} does not exist: no such file or folder (relative paths start from {Path.cwd()})")
+    limit_waiting()
     return files.unpacked(datasets.load_dataset(source, split=split)), (Path.cwd(),)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from ..checkpoint import write_atomic
 from ..config import Data
 from ..errors import DiffpoError
+from ..hub import limit_waiting
 from .cache import content_key
 from .columns import find_columns, image_columns
 from .files import column
@@ -76,6 +77,7 @@ def _open(source: str, path: Path, split: str) -> Any:
         return datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train", streaming=True)
     if path.exists():
         raise DiffpoError(f"data.streaming is for parquet and hub ids; {source} is read in place: leave it out")
+    limit_waiting()
     stream = datasets.load_dataset(source, split=split, streaming=True)
     if "__key__" in (stream.column_names or ()):
         stream = stream.rename_columns({name: column(name) for name in stream.column_names})

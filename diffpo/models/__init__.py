@@ -18,6 +18,7 @@ from typing import Any
 
 from ..config import Model
 from ..errors import DiffpoError
+from ..hub import limit_waiting
 
 # the class that model_index.json names -> file here, class in it
 FAMILIES = {
@@ -52,6 +53,7 @@ def pipeline_class(settings: Model) -> str:
         if not index.parent.is_dir():
             from huggingface_hub import hf_hub_download
 
+            limit_waiting()
             index = Path(hf_hub_download(settings.path, "model_index.json", revision=settings.revision))
         try:
             return json.loads(index.read_text())["_class_name"]
@@ -80,6 +82,7 @@ def load_pipeline(path: str, dtype: str | dict[str, str] = "float32", device: st
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise DiffpoError(f"the device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
     dtypes = {part: getattr(torch, name) for part, name in dtype.items()} if isinstance(dtype, dict) else None
+    limit_waiting()
     with readable(path):
         pipe = DiffusionPipeline.from_pretrained(
             local(path), **dtype_option(dtypes or getattr(torch, dtype)), **options
@@ -162,7 +165,7 @@ def readable(path: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, RuntimeError) as error:
         # safetensors and huggingface_hub derive theirs from these three
-        reason = " ".join(str(error).split())[:300]
+        reason, first = (" ".join(str(each).split())[:300] for each in (error, _first_cause(error)))
         if Path(path).expanduser().is_dir():
             raise DiffpoError(f"cannot read the model in {path}: {reason}") from error
         if path.startswith(("/", "~", ".")) or path.count("/") > 1:
@@ -176,5 +179,13 @@ def readable(path: str) -> Iterator[None]:
         raise DiffpoError(
             f"cannot load the model {path!r}: it is no folder in {Path.cwd()}, and the hub did not give it.{offline} "
             f"With a network, run `hf download {path}` once (log in with `hf auth login` if the model is gated); "
-            f"without, set model.path (or --model) to a local folder that holds model_index.json. ({reason})"
+            f"without, set model.path (or --model) to a local folder that holds model_index.json. ({reason}"
+            f"{f'; {first}' if first not in reason else ''})"
         ) from error
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What the hub's client wraps: a time-out, a status of the server."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error

@@ -1,7 +1,7 @@
 """How the frozen network is kept in memory, and which kernels compute its attention: diffusers' and bitsandbytes' own
 switches, behind `model.base_weights` and `model.attention`.
 
-fp8 and nf4 keep the weights of the linear layers (fp8: of convolutions too) in 8 or about 4.5 bits, and compute with
+fp8 and nf4 keep the weights of the linear layers (fp8: of convolutions too) in 8 or about 4.1 bits, and compute with
 them in the run's precision; norms, embeddings and the last layer stay. The network remembers which weights it was made
 from, so that a LoRA knows its base whatever the base was kept in.
 """
@@ -17,7 +17,10 @@ import torch
 from ..errors import DiffpoError
 from ..lora import base_identity
 
-BYTES = {"fp8": 1.0, "nf4": 0.5 + 4 / 64}  # a weight; nf4 has a float32 scale for each 64
+BYTES = {
+    "fp8": 1.0,
+    "nf4": 0.5 + 1 / 64 + 4 / (64 * 256),
+}  # a weight; nf4 has a scale for each 64, and for each 256 of these
 LAYERS = {"fp8": (torch.nn.Linear, torch.nn.Conv2d), "nf4": (torch.nn.Linear,)}
 
 
