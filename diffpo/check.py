@@ -189,7 +189,9 @@ def model(config: Config, groups: Groups | None, say: Any) -> None:
         family.require_sizes(groups.targets)
         text, latents = disk.size(family, network, groups, latents_can_be_cached(config.data))
         say(f"          they take up to {_amount(text)} (text) and {_amount(latents)} (latents) of disk")
-    weights = storage.size(network, config.model.base_weights)
+    small = config.model.base_weights
+    spread = small == "fp8" and not config.train.gradient_checkpointing  # autograd keeps what was computed with
+    weights = storage.size(network, "full" if spread else small)
     total = sum(parameter.numel() for parameter in network.parameters())
     if config.lora is None:
         trained, what, held = total, "all of them", "network"
@@ -200,9 +202,16 @@ def model(config: Config, groups: Groups | None, say: Any) -> None:
         what, held, half = f"LoRA rank {config.lora.rank}", "LoRA", 0
     kept = activations(family, network, members * config.train.batch_size, config.data.resolution, config.train)
     optimizer = trained * (2 if "8bit" in config.train.optimizer else 8)
-    say(f"model     {type(family).__name__}, {family.prediction}; {total:,} parameters in {str(family.dtype)[6:]}")
+    how = "" if small == "full" else f", kept as {small}"
+    say(f"model     {type(family).__name__}, {family.prediction}; {total:,} parameters in {str(family.dtype)[6:]}{how}")
     say(f"          {trained:,} trainable ({what}, float32)")
-    parts = {"frozen weights": weights, f"{held}, gradients, optimiser": half + 8 * trained + optimizer, "activations": kept}
+    if spread:
+        say("          fp8 saves memory only with train.gradient_checkpointing=true")
+    parts = {
+        "frozen weights": weights,
+        f"{held}, gradients, optimiser": half + 8 * trained + optimizer,
+        "activations": kept,
+    }
     amounts = ", ".join(f"{name} {_amount(size)}" for name, size in parts.items())
     say(f"memory    roughly {_amount(sum(parts.values()))} while training ({amounts}); encoders are freed before")
 

@@ -78,6 +78,9 @@ def prepare(accelerator: Any, network: torch.nn.Module, optimizer: Any) -> tuple
     """The network as the policy is called (wrapped for DDP, sharded in place for FSDP2) and accelerate's optimiser. The
     parameters of a sharded one are new: `parameters`."""
     if not sharded(accelerator):
+        # all processes read the same frozen weights, and gloo cannot send fp8
+        frozen = [name for name, parameter in network.named_parameters() if parameter.itemsize == 1]
+        torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(network, frozen)
         return accelerator.prepare_model(network), accelerator.prepare_optimizer(optimizer)
     plugin = accelerator.state.fsdp_plugin
     # weights are in their precisions already, and autocast does the rest: sharding changes no number

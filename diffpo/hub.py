@@ -8,7 +8,6 @@ from typing import Any
 
 from .errors import DiffpoError
 
-
 SILENCE = 60.0  # seconds without a byte from the hub after which a request is given up
 
 

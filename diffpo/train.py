@@ -62,7 +62,8 @@ def train(config: Config) -> Path:
     if settings.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     if settings.compile:
-        engine.compile_blocks(network)
+        for each in (network, *trained.copies(network)):
+            engine.compile_blocks(each)
     optimizer = make_optimizer(settings, parameters)
     schedule = make_schedule(settings, optimizer)
     policy, optimizer = engine.prepare(accelerator, network, optimizer)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import pickle
 import time
 from pathlib import Path
 from typing import Any
@@ -196,10 +195,13 @@ def resume(config: ScorerConfig, data_hash: str, module: torch.nn.Module, optimi
         if json.loads(state["settings"]) != json.loads(json.dumps([config.identity(), data_hash])):
             raise DiffpoError(f"cannot resume {path}: settings or training pairs are not those that it started with")
         module.load_state_dict(state["module"])
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, KeyError, ValueError) as error:
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        step = state["step"]
+    except DiffpoError:
+        raise
+    except Exception as error:  # refused pickles, and whatever damaged bytes lead torch to
         reason = " ".join(str(error).split())[:200]
         raise DiffpoError(f"cannot read {path}: {reason}. Delete it to start again from the beginning") from error
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    print(f"resuming from {path} (step {state['step']})")
-    return state["step"]
+    print(f"resuming from {path} (step {step})")
+    return step

@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -40,7 +41,7 @@ OBJECTIVES = {
 }
 
 
-def config(objective: str, output: Path, cache: Path):
+def config(objective: str, output: Path, cache: Path, *more: str):
     paths = {
         "model.path": ROOT / "assets" / "tiny-sdxl",
         "data.train": ROOT / "assets" / "shapes-preferences" / "validation.parquet",
@@ -50,7 +51,7 @@ def config(objective: str, output: Path, cache: Path):
     settings = [f"{key}={value}" for key, value in paths.items()]
     settings += ["data.validation=null", f"train.steps={STEPS}", "train.batch_size=2", "train.checkpoint_every=1"]
     return load_config(
-        ROOT / "configs" / "quickstart.yaml", [*settings, f"objective.name={objective}", *OBJECTIVES[objective]]
+        ROOT / "configs" / "quickstart.yaml", [*settings, f"objective.name={objective}", *OBJECTIVES[objective], *more]
     )
 
 
@@ -60,14 +61,14 @@ def train(objective: str, output: Path, cache: Path, operation: int | None) -> N
     os.dup2(log, 1)
     os.dup2(log, 2)
     if operation is not None:
-        ambush(output, operation)
+        ambush(output, operation, lambda: os.kill(os.getpid(), signal.SIGKILL))
     from diffpo.train import train
 
     train(config(objective, output, cache))
 
 
-def ambush(output: Path, operation: int) -> None:
-    """From now on the ``operation``-th operation on a file under ``output`` is this process's last."""
+def ambush(output: Path, operation: int, then: Callable[[], None]) -> None:
+    """``then`` comes before the ``operation``-th operation from now on a file under ``output``."""
     left = [operation]
 
     def watched(original):
@@ -75,7 +76,7 @@ def ambush(output: Path, operation: int) -> None:
             if isinstance(path, (str, os.PathLike)) and str(output) in os.fspath(path):
                 left[0] -= 1
                 if left[0] == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
+                    then()
             return original(path, *rest, **options)
 
         return call

@@ -157,8 +157,8 @@ def unpacked(dataset: Any) -> Any:
 
 
 def member(place: dict[str, Any]) -> bytes:
-    """The bytes at {path, offset, size}; OSError."""
-    with open(place["path"], "rb") as file:
+    """The bytes at {path, offset, size}; OSError, or what Python says of a place that is none."""
+    with Path(place["path"]).open("rb") as file:  # a number would be another file of this process
         file.seek(place["offset"])
         return file.read(place["size"])
 

@@ -211,7 +211,11 @@ def scan(
 
     def inspect(index: int) -> tuple[list[Group], int, int] | BadRow | None:
         try:
-            return reading.read(dataset[index], index)
+            row = dataset[index]
+        except Exception as error:  # text that is not UTF-8, a date of no year: met when Arrow makes Python's values
+            return BadRow("unreadable row", str(error))
+        try:
+            return reading.read(row, index)
         except BadRow as problem:
             return problem
 

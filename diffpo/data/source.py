@@ -138,8 +138,8 @@ def content(value: Any, roots: tuple[Path, ...]) -> bytes:
     if isinstance(value, dict) and value.get("size") is not None:
         try:
             return files.member(value)
-        except OSError as error:
-            raise BadRow("unreadable image", f"{value['path']}: {error.strerror}") from None
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:  # also of a place that is none
+            raise BadRow("unreadable image", f"{str(value.get('path'))[:200]}: {error}") from None
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, str) and value:

@@ -163,8 +163,10 @@ def readable(path: str) -> Iterator[None]:
     """Turns what `from_pretrained` raises for a model that cannot be had into one message with the next step."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError) as error:
-        # safetensors and huggingface_hub derive theirs from these three
+    except Exception as error:
+        # safetensors and huggingface_hub derive theirs from these three, the hub's HTTP client (httpx) does not
+        if not isinstance(error, (OSError, ValueError, RuntimeError)) and not type(error).__module__.startswith("http"):
+            raise
         reason, first = (" ".join(str(each).split())[:300] for each in (error, _first_cause(error)))
         if Path(path).expanduser().is_dir():
             raise DiffpoError(f"cannot read the model in {path}: {reason}") from error

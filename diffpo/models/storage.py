@@ -1,9 +1,9 @@
 """How the frozen network is kept in memory, and which kernels compute its attention: diffusers' and bitsandbytes' own
 switches, behind `model.base_weights` and `model.attention`.
 
-fp8 and nf4 keep the weights of the linear layers (fp8: of convolutions too) in 8 or about 4.1 bits, and compute with
-them in the run's precision; norms, embeddings and the last layer stay. The network remembers which weights it was made
-from, so that a LoRA knows its base whatever the base was kept in.
+fp8 and nf4 keep the weights of linear layers (fp8: of none within a norm) in 8 or about 4.1 bits, and compute with them
+in the run's precision. The network remembers which weights it was made from, so that a LoRA knows its base whatever the
+base was kept in.
 """
 
 from __future__ import annotations
@@ -32,6 +32,11 @@ def shrink(network: torch.nn.Module, how: str, dtype: torch.dtype) -> torch.nn.M
     know the weights by."""
     network.kept_from = base_identity(network)
     if how == "fp8":
+        if any(isinstance(layer, torch.nn.Conv2d) for _, layer in _layers(network, how)):
+            raise DiffpoError(
+                f"model.base_weights=fp8 is for transformers: {type(network).__name__} has convolutions, whose backward "
+                f"pass would find fp8 where more was computed with; use nf4 or full"
+            )
         network.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
         return network
     bitsandbytes = _bitsandbytes()
@@ -59,11 +64,15 @@ def size(network: torch.nn.Module, how: str) -> int:
 
 
 def _layers(network: torch.nn.Module, how: str) -> Iterator[tuple[str, torch.nn.Module]]:
-    """The layers that diffusers' layerwise casting takes, by name."""
+    """The layers that are kept small, by name: those that diffusers' layerwise casting takes, or for NF4, as in
+    diffusers' loader, all but the first and last."""
     from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
 
-    own = (*(network._keep_in_fp32_modules or ()), *(network._skip_layerwise_casting_patterns or ()))
-    skipped = re.compile("|".join((*DEFAULT_SKIP_MODULES_PATTERN, *own)))
+    if how == "fp8":
+        patterns = (*DEFAULT_SKIP_MODULES_PATTERN, *(network._skip_layerwise_casting_patterns or ()))
+    else:
+        patterns = ("^proj_in$", "^proj_out$")
+    skipped = re.compile("|".join((*patterns, *(network._keep_in_fp32_modules or ()))))
     for name, layer in network.named_modules():
         if isinstance(layer, LAYERS[how]) and not skipped.search(name):
             yield name, layer

@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Protocol
 
 from ..errors import DiffpoError
+from ..hub import limit_waiting
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,6 +76,7 @@ def load(spec: str, device: str = "cpu") -> Scorer:
         from .shapes import ShapesScorer
 
         return ShapesScorer()
+    limit_waiting()
     if name == "pickscore":
         from .pickscore import PickScore
 

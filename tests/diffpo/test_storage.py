@@ -1,6 +1,7 @@
 """How the frozen network is kept (fp8, nf4), compiled, and by what its attention is computed."""
 
 import importlib.util
+import re
 import sys
 
 import pytest
@@ -97,6 +98,18 @@ def test_weights_take_less_memory_and_the_estimate_says_how_much(pixart, how, by
     assert storage.size(family.meta_network(), "full") == before
 
 
+def test_check_says_what_fp8_saves(pixart, make_config, tmp_path):
+    """Nothing while autograd keeps the weights that were computed with."""
+    make_config(pixart)
+    command = ["check", str(tmp_path / "recipe.yaml"), "model.base_weights=fp8"]
+    plain = CliRunner().invoke(app, command).output
+    assert "parameters in float32, kept as fp8" in plain and "fp8 saves memory only with" in plain
+    saving = CliRunner().invoke(app, [*command, "train.gradient_checkpointing=true"]).output
+    assert "fp8 saves memory only with" not in saving
+    weights = [float(re.search(r"frozen weights ([\d.]+) MiB", said).group(1)) for said in (plain, saving)]
+    assert weights == [0.2, 0.1]  # 166,592 and about 78,000 bytes
+
+
 def leaf(module):
     return isinstance(module, torch.nn.Linear)
 
@@ -127,6 +140,15 @@ def test_the_lora_starts_from_unrounded_numbers(pixart):
 
 
 @pytest.mark.parametrize("how", SMALL)
+@pytest.mark.parametrize("make", [make_sd3, make_flux])
+def test_other_transformers_start_at_zero_logit_too(make_config, tmp_path, make, how):
+    options = [f"model.base_weights={how}", "train.steps=2", "train.gradient_checkpointing=true"]
+    train(make_config(make(tmp_path / "model"), *options))
+    rows = metrics_of(tmp_path / "run")
+    assert rows[0]["rewards/margins"] == 0 and rows[1]["rewards/margins"] != 0
+
+
+@pytest.mark.parametrize("how", SMALL)
 def test_trains_and_resumes_bit_for_bit(pixart, make_config, tmp_path, how):
     small = [
         f"model.base_weights={how}",
@@ -144,10 +166,12 @@ def test_trains_and_resumes_bit_for_bit(pixart, make_config, tmp_path, how):
         train(make_config(pixart, "train.steps=3"))
 
 
-def test_what_does_not_go_with_small_weights_is_refused(pixart, make_config, tmp_path):
+def test_what_does_not_go_with_small_weights_is_refused(pixart, tiny_sdxl, make_config, tmp_path):
+    with pytest.raises(DiffpoError, match=r"fp8 is for transformers: UNet2DConditionModel .* use nf4 or full"):
+        models.load(Model(path=str(tiny_sdxl), base_weights="fp8")).load_network()
     with pytest.raises(DiffpoError, match=r"model.base_weights=fp8 cannot be trained, only a LoRA on them"):
         make_config(pixart, "model.base_weights=fp8", "lora=null")
-    with pytest.raises(DiffpoError, match="set train.compile=false"):
+    with pytest.raises(DiffpoError, match=r"set train.compile=false"):
         make_config(pixart, "model.base_weights=fp8", "train.compile=true")
     recipe = tmp_path / "scorer.yaml"
     recipe.write_text(
@@ -202,7 +226,7 @@ def test_a_compiled_run_is_the_eager_one(pixart, make_config, tmp_path, monkeypa
         blocks(network, backend=backend)
 
     monkeypatch.setattr(engine, "compile_blocks", quick)
-    options = ["train.optimizer=torch.optim.SGD", "train.lr=0.3", "train.batch_size=2"]
+    options = ["train.optimizer=torch.optim.SGD", "train.lr=0.3", "train.batch_size=2", "train.steps=3"]
     eager = load_file(train(make_config(pixart, *options, f"output={tmp_path / 'eager'}")))
     assert not compiled
     train(make_config(pixart, *options, "train.compile=true", "train.steps=2"))

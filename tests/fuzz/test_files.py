@@ -62,7 +62,7 @@ def try_lora(path):
             assert str(path) in str(error) or "the LoRA does not fit the model" in str(error), error
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_loras_of_which_bytes_were_changed(written, data):
     content = data.draw(damaged(written.content[:1400]) | damaged(written.content))
@@ -70,7 +70,7 @@ def test_loras_of_which_bytes_were_changed(written, data):
     try_lora(written.path)
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_loras_with_odd_headers(written, data):
     about = data.draw(
@@ -113,7 +113,7 @@ def run(tmp_path_factory, written):
 names = st.sampled_from([checkpoint.MANIFEST_NAME, checkpoint.MANIFEST_NAME, checkpoint.STATE_NAME, lora.FILE_NAME])
 
 
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(name=names, data=st.data())
 def test_a_changed_checkpoint_is_never_used(run, name, data):
     """Every changed byte is met, unless it is one between the values of the manifest."""
@@ -133,7 +133,7 @@ def test_a_changed_checkpoint_is_never_used(run, name, data):
         assert folder.name == "checkpoint-000002" and f"checkpoint-000004 is damaged ({name}" in said[0]
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_manifests_of_another_form(run, data):
     path = run / "checkpoint-000004" / checkpoint.MANIFEST_NAME
@@ -146,7 +146,7 @@ def test_manifests_of_another_form(run, data):
     assert manifest["step"] == int(folder.name[-6:])
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_states_of_which_bytes_were_changed(run, tmp_path_factory, data):
     folder = tmp_path_factory.getbasetemp()
@@ -158,7 +158,7 @@ def test_states_of_which_bytes_were_changed(run, tmp_path_factory, data):
         assert checkpoint.STATE_NAME in str(error)
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_config_and_metrics_of_a_run(run, tmp_path_factory, data):
     folder = tmp_path_factory.getbasetemp()
@@ -187,7 +187,7 @@ def read(root):
     return Cache(root, "text", "k" * 32, 3).read([2, 0])["embedding"]
 
 
-@settings(max_examples=100)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_caches_of_which_bytes_were_changed(cache, data):
     (path,) = cache.rglob("*.safetensors")
@@ -206,7 +206,7 @@ def test_caches_of_which_bytes_were_changed(cache, data):
 tensors = st.sampled_from([torch.zeros(()), torch.zeros(3), torch.zeros(0), torch.zeros(3, 2), torch.zeros(4, 2)])
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     content=st.dictionaries(st.sampled_from(["embedding", "x"]), tensors, max_size=2),
     header=st.fixed_dictionaries({"key": st.sampled_from(["k" * 32, "x"]), "shard": st.sampled_from(["0", "1"])}),
@@ -225,7 +225,7 @@ def test_caches_with_other_tensors(cache, content, header):
         path.write_bytes(before)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(about=values.map(json.dumps) | st.sampled_from(DEEP), name=st.sampled_from(["states", "x"]))
 def test_trajectories(tmp_path_factory, about, name):
     folder = tmp_path_factory.getbasetemp()

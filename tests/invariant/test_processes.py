@@ -57,7 +57,8 @@ def test_two_processes_of_four_equal_one_of_eight(tiny_sdxl, make_config, tmp_pa
     survive.)"""
     fresh = [*SGD, "train.steps=3", f"data.validation={pairs_parquet}"]
     resumed = [*SGD, "train.optimizer_args.momentum=0.9"]
-    where = {name: tmp_path / name for name in ("one", "two", "straight", "resumed")}
+    pixart, fp8 = make_pixart(tmp_path / "pixart"), [*SGD, "train.steps=2", "model.base_weights=fp8"]
+    where = {name: tmp_path / name for name in ("one", "two", "straight", "resumed", "whole", "small")}
     config = make_config(tiny_sdxl, *resumed, "train.batch_size=8", "train.steps=2", f"output={where['resumed']}")
     train(config)  # by one process; the two go on from it
     recipe, cache = str(tmp_path / "recipe.yaml"), tmp_path / "cache"  # empty: the two processes fill it together
@@ -67,6 +68,7 @@ def test_two_processes_of_four_equal_one_of_eight(tiny_sdxl, make_config, tmp_pa
             ["train", recipe, *fresh, f"data.cache={cache}", f"output={where['two']}"],
             [*further, "train.batch_size=8"],
             further,
+            ["train", recipe, f"model.path={pixart}", *fp8, f"output={where['small']}"],
         ],
         "--multi_gpu",  # with ACCELERATE_USE_CPU, because --cpu starts several processes only under MPI
         HF_DATASETS_CACHE=str(tmp_path / "hf"),
@@ -81,6 +83,8 @@ def test_two_processes_of_four_equal_one_of_eight(tiny_sdxl, make_config, tmp_pa
     same(finished(where["one"]), finished(where["two"]))
     train(make_config(tiny_sdxl, *resumed, "train.batch_size=8", "train.steps=4", f"output={where['straight']}"))
     same(finished(where["straight"]), finished(where["resumed"]))
+    train(make_config(pixart, *fp8, "train.batch_size=8", f"output={where['whole']}"))
+    same(finished(where["whole"]), finished(where["small"]))
 
 
 def test_sharded_and_whole_runs_continue_each_other(tiny_sdxl, make_config, tmp_path, pairs_parquet):

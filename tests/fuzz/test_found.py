@@ -1,0 +1,158 @@
+"""What fuzzing found, one case each: before, every one of these ended in a traceback from the depths, or unseen."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from junk import places
+from safetensors.torch import save
+from tiny import picture, png
+
+from diffpo import check, checkpoint, lora
+from diffpo.config import Data, load_config
+from diffpo.data.cache import Cache
+from diffpo.data.groups import load_groups
+from diffpo.data.source import BadRow, content, decode
+from diffpo.errors import DiffpoError
+from diffpo.manifest import read_manifest
+from diffpo.prompts import load_prompts
+from diffpo.rollout.judge import read_labels
+from diffpo.scorers.steps import read_about
+from diffpo.track import Tracker
+
+QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize("value", ["!!int", "!!float ''", "!!timestamp x", "2024-13-41", DEEP, "9" * 5000])
+def test_values_that_the_yaml_parser_stumbles_over(tmp_path, value):
+    (tmp_path / "recipe.yaml").write_text(f"model: {value}\n")
+    with pytest.raises(DiffpoError, match=r"recipe\.yaml is not valid YAML"):
+        load_config(tmp_path / "recipe.yaml")
+    with pytest.raises(DiffpoError, match="cannot read the value of the override"):
+        load_config(QUICKSTART, [f"model={value}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("output=~nobody-there/run", "output: there is no user nobody-there"),
+        ("output=" + "x" * 300, "output: longer than any file's name"),
+        ('data.train="a\\0b"', "data.train: holds the character NUL"),
+        ('lora.targets=["\\ud800"]', "lora.targets: holds half a character"),
+        ("train.steps=0x" + "f" * 5000, "train.steps: expected a number below"),
+        ("train.lr=0x" + "f" * 5000, "train.lr"),
+        ("train.optimizer_args=&a {x: *a}", "an alias"),
+        ("train.optimizer_args={eps: .nan}", "train.optimizer_args: expected numbers and text, not nan"),
+        ("train.optimizer_args={eps: 2024-01-01}", "expected numbers and text, not datetime.date"),
+    ],
+)
+def test_settings_that_cannot_be_meant(override, words):
+    with pytest.raises(DiffpoError) as error:
+        load_config(QUICKSTART, [override])
+    assert words in str(error.value) and str(QUICKSTART) in str(error.value)
+
+
+def test_names_of_optimisers_and_folders_that_raise_something_else():
+    (problem,) = check.environment(load_config(QUICKSTART, ["train.optimizer=..Adam", "output=runs/not-there"]))
+    assert "train.optimizer '..Adam' cannot be imported" in problem
+    config = load_config(QUICKSTART, ["output=" + "/".join(["x" * 250] * 15 + ["y" * 220])])
+    with pytest.raises(DiffpoError, match=r"cannot use .*choose another folder"):
+        checkpoint.check_folder(config.model_copy(update={"output": config.output / ("z" * 250)}))
+
+
+def test_rows_that_are_not_utf8_are_bad_rows(tmp_path):
+    for name in ("0.png", "1.png"):
+        (tmp_path / name).write_bytes(png(picture(int(name[0]), (8, 8))))
+    row = '{"prompt": "caf\xe9", "chosen": "0.png", "rejected": "1.png"}\n'
+    (tmp_path / "metadata.jsonl").write_bytes(row.encode("latin-1") + row.encode())
+    with pytest.raises(DiffpoError, match=r"1 of 2 rows cannot be used .1 x unreadable row.; the first is row 0:"):
+        load_groups(Data(resolution=8), str(tmp_path), "train")
+    assert load_groups(Data(resolution=8, bad_rows="skip"), str(tmp_path), "train").captions == ["caf\xe9"]
+
+
+@pytest.mark.parametrize("place", [{"path": None, "size": 1}, {"size": 1}, {"path": 0, "offset": 0, "size": 9}])
+def test_places_in_shards_that_are_none(place):
+    with pytest.raises(BadRow, match="unreadable image"):
+        content(place, (Path(),))
+
+
+def test_decoders_that_raise_what_they_like(monkeypatch):
+    def broken(*args):
+        raise KeyError("of a decoder")
+
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", broken)
+    with pytest.raises(BadRow, match="unreadable image: 'of a decoder'"):
+        decode(png(picture(0)))
+
+
+def test_json_lines_without_end_or_of_another_form(tmp_path):
+    for name, read in {
+        "prompts.jsonl": load_prompts,
+        "labels.jsonl": read_labels,
+        "manifest.jsonl": lambda path: read_manifest(path.parent),
+        "scorer.json": lambda path: read_about(path.parent),
+    }.items():
+        (tmp_path / name).write_text(f"{DEEP}\n{DEEP}\n")
+        with pytest.raises(DiffpoError, match=name):
+            read(tmp_path / name)
+    label = {"prompt": ["a"], "image_0": "images/00000-0.png", "image_1": "images/00000-1.png", "label_0": 1}
+    (tmp_path / "labels.jsonl").write_text(json.dumps(label))
+    with pytest.raises(DiffpoError, match=r"labels\.jsonl:1: .*prompt is"):
+        read_labels(tmp_path / "labels.jsonl")
+    (tmp_path / "manifest.jsonl").write_text(
+        '{"arm": "base", "index": null, "seed": 0, "prompt": "a", "file": "b"}\n\n'
+    )
+    with pytest.raises(DiffpoError, match=r"manifest\.jsonl:1"):
+        read_manifest(tmp_path)
+    with pytest.raises(DiffpoError, match="unknown prompts"):
+        load_prompts("shapes:heldout:²")
+
+
+@pytest.mark.parametrize("line", [b"\xff", b"7", b"{}", b'{"step": null}', DEEP.encode()])
+def test_metrics_of_another_form_are_left_out(tmp_path, line):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b"\n")
+    Tracker(tmp_path, 2, False).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
+
+
+@pytest.mark.parametrize("header", [DEEP, "7", "[]", '{"base": 7}', '{"base": {"hash": 1}}'])
+def test_lora_headers_of_another_form(tmp_path, header):
+    path, network = tmp_path / "lora.safetensors", torch.nn.Linear(2, 2)
+    weights = {"transformer.x.lora_A.weight": torch.zeros(1)}
+    path.write_bytes(save(weights, {lora.HEADER: header, "lora_adapter_metadata": "{}"}))
+    with pytest.raises(DiffpoError, match=r"lora\.safetensors"):
+        lora.check_lora(SimpleNamespace(transformer=network), path)
+    path.write_bytes(save(weights, {"lora_adapter_metadata": DEEP}))
+    with pytest.raises(DiffpoError, match=r"lora\.safetensors"):
+        lora.adapter_of(path)
+
+
+def test_a_number_that_changed_in_a_manifest_is_met(tmp_path):
+    """Sizes and hashes of the other files are right, and still it would have resumed at another step."""
+    for step in (2, 4):
+        about = {"base": {"hash": "x", "sample": [0.5]}, "data_hash": "h", "pairs_per_update": 4, "beta": 1.5}
+        checkpoint.save(tmp_path, step, lambda folder: (folder / lora.FILE_NAME).write_bytes(b"x"), {}, about, keep=2)
+    path = tmp_path / "checkpoint-000004" / checkpoint.MANIFEST_NAME
+    whole = json.loads(path.read_text())
+    for way in places(whole):
+        manifest = json.loads(json.dumps(whole))
+        *parents, last = way
+        parent = manifest
+        for key in parents:
+            parent = parent[key]
+        parent[last] = "changed"
+        path.write_text(json.dumps(manifest))
+        assert checkpoint.latest(tmp_path, lambda text: None)[0].name == "checkpoint-000002", way
+    path.write_text(json.dumps(whole))
+    assert checkpoint.latest(tmp_path)[0].name == "checkpoint-000004"
+
+
+def test_a_cached_tensor_without_rows_is_met(tmp_path):
+    cache = Cache(tmp_path, "text", "k" * 32, 1)
+    cache.folder.mkdir()
+    cache.path(0).write_bytes(save({"x": torch.zeros(())}, {"key": "k" * 32, "shard": "0"}))
+    with pytest.raises(DiffpoError, match="cannot be read"):
+        cache.read([0])

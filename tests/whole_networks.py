@@ -1,0 +1,29 @@
+"""Networks that are trained as a whole (`lora: null`), without a run."""
+
+import torch
+
+from diffpo import models, reference, trained
+
+
+def ready(config):
+    """Family, network and its reference as `train` makes them."""
+    family = models.load(config.model, config.train.precision, config.data.resolution)
+    network = trained.load_network(config, family, "cpu")
+    parameters = trained.begin(config, family, network)
+    return family, network, parameters, reference.make(config.objective.reference, network)
+
+
+@torch.no_grad()
+def move(parameters, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    for parameter in parameters:
+        parameter += 0.02 * torch.randn(parameter.shape, generator=draw)
+
+
+def same(one, other) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def file_of(folder):
+    (found,) = folder.glob("*/diffusion_pytorch_model.safetensors")
+    return found
