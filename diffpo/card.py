@@ -173,7 +173,7 @@ def evaluation_table(folder: Path, lora_hash: str) -> str:
                 f"{wins['value']:.1%} ({wins['low']:.1%} to {wins['high']:.1%}) | {row['n']} | "
                 f"{row['training_signal']} |"
             )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DiffpoError(
             f"{folder} is not a folder that `diffpo eval` has finished: its summary.json cannot be read ({error})"
         ) from None

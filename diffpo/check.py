@@ -224,11 +224,11 @@ def environment(config: Config) -> list[str]:
     from .models import storage
     from .setup import make_optimizer
 
-    problems, name = [], config.model.attention
+    problems, network = [], models.load(config.model).meta_network()
     for test in (
         lambda: checkpoint.check_folder(config),
-        lambda: storage.check_base_weights(config.model.base_weights),
-        lambda: name and storage.set_attention(models.load(config.model).meta_network(), name),
+        lambda: storage.check(network, config.model.base_weights),
+        lambda: config.model.attention and storage.set_attention(network, config.model.attention),
         lambda: make_optimizer(config.train, [torch.nn.Parameter(torch.zeros(2, 2))]),
     ):
         try:

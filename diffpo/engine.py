@@ -37,7 +37,7 @@ def check(config: Config, family: Any, accelerator: Any) -> None:
     plugin, objective = accelerator.state.fsdp_plugin, config.objective
     if plugin.fsdp_version != 2:
         raise DiffpoError(
-            "accelerate is set up for FSDP 1; add --fsdp_version 2 (configs/accelerate_fsdp2.yaml has it)"
+            "accelerate is set up for FSDP 1; add --fsdp_version 2 (configs/accelerate/fsdp2.yaml has it)"
         )
     refused = {
         # a UNet fits anyway; DiT computes with a part of its first block from outside of it, where it is not gathered

@@ -137,7 +137,7 @@ def read_about(folder: Path) -> dict[str, Any]:
         about = json.loads((folder / ABOUT).read_text())
         about["base"]["hash"]
         return about
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DiffpoError(f"cannot read {folder / ABOUT}: {error!r}; take another checkpoint of the run") from error
 
 

@@ -10,36 +10,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
 from ..errors import DiffpoError
 from ..lora import base_identity
 
-BYTES = {
-    "fp8": 1.0,
-    "nf4": 0.5 + 1 / 64 + 4 / (64 * 256),
-}  # a weight; nf4 has a scale for each 64, and for each 256 of these
+# a weight; nf4 has a scale for each 64, and for each 256 of these
+BYTES = {"fp8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
 LAYERS = {"fp8": (torch.nn.Linear, torch.nn.Conv2d), "nf4": (torch.nn.Linear,)}
 
 
 def shrink(network: torch.nn.Module, how: str, dtype: torch.dtype) -> torch.nn.Module:
     """Keep the weights of ``network`` as ``how`` (fp8 | nf4) says; it computes in ``dtype``. On the CPU, before a LoRA
-    is added; NF4's are packed when it moves to its device. DiffpoError if bitsandbytes is missing.
+    is added; NF4's are packed when it moves to its device. DiffpoError as of `check`.
 
     diffusers' loader does the same with a BitsAndBytesConfig, but only where there is a GPU, and it keeps nothing to
     know the weights by."""
+    check(network, how)
     network.kept_from = base_identity(network)
     if how == "fp8":
-        if any(isinstance(layer, torch.nn.Conv2d) for _, layer in _layers(network, how)):
-            raise DiffpoError(
-                f"model.base_weights=fp8 is for transformers: {type(network).__name__} has convolutions, whose backward "
-                f"pass would find fp8 where more was computed with; use nf4 or full"
-            )
         network.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
         return network
-    bitsandbytes = _bitsandbytes()
+    import bitsandbytes
+
     for name, layer in list(_layers(network, how)):
         small = bitsandbytes.nn.Linear4bit(
             layer.in_features, layer.out_features, layer.bias is not None, dtype, quant_type="nf4", device="meta"
@@ -65,7 +59,7 @@ def size(network: torch.nn.Module, how: str) -> int:
 
 def _layers(network: torch.nn.Module, how: str) -> Iterator[tuple[str, torch.nn.Module]]:
     """The layers that are kept small, by name: those that diffusers' layerwise casting takes, or for NF4, as in
-    diffusers' loader, all but the first and last."""
+    diffusers' loader, all linear ones (but proj_in and proj_out)."""
     from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
 
     if how == "fp8":
@@ -78,20 +72,21 @@ def _layers(network: torch.nn.Module, how: str) -> Iterator[tuple[str, torch.nn.
             yield name, layer
 
 
-def _bitsandbytes() -> Any:
-    try:
-        import bitsandbytes
-    except ImportError as error:
+def check(network: torch.nn.Module, how: str) -> None:
+    """DiffpoError if ``network`` (on the meta device will do) cannot be kept as ``how``: UNets as fp8, and NF4 without
+    bitsandbytes."""
+    if how == "fp8" and any(isinstance(layer, torch.nn.Conv2d) for _, layer in _layers(network, how)):
         raise DiffpoError(
-            f'model.base_weights=nf4 needs bitsandbytes ({error}): pip install "diffpo[quantised]"'
-        ) from None
-    return bitsandbytes
-
-
-def check_base_weights(how: str) -> None:
-    """DiffpoError if a package is missing that ``how`` needs."""
+            f"model.base_weights=fp8 is for transformers: {type(network).__name__} has convolutions, and in their "
+            f"backward pass autograd would find fp8; use nf4 or full"
+        )
     if how == "nf4":
-        _bitsandbytes()
+        try:
+            import bitsandbytes  # noqa: F401
+        except ImportError as error:
+            raise DiffpoError(
+                f'model.base_weights=nf4 needs bitsandbytes ({error}): pip install "diffpo[quantised]"'
+            ) from None
 
 
 def set_attention(network: torch.nn.Module, name: str) -> None:

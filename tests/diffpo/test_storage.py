@@ -169,6 +169,9 @@ def test_trains_and_resumes_bit_for_bit(pixart, make_config, tmp_path, how):
 def test_what_does_not_go_with_small_weights_is_refused(pixart, tiny_sdxl, make_config, tmp_path):
     with pytest.raises(DiffpoError, match=r"fp8 is for transformers: UNet2DConditionModel .* use nf4 or full"):
         models.load(Model(path=str(tiny_sdxl), base_weights="fp8")).load_network()
+    make_config(tiny_sdxl)
+    said = CliRunner().invoke(app, ["check", str(tmp_path / "recipe.yaml"), "model.base_weights=fp8"])
+    assert "fp8 is for transformers" in str(said.exception)
     with pytest.raises(DiffpoError, match=r"model.base_weights=fp8 cannot be trained, only a LoRA on them"):
         make_config(pixart, "model.base_weights=fp8", "lora=null")
     with pytest.raises(DiffpoError, match=r"set train.compile=false"):
@@ -264,3 +267,10 @@ def test_attention_backends_agree_and_unknown_ones_are_named(tmp_path, pixart):
         models.load(Model(path=str(path), attention="native")).load_network()
         with pytest.raises(DiffpoError, match=r"native .* and xformers alone"):
             models.load(Model(path=str(path), attention="_native_math")).load_network()
+
+
+def test_kernels_may_change_within_a_run_and_weights_may_not(make_config, pixart):
+    identity = make_config(pixart).identity()
+    for option in ("train.compile=true", "model.attention=native"):
+        assert make_config(pixart, option).identity() == identity
+    assert make_config(pixart, "model.base_weights=nf4").identity() != identity

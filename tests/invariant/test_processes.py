@@ -103,7 +103,7 @@ def test_sharded_and_whole_runs_continue_each_other(tiny_sdxl, make_config, tmp_
             ["train", recipe, f"model.path={tiny_sdxl}", "objective.reference.policy=ema", "train.steps=1"],
         ],
         "--config_file",
-        str(Path(__file__).parents[2] / "configs" / "accelerate_fsdp2.yaml"),
+        str(Path(__file__).parents[2] / "configs" / "accelerate" / "fsdp2.yaml"),
         HF_DATASETS_CACHE=str(tmp_path / "hf"),
     )
     assert "error: FSDP2 does not go with UNet2DConditionModel, objective.reference.policy=ema; use DDP" in said
