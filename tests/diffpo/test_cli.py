@@ -91,8 +91,8 @@ def test_check_prints_everything_and_then_fails_on_what_would_stop_training(tiny
 
 def test_gradient_checkpointing_lowers_the_estimate(tiny_sdxl):
     from diffpo import models
-    from diffpo.check import activations
     from diffpo.config import Model, Train
+    from diffpo.footprint import activations
 
     family = models.load(Model(path=str(tiny_sdxl)))
     kept = [
