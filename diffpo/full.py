@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from .checkpoint import sync
 from .errors import DiffpoError
-from .lora import base_identity, network_of, same_base
+from .identity import base_identity, same_base
+from .lora import network_of
 
 if TYPE_CHECKING:
     import torch

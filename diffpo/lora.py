@@ -1,15 +1,16 @@
-"""LoRA by peft: adding it, reading and writing the diffusers file, and knowing which base a file belongs to."""
+"""LoRA by peft: adding it, and reading and writing the diffusers file."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from hashlib import blake2b, sha256
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .config import Lora
 from .errors import DiffpoError
+from .identity import base_identity, same_base
 
 if TYPE_CHECKING:
     import torch
@@ -250,55 +251,3 @@ def _load_adapter(network: torch.nn.Module, path: Path) -> None:
 def network_of(pipe: Any) -> torch.nn.Module:
     """The part of a pipeline that LoRAs adapt."""
     return pipe.unet if getattr(pipe, "unet", None) is not None else pipe.transformer
-
-
-# ---- identity of weights
-
-
-def _samples(module: torch.nn.Module) -> tuple[str, torch.Tensor]:
-    """A hash of all names and shapes, and up to 64 evenly spaced values of every weight, float32 on the CPU."""
-    import torch
-
-    # the adapter is not part of the base, and peft moves the base's weights one level down
-    weights = {
-        name.replace(".base_layer.", "."): value for name, value in module.state_dict().items() if "lora_" not in name
-    }
-    structure = blake2b(digest_size=16)
-    values = []
-    for name in sorted(weights):
-        flat = weights[name].detach().reshape(-1)
-        structure.update(f"{name}{tuple(weights[name].shape)}".encode())
-        values.append(flat[:: max(1, flat.numel() // 64)][:64].float().cpu())
-    return structure.hexdigest(), torch.cat(values)
-
-
-def weights_hash(module: torch.nn.Module) -> str:
-    """A hash over names, shapes and 64 values of every weight: exact enough to tell models and precisions apart, and
-    quick."""
-    structure, values = _samples(module)
-    return blake2b(structure.encode() + values.numpy().tobytes(), digest_size=16).hexdigest()
-
-
-def base_identity(network: torch.nn.Module, name: str = "") -> dict[str, Any]:
-    """What a LoRA file remembers of its base: ``hash`` is exact; ``structure`` and ``sample`` also recognise the same
-    model in another precision. Of a network that is kept as fp8 or nf4: that of the weights it was made from."""
-    if known := getattr(network, "kept_from", None):
-        return {**known, "name": name}
-    structure, values = _samples(network)
-    sample = values[:: max(1, values.numel() // 512)][:512]
-    exact = blake2b(structure.encode() + values.numpy().tobytes(), digest_size=16).hexdigest()
-    return {"name": name, "hash": exact, "structure": structure, "sample": [float(f"{v:.5g}") for v in sample.tolist()]}
-
-
-def same_base(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two identities are of one model, allowing for bfloat16 rounding (relative error at most 2^-9 a value)."""
-    try:
-        if one["hash"] == other["hash"]:
-            return True
-        if one["structure"] != other["structure"]:
-            return False
-        pairs = list(zip(one["sample"], other["sample"], strict=True))
-        close = sum(abs(a - b) <= 2**-8 * max(abs(a), abs(b)) + 1e-6 for a, b in pairs)
-        return close >= 0.98 * len(pairs)
-    except (KeyError, TypeError, ValueError):  # a damaged file's
-        return False

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from . import checkpoint, engine, lora, models, trained, users
+from . import checkpoint, engine, identity, lora, models, trained, users
 from .card import write_card
 from .config import Config
 from .errors import DiffpoError
@@ -52,7 +52,7 @@ def train(config: Config) -> Path:
     meter = Meter(network, accelerator)
     for copy in trained.copies(network):
         meter.watch(copy)
-    base = lora.base_identity(network, config.model.path)
+    base = identity.base_identity(network, config.model.path)
     parameters = trained.begin(config, family, network)
     if config.objective.users:
         parameters += users.attach(network, sources.batches.tastes.scale, settings.seed).parameters()
@@ -196,7 +196,7 @@ def resume(
             raise DiffpoError(
                 f"cannot resume {folder}: {what} that the run started with ({manifest[key]} there, {about[key]} now)"
             )
-    if not lora.same_base(manifest["base"], about["base"]):
+    if not identity.same_base(manifest["base"], about["base"]):
         raise DiffpoError(f"cannot resume {folder}: the base model is not the one that the run started with")
     trained.restore(folder, network, update.family.component)
     state = checkpoint.read_state(folder)

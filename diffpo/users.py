@@ -131,7 +131,7 @@ class UserTokens(torch.nn.Module):
 def attach(network: torch.nn.Module, scale: Tensor, seed: int = 0) -> UserTokens:
     """Give ``network`` a fresh `UserTokens` as its submodule ``user_tokens``; it then takes the keyword ``user``.
 
-    Being a submodule, it trains under the same DDP wrapper. Attach after `lora.base_identity` has been taken.
+    Being a submodule, it trains under the same DDP wrapper. Attach after `identity.base_identity` has been taken.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

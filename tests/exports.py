@@ -8,6 +8,7 @@ import torch
 
 from diffpo import lora, models
 from diffpo.config import Lora, Model
+from diffpo.identity import base_identity
 
 MAKE = {
     "sd3": tiny.make_sd3,
@@ -21,7 +22,7 @@ def train(path, run, rank=2, alpha=3, targets=None):
     """A run folder ``run`` with a LoRA for the pipeline in ``path`` that is not zero; the network with it."""
     family = models.load(Model(path=str(path)), resolution=16)
     network = family.load_network()
-    base = lora.base_identity(network, "me/base")
+    base = base_identity(network, "me/base")
     draw = torch.Generator().manual_seed(0)
     for parameter in lora.add_lora(network, Lora(rank=rank, alpha=alpha, targets=targets), family.lora_targets):
         torch.nn.init.normal_(parameter, std=0.2, generator=draw)

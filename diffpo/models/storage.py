@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 
 from ..errors import DiffpoError
-from ..lora import base_identity
+from ..identity import base_identity
 
 # a weight; nf4 has a scale for each 64, and for each 256 of these
 BYTES = {"fp8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..errors import DiffpoError
-from ..lora import base_identity, same_base
+from ..identity import base_identity, same_base
 from ..reference import adapter_off
 from . import steps
 

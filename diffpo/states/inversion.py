@@ -14,7 +14,7 @@ from samplers.prediction import convert
 from .. import config
 from ..data.cache import Cache, content_key
 from ..errors import DiffpoError
-from ..lora import weights_hash
+from ..identity import base_identity
 from ..rng import generator
 from . import Regression
 
@@ -166,7 +166,8 @@ class Inversion:
             return {"x_t": torch.stack(path, 1).half()}
 
         data = [batches.latents.key, batches.text.key, list(places)]
-        model = [weights_hash(self.network), str(family.dtype), family.prediction, self.levels, self.told]
+        base = [base_identity(self.network)["hash"], family.settings.base_weights]
+        model = [*base, str(family.dtype), family.prediction, self.levels, self.told]
         kept = Cache(root, "inversions", content_key(*data, *model, settings.eta, settings.average), len(places))
         kept.build(compute, IMAGES, process, processes, quiet)
         self.batches, self.kept = batches, kept

@@ -12,6 +12,7 @@ from PIL import Image, ImageChops
 from diffpo import generate, lora, models
 from diffpo.config import Lora, Model
 from diffpo.errors import DiffpoError
+from diffpo.identity import base_identity
 from diffpo.states.trajectory import guided
 
 MAKE = {
@@ -118,7 +119,7 @@ def test_a_lora_comes_back_through_the_pipeline(folder, tmp_path, name):
     """Saved, loaded into a fresh pipeline (by its own loader where it has one), and called: the same output."""
     family = family_of(folder(name))
     network = family.load_network()
-    base = lora.base_identity(network, name)
+    base = base_identity(network, name)
     parameters = lora.add_lora(network, Lora(rank=2, alpha=3), family.lora_targets)
     draw = torch.Generator().manual_seed(0)
     for parameter in parameters:
@@ -140,7 +141,7 @@ def test_both_arms_are_painted_from_the_same_noise(folder, tmp_path, name):
     """`generate` on every family: a LoRA that changes nothing paints the base's pictures; a batch is its members."""
     family = family_of(folder(name))
     network = family.load_network()
-    base = lora.base_identity(network, name)
+    base = base_identity(network, name)
     lora.add_lora(network, Lora(rank=2), family.lora_targets)
     lora.save_lora(tmp_path / lora.FILE_NAME, network, family.component, {"base": base})
     prompts = [methods.CAPTIONS[0], methods.CAPTIONS[1]]

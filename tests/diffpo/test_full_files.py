@@ -11,6 +11,7 @@ from whole_networks import file_of, move, ready, same
 from diffpo import export, full, generate, lora, trained
 from diffpo.checkpoint import disk_errors
 from diffpo.errors import DiffpoError
+from diffpo.identity import base_identity
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def run(tiny_sd, make_config, tmp_path):
     """The folder of a run, as `train` leaves it, whose weights are not the base's."""
     _, network, parameters, _ = ready(make_config(tiny_sd, "lora=null"))
     about = {"objective": "ipo", "beta": 250.0, "data_hash": "d4t4", "pairs_per_update": 8, "step": 5}
-    about["base"] = lora.base_identity(network, "me/base")
+    about["base"] = base_identity(network, "me/base")
     move(parameters)
     for folder in (tmp_path / "run", tmp_path / "run" / "checkpoint-000005"):
         folder.mkdir()

@@ -10,7 +10,8 @@ from PIL import Image
 from diffpo import generate, manifest
 from diffpo.config import Lora
 from diffpo.errors import DiffpoError
-from diffpo.lora import FILE_NAME, add_lora, base_identity, save_lora
+from diffpo.identity import base_identity
+from diffpo.lora import FILE_NAME, add_lora, save_lora
 from diffpo.prompts import load_prompts
 
 PROMPTS = ["a cat", "a dog", "two birds", "a red house", "a green fish"]

@@ -10,6 +10,7 @@ from diffpo.config import Lora, Model, ObjectiveSettings
 from diffpo.data.batches import Batches
 from diffpo.data.groups import load_groups
 from diffpo.errors import DiffpoError
+from diffpo.identity import base_identity
 from diffpo.reference import Reference, adapter_off
 from diffpo.reward import Objective, score
 from diffpo.states import Regression
@@ -175,7 +176,7 @@ def adapted(tiny_sdxl, tmp_path):
     """A LoRA file with alpha != rank, and what the adapted network returns."""
     family = family_of(tiny_sdxl)
     unet = family.load_network()
-    base = lora.base_identity(unet, "the base")
+    base = base_identity(unet, "the base")
     draw = torch.Generator().manual_seed(0)
     for parameter in lora.add_lora(unet, Lora(rank=4, alpha=16), family.lora_targets):
         torch.nn.init.normal_(parameter, std=0.3, generator=draw)

@@ -5,6 +5,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from diffpo import checkpoint, lora, models, reference
 from diffpo.config import Lora, Model, ReferenceSettings
 from diffpo.errors import DiffpoError
+from diffpo.identity import base_identity
 
 MOVING = ("ema", "sync", "accelerated", "fast_slow")
 
@@ -65,7 +66,7 @@ def test_a_moving_reference_starts_as_the_policy_and_leaves_it_as_it_was(tiny_sd
     alone = output(family, unet)
     state = lora.lora_state(unet)
     lora.save_lora(tmp_path / "alone", unet, "unet", {})
-    base = lora.base_identity(unet)
+    base = base_identity(unet)
     made = reference.make(settings(policy), unet)
     with made.on(unet) as module:
         assert torch.equal(output(family, module), alone)  # so that u is exactly 0
@@ -74,7 +75,7 @@ def test_a_moving_reference_starts_as_the_policy_and_leaves_it_as_it_was(tiny_sd
         assert torch.equal(output(family, module), alone)
     # the optimiser, DDP and the files see nothing of the second adapter
     assert [id(p) for p in unet.parameters() if p.requires_grad] == [id(p) for p in parameters]
-    assert lora.lora_state(unet).keys() == state.keys() and lora.base_identity(unet) == base
+    assert lora.lora_state(unet).keys() == state.keys() and base_identity(unet) == base
     lora.save_lora(tmp_path / "with", unet, "unet", {})
     assert (tmp_path / "with").read_bytes() == (tmp_path / "alone").read_bytes()
     assert all(p.dtype == torch.float32 for n, p in unet.named_parameters() if "lora_" in n)

@@ -16,6 +16,7 @@ from diffpo import engine, lora, models
 from diffpo.cli import app
 from diffpo.config import Lora, Model, load_config
 from diffpo.errors import DiffpoError
+from diffpo.identity import base_identity
 from diffpo.models import storage
 from diffpo.reference import adapter_off
 from diffpo.scorers.config import ScorerConfig
@@ -123,7 +124,7 @@ def bytes_of(network):
 @pytest.mark.parametrize("how", SMALL)
 def test_a_small_network_is_still_known_as_what_it_was_made_from(pixart, how):
     _, small, whole = networks(pixart, how)
-    assert lora.base_identity(small, "name") == lora.base_identity(whole, "name")
+    assert base_identity(small, "name") == base_identity(whole, "name")
 
 
 def test_the_lora_starts_from_unrounded_numbers(pixart):

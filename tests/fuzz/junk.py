@@ -1,5 +1,6 @@
 """What users' files hold when they go wrong: values of every kind, and bytes of valid files that were changed."""
 
+import json
 import math
 
 from hypothesis import strategies as st
@@ -78,3 +79,7 @@ def mutated(draw, tree, times: int = 3):
             case _:
                 parent[last] = draw(values)
     return tree
+
+
+def lines(rows) -> bytes:
+    return "\n".join(json.dumps(row) for row in rows).encode()

@@ -15,6 +15,7 @@ from diffpo import checkpoint, lora
 from diffpo.config import Lora, load_config
 from diffpo.data.cache import Cache
 from diffpo.errors import DiffpoError
+from diffpo.identity import base_identity
 from diffpo.rollout.feed import read_trajectories
 from diffpo.track import Tracker
 
@@ -41,7 +42,7 @@ def tuned(rank=2):
 def written(tmp_path_factory):
     """A LoRA file as training writes it; its bytes, its weights, and the three parts of its header."""
     path = tmp_path_factory.mktemp("lora") / lora.FILE_NAME
-    base = lora.base_identity(Network(), "a base")
+    base = base_identity(Network(), "a base")
     lora.save_lora(path, tuned(), "transformer", {"base": base, "objective": "dpo", "step": 4})
     weights, about = lora.read_lora(path)
     adapter = {f"transformer.{name}": value for name, value in lora.adapter_of(path).items()}

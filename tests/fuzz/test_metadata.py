@@ -1,33 +1,22 @@
-"""Data sources, prompts, labels and manifests that went wrong: read, or refused in one message that names them."""
+"""Data sources that went wrong: read, or refused in one message that names them."""
 
 import io
 import json
-import shutil
 import tarfile
-from itertools import count
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from junk import AWKWARD, damaged, mutated, values
-from PIL import Image
+from junk import damaged, lines, mutated, values
 from tiny import picture, png
 
 from diffpo import check
 from diffpo.config import Columns, Data
 from diffpo.data.groups import load_groups
-from diffpo.data.source import BadRow, decode
 from diffpo.errors import DiffpoError
-from diffpo.manifest import read_manifest
-from diffpo.prompts import load_prompts
-from diffpo.rollout.judge import Label, read_labels
-from diffpo.scorers.steps import read_about
 
 PNG = [png(picture(seed, (8, 8))) for seed in range(4)]
-numbers = count()
 
 options = st.fixed_dictionaries(
     {
@@ -38,28 +27,6 @@ options = st.fixed_dictionaries(
     }
 )
 kinds = st.sampled_from(["pair", "pair", "single", "list"])
-
-
-@pytest.fixture
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("source")
-
-
-@pytest.fixture(scope="module")
-def fresh(tmp_path_factory):
-    """A new folder for each case, with four pictures; the one before is removed."""
-    root = tmp_path_factory.mktemp("sources")
-
-    def make():
-        for old in root.iterdir():
-            shutil.rmtree(old)
-        folder = root / str(next(numbers))
-        folder.mkdir()
-        for i, content in enumerate(PNG):
-            (folder / f"{i}.png").write_bytes(content)
-        return folder
-
-    return make
 
 
 def try_source(source, want, given, columns=Columns()):  # noqa: B008
@@ -101,10 +68,6 @@ PLACES = [
     *({"path": "0.png", "offset": -1, "size": "x"}, {"size": 1}, {"bytes": "x"}, {"bytes": [1], "path": None}),
 ]
 tables = st.sampled_from(sorted(ROWS))
-
-
-def lines(rows):
-    return "\n".join(json.dumps(row) for row in rows).encode()
 
 
 @settings(max_examples=80)
@@ -254,123 +217,3 @@ def test_sibling_folders(fresh, given, sides):
             (folder / name / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / name / file).write_bytes(content)
     try_source(folder, "pair", given)
-
-
-PICTURES = [
-    picture(0, (8, 8)),
-    picture(1, (8, 8)).convert("P"),
-    picture(2, (8, 8)).convert("L"),
-    picture(3).convert("RGBA"),
-]
-
-
-def encoded():
-    for image in PICTURES:
-        for kind in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "ICO", "TGA", "PPM"):
-            buffer = io.BytesIO()
-            try:
-                exif = Image.Exif()
-                exif[0x0112] = 6
-                image.save(buffer, kind, **({"exif": exif} if kind in ("PNG", "JPEG", "WEBP", "TIFF") else {}))
-            except OSError:  # a mode that the format does not know
-                continue
-            yield buffer.getvalue()
-
-
-@pytest.mark.filterwarnings("ignore")  # Pillow's
-@settings(max_examples=250)
-@given(content=st.sampled_from(list(encoded())).flatmap(damaged))
-def test_pictures_of_which_bytes_were_changed(content):
-    try:
-        image = decode(content)
-    except BadRow as problem:
-        assert problem.reason == "unreadable image"
-    else:
-        assert image.mode == "RGB" and image.tobytes()
-
-
-# ---- prompts, labels, manifests
-
-
-@settings(max_examples=80)
-@given(
-    suffix=st.sampled_from(["txt", "jsonl"]),
-    content=damaged(b'{"prompt": "a cat"}\n{"prompt": "\xc3\xa9"}\n')
-    | st.lists(st.fixed_dictionaries({"prompt": values}) | values, max_size=3).map(lines)
-    | st.sampled_from([b"[" * 9000, b"9" * 5000]),
-    n=st.sampled_from([None, None, 1, 2, 0, -1]),
-)
-def test_prompt_files(fresh, suffix, content, n):
-    path = fresh() / f"prompts.{suffix}"
-    path.write_bytes(content)
-    try:
-        found = load_prompts(path, n)
-    except DiffpoError as error:
-        assert str(path) in str(error)
-    else:
-        assert found and all(isinstance(each, str) and each.strip() for each in found)
-
-
-@settings(max_examples=40)
-@given(
-    source=st.builds(
-        "{}{}".format,
-        st.sampled_from(["shapes:", "shapes:heldout:", "shapes:train:", ""]),
-        st.sampled_from(AWKWARD).map(str),
-    )
-)
-def test_prompts_by_name(source):
-    try:
-        assert load_prompts(source)
-    except DiffpoError as error:
-        assert repr(source) in str(error) or str(Path(source)) in str(error)
-
-
-LABELS = [
-    {"prompt": "a", "image_0": "images/00000-0.png", "image_1": "images/00000-1.png", "label_0": 1},
-    {"prompt": "b", "image_0": "images/00001-0.png", "image_1": "images/00001-1.png", "label_0": 0.2},
-]
-ABOUT = [{"kind": "latent", "time_aware": True, "width": 8}]
-IMAGES = [
-    {"arm": "base", "index": 0, "seed": 0, "prompt": "a", "file": "images/base/00000_0.png", "sha256": "0", "steps": 4}
-]
-
-
-def changed(rows):
-    return damaged(lines(rows)) | mutated(rows).map(lines) | st.sampled_from([b"[" * 9000, b"9" * 5000])
-
-
-@settings(max_examples=80)
-@given(content=changed(LABELS))
-def test_label_files(fresh, content):
-    path = fresh() / "labels.jsonl"
-    path.write_bytes(content)
-    try:
-        found = read_labels(path)
-    except DiffpoError as error:
-        assert str(path) in str(error)
-    else:
-        assert found and all(isinstance(each, Label) and isinstance(each.prompt, str) for each in found)
-
-
-@settings(max_examples=60)
-@given(content=changed(IMAGES))
-def test_manifests_of_images(fresh, content):
-    folder = fresh()
-    (folder / "manifest.jsonl").write_bytes(content)
-    try:
-        for row in read_manifest(folder):
-            assert row["arm"] in ("base", "tuned") and f"{row['index']:05d}_{row['seed']}"
-    except DiffpoError as error:
-        assert str(folder) in str(error)
-
-
-@settings(max_examples=40)
-@given(content=changed(ABOUT))
-def test_descriptions_of_scorers(fresh, content):
-    folder = fresh()
-    (folder / "scorer.json").write_bytes(content)
-    try:
-        assert read_about(folder)["kind"] in ("pixel", "latent")
-    except DiffpoError as error:
-        assert str(folder) in str(error)
