@@ -15,7 +15,7 @@ from junk import ANYTHING, AWKWARD, damaged, mutated, values
 from diffpo import check
 from diffpo.checkpoint import check_folder
 from diffpo.config import Config, load_config
-from diffpo.config import _all_keys as all_keys
+from diffpo.config_file import all_keys
 from diffpo.errors import DiffpoError
 from diffpo.scorers.config import ScorerConfig
 from diffpo.setup import make_optimizer
