@@ -6,8 +6,8 @@
 Stages: data (render captioned scenes), vae (autoencoder), unet (UNet and both text encoders), decoder (finish the
 decoder on the frozen latents; may run beside unet), assemble (write assets/tiny-sdxl), pairs (write
 assets/shapes-preferences), clip (write assets/tiny-clip), dit (DiT and T5 on the autoencoder of assets/tiny-sdxl),
-assemble-dit (write assets/tiny-dit), dit-pairs (write assets/shapes-preferences-dit). Every stage reads the files of
-the ones before it in --work, so a stage can be repeated alone.
+assemble-dit (write assets/tiny-dit). Every stage reads the files of the ones before it in --work,
+so a stage can be repeated alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from tiny_models.clip import train_clip
 from tiny_models.common import data
-from tiny_models.dit import assemble_dit, dit_pairs, train_dit
+from tiny_models.dit import assemble_dit, train_dit
 from tiny_models.pairs import pairs
 from tiny_models.pipeline import assemble
 from tiny_models.unet import train_unet
@@ -35,7 +35,6 @@ STAGES = {
     "clip": train_clip,
     "dit": train_dit,
     "assemble-dit": assemble_dit,
-    "dit-pairs": dit_pairs,
 }
 
 

@@ -15,11 +15,9 @@ from diffpo.shapes import SIZE, train_captions
 
 from .card import GUIDANCE, PROMPTS, STEPS, base_table, parameters_and_megabytes, write_log
 from .common import LATENT_CHANNELS, LATENT_NOISE, SEED, average, data, load_scenes, log, to_tensor
-from .pairs import pairs
 
 TEXT_LENGTH = 24  # tokens in training; the pipeline pads to 300 and masks what it pads
 TEXT_WIDTH = 96
-PIPELINE_OPTIONS = {"use_resolution_binning": False, "clean_caption": False}  # binning would make 1024 px of 32
 MODEL_CARD = """# tiny-dit
 
 A real `PixArtSigmaPipeline` of {parameters:.1f} M parameters ({megabytes:.1f} MB, float32): a diffusion transformer
@@ -163,7 +161,8 @@ def assemble_dit(work: Path, assets: Path, name: str = "dit.safetensors") -> Non
     )
     folder = assets / "tiny-dit"
     pipe.save_pretrained(folder)
-    base = base_table(pipe, folder, **PIPELINE_OPTIONS)
+    # binning would make 1024 px of 32
+    base = base_table(pipe, folder, use_resolution_binning=False, clean_caption=False)
     write_log(work, folder, {"data": data, "dit": train_dit})
     text = MODEL_CARD.format(
         **parameters_and_megabytes(folder, dit, encoder, pipe.vae),
@@ -177,9 +176,3 @@ def assemble_dit(work: Path, assets: Path, name: str = "dit.safetensors") -> Non
     )
     (folder / "README.md").write_text(text)
     print(text)
-
-
-def dit_pairs(work: Path, assets: Path) -> None:
-    """Write assets/shapes-preferences-dit, from the samples of assets/tiny-dit."""
-    more = {"model": "tiny-dit", "name": "shapes-preferences-dit", "stage": "dit-pairs", **PIPELINE_OPTIONS}
-    pairs(work, assets, n_train=400, n_validation=40, **more)

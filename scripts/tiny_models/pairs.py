@@ -1,4 +1,4 @@
-"""Preference pairs from a model's own samples, labelled by the oracle (stages pairs, dit-pairs)."""
+"""Preference pairs from the base model's own samples, labelled by the oracle (stage pairs)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from diffpo.shapes.oracle import FOLLOWING_WEIGHT
 from .card import GUIDANCE, generate
 from .common import SEED, log
 
-DATA_CARD = """# {name}
+DATA_CARD = """# shapes-preferences
 
-Pairs of pictures that `assets/{model}` drew for captions of its training split ({steps} calls of DPM-Solver++(2M),
+Pairs of pictures that `assets/tiny-sdxl` drew for captions of its training split ({steps} calls of DPM-Solver++(2M),
 guidance {guidance}), labelled by the oracle of `diffpo.shapes` and stored in the columns of Pick-a-Pic. Made by
-`scripts/build_tiny_models.py {stage}`, seed {seed}; lossless WebP bytes.
+`scripts/build_tiny_models.py pairs`, seed {seed}; lossless WebP bytes.
 
 The preference is the oracle's total, {weight} x prompt following + {rest} x appearance. A pair whose totals differ by
 less than {margin} is a tie (0.5 / 0.5). {flip:.0%} of the other labels are flipped at random, as people do; which ones
@@ -31,27 +31,16 @@ TIE_MARGIN = 0.02
 
 
 def pairs(
-    work: Path,
-    assets: Path,
-    n_train: int = 700,
-    n_validation: int = 80,
-    samples: int = 8,
-    steps: int = 10,
-    model: str = "tiny-sdxl",
-    name: str = "shapes-preferences",
-    stage: str = "pairs",
-    **options,
+    work: Path, assets: Path, n_train: int = 700, n_validation: int = 80, samples: int = 8, steps: int = 10
 ) -> None:
-    """Write assets/``name``: disjoint pairs of one caption: best with worst, second with last but one, ...
-
-    ``options`` go to the pipeline of ``model``."""
+    """Write assets/shapes-preferences: disjoint pairs of one caption: best with worst, second with last but one, ..."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from diffusers import DiffusionPipeline
+    from diffusers import StableDiffusionXLPipeline
 
-    pipe = DiffusionPipeline.from_pretrained(assets / model)
+    pipe = StableDiffusionXLPipeline.from_pretrained(assets / "tiny-sdxl")
     captions = train_captions(n_train + n_validation, seed=SEED)
-    folder = assets / name
+    folder = assets / "shapes-preferences"
     folder.mkdir(parents=True, exist_ok=True)
     rng, table = (
         np.random.default_rng(SEED),
@@ -60,8 +49,7 @@ def pairs(
     for split, own in {"train": captions[:n_train], "validation": captions[n_train:]}.items():
         offset = 0 if split == "train" else n_train
         prompts = [c for c in own for _ in range(samples)]
-        seeds = [SEED * 20_000 + offset * samples + i for i in range(len(prompts))]
-        images = generate(pipe, prompts, seeds, steps, **options)
+        images = generate(pipe, prompts, [SEED * 20_000 + offset * samples + i for i in range(len(prompts))], steps)
         scores = [score(im, p) for im, p in zip(images, prompts, strict=True)]
         rows = []
         for k, caption in enumerate(own):
@@ -83,8 +71,8 @@ def pairs(
                         "are_different": True,
                         "has_label": True,
                         "flipped": flipped,
-                        **{f"{column}_0": scores[first][key] for column, key in SCORE_COLUMNS.items()},
-                        **{f"{column}_1": scores[second][key] for column, key in SCORE_COLUMNS.items()},
+                        **{f"{name}_0": scores[first][key] for name, key in SCORE_COLUMNS.items()},
+                        **{f"{name}_1": scores[second][key] for name, key in SCORE_COLUMNS.items()},
                     }
                 )
         pq.write_table(pa.Table.from_pylist(rows), folder / f"{split}.parquet", compression="zstd")
@@ -92,11 +80,8 @@ def pairs(
         ties, flips = sum(r["label_0"] == 0.5 for r in rows), sum(r["flipped"] for r in rows)
         table.append(f"| {split} | {len(own)} | {len(rows)} | {ties} | {flips} | {size:.2f} |")
         spread = {k: float(np.std([s[k] for s in scores])) for k in ("total", "following", "appearance")}
-        log(work, stage, split=split, pairs=len(rows), ties=ties, flipped=flips, megabytes=size, spread=spread)
+        log(work, "pairs", split=split, pairs=len(rows), ties=ties, flipped=flips, megabytes=size, spread=spread)
     text = DATA_CARD.format(
-        name=name,
-        model=model,
-        stage=stage,
         steps=steps,
         guidance=GUIDANCE,
         seed=SEED,
