@@ -95,6 +95,8 @@ HARMLESS = (
     "Token indices sequence length is longer than",  # it is truncated; `too_long` counts what is
     "The following part of your input was truncated",  # the same, with all of the text
 )
+# peft imports bitsandbytes whether it is used or not, which then misses kernels of the hub
+logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
 
 
 def hush() -> None:
