@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from ids import named
 from scipy.integrate import quad
 
 from samplers import EDM, Grid, RectifiedFlow, VPDiscrete, VPLinear, build_plan
@@ -50,7 +51,7 @@ WRONG = {"variable": True, "as_published": True}
         *[(pndm, {"skip_prk": skip}, case, 2) for skip in (True, False) for case in ("logsnr", "flow")],
         *[(pndm, {"skip_prk": skip}, "uniform flow to 0", 4) for skip in (True, False)],
     ],
-    ids=lambda value: getattr(value, "__name__", str(value)),
+    ids=named,
 )
 def test_order(mixture, z, solver, options, case, order):
     """What is claimed, and that the published forms have less."""

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from ids import named
 from test_orders import moments
 
 from samplers import EDM, RectifiedFlow, VPLinear, build_plan, sample
@@ -39,7 +40,7 @@ def variance_errors(schedule, solver, sizes, std=0.4, **options):
         ("dpmpp_sde", {}, 2),
         ("dpmpp_sde", {"independent_noise": True}, 1),
     ],
-    ids=str,
+    ids=named,
 )
 def test_weak_order(solver, options, order, eta):
     coarse, fine = variance_errors(VP, solver, (80, 160), eta=eta, **options)

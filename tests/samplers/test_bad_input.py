@@ -5,6 +5,7 @@ Grids have their own list in test_grid.py, single solvers' options in their own 
 
 import pytest
 import torch
+from ids import named
 
 from samplers import EDM, Grid, Guidance, RectifiedFlow, VPDiscrete, VPLinear, build_plan, sample
 from samplers.solvers import SOLVERS
@@ -73,7 +74,7 @@ NUMBERS = [
 ]
 
 
-@pytest.mark.parametrize(("options", "message"), NAMES + NUMBERS, ids=str)
+@pytest.mark.parametrize(("options", "message"), NAMES + NUMBERS, ids=named)
 def test_names_and_numbers(options, message):
     with pytest.raises(ValueError, match=message):
         draw(**options)
@@ -106,7 +107,7 @@ TENSORS = [
 ]
 
 
-@pytest.mark.parametrize(("error", "options", "message"), TENSORS, ids=str)
+@pytest.mark.parametrize(("error", "options", "message"), TENSORS, ids=named)
 def test_tensors_and_functions(error, options, message):
     with pytest.raises(error, match=message):
         draw(**options)
@@ -171,7 +172,7 @@ def draws(z):
 SENSITIVE = {"dpm2_ancestral": 16.0}  # a midpoint of noise levels far apart amplifies whatever the model is told
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=named)
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_every_solver_in_every_dtype(mixture, z, draws, solver, dtype):
     """The result has x's dtype and is the float64 result up to a few roundings: what the model sees and returns is

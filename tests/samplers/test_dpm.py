@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from ids import named
 from test_orders import moments
 
 from samplers import EDM, Grid, Guidance, RectifiedFlow, VPDiscrete, VPLinear, build_plan, dynamic_threshold, sample
@@ -46,7 +47,7 @@ HALVED = {"order": 3, "target": "epsilon", "lower_order_final": False, "as_publi
 @pytest.mark.parametrize(
     ("solver", "options", "order"),
     FIXED + MULTISTEP + [(dpmpp, HALVED, 2)],
-    ids=lambda v: getattr(v, "__name__", str(v)),
+    ids=named,
 )
 def test_order_per_call(mixture, z, exact, solver, options, order):
     """On a grid that is not uniform in lambda. Against DOP853 at rtol 1e-12."""
@@ -132,7 +133,7 @@ NOISY = [
 
 
 @pytest.mark.parametrize("eta", [0.5, 1.0])
-@pytest.mark.parametrize(("solver", "options", "order"), NOISY, ids=lambda v: getattr(v, "__name__", str(v)))
+@pytest.mark.parametrize(("solver", "options", "order"), NOISY, ids=named)
 def test_weak_order(solver, options, order, eta):
     """Exact mean and variance of a plan's result on Gaussians (1-D), against those of the data's marginal at t_end.
 

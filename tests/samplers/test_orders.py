@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from ids import named
 
 from samplers import VPLinear, build_plan, sample
 from samplers.analytic import GaussianMixture
@@ -107,7 +108,7 @@ def test_every_solver_is_here():
     assert {row[0] for row in ORDERS + WEAK} == set(SOLVERS)
 
 
-@pytest.mark.parametrize(("solver", "options", "order", "calls"), ORDERS, ids=str)
+@pytest.mark.parametrize(("solver", "options", "order", "calls"), ORDERS, ids=named)
 def test_order(mixture, z, exact, solver, options, order, calls):
     """Against DOP853 at rtol 1e-12 (GaussianMixture.exact), which shares no code with the solvers."""
     errors = []
@@ -135,7 +136,7 @@ def moments(plan, model, mean, variance):
     return (out[0] + slopes[0] * mean).item(), (slopes[0] ** 2 * variance + slopes[1:].square().sum()).item()
 
 
-@pytest.mark.parametrize(("solver", "options", "order", "calls"), WEAK, ids=str)
+@pytest.mark.parametrize(("solver", "options", "order", "calls"), WEAK, ids=named)
 def test_weak_order(solver, options, order, calls):
     """Mean and variance on one Gaussian: started from the exact marginal, the exact SDE keeps it to the end."""
     mean, std = 0.7, 0.4

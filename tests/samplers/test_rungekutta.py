@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from ids import named
 from test_orders import moments
 
 from samplers import EDM, Grid, RectifiedFlow, VPDiscrete, VPLinear, build_plan, sample
@@ -47,7 +48,7 @@ def test_order_of_every_tableau(mixture, z, exact, method, space):
         ("dpm2", {"r": 0.3}),
         ("dpm2", {"r": 1}),
     ],
-    ids=str,
+    ids=named,
 )
 def test_order_two(mixture, z, exact, solver, options):
     assert abs(order(mixture, z, exact, solver, 2, **options) - 2) < 0.3
@@ -66,7 +67,7 @@ def test_deis_names():
         assert (a.rows == b.rows).all() and int(theirs[0]) == CLAIMS[ours]
 
 
-@pytest.mark.parametrize("schedule", [VP, VPDiscrete.scaled_linear(), EDM(), RectifiedFlow(3.0)], ids=str)
+@pytest.mark.parametrize("schedule", [VP, VPDiscrete.scaled_linear(), EDM(), RectifiedFlow(3.0)], ids=named)
 @pytest.mark.parametrize("end", ["zero", "t_end"])
 def test_euler_is_ddim(mixture, z, schedule, end):
     model = mixture.model(schedule, "flow")

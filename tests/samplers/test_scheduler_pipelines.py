@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny_pipes as pipes
 import torch
+from ids import named
 from tiny_pipes import LATENT, SD, gen, inputs, told
 
 import samplers
@@ -50,7 +51,7 @@ def close(a, b, tolerance=1e-5):
     return (a - b).abs().max() < tolerance * b.abs().max()
 
 
-@pytest.mark.parametrize(("solver", "options"), SOLVERS_IN_PIPELINES, ids=str)
+@pytest.mark.parametrize(("solver", "options"), SOLVERS_IN_PIPELINES, ids=named)
 def test_text_to_image_is_samplers_sample(solver, options):
     """Every solver, and every entry of `timesteps` is one call with that label."""
     pipe = pipes.sd(SolverScheduler(**SD, solver=solver, solver_options=options))
@@ -65,7 +66,7 @@ def test_text_to_image_is_samplers_sample(solver, options):
     assert close(image, direct)
 
 
-@pytest.mark.parametrize(("solver", "options"), SOLVERS_IN_PIPELINES, ids=str)
+@pytest.mark.parametrize(("solver", "options"), SOLVERS_IN_PIPELINES, ids=named)
 def test_rectified_flow_is_samplers_sample(solver, options):
     options = ARGUMENTS[solver] | options
     pipe = pipes.sd3(SolverScheduler(**FLOW, solver=solver, solver_options=options))
@@ -88,7 +89,7 @@ def test_rectified_flow_is_samplers_sample(solver, options):
 
 
 @pytest.mark.parametrize("strength", [0.3, 0.5, 0.6, 1.0])
-@pytest.mark.parametrize(("solver", "options"), SOLVERS_IN_PIPELINES, ids=str)
+@pytest.mark.parametrize(("solver", "options"), SOLVERS_IN_PIPELINES, ids=named)
 def test_image_to_image_starts_at_the_label_it_was_noised_to(solver, options, strength):
     pipe = pipes.sd(SolverScheduler(**SD, solver=solver, solver_options=options), "StableDiffusionImg2ImgPipeline")
     labels = told(pipe.unet)
@@ -135,7 +136,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("make", "kind", "given"), CASES, ids=str)
+@pytest.mark.parametrize(("make", "kind", "given"), CASES, ids=named)
 def test_the_image_of_diffusers_own_scheduler(make, kind, given):
     """Where the method and its labels are the same, so is the image, in every kind of pipeline."""
     outs = []

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from ids import named
 
 from samplers import Grid, Nodes, Plan, RectifiedFlow, VPDiscrete, VPLinear
 from samplers.plan import row
@@ -76,7 +77,7 @@ def test_ddim_steps_fill_the_history(mixture, z):
 @pytest.mark.parametrize(
     ("solver", "calls", "first", "options"),
     [(heun, 80, 31, {}), (dpm2, 80, 31, {}), (lms, 40, 13, {"order": 3}), (pndm, 41, 13, {}), (pndm, 41, 1, {})],
-    ids=lambda v: getattr(v, "__name__", str(v)),
+    ids=named,
 )
 def test_it_follows_the_exact_solution(mixture, z, solver, calls, first, options):
     """From the exact state at the level of the call to the exact end; one DDIM step costs O(h^2), as here."""

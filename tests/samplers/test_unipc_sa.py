@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from ids import named
 
 from samplers import EDM, Grid, RectifiedFlow, VPDiscrete, VPLinear, build_plan, sample
 from samplers.analytic import GaussianMixture
@@ -177,7 +178,7 @@ def errors_of(solver, model, z, exact, calls, **settings):
     return [(out - exact).square().mean().sqrt().item() for out in runs]
 
 
-@pytest.mark.parametrize(("solver", "options", "order", "calls"), ORDERS, ids=lambda v: getattr(v, "__name__", str(v)))
+@pytest.mark.parametrize(("solver", "options", "order", "calls"), ORDERS, ids=named)
 def test_order(mixture, z, exact, solver, options, order, calls):
     two = (calls, 2 * calls - options.get("pece", False))
     errors = errors_of(solver, mixture.model(VP), z, exact, two, schedule=VP, end="t_end", **FULL, **options)
@@ -227,7 +228,7 @@ def test_disabled_corrector_leaves_out_its_step(mixture, z):
 SOLVERS = [(unipc, {"order": 3}), (sa_solver, {}), (sa_solver, {"pece": True, "predictor_order": 2})]
 
 
-@pytest.mark.parametrize(("solver", "options"), SOLVERS, ids=str)
+@pytest.mark.parametrize(("solver", "options"), SOLVERS, ids=named)
 def test_prediction_type_and_schedule_form_do_not_matter(mixture, z, solver, options):
     settings = {"schedule": VP, "solver": solver, "steps": 9, **options}
     runs = [
@@ -264,7 +265,7 @@ def test_step_to_sigma_zero_is_the_last_x0(mixture, z, variant, target):
     assert (out - exact).abs().max() < 1e-3
 
 
-@pytest.mark.parametrize(("solver", "options"), SOLVERS, ids=str)
+@pytest.mark.parametrize(("solver", "options"), SOLVERS, ids=named)
 def test_start_at_alpha_zero(mixture, z, solver, options):
     """The first value is no derivative, and its lambda is -inf; both ends of the grid are infinite here."""
     flow = RectifiedFlow()
@@ -299,7 +300,7 @@ def test_corrector_from_alpha_zero(mixture, z):
         ({"predictor_order": 2, "corrector_order": 3, "mode": "more_steps"}, 2),
         ({"as_published": True, "predictor_order": 2, "corrector_order": 2}, 2),
     ],
-    ids=str,
+    ids=named,
 )
 def test_moments_on_a_gaussian(options, order):
     """One Gaussian of mean m and deviation s: the network is affine, so a run is affine in x and its noises.

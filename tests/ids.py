@@ -1,0 +1,8 @@
+"""Names of test cases that are the same in every process, which pytest-xdist asks for."""
+
+import re
+
+
+def named(value) -> str:
+    """``str(value)`` without addresses; functions and classes by their names."""
+    return getattr(value, "__name__", None) or re.sub(r" at 0x[0-9a-f]+", "", str(value))
