@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 import torch
 from check_diffusers import BEGIN, DOC, END, TOLERANCE, cases, difference
+from ids import named
 
 import samplers
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.mark.parametrize("case", cases(), ids=lambda c: f"{c.theirs}-{c.ours}-{c.settings}-{c.options}")
+@pytest.mark.parametrize("case", cases(), ids=lambda c: named(f"{c.theirs}-{c.ours}-{c.settings}-{c.options}"))
 def test_claim(case):
     """Cases with a reason differ, those without agree."""
     assert (difference(case) < TOLERANCE) == (not case.why)
