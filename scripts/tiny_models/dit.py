@@ -152,10 +152,12 @@ def assemble_dit(work: Path, assets: Path, name: str = "dit.safetensors") -> Non
         found = module.load_state_dict(own, strict=False)
         if found.unexpected_keys or any("embed_tokens" not in k and "pos_embed" not in k for k in found.missing_keys):
             raise RuntimeError(f"{prefix}: {found}")
+    vae = AutoencoderKL.from_pretrained(assets / "tiny-sdxl" / "vae")
+    vae.register_to_config(_name_or_path="assets/tiny-sdxl/vae")  # not where that lies on this machine
     pipe = PixArtSigmaPipeline(
         tokenizer=tokenizer,
         text_encoder=encoder,
-        vae=AutoencoderKL.from_pretrained(assets / "tiny-sdxl" / "vae"),
+        vae=vae,
         transformer=dit,
         scheduler=DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=1.0),
     )

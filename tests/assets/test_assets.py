@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 import warnings
 
 import numpy as np
@@ -132,3 +133,10 @@ def test_preference_images_are_lossless_and_read_back(assets):
             assert result["total"] == pytest.approx(row[f"score_{side}"], abs=1e-9)
             mix = FOLLOWING_WEIGHT * row[f"following_{side}"] + (1 - FOLLOWING_WEIGHT) * row[f"appearance_{side}"]
             assert row[f"score_{side}"] == pytest.approx(mix, abs=1e-9)
+
+
+def test_no_asset_names_a_place_on_the_machine_that_made_it(assets):
+    files = [path for suffix in ("json", "jsonl", "md") for path in assets.rglob(f"*.{suffix}")]
+    assert len(files) > 20
+    for path in files:
+        assert not re.search(r'[" (](/\w|~/|[A-Z]:\\)', path.read_text(encoding="utf-8")), path
