@@ -7,15 +7,13 @@ it is filled up to a random remainder, so that checkpoints, metrics, the LoRA or
 """
 
 import argparse
-import multiprocessing
 import os
 import random
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from bench_faults import OBJECTIVES, ambush, config, train
+from bench_faults import OBJECTIVES, ambush, config, prepare, train
 
 from diffpo.errors import DiffpoError
 from diffpo.lora import FILE_NAME
@@ -70,11 +68,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=["diffusion_dpo", "d3po"])
     args = parser.parse_args()
-    out = args.out.resolve()
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "diffusers", "peft", "objective_bench.warm"])
+    out, context = prepare(args.out)
     rng, wrong = random.Random(args.seed), 0
     print(
         "| objective | runs | met the full disk, and said so in one message | LoRAs that differ |\n"

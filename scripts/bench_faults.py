@@ -111,6 +111,16 @@ def one_run(context, objective: str, output: Path, cache: Path, rng: random.Rand
     return counts
 
 
+def prepare(out: Path):
+    """An empty folder ``out``, and what starts processes that need not import the libraries again."""
+    out = out.resolve()
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "diffusers", "peft", "objective_bench.warm"])
+    return out, context
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/bench-faults"))
@@ -118,11 +128,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=list(OBJECTIVES))
     args = parser.parse_args()
-    out = args.out.resolve()
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "diffusers", "peft", "objective_bench.warm"])
+    out, context = prepare(args.out)
     rng, total, wrong = random.Random(args.seed), 0, 0
     print(
         "| objective | runs | killed at a moment | at a file operation | newest checkpoint torn | LoRAs that differ |"

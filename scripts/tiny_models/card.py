@@ -71,6 +71,13 @@ def base_table(pipe, folder: Path, **options) -> str:
     return "\n".join(rows)
 
 
+def write_card(folder: Path, template: str, **values) -> None:
+    """README.md: ``template`` with ``values`` and how it was measured."""
+    text = template.format(seed=SEED, n=PROMPTS, steps=STEPS, guidance=GUIDANCE, **values)
+    (folder / "README.md").write_text(text)
+    print(text)
+
+
 def write_log(work: Path, folder: Path, stages: dict[str, Callable]) -> None:
     """training-log.jsonl: what every stage was run with, and then what each reported."""
     values = {

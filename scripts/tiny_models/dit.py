@@ -13,7 +13,7 @@ from transformers import T5Config, T5EncoderModel, T5TokenizerFast
 
 from diffpo.shapes import SIZE, train_captions
 
-from .card import GUIDANCE, PROMPTS, STEPS, base_table, parameters_and_megabytes, write_log
+from .card import base_table, parameters_and_megabytes, write_card, write_log
 from .common import LATENT_CHANNELS, LATENT_NOISE, SEED, average, data, load_scenes, log, to_tensor
 
 TEXT_LENGTH = 24  # tokens in training; the pipeline pads to 300 and masks what it pads
@@ -166,15 +166,11 @@ def assemble_dit(work: Path, assets: Path, name: str = "dit.safetensors") -> Non
     # binning would make 1024 px of 32
     base = base_table(pipe, folder, use_resolution_binning=False, clean_caption=False)
     write_log(work, folder, {"data": data, "dit": train_dit})
-    text = MODEL_CARD.format(
+    write_card(
+        folder,
+        MODEL_CARD,
         **parameters_and_megabytes(folder, dit, encoder, pipe.vae),
         layers=dit.config.num_layers,
         width=dit.inner_dim,
-        seed=SEED,
-        n=PROMPTS,
-        steps=STEPS,
-        guidance=GUIDANCE,
         base=base,
     )
-    (folder / "README.md").write_text(text)
-    print(text)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from .card import GUIDANCE, PROMPTS, STEPS, base_table, parameters_and_megabytes, write_log
-from .common import LATENT_CHANNELS, SEED, data, load_scenes
+from .card import base_table, parameters_and_megabytes, write_card, write_log
+from .common import LATENT_CHANNELS, data, load_scenes
 from .unet import make_text_encoders, make_tokenizer, make_unet, train_unet
 from .vae import check_vae, load_vae, train_decoder, train_vae
 
@@ -65,15 +65,11 @@ def card(work: Path, folder: Path) -> None:
     vae_rows = ["| | |", "| --- | --- |", f"| PSNR | {vae.pop('psnr'):.1f} dB |"]
     vae_rows += [f"| {k.removeprefix('right_')} | {v:.1%} |" for k, v in vae.items()]
     write_log(work, folder, {"data": data, "vae": train_vae, "decoder": train_decoder, "unet": train_unet})
-    text = MODEL_CARD.format(
+    write_card(
+        folder,
+        MODEL_CARD,
         **parameters_and_megabytes(folder, pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2),
-        seed=SEED,
         channels=LATENT_CHANNELS,
         vae="\n".join(vae_rows),
-        n=PROMPTS,
-        steps=STEPS,
-        guidance=GUIDANCE,
         base=base,
     )
-    (folder / "README.md").write_text(text)
-    print(text)

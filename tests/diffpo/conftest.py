@@ -70,12 +70,14 @@ def make_scorer_config(tmp_path, tmp_path_factory):
 def tiny_folder(tmp_path_factory, tiny_sd, tiny_sdxl):
     """tiny_folder(name): the tiny pipeline of a family, made once."""
     from exports import MAKE
+    from tiny_transformers import make_alpha
 
+    make = {**MAKE, "pixart_alpha": make_alpha}
     made = {"sd": tiny_sd, "sdxl": tiny_sdxl}
 
     def get(name):
         if name not in made:
-            made[name] = MAKE[name](tmp_path_factory.mktemp("families") / name)
+            made[name] = make[name](tmp_path_factory.mktemp("families") / name)
         return made[name]
 
     return get

@@ -6,7 +6,6 @@ import shutil
 import weakref
 
 import pytest
-import tiny_transformers as tiny
 import torch
 from test_batches import Family as Fake
 from tiny import picture, write_folder
@@ -20,26 +19,7 @@ from diffpo.data.groups import load_groups
 from diffpo.errors import DiffpoError
 from diffpo.setup import load_data, make_accelerator
 
-MAKE = {
-    "sd3": tiny.make_sd3,
-    "pixart_sigma": tiny.make_pixart,
-    "pixart_alpha": tiny.make_alpha,
-    "flux": tiny.make_flux,
-    "dit": tiny.make_dit,
-}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_sd, tiny_sdxl):
-    """folder(name): the tiny pipeline of a family, made once."""
-    made = {"sd": tiny_sd, "sdxl": tiny_sdxl}
-
-    def get(name):
-        if name not in made:
-            made[name] = MAKE[name](tmp_path_factory.mktemp("families") / name)
-        return made[name]
-
-    return get
+FAMILIES = ("sd", "sdxl", "sd3", "pixart", "pixart_alpha", "flux", "dit")
 
 
 def family_of(path, precision="no", **options):
@@ -103,10 +83,10 @@ def test_an_image_that_changes_while_the_run_starts_is_not_cached_under_the_old_
     assert not list((tmp_path / "cache").glob("latents-*/*"))
 
 
-@pytest.mark.parametrize("name", ["sd", "sdxl", *MAKE])
-def test_any_weight_of_any_encoder_changes_its_key_alone(folder, name):
-    family = family_of(folder(name))
-    same = family_of(folder(name))
+@pytest.mark.parametrize("name", FAMILIES)
+def test_any_weight_of_any_encoder_changes_its_key_alone(tiny_folder, name):
+    family = family_of(tiny_folder(name))
+    same = family_of(tiny_folder(name))
     keys = family.text_hash(), family.vae_hash()
     assert keys == (same.text_hash(), same.vae_hash())
     for part in (*family.encoders, "vae"):
@@ -119,10 +99,10 @@ def test_any_weight_of_any_encoder_changes_its_key_alone(folder, name):
         assert (family.text_hash(), family.vae_hash()) == keys
 
 
-def test_the_same_encoder_read_otherwise_has_another_key(folder, tmp_path):
+def test_the_same_encoder_read_otherwise_has_another_key(tiny_folder, tmp_path):
     """Precision, activation, the unconditional embedding, the number of tokens: all with the same weights."""
-    base = family_of(folder("sdxl")).text_hash()
-    halves = {family_of(folder("sdxl"), precision).text_hash() for precision in ("bf16", "fp16")}
+    base = family_of(tiny_folder("sdxl")).text_hash()
+    halves = {family_of(tiny_folder("sdxl"), precision).text_hash() for precision in ("bf16", "fp16")}
     assert len({base, *halves}) == 3
     for file, key, value in (
         ("model_index.json", "force_zeros_for_empty_prompt", False),
@@ -130,23 +110,23 @@ def test_the_same_encoder_read_otherwise_has_another_key(folder, tmp_path):
         ("tokenizer_2/tokenizer_config.json", "model_max_length", 12),
     ):
         other = tmp_path / key
-        shutil.copytree(folder("sdxl"), other)
+        shutil.copytree(tiny_folder("sdxl"), other)
         settings = json.loads((other / file).read_text())
         (other / file).write_text(json.dumps({**settings, key: value}))
         assert family_of(other).text_hash() != base, key
-    sigma, alpha = family_of(folder("pixart_sigma")), family_of(folder("pixart_alpha"))
+    sigma, alpha = family_of(tiny_folder("pixart")), family_of(tiny_folder("pixart_alpha"))
     assert module_key(sigma.pipe.text_encoder) == module_key(alpha.pipe.text_encoder)
     lengths = [family.encode_text(["a cat"])["prompt_embeds"].shape[1] for family in (sigma, alpha)]
     assert lengths == [300, 120] and sigma.text_hash() != alpha.text_hash()
 
 
-@pytest.mark.parametrize("name", ["sd", "sdxl", *MAKE])
-def test_caches_are_as_large_as_check_says_and_nothing_holds_the_encoders(folder, name, tmp_path, make_config):
-    config = make_config(folder(name), f"data.cache={tmp_path}")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_caches_are_as_large_as_check_says_and_nothing_holds_the_encoders(tiny_folder, name, tmp_path, make_config):
+    config = make_config(tiny_folder(name), f"data.cache={tmp_path}")
     groups = load_groups(config.data, config.data.train, "train")
     for group in groups.groups:
         object.__setattr__(group, "captions", ("3",))  # a class, for DiT
-    family = family_of(folder(name), "bf16")
+    family = family_of(tiny_folder(name), "bf16")
     batches = Batches(groups, config.data, family, 0, "cpu")
 
     watched = {part: watch(getattr(family.pipe, part)) for part in (*family.encoders, "vae")}
@@ -160,7 +140,7 @@ def test_caches_are_as_large_as_check_says_and_nothing_holds_the_encoders(folder
     assert disk.size(family, family.meta_network(), groups, cached=False) == (text, 0)
     assert stored(batches.latents) == latents == pictures * 2 * 4 * 4 * 8 * 8
     # the tiny CLIP tokenizers read 16 tokens where the real ones read 77, and alpha reads fewer than Sigma
-    exact = name in ("pixart_sigma", "flux", "dit")
+    exact = name in ("pixart", "flux", "dit")
     assert stored(batches.text) == text if exact else text / 6 < stored(batches.text) < text
 
 

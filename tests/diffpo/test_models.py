@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionXLPipeline
+from published_networks import UNET as SDXL
 from tiny import make_sdxl
 
 from diffpo import lora, models
@@ -16,20 +17,6 @@ from diffpo.reward import Objective, score
 from diffpo.states import Regression
 from diffpo.states.forward import Forward
 
-# unet/config.json of stabilityai/stable-diffusion-xl-base-1.0, where it differs from the class's defaults
-SDXL_BASE = {
-    "sample_size": 128,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "block_out_channels": [320, 640, 1280],
-    "transformer_layers_per_block": [1, 2, 10],
-    "attention_head_dim": [5, 10, 20],
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
 SD15 = {"sample_size": 64, "cross_attention_dim": 768}
 
 
@@ -39,7 +26,7 @@ def family_of(path, precision="no"):
 
 @pytest.mark.parametrize(
     ("base", "settings", "total", "adapted"),
-    [("tiny_sdxl", SDXL_BASE, 2_567_463_684, 11_612_160), ("tiny_sd", SD15, 859_520_964, 1_594_368)],
+    [("tiny_sdxl", SDXL, 2_567_463_684, 11_612_160), ("tiny_sd", SD15, 859_520_964, 1_594_368)],
 )
 def test_real_width_unet_gets_the_published_number_of_lora_parameters(
     request, tmp_path, base, settings, total, adapted
