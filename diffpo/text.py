@@ -1,0 +1,45 @@
+"""Text as people save it, and text as it is safe to show."""
+
+from __future__ import annotations
+
+import codecs
+import unicodedata
+from pathlib import Path
+
+LIMIT = 2**28  # bytes of a text file
+
+# UTF-32 first: its mark begins with that of UTF-16
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+)
+
+
+def decoded(content: bytes) -> str:
+    """UTF-8, or UTF-16 and UTF-32 that begin with a byte order mark; the mark is dropped and lines end in a line feed.
+    ValueError if it is none of these."""
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    return content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file, by `decoded`. OSError if it cannot be read, ValueError if it is no text or over `LIMIT`."""
+    with open(path, "rb") as file:
+        content = file.read(LIMIT + 1)
+    if len(content) > LIMIT:
+        raise ValueError(f"it has more than {LIMIT} bytes, too many for a text file")
+    return decoded(content)
+
+
+def plain(text: object, limit: int = 1000) -> str:
+    """``text`` on one line for terminals, reports and pictures: at most ``limit`` characters, without control, format
+    and half characters (they could move the cursor, reverse the line, or not be encoded). The two joiners stay: emoji
+    and several scripts are written with them."""
+    text = str(text)
+    if len(text) > limit:
+        text = text[: max(0, limit - 3)] + "..."
+    shown = (" " if c in "\n\r\t" or unicodedata.category(c) in ("Zl", "Zp") else c for c in text)
+    return "".join(c for c in shown if c in "\u200c\u200d" or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
