@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 import typer
 
 from diffpo.errors import DiffpoError
+from diffpo.threads import set_waiting
 
+set_waiting()
 app = typer.Typer(
     help="Align image diffusion models with preferences.",
     no_args_is_help=True,

@@ -21,6 +21,7 @@ from . import models, trained
 from .errors import DiffpoError
 from .manifest import ARMS, check_same_run, image_path, intact, line, read_manifest, save, writing
 from .prompts import load_prompts
+from .threads import Threads
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
@@ -144,7 +145,7 @@ def _generate(missing: list[dict], out: Path, model, lora, user, batch_size: int
         if getattr(pipe, extra, None) is not None:
             setattr(pipe, extra, None)
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns) as progress, ExitStack() as painting:
+    with Progress(*columns) as progress, Threads(pipe.device.type) as threads, ExitStack() as painting:
         for arm in ARMS:
             todo = [row for row in missing if row["arm"] == arm]
             if not todo:
@@ -167,6 +168,7 @@ def _generate(missing: list[dict], out: Path, model, lora, user, batch_size: int
                         manifest.write(line(row))
                     yield row
                 progress.advance(task, len(batch))
+                threads.adapt()
 
 
 def initial_noise(shape: Sequence[int], seed: int, index: int):

@@ -22,6 +22,7 @@ from .card import write_card
 from .config import Config
 from .errors import DiffpoError
 from .setup import load_data, make_accelerator, make_objective, make_optimizer, make_schedule
+from .threads import Threads
 from .track import Meter, Tracker, Watch, headline
 from .update import Diverged, Stuck, Updater
 
@@ -112,6 +113,7 @@ def train(config: Config) -> Path:
         checkpoint.disk_errors(output),
         contextlib.closing(tracker) if tracker else contextlib.nullcontext(),
         interruption(accelerator) as interrupted,
+        Threads(accelerator.device.type, (each.numel() for each in parameters)) as threads,
         tqdm(total=settings.steps, initial=step, desc=output.name, unit="step", disable=tracker is None) as bar,
     ):
         while step < settings.steps:
@@ -141,6 +143,7 @@ def train(config: Config) -> Path:
                     kept = f" (stopped; step {step} is saved in {output}, and the same command resumes there)"
                 raise DiffpoError(f"{error}{kept}") from None
             step += 1
+            threads.adapt()
             metrics["pairs_per_second"] = update.per_update / (time.perf_counter() - started)
             metrics |= meter.totals()
             if sources.held_out and (step % settings.eval_every == 0 or step == settings.steps):
