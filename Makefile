@@ -1,28 +1,47 @@
 # The two commands of the README. Everything is installed into .venv; PYTHON chooses the interpreter (>= 3.11).
 PYTHON ?= python3
 BIN := .venv/bin
+NEWEST := .venv-newest/bin
+PIP := -m pip install --quiet --disable-pip-version-check
+PYTEST := -m pytest -n 2 --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: install quickstart test lint clean
+.PHONY: install quickstart test test-newest lint constraints clean
 
 install: .venv/installed
 
-.venv/installed: pyproject.toml
+# the tested versions; `make constraints` renews them
+.venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "diffpo needs Python 3.11 or newer: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(BIN)/python $(PIP) --constraint constraints.txt --editable '.[test]'
 	@touch $@
 
 quickstart: install
 	$(BIN)/diffpo quickstart
 
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
+
+# the same tests with the newest versions that pyproject.toml admits
+test-newest:
+	$(PYTHON) -m venv --clear .venv-newest
+	$(NEWEST)/python $(PIP) --editable '.[test]'
+	$(NEWEST)/python -m pip freeze --exclude-editable
+	OMP_NUM_THREADS=1 $(NEWEST)/python $(PYTEST)
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# resolves the newest versions for every Python and platform; run `make test` before you commit the file
+constraints:
+	$(PYTHON) -m venv .venv-uv
+	.venv-uv/bin/python $(PIP) uv
+	.venv-uv/bin/uv pip compile pyproject.toml --extra test --universal --python-version 3.11 --upgrade --no-annotate \
+		--custom-compile-command 'make constraints' --output-file constraints.txt --quiet
+	rm -rf .venv-uv
+
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-newest .venv-uv build dist *.egg-info .pytest_cache .ruff_cache
