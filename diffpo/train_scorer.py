@@ -103,7 +103,11 @@ def _train(config: ScorerConfig, accelerator: Any) -> Path:
         if not (loss.isfinite() and norm.isfinite()):
             raise DiffpoError(f"the loss or its gradient is not finite at step {step + 1}; lower train.lr")
         lr = schedule.get_last_lr()[0]
-        optimizer.step()
+        try:
+            optimizer.step()
+        except (TypeError, RuntimeError) as error:
+            reason = plain(error, 300)
+            raise DiffpoError(f"train.optimizer {settings.optimizer} failed at step {step + 1}: {reason}") from error
         schedule.step()
         optimizer.zero_grad()
         share = accuracy(torch.cat(margins))
