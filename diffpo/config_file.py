@@ -123,7 +123,7 @@ def read(path: str | Path, overrides: Sequence[str], kind: type[BaseModel]) -> A
     if not isinstance(settings, dict):
         raise DiffpoError(f"{path} holds no settings: expected sections such as `model:` and `train:`")
     for override in overrides:
-        _apply(settings, override)
+        _apply(settings, override, path)
     try:
         return kind.model_validate(settings)
     except ValidationError as error:
@@ -134,7 +134,7 @@ def read(path: str | Path, overrides: Sequence[str], kind: type[BaseModel]) -> A
         raise DiffpoError("\n".join([f"{path}:", *problems])) from None
 
 
-def _apply(settings: dict, override: str) -> None:
+def _apply(settings: dict, override: str, path: Path) -> None:
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise DiffpoError(f"cannot read the override {_shown(override)}: write section.key=value, e.g. train.lr=1e-5")
@@ -142,7 +142,8 @@ def _apply(settings: dict, override: str) -> None:
         value = parsed(text)
     except ValueError as error:
         raise DiffpoError(
-            f"cannot read the value of the override {_shown(override)}: it is not valid YAML ({plain(error, 300)})"
+            f"cannot read the value of the override {_shown(override)} of {path}: it is not valid YAML "
+            f"({plain(error, 300)})"
         ) from None
     *sections, last = key.split(".")
     if len(sections) > DEPTH:

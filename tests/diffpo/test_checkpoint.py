@@ -304,14 +304,14 @@ def test_data_may_move_between_two_runs_but_not_change(finished, tmp_path):
     new = [f"output={tmp_path / 'new'}", *(f"data.{name}={path}" for name, path in moved.items()), "train.steps=6"]
     config = finished(tmp_path / "run", *new)
     write_parquet(moved["validation"], pick_a_pic_rows(7))
-    with pytest.raises(DiffpoError, match="validation pairs are not those .* Point data.validation at the same data"):
+    with pytest.raises(DiffpoError, match=r"validation pairs are not those .* Point data.validation at the same data"):
         train(config)
     write_parquet(moved["validation"], pick_a_pic_rows(8))
     train(config)
     assert lora.read_lora(config.output)[1]["step"] == 6
     assert str(moved["train"]) in (config.output / "README.md").read_text()
     write_parquet(moved["train"], pick_a_pic_rows(7))
-    with pytest.raises(DiffpoError, match="Point data.train or data.prompts at the same data, or start a new run"):
+    with pytest.raises(DiffpoError, match=r"Point data.train or data.prompts at the same data, or start a new run"):
         train(config)
 
 
