@@ -269,7 +269,7 @@ def main() -> None:
 
 def _last_words(error: BaseException, interrupted: bool) -> tuple[str, int] | None:
     """What to print, and the exit status; None if it is to be raised as it is."""
-    rank = f"[process {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    rank = f"[process {os.environ.get('RANK')}] " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
     if getattr(error, "exit_code", None) == 130:  # the run says where it stopped
         return f"{rank}{error}", 130
     # typer exits without a word, and a library that is being imported makes another error of Ctrl-C
