@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -135,9 +134,6 @@ def make_optimizer(settings: Optimisation, parameters: list[torch.nn.Parameter])
         raise DiffpoError(f"{refusal} cannot be imported: {reason}; {advice}") from None
     if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
         raise DiffpoError(f"{refusal} is not a class derived from torch.optim.Optimizer")
-    closure = inspect.signature(cls.step).parameters.get("closure")
-    if closure is not None and closure.default is closure.empty:  # LBFGS
-        raise DiffpoError(f"{refusal} computes the loss several times in a step; diffpo computes it once")
     try:
         return cls(parameters, lr=settings.lr, **settings.optimizer_args)
     except Exception as error:  # each class has its own checks of its arguments
