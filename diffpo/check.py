@@ -76,6 +76,8 @@ def check(config: Config, picture: Path | None = None) -> None:
 def _picture(output: Path) -> Path:
     """Beside the folder of the run, whatever that is called."""
     output = output if output.name else Path(os.path.abspath(output))  # . has no name
+    if not output.name:
+        return Path("run-data.png")  # / will be refused, and gets no picture
     name = output.name if len(os.fsencode(output.name)) <= 240 else output.name[:60]
     return output.parent / f"{name}-data.png"
 

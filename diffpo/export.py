@@ -103,8 +103,8 @@ def _check_target(out: Path, to: str, dtype: str | None, scale: float) -> None:
     if out.suffix == ".safetensors":
         raise DiffpoError(f"--out is a folder, for the file and its card: {out.with_suffix('')}, for example")
     try:
-        occupied = out.exists() and (not out.is_dir() or any(out.iterdir()))
-    except OSError as error:  # too long a name, a folder that this user may not look into
+        occupied = out.exists() and any(out.iterdir())
+    except OSError as error:  # a file, too long a name, a folder that this user may not look into
         raise DiffpoError(f"cannot use {out}: {error.strerror}; choose another folder with --out") from None
     if occupied:
         raise DiffpoError(f"{out} is not empty; choose another folder with --out, or delete this one")

@@ -72,7 +72,10 @@ def reason(error: OSError) -> str:
 def _take(folder: Path, path: Path) -> int | None:
     """The open lock file; None where there are no locks."""
     for attempt in range(10):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
         if fcntl is None:
             _without(folder, "this system has none")
             return None

@@ -148,8 +148,8 @@ class Cache:
 
     def _tidy(self) -> None:
         """Delete what killed processes were writing, but not what another run is writing now."""
-        for part in self.folder.glob(".*.safetensors.*"):
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            for part in self.folder.glob(".*.safetensors.*"):
                 if part.stat().st_mtime < time.time() - ABANDONED:
                     part.unlink()
 

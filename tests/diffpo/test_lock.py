@@ -170,6 +170,14 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, code):
         pass
 
 
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(DiffpoError, match="file.*: Not a directory"), lock.held(place):
+            pass
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_every_verb_that_writes_refuses_a_folder_in_use(tiny_sd, make_config, make_scorer_config, tmp_path, trained):
     from diffpo import evaluate, export, generate, quickstart
     from diffpo.rollout.collect import collect
