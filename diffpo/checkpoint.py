@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from hashlib import blake2b, sha256
@@ -292,13 +293,19 @@ def beside(path: Path, ending: str) -> Path:
     return path.with_name(name)
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    part = beside(path, "part")
-    with open(part, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+def write_atomic(path: Path, content: bytes, shared: bool = False) -> None:
+    """All of ``content`` or nothing. ``shared``: another run may be writing the same file now."""
+    part = beside(path, f"{secrets.token_hex(8)}.part" if shared else "part")
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from hashlib import file_digest
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import beside, write_atomic
+from .checkpoint import write_atomic
 from .errors import DiffpoError
 from .text import plain, read_text
 
@@ -55,10 +55,7 @@ def writing(path: Path):
 def save(path: Path, data: bytes) -> None:
     """All of ``data`` or nothing."""
     with writing(path):
-        try:
-            write_atomic(path, data)
-        finally:
-            beside(path, "part").unlink(missing_ok=True)
+        write_atomic(path, data)
 
 
 def read_manifest(out: Path) -> list[dict]:
@@ -88,8 +85,10 @@ def _problem(row: Any) -> str | None:
     if not isinstance(row, dict) or row.get("arm") not in ARMS:
         return f"expected an object with the arm {' or '.join(ARMS)}"
     for key, kinds in KINDS.items():
-        if not isinstance(row.get(key), kinds) or isinstance(row.get(key), bool):
-            return f"{key} is {plain(repr(row.get(key)), 80)}"
+        value = row.get(key)
+        huge = key != "seed" and isinstance(value, int) and abs(value) >= 2**63
+        if not isinstance(value, kinds) or isinstance(value, bool) or huge:
+            return f"{key} is {plain(repr(value), 80)}"
     if row["index"] < 0:
         return f"index is {row['index']}"
     own = image_path(Path(), row["arm"], row["index"], row["seed"]).as_posix()

@@ -140,6 +140,28 @@ def test_full_disk_while_the_metrics_are_rewritten(finished, tmp_path, monkeypat
         train(config)
 
 
+def test_two_runs_may_write_the_same_file_at_once(tmp_path, monkeypatch):
+    fsync, calls = checkpoint.os.fsync, []
+
+    def meanwhile(handle):
+        fsync(handle)
+        calls.append(handle)
+        if len(calls) == 1:
+            checkpoint.write_atomic(tmp_path / "rows", b"x" * 100, shared=True)
+            assert (tmp_path / "rows").read_bytes() == b"x" * 100
+
+    monkeypatch.setattr(checkpoint.os, "fsync", meanwhile)
+    checkpoint.write_atomic(tmp_path / "rows", b"x" * 100, shared=True)
+    assert (tmp_path / "rows").read_bytes() == b"x" * 100 and [p.name for p in tmp_path.iterdir()] == ["rows"]
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "é" * 127, "short"])
+def test_names_of_any_length_have_a_hidden_one_beside_them(tmp_path, name):
+    checkpoint.write_atomic(tmp_path / name, b"content")
+    assert (tmp_path / name).read_bytes() == b"content"
+    assert len({checkpoint.beside(tmp_path / each, "part") for each in (name, name[:-1], name[1:] + "x")}) == 3
+
+
 def test_a_folder_that_cannot_be_made_is_not_called_a_full_disk(finished, tmp_path):
     (tmp_path / "file").touch()
     config = finished(tmp_path / "run").model_copy(update={"output": tmp_path / "file" / "run"})

@@ -284,6 +284,7 @@ def test_prompts_with_line_separators_blank_lines_and_a_byte_order_mark(model, t
         ({"index": -1}, "index is -1"),
         ({"steps": "2"}, "steps is '2'"),
         ({"guidance": None}, "guidance is None"),
+        ({"guidance": 10**400}, "guidance is 1000"),
         ({"versions": []}, "versions is"),
         ({"lora_hash": 5}, "lora_hash is 5"),
         ({"height": "16"}, "height is '16'"),

@@ -173,7 +173,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch, code):
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("mine")
     for place in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(DiffpoError, match="file.*: Not a directory"), lock.held(place):
+        with pytest.raises(DiffpoError, match=r"file.*: Not a directory"), lock.held(place):
             pass
     assert (tmp_path / "file").read_text() == "mine"
 
