@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections import Counter
 from pathlib import Path
 from statistics import median
@@ -43,7 +44,7 @@ def check(config: Config, picture: Path | None = None) -> None:
         if groups:
             from .data.picture import draw  # brings torch
 
-            picture = picture or config.output.with_name(f"{config.output.name}-data.png")
+            picture = picture or _picture(config.output)
             draw(groups, data, picture)
             say(f"  picture     {picture}")
     if data.validation:
@@ -70,6 +71,15 @@ def check(config: Config, picture: Path | None = None) -> None:
     if problems:
         raise DiffpoError("training would not start: " + "; ".join(problems))
     say("training can start: diffpo train")
+
+
+def _picture(output: Path) -> Path:
+    """Beside the folder of the run, whatever that is called."""
+    output = output if output.name else Path(os.path.abspath(output))  # . has no name
+    if not output.name:
+        return Path("run-data.png")  # / will be refused, and gets no picture
+    name = output.name if len(os.fsencode(output.name)) <= 240 else output.name[:60]
+    return output.parent / f"{name}-data.png"
 
 
 def prompts(config: Config, say: Any, problems: list[str]) -> None:

@@ -9,20 +9,27 @@ nothing under its name.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import yaml
+from pydantic import ValidationError
+
+from . import lock
 from .config import Config, load_config
+from .config_file import parsed
 from .errors import DiffpoError
+from .text import plain, read_text
 
 CONFIG_NAME = "config.yaml"
+METRICS_NAME = "metrics.jsonl"
 STATE_NAME = "state.pt"
 MANIFEST_NAME = "checkpoint.json"
 MANIFEST_KEYS = ("step", "base", "data_hash", "pairs_per_update", "files")  # what resuming relies on
@@ -32,34 +39,106 @@ PREFIX = "checkpoint-"
 def check_folder(config: Config) -> None:
     """May ``config.output`` be this run's folder? Nothing is written.
 
-    Raises DiffpoError if the folder holds something else, or a run whose settings differ in what they compute. (A run
-    that failed before its first checkpoint has nothing to lose: its settings may be mended.)
+    A folder with checkpoints belongs to the run whose settings stand in them (in those of older versions: in
+    config.yaml). Without, a run that failed before its first checkpoint has nothing to lose, and its settings may be
+    mended. Raises DiffpoError if the folder holds something else, or a run whose settings differ in what they compute.
     """
-    output, written = config.output, config.output / CONFIG_NAME
+    output, ours = config.output, config.identity()
     try:
-        written.exists()
-    except OSError as error:  # too long a path, a folder that this user may not look into
-        raise DiffpoError(f"cannot use {output}: {error.strerror}; choose another folder with output=FOLDER") from None
-    if written.exists() and _folders(output):
-        theirs, ours = load_config(written).identity(), config.identity()
-        differing = [f"{key}: {a!r} there, {b!r} here" for key, a, b in _differences(theirs, ours)]
-        if differing:
+        saved = bool(_folders(output))
+    except OSError:  # which the next says
+        saved = False
+    if not saved:
+        check_unused(output)
+        return
+    for where, theirs in _settings(output):
+        if theirs != ours:
             raise DiffpoError(
-                f"{output} holds another run ({'; '.join(differing)}). Choose another folder with output=FOLDER, or "
-                f"delete this one"
+                f"{output} holds another run ({differences(theirs, ours)}, by {where}). Choose another folder with "
+                f"output=FOLDER, or delete this one"
             )
-    elif not written.exists() and output.exists() and (not output.is_dir() or any(output.iterdir())):
+
+
+def check_unused(output: Path) -> None:
+    """DiffpoError if ``output`` holds anything but what a run leaves that ended before it saved something."""
+    choose = "choose another folder with output=FOLDER"
+    try:
+        names = {path.name for path in output.iterdir()}
+    except FileNotFoundError:
+        return
+    except OSError as error:  # a file, too long a path, a folder that this user may not look into
+        raise DiffpoError(f"cannot use {output}: {error.strerror}; {choose}") from None
+    left = {lock.NAME, CONFIG_NAME, METRICS_NAME, "tensorboard"} if CONFIG_NAME in names else {lock.NAME}
+    if other := sorted(name for name in names - left if not (name.startswith(".") and name.endswith(".part"))):
         raise DiffpoError(
-            f"{output} is not empty and is not a training run's folder; choose another with output=FOLDER"
+            f"{output} is not empty and is not a training run's folder: it holds {plain(other[0], 100)}, and nothing "
+            f"to resume from; {choose}"
+        )
+    if CONFIG_NAME in names and not _written_by_a_run(output / CONFIG_NAME):
+        raise DiffpoError(
+            f"{output / CONFIG_NAME} was not written by a run, and would be overwritten; {choose}, or move it away"
         )
 
 
-def claim(config: Config) -> None:
-    """Make ``config.output`` this run's folder and write the resolved config into it; DiffpoError as `check_folder`."""
+def _written_by_a_run(path: Path) -> bool:
+    """Runs write plain YAML without comments; of what people wrote, nothing may be lost."""
+    try:
+        text = read_text(path)
+        return yaml.safe_dump(parsed(text), sort_keys=False, allow_unicode=True) == text
+    except (OSError, ValueError):
+        return False
+
+
+def _settings(output: Path) -> Iterator[tuple[Path, dict]]:
+    """What the checkpoints in ``output`` were computed with, by `Config.identity`, and where that stands."""
+    found = False
+    for folder in _folders(output):
+        try:
+            settings = _manifest(folder)["settings"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue  # damaged, which `latest` reports, or an older version's
+        found = True
+        where = folder / MANIFEST_NAME
+        try:
+            yield where, Config.model_validate(settings).identity()
+        except (ValidationError, RecursionError) as error:
+            raise DiffpoError(
+                f"{where} holds settings that this version of diffpo does not know ({plain(error, 300)}); choose "
+                f"another folder with output=FOLDER"
+            ) from None
+    written = output / CONFIG_NAME
+    if not found and not written.exists():
+        raise DiffpoError(
+            f"{output} does not say with what settings its checkpoints were trained; choose another folder with "
+            f"output=FOLDER"
+        )
+    if not found:
+        yield written, load_config(written).identity()
+
+
+@contextlib.contextmanager
+def claim(config: Config) -> Iterator[None]:
+    """``config.output`` is this run's alone within this; DiffpoError as `check_folder`, or if it is in use."""
     check_folder(config)
+    with lock.held(config.output):
+        check_folder(config)  # another run may have ended there just now
+        yield
+
+
+def write_config(config: Any) -> None:
+    """The resolved settings go into the run's folder."""
     with disk_errors(config.output):
-        config.output.mkdir(parents=True, exist_ok=True)
         write_atomic(config.output / CONFIG_NAME, config.to_yaml().encode())
+
+
+def differences(theirs: dict, ours: dict) -> str:
+    """The settings at which two `Config.identity` differ, in words."""
+    found = [f"{key}: {_brief(a)} there, {_brief(b)} here" for key, a, b in _differences(theirs, ours)]
+    return "; ".join(found[:10] + ([f"and {len(found) - 10} more"] if len(found) > 10 else []))
+
+
+def _brief(value: Any) -> str:
+    return plain(repr(value), 100)
 
 
 def _differences(one: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -115,8 +194,8 @@ def latest(output: Path, say: Callable[[str], None] = print) -> tuple[Path, dict
         say(f"{folder} is damaged ({problem}); going back to the checkpoint before it")
     if folders:
         raise DiffpoError(
-            f"every checkpoint in {output} is damaged: {', '.join(folder.name for folder in folders)}. Delete them to "
-            f"start again from the beginning"
+            f"every checkpoint in {output} is damaged: {', '.join(folder.name for folder in folders)}. Choose another "
+            f"folder with output=FOLDER, or delete this one to start again from the beginning"
         )
     return None
 
@@ -162,13 +241,19 @@ def _folders(output: Path) -> list[Path]:
     return sorted(found, key=found.get, reverse=True)  # not by name: a millionth step has a digit more
 
 
+def _manifest(folder: Path) -> dict:
+    """checkpoint.json, which is as it was written; ValueError and others if it is not."""
+    manifest = json.loads(read_text(folder / MANIFEST_NAME))
+    if manifest.pop("hash") != _digest(manifest):
+        raise ValueError("a value in it has changed")
+    for key in MANIFEST_KEYS:
+        manifest[key]
+    return manifest
+
+
 def _inspect(folder: Path) -> tuple[str, dict]:
     try:
-        manifest = json.loads((folder / MANIFEST_NAME).read_text())
-        if manifest.pop("hash") != _digest(manifest):
-            return f"{MANIFEST_NAME} is not what was written", {}
-        for key in MANIFEST_KEYS:
-            manifest[key]
+        manifest = _manifest(folder)
         for name in sorted({STATE_NAME, *manifest["files"]}):
             if _fingerprint(folder / name) != manifest["files"][name]:
                 return f"{name} is not what was written", {}
@@ -200,13 +285,27 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    part = path.with_name(f".{path.name}.part")
-    with open(part, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+def beside(path: Path, ending: str) -> Path:
+    """The hidden name beside ``path`` for what it is made of: .NAME.ENDING, with a hash for a name that is too long."""
+    name = f".{path.name}.{ending}"
+    if len(os.fsencode(name)) > 255:
+        name = f".{blake2b(os.fsencode(path.name), digest_size=16).hexdigest()}.{ending}"
+    return path.with_name(name)
+
+
+def write_atomic(path: Path, content: bytes, shared: bool = False) -> None:
+    """All of ``content`` or nothing. ``shared``: another run may be writing the same file now."""
+    part = beside(path, f"{secrets.token_hex(8)}.part" if shared else "part")
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
 
 
 @contextlib.contextmanager
@@ -216,10 +315,10 @@ def disk_errors(output: Path) -> Iterator[None]:
         yield
     except Exception as error:
         # other writers (tensorboard's) may wrap the system's error, with its words inside
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        full = getattr(error, "errno", None) in lock.FULL or "No space left" in str(error)
         if not full and not isinstance(error, OSError):
             raise
-        reason = "the disk is full" if full else f"{getattr(error, 'strerror', None) or error}"
+        reason = "the disk is full" if full else lock.reason(error)
         advice = "Make room" if full else "Mend that, or choose another folder with output=FOLDER,"
         found = [folder.name for folder in _folders(output) if not _inspect(folder)[0]] if output.is_dir() else []
         kept = f"the last whole checkpoint is {found[0]}" if found else "there is no checkpoint yet"

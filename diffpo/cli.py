@@ -1,14 +1,22 @@
 """The command line: verbs only. Each verb imports what it needs when it is called: `diffpo --help` stays instant."""
 
+import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-import typer
-
 from diffpo.errors import DiffpoError
 from diffpo.threads import set_waiting
+
+INTERRUPTED = "\ninterrupted; the same command goes on from what is finished"
+
+try:
+    import typer
+except KeyboardInterrupt:
+    print(INTERRUPTED, file=sys.stderr)
+    sys.exit(130)
 
 set_waiting()
 app = typer.Typer(
@@ -240,26 +248,44 @@ def quickstart(
 
 def main() -> None:
     """Entry point. A DiffpoError is printed as one message; its exit status is 2 (130 after an interruption)."""
+    pressed: list[int] = []
+
+    def interrupt(number: int, _frame: object) -> None:
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    before = None
+    with contextlib.suppress(ValueError):  # signals belong to the main thread
+        before = signal.signal(signal.SIGINT, interrupt)
     try:
         app()
-    except DiffpoError as error:
-        rank = f"[process {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
-        code = getattr(error, "exit_code", 2)
-        print(f"{rank}{'' if code == 130 else 'error: '}{error}", file=sys.stderr)
-        sys.exit(code)
-    except SystemExit as end:
-        if end.code == 130:  # typer says nothing on Ctrl-C
-            print("\ninterrupted; the same command goes on from what is finished", file=sys.stderr)
+    except BaseException as error:
+        if message := _last_words(error, bool(pressed)):
+            print(message[0], file=sys.stderr)
+            sys.exit(message[1])
         raise
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which may not even be imported
-            raise
-        print(
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
+
+
+def _last_words(error: BaseException, interrupted: bool) -> tuple[str, int] | None:
+    """What to print, and the exit status; None if it is to be raised as it is."""
+    rank = f"[process {os.environ.get('RANK')}] " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    if getattr(error, "exit_code", None) == 130:  # the run says where it stopped
+        return f"{rank}{error}", 130
+    # typer exits without a word, and a library that is being imported makes another error of Ctrl-C
+    finished = isinstance(error, SystemExit) and not error.code
+    if isinstance(error, KeyboardInterrupt) or getattr(error, "code", None) == 130 or (interrupted and not finished):
+        return INTERRUPTED, 130
+    if isinstance(error, DiffpoError):
+        return f"{rank}error: {error}", 2
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which may not even be imported
+        return (
             f"error: the accelerator's memory is full ({str(error).split('. ')[0]}). Lower train.batch_size and raise "
-            "train.accumulation, set train.gradient_checkpointing=true and train.precision=bf16; or lower --batch-size",
-            file=sys.stderr,
-        )
-        sys.exit(2)
+            "train.accumulation, set train.gradient_checkpointing=true and train.precision=bf16; or lower --batch-size"
+        ), 2
+    return None
 
 
 if __name__ == "__main__":

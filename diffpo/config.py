@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
 
 from .config_file import numbers, read
 from .config_objective import Forward, Inversion, ObjectiveSettings, ReferenceSettings, Rollout, Section
@@ -80,8 +80,12 @@ class Data(Section):
     list_size: int = Field(4, gt=1)  # images of a ranked list that a list link sees
     curriculum: int = Field(1, gt=0)  # groups of pairs by score gap, easiest first; 1: all at once
     curriculum_updates: int = Field(500, gt=0)  # updates until the next group is added
-    cache: str = "~/.cache/diffpo"  # latents and text embeddings, shared by all runs
+    cache: str = Field("~/.cache/diffpo", validate_default=True)  # latents and text embeddings, shared by all runs
     cache_latents: bool = True
+
+
+PLACES = ("train", "validation", "prompts")  # of the data
+Output = Annotated[Path, AfterValidator(Path.expanduser)]
 
 
 class Lora(Section):
@@ -136,12 +140,7 @@ class Config(Section):
     objective: ObjectiveSettings
     train: Train
     log: Log = Log()
-    output: Path
-
-    @field_validator("output", mode="after")
-    @classmethod
-    def _home(cls, output: Path) -> Path:
-        return output.expanduser()
+    output: Output
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Config:
@@ -165,13 +164,15 @@ class Config(Section):
         """The settings that decide what a run computes: two configs with equal identity may share an output folder.
 
         How often things are saved or measured may change, the batch may be cut up otherwise, and where the learning
-        rate does not depend on the number of steps a run may be made longer.
+        rate does not depend on the number of steps a run may be made longer. Data may lie elsewhere: what it holds is
+        compared when a checkpoint is read.
         """
         settings = self.model_dump(mode="json")
         for key in ("log", "output"):
             del settings[key]
-        for key in ("cache", "cache_latents", "streaming"):
+        for key in (*PLACES, "cache", "cache_latents", "streaming"):
             del settings["data"][key]
+        del settings["objective"]["rollout"]["labels"]
         del settings["model"]["attention"]
         free = ["compile", "gradient_checkpointing", "checkpoint_every", "checkpoint_keep", "eval_every", "eval_pairs"]
         if self.train.lr_schedule == "constant":

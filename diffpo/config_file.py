@@ -12,31 +12,80 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from .errors import DiffpoError
+from .text import plain, read_text
+
+LIMIT = 2**17  # bytes of a config; the recipes have about 2**11
+EXPANDED = 2**18  # characters and values of a config with every alias written out
+DEPTH = 32  # values within one another
+SHOWN = 20  # faults that a message names
 
 
 class Loader(yaml.SafeLoader):
-    """Plain YAML lets the second of two equal keys win without a word; here they are an error."""
+    """Plain YAML lets the second of two equal keys win without a word, and lets a few aliases stand for more values
+    than there is memory; here both are errors."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            _measure(node, {})
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (yaml.YAMLError, RecursionError):
+            raise
+        except Exception as error:  # what Python says of a 13th month, of `!!int` without digits, of endless digits
+            raise _refused(f"{type(error).__name__}: {error}", node) from None
+
+
+def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
+    """Size and depth of what ``node`` expands to. ``known`` remembers those of each node: an alias is its anchor's."""
+    if id(node) in known:
+        size, depth = known[id(node)]
+        if not size:
+            raise _refused("an alias (*name) stands within what it names", node)
+        return size, depth
+    known[id(node)] = (0, 0)
+    size, depth, seen = 1, 0, set()
+    if isinstance(node, yaml.ScalarNode):
+        size += len(node.value)
+        inner = []
+    elif isinstance(node, yaml.MappingNode):
+        inner = [each for pair in node.value for each in pair]
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        problem=f"the key {key.value!r} is there twice,{key.start_mark}"
-                    )
+                    raise _refused(f"the key {_shown(key.value)} is there twice", key)
                 seen.add(key.value)
-        return super().construct_mapping(node, deep)
+    else:
+        inner = node.value
+    for each in inner:
+        more, below = _measure(each, known)
+        size, depth = size + more, max(depth, below + 1)
+    if size > EXPANDED:
+        raise _refused(f"its aliases (*name) stand for more than {EXPANDED:,} characters", node)
+    if depth > DEPTH:
+        raise _refused(f"values are nested more than {DEPTH} deep", node)
+    known[id(node)] = (size, depth)
+    return size, depth
+
+
+def _refused(problem: str, node: yaml.Node) -> yaml.YAMLError:
+    mark = node.start_mark
+    return yaml.constructor.ConstructorError(problem=f"{problem} (line {mark.line + 1}, column {mark.column + 1})")
 
 
 def parsed(text: str) -> Any:
-    """ValueError if it is no YAML."""
+    """ValueError if it is no YAML, or more of it than a config has."""
+    if len(text) > LIMIT:
+        raise ValueError(f"it has more than {LIMIT} characters, too many for settings")
     try:
         return yaml.load(text, Loader)
+    except RecursionError:
+        raise ValueError("brackets or sections are nested too deep") from None
     except yaml.YAMLError as error:
-        raise ValueError(str(error)) from None
-    except Exception as error:  # what Python says of a 13th month, of `!!int` without digits, of endless brackets
-        raise ValueError(f"{type(error).__name__}: {error}") from None
+        raise ValueError(" ".join(str(error).split())) from None
 
 
 def numbers(value: Any) -> Any:
@@ -44,9 +93,11 @@ def numbers(value: Any) -> Any:
         return {name: numbers(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [numbers(each) for each in value]
-    if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)e[-+]?\d+", value, re.IGNORECASE):
+    if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+(\.\d*)?|\.\d+)e[-+]?\d+", value, re.IGNORECASE):
         return float(value)
     if value is None or (isinstance(value, (str, int, float)) and value == value):
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise ValueError("expected a number below 2**63")
         return value
     raise ValueError(f"expected numbers and text, not {_shown(value)}")  # also nan, which equals nothing on resuming
 
@@ -58,47 +109,58 @@ def read(path: str | Path, overrides: Sequence[str], kind: type[BaseModel]) -> A
     """
     path = Path(path)
     try:
-        settings = parsed(path.read_text(encoding="utf-8-sig"))
+        text = read_text(path, LIMIT)
     except OSError as error:
         raise DiffpoError(
             f"cannot read the config {path}: {error.strerror}; recipes to start from are in configs/"
         ) from None
+    except ValueError as error:  # not text, too large, or a NUL in the name
+        raise DiffpoError(f"cannot read the config {path}: {error}") from None
+    try:
+        settings = parsed(text)
     except ValueError as error:
-        raise DiffpoError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise DiffpoError(f"{path} is not valid YAML: {plain(error, 500)}") from None
     if not isinstance(settings, dict):
         raise DiffpoError(f"{path} holds no settings: expected sections such as `model:` and `train:`")
     for override in overrides:
-        _apply(settings, override)
+        _apply(settings, override, path)
     try:
         return kind.model_validate(settings)
     except ValidationError as error:
-        problems = "\n".join(f"  {_explain(problem, kind)}" for problem in error.errors())
-        raise DiffpoError(f"{path}:\n{problems}") from None
-    except RecursionError:
-        raise DiffpoError(f"{path}: an alias (*name) stands within what it names") from None
+        faults = error.errors(include_url=False, include_context=False)
+        problems = [f"  {_explain(fault, kind)}" for fault in faults[:SHOWN]]
+        if len(faults) > SHOWN:
+            problems.append(f"  and {len(faults) - SHOWN} more")
+        raise DiffpoError("\n".join([f"{path}:", *problems])) from None
 
 
-def _apply(settings: dict, override: str) -> None:
+def _apply(settings: dict, override: str, path: Path) -> None:
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
-        raise DiffpoError(f"cannot read the override {override!r}: write section.key=value, e.g. train.lr=1e-5")
+        raise DiffpoError(f"cannot read the override {_shown(override)}: write section.key=value, e.g. train.lr=1e-5")
     try:
         value = parsed(text)
-    except ValueError:
-        raise DiffpoError(f"cannot read the value of the override {override!r}: it is not valid YAML") from None
+    except ValueError as error:
+        raise DiffpoError(
+            f"cannot read the value of the override {_shown(override)} of {path}: it is not valid YAML "
+            f"({plain(error, 300)})"
+        ) from None
     *sections, last = key.split(".")
+    if len(sections) > DEPTH:
+        raise DiffpoError(f"cannot apply the override {_shown(override)}: there are no sections so deep")
     for section in sections:
-        if settings.get(section) is None:
-            settings[section] = {}
+        inner = settings.get(section)
+        if not isinstance(inner, dict | None):
+            what = f"{_shown(section)} is a value, not a section"
+            raise DiffpoError(f"cannot apply the override {_shown(override)}: {what}")
+        settings[section] = dict(inner or {})  # a copy: an alias of it elsewhere keeps its values
         settings = settings[section]
-        if not isinstance(settings, dict):
-            raise DiffpoError(f"cannot apply the override {override!r}: {section} is a value, not a section")
     settings[last] = value
 
 
 def _explain(problem: dict, kind: type[BaseModel]) -> str:
     """One line on one pydantic error: the key as the user writes it, what is wrong, what to write instead."""
-    key = ".".join(str(part) for part in problem["loc"])
+    key = plain(".".join(plain(part, 80) for part in problem["loc"]), 200)
     if problem["type"] == "extra_forbidden":
         *parents, wrong = problem["loc"]
         known = list(_fields(kind, parents))
@@ -114,7 +176,7 @@ def _explain(problem: dict, kind: type[BaseModel]) -> str:
         return f"unknown key {key}: {hint}"
     if problem["type"] == "missing":
         return f"missing key {key}"
-    text = problem["msg"].removeprefix("Value error, ")
+    text = plain(problem["msg"].removeprefix("Value error, "))
     if not key:
         return text
     if isinstance(problem["input"], (dict, BaseModel)):  # settings that do not go together, not one value

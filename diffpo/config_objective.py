@@ -38,6 +38,8 @@ def _no_name(text: str) -> str | None:
     except UnicodeEncodeError:
         return "holds half a character (a lone surrogate)"
     except RuntimeError:
+        if text.partition("/")[0] == "~":
+            return "the home folder is not known: set HOME, or write the whole path"
         return f"there is no user {text.partition('/')[0][1:]} here whose folder ~ could mean"
     return "holds the character NUL" if "\0" in text else None
 

@@ -7,7 +7,8 @@ writes it. Checkpoints are those of one process: a run may go on with or without
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -59,6 +60,25 @@ def check(config: Config, family: Any, accelerator: Any) -> None:
     }
     if found := [name for name, there in refused.items() if there]:
         raise DiffpoError(f"FSDP2 does not go with {', '.join(found)}; use DDP (accelerate launch --multi_gpu)")
+
+
+@contextlib.contextmanager
+def by_main(accelerator: Any, context: contextlib.AbstractContextManager) -> Iterator[None]:
+    """The main process enters ``context``; what DiffpoError it gets there, all processes get."""
+    problem = None
+    with contextlib.ExitStack() as stack:
+        if accelerator.is_main_process:
+            try:
+                stack.enter_context(context)
+            except DiffpoError as error:
+                problem = str(error)
+        if accelerator.num_processes > 1:
+            from accelerate.utils import broadcast_object_list
+
+            (problem,) = broadcast_object_list([problem])
+        if problem is not None:
+            raise DiffpoError(problem)
+        yield
 
 
 def compile_blocks(network: torch.nn.Module, **options: Any) -> None:

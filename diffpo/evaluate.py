@@ -9,6 +9,7 @@ OUT/grid.png, report.html        to look at
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
@@ -17,12 +18,15 @@ from pathlib import Path
 
 import numpy as np
 
-from . import charts, generate, report, scorers
+from . import charts, generate, lock, report, scorers
 from .compare import Evaluation, Pair, summarise
 from .errors import DiffpoError
-from .manifest import ARMS, image_path, read_manifest, save
+from .manifest import ARMS, check_comparable, image_path, read_manifest, save
 from .prompts import load_prompts
 from .report import open_image
+
+FILES = ("scores.parquet", "summary.json", "grid.png", "report.html")
+COLUMNS = ["prompt_id", "seed", "arm", "scorer", "value"]  # of scores.parquet
 
 
 def run(
@@ -63,26 +67,42 @@ def run(
         for name, value in {"model": model, "lora": lora, "prompts": prompts}.items():
             if value is None:
                 raise DiffpoError(f"eval needs --{name} to make the images, or --images with a folder of them")
-        images, manifest = out, generate.run(model, prompts, out, lora=lora, n=n, device=device, **generation)
-        prompts = None  # the manifest has them
-    else:
-        if not Path(images).is_dir():
-            raise DiffpoError(f"there is no folder {images} with images to compare")
-        manifest = read_manifest(images)
-    pairs = find_pairs(Path(images), manifest, prompts, n)
-
-    scores = score_pairs(pairs, scorer_names, device)
-    evaluation = summarise(pairs, scores, train_scorer)
+    elif not Path(images).is_dir():
+        raise DiffpoError(f"there is no folder {images} with images to compare")
     run_folder = Path(run_folder) if run_folder else (_folder_of(lora) if lora else None)
-    files = {name: out / name for name in ("scores.parquet", "summary.json", "grid.png", "report.html")}
-    evaluation = Evaluation(**{**vars(evaluation), "files": files})
-    save(files["scores.parquet"], _parquet(pairs, scores))
-    save(files["summary.json"], _json(evaluation))
-    save(files["grid.png"], report.grid_png(evaluation))
-    save(files["report.html"], report.html(evaluation, manifest, charts.read_metrics(run_folder)).encode())
+    files = {name: out / name for name in FILES}
+    _check_target(files)
+    with lock.held(out):
+        if images is None:
+            images, manifest = out, generate.run(model, prompts, out, lora=lora, n=n, device=device, **generation)
+            prompts = None  # the manifest has them
+        else:
+            manifest = read_manifest(images)
+            check_comparable(Path(images), [row for row in manifest if n is None or row["index"] < n])
+        pairs = find_pairs(Path(images), manifest, prompts, n)
+        scores = score_pairs(pairs, scorer_names, device)
+        evaluation = summarise(pairs, scores, train_scorer)
+        evaluation = Evaluation(**{**vars(evaluation), "files": files})
+        save(files["scores.parquet"], _parquet(pairs, scores))
+        save(files["summary.json"], _json(evaluation))
+        save(files["grid.png"], report.grid_png(evaluation))
+        save(files["report.html"], report.html(evaluation, manifest, charts.read_metrics(run_folder)).encode())
     if show:
         report.print_table(evaluation)
     return evaluation
+
+
+def _check_target(files: dict[str, Path]) -> None:
+    """DiffpoError if one of ``files`` is there and not of an evaluation: it would be overwritten."""
+    import pyarrow.parquet as pq
+
+    there, table = [path for path in files.values() if os.path.lexists(path)], files["scores.parquet"]
+    try:  # the table is the first to be written
+        ours = not there or (table.is_file() and pq.read_schema(table).names == COLUMNS)
+    except (OSError, ValueError):
+        ours = False
+    if not ours:
+        raise DiffpoError(f"{there[0]} is of no evaluation, and would be overwritten; choose another folder with --out")
 
 
 def _folder_of(lora: str | Path) -> Path:
@@ -177,7 +197,7 @@ def _parquet(pairs: Sequence[Pair], scores: dict[str, dict[str, np.ndarray]]) ->
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns: dict[str, list] = {name: [] for name in ("prompt_id", "seed", "arm", "scorer", "value")}
+    columns: dict[str, list] = {name: [] for name in COLUMNS}
     for scorer, arms in scores.items():
         for arm, values in arms.items():
             columns["prompt_id"] += [pair.index for pair in pairs]

@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from . import full, hub, kohya, models, trained
+from . import full, hub, kohya, lock, models, trained
 from . import lora as lora_module
 from .card import evaluation_table, export_card, is_hub_id, training_table, usage
-from .checkpoint import PREFIX, sync
+from .checkpoint import PREFIX, beside, sync
 from .config import Model
 from .errors import DiffpoError
 from .lora import FILE_NAME, network_of
@@ -66,7 +66,7 @@ def run(
     ours = not whole and _check_weights(file, weights, family.component, to)
     api = hub.client(push) if push else None
 
-    with _quiet_diffusers():
+    with lock.held(out, beside(out, "lock")), _quiet_diffusers():
         pipe, index = _load(model, family, to, dtype)
         trained.load_into(pipe, file)
         network = network_of(pipe)
@@ -102,7 +102,11 @@ def run(
 def _check_target(out: Path, to: str, dtype: str | None, scale: float) -> None:
     if out.suffix == ".safetensors":
         raise DiffpoError(f"--out is a folder, for the file and its card: {out.with_suffix('')}, for example")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    try:
+        occupied = out.exists() and any(out.iterdir())
+    except OSError as error:  # a file, too long a name, a folder that this user may not look into
+        raise DiffpoError(f"cannot use {out}: {error.strerror}; choose another folder with --out") from None
+    if occupied:
         raise DiffpoError(f"{out} is not empty; choose another folder with --out, or delete this one")
     if scale != 1 and to != "merged":
         raise DiffpoError("--scale is of --to merged: a LoRA that stays one is scaled where it is used")
@@ -236,7 +240,7 @@ def _whole(out: Path) -> Iterator[Path]:
     """A folder to write into, which becomes ``out`` once all of it is on the disk, or vanishes."""
     from safetensors import SafetensorError
 
-    part = out.with_name(f".{out.name}.part")
+    part = beside(out, "part")
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)

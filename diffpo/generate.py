@@ -16,8 +16,8 @@ from io import BytesIO
 from itertools import islice
 from pathlib import Path
 
+from . import lock, models, trained
 from . import lora as lora_module
-from . import models, trained
 from .errors import DiffpoError
 from .manifest import ARMS, check_same_run, image_path, intact, line, read_manifest, save, writing
 from .prompts import load_prompts
@@ -51,8 +51,8 @@ def run(
     ``model`` is a pipeline folder or hub id, ``lora`` a LoRA file or the folder of a run, ``prompts`` anything
     `diffpo.prompts.load_prompts` reads, ``user_pairs`` pairs of the user that the tuned arm paints for (users.py).
     Seeds are ``seed, ..., seed + images_per_prompt - 1``; ``height`` and ``width`` default to the model's. Returns the
-    manifest rows of this call, arm by arm. Raises DiffpoError when ``out`` was made with other settings, the model or
-    LoRA cannot be loaded, or an image comes out as NaN.
+    manifest rows of this call, arm by arm. Raises DiffpoError when ``out`` was made with other settings or is in use,
+    the model or LoRA cannot be loaded, or an image comes out as NaN.
     """
     for key, value in {"steps": steps, "batch_size": batch_size, "images_per_prompt": images_per_prompt}.items():
         if value < 1:
@@ -95,15 +95,16 @@ def run(
         for s in range(seed, seed + images_per_prompt)
     }
 
-    done = read_manifest(out)
-    check_same_run(out, done, wanted)
-    finished = {(r["arm"], r["index"], r["seed"]): r for r in done if intact(out, r)}
-    # rewritten whole before anything is added, so that a half-written last line does not swallow the next one
-    save(out / "manifest.jsonl", b"".join(line(row) for row in finished.values()))
-    missing = [row for key, row in wanted.items() if key not in finished]
-    if missing:
-        for row in _generate(missing, out, model, lora, user, batch_size, device):
-            finished[row["arm"], row["index"], row["seed"]] = row
+    with lock.held(out):
+        done = read_manifest(out)
+        check_same_run(out, done, wanted)
+        finished = {(r["arm"], r["index"], r["seed"]): r for r in done if intact(out, r)}
+        # rewritten whole before anything is added, so that a half-written last line does not swallow the next one
+        save(out / "manifest.jsonl", b"".join(line(row) for row in finished.values()))
+        missing = [row for key, row in wanted.items() if key not in finished]
+        if missing:
+            for row in _generate(missing, out, model, lora, user, batch_size, device):
+                finished[row["arm"], row["index"], row["seed"]] = row
     return [finished[key] for key in wanted]
 
 

@@ -9,16 +9,30 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path
+from typing import Any
 
 from .checkpoint import write_atomic
 from .errors import DiffpoError
+from .text import plain, read_text
 
 ARMS = ("base", "tuned")
 # what makes two images comparable; a folder never mixes values of these
 SETTINGS = ("model_hash", "lora_hash", "user_hash", "steps", "solver", "guidance", "negative_prompt")
 SETTINGS += ("height", "width", "dtype")
+OF_ARM = {"lora_hash", "user_hash"}  # what base and tuned pictures differ in
+
+# what the values of a row are; None: they may be null or missing
+KINDS = {
+    **dict.fromkeys(("prompt", "file", "solver", "dtype"), (str,)),
+    **dict.fromkeys(("index", "seed", "steps"), (int,)),
+    "guidance": (int, float),
+    **dict.fromkeys(("model", "model_hash", "lora", "lora_hash", "user_pairs", "user_hash"), (str, type(None))),
+    **dict.fromkeys(("negative_prompt", "sha256"), (str, type(None))),
+    **dict.fromkeys(("height", "width"), (int, type(None))),
+    "versions": (dict, type(None)),
+}
 
 
 def image_path(out: Path, arm: str, index: int, seed: int) -> Path:
@@ -41,47 +55,71 @@ def writing(path: Path):
 def save(path: Path, data: bytes) -> None:
     """All of ``data`` or nothing."""
     with writing(path):
-        try:
-            write_atomic(path, data)
-        finally:
-            path.with_name(f".{path.name}.part").unlink(missing_ok=True)
+        write_atomic(path, data)
 
 
 def read_manifest(out: Path) -> list[dict]:
-    """The rows of OUT/manifest.jsonl, the last one per image; a half-written last line is left out."""
+    """The rows of OUT/manifest.jsonl, the last one per image; a half-written last line is left out.
+
+    DiffpoError if a row is not as `diffpo generate` writes it: of other types, or naming a file other than its own.
+    """
     path = Path(out) / "manifest.jsonl"
-    rows, lines = {}, _lines(path)
-    for number, line in enumerate(lines, 1):
+    rows = {}
+    *lines, last = _text(path).split("\n")  # not splitlines: a prompt may hold U+2028
+    if last and _is_json(last):
+        lines.append(last)  # otherwise a write was interrupted
+    for number, each in enumerate(lines, 1):
         try:
-            row = json.loads(line)
-            if row["arm"] not in ARMS or not type(row["index"]) is type(row["seed"]) is int:
-                raise ValueError
-            rows[row["arm"], row["index"], row["seed"]] = {
-                **row,
-                "prompt": str(row["prompt"]),
-                "file": str(row["file"]),
-            }
-        except (ValueError, KeyError, TypeError, RecursionError):
-            if number < len(lines):
-                raise DiffpoError(
-                    f"{path}:{number} is not a manifest line; move the folder away and start anew"
-                ) from None
+            row = json.loads(each)
+            if problem := _problem(row):
+                raise ValueError(problem)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise DiffpoError(
+                f"{path}:{number} is not a manifest line ({plain(error, 200)}); move the folder away and start anew"
+            ) from None
+        rows[row["arm"], row["index"], row["seed"]] = row
     return list(rows.values())
 
 
-def _lines(path: Path) -> list[str]:
-    if not path.exists():
-        return []
+def _problem(row: Any) -> str | None:
+    if not isinstance(row, dict) or row.get("arm") not in ARMS:
+        return f"expected an object with the arm {' or '.join(ARMS)}"
+    for key, kinds in KINDS.items():
+        value = row.get(key)
+        huge = key != "seed" and isinstance(value, int) and abs(value) >= 2**63
+        if not isinstance(value, kinds) or isinstance(value, bool) or huge:
+            return f"{key} is {plain(repr(value), 80)}"
+    if row["index"] < 0:
+        return f"index is {row['index']}"
+    own = image_path(Path(), row["arm"], row["index"], row["seed"]).as_posix()
+    if row["file"] != own:
+        return f"file is {plain(repr(row['file']), 80)}, not {own!r}"
+    return None
+
+
+def _is_json(text: str) -> bool:
     try:
-        # not splitlines: a prompt may hold U+2028
-        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_text(path) if path.exists() else ""
+    except (OSError, ValueError) as error:
         raise DiffpoError(f"cannot read {path}: {error}; move the folder away and start anew") from None
 
 
 def intact(out: Path, row: dict) -> bool:
+    """Is the picture there, and the one that the row describes?"""
+    path = out / row["file"]
     try:
-        return sha256((out / row["file"]).read_bytes()).hexdigest() == row.get("sha256")
+        if not path.is_file():  # a pipe or a device has no end
+            return False
+        with open(path, "rb") as file:
+            return file_digest(file, "sha256").hexdigest() == row.get("sha256")
     except OSError:
         return False
 
@@ -104,5 +142,30 @@ def check_same_run(out: Path, done: list[dict], wanted: dict[tuple, dict]) -> No
                 )
 
 
+def check_comparable(out: Path, rows: list[dict]) -> None:
+    """Raise if ``rows`` are of several runs, or if a picture is not the one that its row describes."""
+    first: dict[tuple, dict] = {}
+    for row in rows:
+        # the arms differ in the LoRA and in whom it paints for
+        for group, keys in (((row["arm"],), SETTINGS), ((), set(SETTINGS) - OF_ARM), ((row["index"],), ("prompt",))):
+            example = first.setdefault(group, row)
+            for key in sorted(keys):
+                if row.get(key) != example.get(key):
+                    one, other = (f"{plain(repr(r.get(key)), 80)} for {r['file']}" for r in (example, row))
+                    raise DiffpoError(
+                        f"{out}/manifest.jsonl describes pictures that cannot be compared: {key} is {one} and {other}; "
+                        f"generate them anew in another folder"
+                    )
+    for row in rows:
+        if not intact(out, row):
+            raise DiffpoError(
+                f"{out / row['file']} is missing, or is not the picture that manifest.jsonl describes. Run the same "
+                f"`diffpo generate` again to make it anew, or compare the folder without manifest.jsonl, by --prompts"
+            )
+
+
 def line(row: dict) -> bytes:
-    return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+    try:
+        return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # half a character, which JSON can escape
+        return (json.dumps(row) + "\n").encode()

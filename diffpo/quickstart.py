@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from . import lock
 from .errors import DiffpoError
 
 if TYPE_CHECKING:
@@ -27,6 +29,11 @@ def run(
     ``seed`` is the training's; the ``n`` held-out prompts and their noise are always the same. ``overrides`` are
     settings as on the command line of ``diffpo train``.
     """
+    with lock.held(out):
+        return _run(out, seed, n, overrides, model)
+
+
+def _run(out: Path, seed: int, n: int, overrides: tuple[str, ...], model: str) -> Evaluation:
     from rich.console import Console
     from rich.rule import Rule
 
@@ -38,17 +45,15 @@ def run(
     console = Console()
     # paths as in the recipe where they hold, so that `diffpo train` with the recipe goes on with this very run
     assets = (Path() if Path.cwd() == ROOT else ROOT) / "assets"
-    settings = load_config(
-        config,
-        [
-            f"model.path={assets / model}",
-            f"data.train={assets / 'shapes-preferences' / 'train.parquet'}",
-            f"data.validation={assets / 'shapes-preferences' / 'validation.parquet'}",
-            f"train.seed={seed}",
-            f"output={out}",
-            *overrides,
-        ],
-    )
+    places = {
+        "model.path": assets / model,
+        "data.train": assets / "shapes-preferences" / "train.parquet",
+        "data.validation": assets / "shapes-preferences" / "validation.parquet",
+        "output": out,
+    }
+    # in quotes: YAML reads the name [1] as a list
+    named = [f"{key}={json.dumps(str(path))}" for key, path in places.items()]
+    settings = load_config(config, [*named, f"train.seed={seed}", *overrides])
 
     from .check import check
 

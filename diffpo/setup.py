@@ -24,6 +24,7 @@ from .reward import Objective, predict
 from .rollout.judge import read_labels
 from .states import Regression
 from .states.forward import Forward
+from .text import plain
 
 
 def make_accelerator(settings: Optimisation) -> Any:
@@ -118,21 +119,25 @@ def load_data(config: Config, family: Any, accelerator: Any) -> Sources:
 
 
 def make_optimizer(settings: Optimisation, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """Any class by its dotted path, e.g. torch.optim.AdamW or bitsandbytes.optim.AdamW8bit."""
-    module, _, name = settings.optimizer.rpartition(".")
+    """An optimiser class by its dotted path, e.g. torch.optim.AdamW or bitsandbytes.optim.AdamW8bit. Its module is
+    imported, which runs the module; the class is called only if it is derived from torch's Optimizer."""
+    path = settings.optimizer
+    module, _, name = path.rpartition(".")
+    refusal = f"train.optimizer {plain(path, 200)!r}"
+    if not module or not all(part.isidentifier() for part in path.split(".")):
+        raise DiffpoError(f"{refusal} cannot be imported: write package.module.Class, e.g. torch.optim.AdamW")
     try:
         cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:  # TypeError: of a name that begins with a dot
-        known = module.startswith("bitsandbytes")
-        advice = 'pip install "diffpo[quantised]"' if known else "is its package installed?"
-        raise DiffpoError(f"train.optimizer {settings.optimizer!r} cannot be imported: {error}; {advice}") from None
+    except (Exception, SystemExit) as error:  # a module that is imported may raise anything
+        advice = 'pip install "diffpo[quantised]"' if module.startswith("bitsandbytes") else "is its package installed?"
+        reason = plain(f"{type(error).__name__}: {error}", 300)
+        raise DiffpoError(f"{refusal} cannot be imported: {reason}; {advice}") from None
+    if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
+        raise DiffpoError(f"{refusal} is not a class derived from torch.optim.Optimizer")
     try:
-        optimizer = cls(parameters, lr=settings.lr, **settings.optimizer_args)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DiffpoError(f"train.optimizer_args do not fit {settings.optimizer}: {error}") from None
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise DiffpoError(f"train.optimizer {settings.optimizer!r} is not an optimizer of torch's kind")
-    return optimizer
+        return cls(parameters, lr=settings.lr, **settings.optimizer_args)
+    except Exception as error:  # each class has its own checks of its arguments
+        raise DiffpoError(f"train.optimizer_args do not fit {path}: {plain(error, 300)}") from None
 
 
 def make_schedule(settings: Optimisation, optimizer: torch.optim.Optimizer) -> Any:

@@ -25,12 +25,13 @@ def decoded(content: bytes) -> str:
     return content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
 
 
-def read_text(path: str | Path) -> str:
-    """The text of a file, by `decoded`. OSError if it cannot be read, ValueError if it is no text or over `LIMIT`."""
+def read_text(path: str | Path, limit: int = LIMIT) -> str:
+    """The text of a file, by `decoded`. OSError if it cannot be read, ValueError if it is no text or has more than
+    ``limit`` bytes."""
     with open(path, "rb") as file:
-        content = file.read(LIMIT + 1)
-    if len(content) > LIMIT:
-        raise ValueError(f"it has more than {LIMIT} bytes, too many for a text file")
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"it has more than {limit} bytes, too many for a text file")
     return decoded(content)
 
 

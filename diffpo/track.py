@@ -125,10 +125,10 @@ class Tracker:
     first."""
 
     def __init__(self, output: Path, step: int, tensorboard: bool) -> None:
-        from .checkpoint import write_atomic
+        from .checkpoint import METRICS_NAME, write_atomic
 
-        path = output / "metrics.jsonl"
-        kept = []
+        path = output / METRICS_NAME
+        kept: list[str] = []
         if path.exists():
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:

@@ -36,16 +36,16 @@ class Interrupted(DiffpoError):
 def train(config: Config) -> Path:
     """Train ``config``'s LoRA or network into ``config.output``, or resume it there; returns what `trained.save` wrote.
 
-    Raises DiffpoError on bad input, on a NaN (with the last good state saved) and on a full disk, and Interrupted after
-    SIGINT or SIGTERM once the step is finished and saved.
+    Raises DiffpoError on bad input, if another run is at work in the folder, on a NaN (with the last good state saved)
+    and on a full disk, and Interrupted after SIGINT or SIGTERM once the step is finished and saved.
     """
-    settings, output = config.train, config.output
-    accelerator = make_accelerator(settings)
-    say = accelerator.print
-    if accelerator.is_main_process:
-        checkpoint.claim(config)
-    accelerator.wait_for_everyone()
+    accelerator = make_accelerator(config.train)
+    with engine.by_main(accelerator, checkpoint.claim(config)):
+        return _train(config, accelerator)
 
+
+def _train(config: Config, accelerator: Any) -> Path:
+    settings, output, say = config.train, config.output, accelerator.print
     family = models.load(config.model, settings.precision, config.data.resolution)
     engine.check(config, family, accelerator)
     sources = load_data(config, family, accelerator)
@@ -78,9 +78,11 @@ def train(config: Config) -> Path:
         "data_hash": sources.hash,
         "pairs_per_update": update.per_update,
     }
+    validation = sources.held_out.batches.groups.data_hash if sources.held_out else None
+    started_with = {"settings": config.model_dump(mode="json"), "validation_hash": validation}
     step = 0
     if found := checkpoint.latest(output, say):
-        step = resume(*found, about, network, optimizer, schedule, accelerator, update, meter)
+        step = resume(*found, {**about, **started_with}, network, optimizer, schedule, accelerator, update, meter)
         if step > settings.steps:
             raise DiffpoError(f"{output} is already at step {step}, beyond train.steps={settings.steps}")
         say(f"resuming from {found[0]} (step {step})")
@@ -99,10 +101,11 @@ def train(config: Config) -> Path:
         def write(folder: Path) -> None:
             trained.save(folder, network, weights, family.component, {**about, "step": step})
 
-        return checkpoint.save(output, step, write, state, about, settings.checkpoint_keep)
+        return checkpoint.save(output, step, write, state, {**about, **started_with}, settings.checkpoint_keep)
 
     tracker = None
-    if accelerator.is_main_process:
+    if accelerator.is_main_process:  # not before it is certain that the run goes on from what is there
+        checkpoint.write_config(config)
         with checkpoint.disk_errors(output):
             tracker = Tracker(output, step, config.log.tensorboard)
     watch = Watch(tqdm.write)
@@ -191,16 +194,26 @@ def resume(
     meter: Meter,
 ) -> int:
     """Put everything back as it was at the checkpoint; DiffpoError if base, data or batch are not what they were."""
-    for key, what in (
-        ("data_hash", "the training pairs are not those"),
-        ("pairs_per_update", "batch_size x accumulation x processes is not the product"),
+    anew = "start a new run with output=FOLDER"
+    for key, what, mend in (
+        ("data_hash", "the training pairs are not those", "Point data.train or data.prompts at the same data"),
+        ("validation_hash", "the validation pairs are not those", "Point data.validation at the same data"),
+        (
+            "pairs_per_update",
+            "batch_size x accumulation x processes is not the product",
+            "Set train.batch_size and train.accumulation accordingly",
+        ),
     ):
-        if manifest[key] != about[key]:
+        if manifest.get(key, about[key]) != about[key]:  # older checkpoints have no validation_hash
             raise DiffpoError(
-                f"cannot resume {folder}: {what} that the run started with ({manifest[key]} there, {about[key]} now)"
+                f"cannot resume {folder}: {what} that the run started with ({manifest[key]} there, {about[key]} now). "
+                f"{mend}, or {anew}"
             )
     if not identity.same_base(manifest["base"], about["base"]):
-        raise DiffpoError(f"cannot resume {folder}: the base model is not the one that the run started with")
+        raise DiffpoError(
+            f"cannot resume {folder}: the base model is not the one that the run started with. Set model.path to that "
+            f"one, or {anew}"
+        )
     trained.restore(folder, network, update.family.component)
     state = checkpoint.read_state(folder)
     engine.load_optimizer(optimizer, state["optimizer"])

@@ -18,15 +18,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from . import models
-from .checkpoint import CONFIG_NAME, disk_errors, write_atomic
-from .config import load_config
+from . import lock, models
+from .checkpoint import check_unused, differences, disk_errors, write_atomic, write_config
 from .data.batches import Batches, order
 from .data.groups import load_groups
 from .errors import DiffpoError
 from .scorers import heldout, steps
 from .scorers.config import ScorerConfig
 from .setup import make_accelerator, make_optimizer, make_schedule
+from .text import plain
 from .track import Tracker, accuracy
 from .train import Interrupted, interruption
 
@@ -44,14 +44,20 @@ def preference_loss(chosen: Tensor, rejected: Tensor, preference: Tensor) -> Ten
 def train_scorer(config: ScorerConfig) -> Path:
     """Train into ``config.output``, or go on there; returns the folder, which `objective.rollout.step_scorer` takes.
 
-    Raises DiffpoError on bad input, on a loss that is not finite and on a full disk, and Interrupted after SIGINT or
-    SIGTERM once the step is finished and saved.
+    Raises DiffpoError on bad input, if another run is at work in the folder, on a loss that is not finite and on a full
+    disk, and Interrupted after SIGINT or SIGTERM once the step is finished and saved.
     """
-    settings, choice, output = config.train, config.scorer, config.output
-    accelerator = make_accelerator(settings)
+    accelerator = make_accelerator(config.train)
     if accelerator.num_processes > 1:
         raise DiffpoError("train-scorer runs in one process; start it without `accelerate launch`")
-    claim(config)
+    check_folder(config)
+    with lock.held(config.output):
+        check_folder(config)  # another run may have ended there just now
+        return _train(config, accelerator)
+
+
+def _train(config: ScorerConfig, accelerator: Any) -> Path:
+    settings, choice, output = config.train, config.scorer, config.output
     device, clean = accelerator.device, choice.times == "clean"
     family = models.load(config.model, settings.precision, config.data.resolution)
     train, validation = load_data(config, family, device)
@@ -66,7 +72,7 @@ def train_scorer(config: ScorerConfig) -> Path:
     def save(step: int) -> None:
         state = {
             "step": step,
-            "settings": json.dumps([config.identity(), train.groups.data_hash]),
+            "settings": json.dumps([config.model_dump(mode="json"), train.groups.data_hash]),
             "module": module.state_dict(),
             "optimizer": optimizer.state_dict(),
             "schedule": schedule.state_dict(),
@@ -97,12 +103,17 @@ def train_scorer(config: ScorerConfig) -> Path:
         if not (loss.isfinite() and norm.isfinite()):
             raise DiffpoError(f"the loss or its gradient is not finite at step {step + 1}; lower train.lr")
         lr = schedule.get_last_lr()[0]
-        optimizer.step()
+        try:
+            optimizer.step()
+        except (TypeError, RuntimeError) as error:
+            reason = plain(error, 300)
+            raise DiffpoError(f"train.optimizer {settings.optimizer} failed at step {step + 1}: {reason}") from error
         schedule.step()
         optimizer.zero_grad()
         share = accuracy(torch.cat(margins))
         return {"loss": loss.item(), "accuracy": share.mean().item(), "grad_norm": norm.item(), "lr": lr}
 
+    write_config(config)  # not before it is certain that the run goes on from what is there
     with (
         disk_errors(output),
         contextlib.closing(Tracker(output, step, False)) as tracker,
@@ -138,20 +149,25 @@ def train_scorer(config: ScorerConfig) -> Path:
     return output
 
 
-def claim(config: ScorerConfig) -> None:
-    """Make ``config.output`` this run's folder; DiffpoError if it holds something else."""
-    output, written = config.output, config.output / CONFIG_NAME
-    if (output / steps.ABOUT).exists():
+def check_folder(config: ScorerConfig) -> None:
+    """May ``config.output`` be this run's folder? Nothing is written. DiffpoError if it holds something else, a scorer
+    that is finished, or a run whose settings differ in what they compute."""
+    output = config.output
+    try:
+        finished, begun = (output / steps.ABOUT).exists(), (output / STATE_NAME).exists()
+    except OSError:  # which the next says
+        finished = begun = False
+    if finished:
         raise DiffpoError(f"the scorer in {output} is finished; choose another folder with output=FOLDER, or delete it")
-    if (output / STATE_NAME).exists() and written.exists():
-        if load_config(written, kind=ScorerConfig).identity() != config.identity():
-            raise DiffpoError(f"{output} holds a run with other settings; choose another folder with output=FOLDER")
-    elif output.exists() and (not output.is_dir() or any(path.name != CONFIG_NAME for path in output.iterdir())):
-        if not written.exists():
-            raise DiffpoError(f"{output} is not empty and no scorer's folder; choose another with output=FOLDER")
-    with disk_errors(output):
-        output.mkdir(parents=True, exist_ok=True)
-        write_atomic(written, config.to_yaml().encode())
+    if not begun:
+        check_unused(output)
+        return
+    theirs, ours = _read_state(output / STATE_NAME, mmap=True)[1], config.identity()
+    if theirs != ours:
+        raise DiffpoError(
+            f"{output} holds a run with other settings ({differences(theirs, ours)}); choose another folder with "
+            f"output=FOLDER"
+        )
 
 
 def load_data(config: ScorerConfig, family: Any, device: Any) -> tuple[Batches, Batches]:
@@ -190,18 +206,33 @@ def resume(config: ScorerConfig, data_hash: str, module: torch.nn.Module, optimi
     path = config.output / STATE_NAME
     if not path.exists():
         return 0
+    state, _, trained_on = _read_state(path)
+    if trained_on != data_hash:
+        raise DiffpoError(
+            f"cannot resume {path}: the training pairs are not those that the run started with. Point data.train at "
+            f"the same data, or start a new run with output=FOLDER"
+        )
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if json.loads(state["settings"]) != json.loads(json.dumps([config.identity(), data_hash])):
-            raise DiffpoError(f"cannot resume {path}: settings or training pairs are not those that it started with")
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
-        step = state["step"]
-    except DiffpoError:
-        raise
-    except Exception as error:  # refused pickles, and whatever damaged bytes lead torch to
-        reason = " ".join(str(error).split())[:200]
-        raise DiffpoError(f"cannot read {path}: {reason}. Delete it to start again from the beginning") from error
+        step = int(state["step"])
+    except Exception as error:  # whatever damaged bytes lead torch to
+        raise _unreadable(path, error) from error
     print(f"resuming from {path} (step {step})")
     return step
+
+
+def _read_state(path: Path, mmap: bool = False) -> tuple[dict, dict, str]:
+    """The state, the `ScorerConfig.identity` that it was trained with, and the hash of its training pairs."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        settings, data_hash = json.loads(state["settings"])
+        # older versions wrote the identity alone, which has no output
+        return state, ScorerConfig.model_validate({"output": "", **settings}).identity(), data_hash
+    except Exception as error:  # refused pickles, and whatever damaged bytes lead torch to
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DiffpoError:
+    return DiffpoError(f"cannot read {path}: {plain(error, 200)}. Delete it to start again from the beginning")

@@ -85,8 +85,9 @@ class Batches:
         for cache in (self.text, *self._latents.values()):
             if cache.missing():
                 raise DiffpoError(
-                    f"the cache {cache.folder} is incomplete: {cache.path(cache.missing()[0])} is not there. Processes "
-                    "on several machines need a data.cache that all of them see"
+                    f"the cache {cache.folder} is incomplete: {cache.path(cache.missing()[0])} is not there. If it was "
+                    "deleted meanwhile, run the same command again; processes on several machines need a data.cache "
+                    "that all of them see"
                 )
 
     def batch(

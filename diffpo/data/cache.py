@@ -66,7 +66,14 @@ class Cache:
         """Shards still to be computed; those that exist are checked."""
         absent = []
         for shard in range(self.shards):
-            if self.path(shard).exists():
+            try:
+                there = self.path(shard).exists()
+            except OSError as error:  # a folder that this user may not look into
+                raise DiffpoError(
+                    f"cannot use the cache {self.folder}: {error.strerror}. Choose another folder with "
+                    "data.cache=FOLDER"
+                ) from None
+            if there:
                 self._handle(shard)
             else:
                 absent.append(shard)
@@ -118,21 +125,31 @@ class Cache:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, path)
-        except (OSError, SafetensorError) as error:
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
+            if isinstance(error, FileNotFoundError):
+                raise self._gone(path) from None
+            if not isinstance(error, (OSError, SafetensorError)):
+                raise
             raise DiffpoError(
                 f"cannot write the cache {path}: {getattr(error, 'strerror', None) or error}. Make room or choose "
                 "another folder with data.cache=FOLDER; what is cached so far is kept"
             ) from error
+
+    def _gone(self, path: Path) -> DiffpoError:
+        return DiffpoError(
+            f"the cached {self.kind} in {path} are gone: something deleted them while they were used. Run the same "
+            f"command again: what is missing is computed again"
+        )
 
     def _made_from(self, shard: int) -> str:
         return f"{self.key} shard {shard}"
 
     def _tidy(self) -> None:
         """Delete what killed processes were writing, but not what another run is writing now."""
-        for part in self.folder.glob(".*.safetensors.*"):
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            for part in self.folder.glob(".*.safetensors.*"):
                 if part.stat().st_mtime < time.time() - ABANDONED:
                     part.unlink()
 
@@ -143,6 +160,8 @@ class Cache:
                 handle = safe_open(path, "pt")
                 about = handle.metadata() or {}
                 rows = {handle.get_slice(name).get_shape()[0] for name in handle.keys()}
+            except FileNotFoundError:
+                raise self._gone(path) from None
             except (OSError, SafetensorError, IndexError) as error:  # IndexError: a tensor without rows
                 raise DiffpoError(
                     f"the cached {self.kind} in {path} cannot be read ({error}): the file is truncated or damaged. "

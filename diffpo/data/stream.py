@@ -100,7 +100,7 @@ def _write(path: Path, dataset: Any) -> None:
 def _replace(path: Path, content: Any) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, content)
+        write_atomic(path, content, shared=True)
     except OSError as error:
         raise DiffpoError(
             f"cannot write the copy of the rows {path}: {error.strerror}. Make room or choose another folder with "

@@ -6,17 +6,22 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from tqdm.auto import tqdm
 
-from .. import models, setup
-from ..checkpoint import disk_errors, write_atomic
+from .. import lock, models, setup
+from ..checkpoint import write_atomic
 from ..config import Config
 from ..errors import DiffpoError
 from ..feeds import Conditions
+from ..identity import base_identity
+from ..manifest import writing
 from ..prompts import load_prompts
 from ..scorers.steps import pictures
+from ..text import plain, read_text
 from .feed import KEPT, trajectory_file
 from .judge import image_name
 from .rounds import Rounds
@@ -34,28 +39,38 @@ def collect(config: Config, out: Path | None = None) -> Path:
     tie; null means not judged. The same command goes on where it was stopped, and labels are never overwritten.
     """
     labels = _checked(config, out)
-    folder, rollout, seed = labels.parent, config.objective.rollout, config.train.seed
     accelerator = setup.make_accelerator(config.train)
     if accelerator.num_processes > 1:
         raise DiffpoError("collect runs in one process; start it without `accelerate launch`")
+    with lock.held(labels.parent):
+        return _collect(config, labels, accelerator)
+
+
+def _collect(config: Config, labels: Path, accelerator: Any) -> Path:
+    folder, rollout, seed = labels.parent, config.objective.rollout, config.train.seed
+    prompts = load_prompts(config.data.prompts)
+    _check_target(labels)
     family = models.load(config.model, config.train.precision, config.data.resolution)
     family.load_encoders(accelerator.device)
-    conditions = Conditions(load_prompts(config.data.prompts), config.data, family, accelerator.device)
+    conditions = Conditions(prompts, config.data, family, accelerator.device)
     family.free_encoders(keep_vae=True)
     network = family.load_network(accelerator.device)
     # nobody is asked for a preference yet
     objective = config.objective.model_copy(update={"rollout": rollout.model_copy(update={"scorers": []})})
     rounds = Rounds(objective, conditions, None, family, network, None, seed, accelerator.autocast)
-    about = {"rollout": json.dumps({key: getattr(rollout, key) for key in KEPT})}
-    names = [f"{number:05d}" for number in range(len(conditions.prompts))]
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_labels(labels, conditions.prompts, rollout.samples)
+    made = {"base": base_identity(network)["hash"], "seed": seed, "samples": rollout.samples}
+    made["resolution"] = config.data.resolution
+    about = {"rollout": json.dumps({key: getattr(rollout, key) for key in KEPT}), "made": json.dumps(made)}
+    names = [f"{number:05d}" for number in range(len(prompts))]
+    done = {number for number, name in enumerate(names) if trajectory_file(folder, name).exists()}
+    for number in sorted(done):
+        _check_same(trajectory_file(folder, names[number]), about)
+    with writing(labels):
+        _write_labels(labels, prompts, rollout.samples)
         for name in ("images", "trajectories"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-        todo = [number for number, name in enumerate(names) if not trajectory_file(folder, name).exists()]
-        with tqdm(total=len(names), initial=len(names) - len(todo), desc=folder.name, unit="prompt") as bar:
-            for part in rounds.portions(todo):
+            (folder / name).mkdir(exist_ok=True)
+        with tqdm(total=len(names), initial=len(done), desc=folder.name, unit="prompt") as bar:
+            for part in rounds.portions([number for number in range(len(names)) if number not in done]):
                 states = rounds.trajectories(0, part, part)
                 for number, own in zip(part, states, strict=True):
                     for sample, picture in enumerate(pictures(family.decode(own[:, -1]))):
@@ -64,6 +79,29 @@ def collect(config: Config, out: Path | None = None) -> Path:
                     write_atomic(trajectory_file(folder, names[number]), content)
                     bar.update()
     return labels
+
+
+def _check_target(labels: Path) -> None:
+    """DiffpoError if there are pictures already, and not of this verb, which begins with the labels."""
+    if not labels.exists() and any(any((labels.parent / name).glob("*")) for name in ("images", "trajectories")):
+        raise DiffpoError(
+            f"{labels.parent} holds images or trajectories but no {labels.name}; choose another folder with --out"
+        )
+
+
+def _check_same(path: Path, about: dict[str, str]) -> None:
+    """DiffpoError if the trajectories in ``path`` were sampled with other settings: they would stand beside these."""
+    try:
+        with safe_open(path, "pt") as file:
+            there = {key: json.loads((file.metadata() or {}).get(key, ours)) for key, ours in about.items()}
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        raise DiffpoError(f"cannot read {path}: {plain(error, 200)}. Delete it, and it is sampled again") from None
+    for key, ours in about.items():
+        if there[key] != json.loads(ours):
+            raise DiffpoError(
+                f"{path} was sampled with {plain(there[key], 300)}, and now it is {ours}; choose another folder with "
+                f"--out"
+            )
 
 
 def _checked(config: Config, out: Path | None) -> Path:
@@ -96,10 +134,10 @@ def _write_labels(path: Path, prompts: Sequence[str], samples: int) -> None:
         write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
         return
     try:
-        there = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        there = [json.loads(line) for line in read_text(path).split("\n") if line.strip()]
         found = {_pair(row) for row in there}
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise DiffpoError(f"{path} is not a file of labels: {type(error).__name__} {error}") from None
+        raise DiffpoError(f"{path} is not a file of labels: {type(error).__name__} {plain(error, 200)}") from None
     if found - {_pair(row) for row in rows}:
         raise DiffpoError(f"{path} holds labels of other prompts or images; choose another folder with --out")
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import yaml
 from pydantic import Field, model_validator
 
-from ..config import Data, Model, Optimisation, Section
+from ..config import PLACES, Data, Model, Optimisation, Output, Section
 
 
 class StepScorerSettings(Section):
@@ -41,7 +40,7 @@ class ScorerConfig(Section):
     data: Data
     scorer: StepScorerSettings
     train: ScorerTrain
-    output: Path
+    output: Output
 
     @model_validator(mode="after")
     def _data_serves(self) -> ScorerConfig:
@@ -62,10 +61,15 @@ class ScorerConfig(Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     def identity(self) -> dict:
-        """The settings that decide what is computed: a run is only resumed with equal ones."""
+        """The settings that decide what is computed: a run is only resumed with equal ones. Data may lie elsewhere:
+        what it holds is compared when a run is resumed."""
         settings = self.model_dump(mode="json", exclude={"output"})
-        for section, keys in (("data", ("cache",)), ("train", ("checkpoint_every", "eval_pairs", "eval_draws"))):
+        free = {
+            "data": (*PLACES, "cache"),
+            "train": ("checkpoint_every", "eval_pairs", "eval_draws"),
+            "scorer": ("compare",),
+        }
+        for section, keys in free.items():
             for key in keys:
                 del settings[section][key]
-        del settings["scorer"]["compare"]
         return settings

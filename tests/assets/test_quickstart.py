@@ -2,7 +2,10 @@
 
 import json
 
-from diffpo import quickstart
+import pytest
+
+from diffpo import check, quickstart
+from diffpo.errors import DiffpoError
 from diffpo.lora import read_lora
 
 
@@ -26,3 +29,22 @@ def test_a_short_quickstart_wins_on_held_out_prompts(tmp_path, capsys):
     for path in (*evaluation.files.values(), out / "pytorch_lora_weights.safetensors"):
         assert path.exists()
         assert path.name in printed
+
+
+@pytest.mark.parametrize("name", ["my: run", "[1]", "{a}", "null", "1e5", "a #b", "*x", 'a"b'])
+def test_a_folder_of_any_name_is_a_folder(tmp_path, monkeypatch, name):
+    """And not YAML."""
+
+    def stop(config):
+        assert config.output == tmp_path / name
+        raise DiffpoError("far enough")
+
+    monkeypatch.setattr(check, "check", stop)
+    with pytest.raises(DiffpoError, match="far enough"):
+        quickstart.run(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        check, "check", lambda config: stop(config.model_copy(update={"output": tmp_path / config.output}))
+    )
+    with pytest.raises(DiffpoError, match="far enough"):
+        quickstart.run(quickstart.Path(name))

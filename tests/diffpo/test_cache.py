@@ -1,6 +1,7 @@
 """Shards: read back, shared out, built by several processes and runs at once, killed and resumed, torn and stale."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,6 +72,54 @@ def test_truncated_and_stale_shards_are_refused(tmp_path):
         Cache(tmp_path, "text", "k" * 16 + "x" * 16, 8).missing()
     with pytest.raises(DiffpoError, match="stale"):  # other number of rows
         Cache(tmp_path, "text", "k" * 32, 7).missing()
+
+
+def test_what_is_deleted_while_it_is_used_is_named_and_computed_again(tmp_path):
+    cache = Cache(tmp_path, "text", "k" * 32, 10)
+    cache.build(compute, 4)
+    cache.read([0])
+    shutil.rmtree(cache.folder)
+    assert cache.read([1])["id"].item() == 1  # an open shard stays readable
+    with pytest.raises(DiffpoError, match=r"00001.safetensors are gone.* Run the same command again"):
+        cache.read([4])
+    again = Cache(tmp_path, "text", "k" * 32, 10)
+    again.build(compute, 4)
+    assert again.read([4])["id"].item() == 4
+
+
+def test_a_folder_that_is_deleted_while_a_shard_is_written(tmp_path, monkeypatch):
+    cache = Cache(tmp_path, "text", "k" * 32, 4)
+    fsync = os.fsync
+
+    def deleted(handle):
+        fsync(handle)
+        shutil.rmtree(cache.folder)
+
+    monkeypatch.setattr(module.os, "fsync", deleted)
+    with pytest.raises(DiffpoError, match=r"00000.safetensors are gone"):
+        cache.build(compute, 4)
+    monkeypatch.undo()
+    cache.build(compute, 4)
+    assert cache.read([3])["id"].item() == 3
+
+
+def test_an_interruption_leaves_no_half_shard(tmp_path, monkeypatch):
+    def pressed(handle):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.os, "fsync", pressed)
+    cache = Cache(tmp_path, "text", "k" * 32, 8)
+    with pytest.raises(KeyboardInterrupt):
+        cache.build(compute, 4)
+    assert not list(cache.folder.iterdir())
+
+
+def test_a_place_that_cannot_be_a_cache(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DiffpoError, match=r"cannot write the cache .*file/text-.*Not a directory"):
+        Cache(tmp_path / "file", "text", "k" * 32, 8).build(compute, 4)
+    with pytest.raises(DiffpoError, match=r"cannot use the cache .*File name too long"):
+        Cache(tmp_path / ("x" * 300), "text", "k" * 32, 8).build(compute, 4)
 
 
 def test_full_disk_leaves_no_half_shard(tmp_path, monkeypatch):

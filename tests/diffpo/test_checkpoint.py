@@ -1,10 +1,12 @@
+import json
 import shutil
 
 import pytest
 import torch
-from tiny import pick_a_pic_rows, write_parquet
+from tiny import metrics_of, pick_a_pic_rows, write_parquet
 
-from diffpo import checkpoint, lora
+from diffpo import checkpoint, lora, track
+from diffpo.config import Config, load_config
 from diffpo.errors import DiffpoError
 from diffpo.train import train
 
@@ -12,8 +14,6 @@ from diffpo.train import train
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny_sd, pairs_parquet):
     """A run of 4 steps with checkpoints 2 and 4; tests work on copies."""
-    from diffpo.config import load_config
-
     folder = tmp_path_factory.mktemp("finished")
     (folder / "recipe.yaml").write_text(
         f"model: {{path: {tiny_sd}}}\n"
@@ -29,6 +29,17 @@ def finished(tmp_path_factory, tiny_sd, pairs_parquet):
         return load_config(folder / "recipe.yaml", [f"output={to}", *overrides])
 
     return copy
+
+
+def finished_with(config, override, tmp_path, output=None):
+    """The same config with another setting."""
+    path = tmp_path / "again.yaml"
+    path.write_text(config.to_yaml())
+    return load_config(path, [override, f"output={tmp_path / output if output else config.output}"])
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_checkpoints_are_rotated_and_named_by_step(finished, tmp_path):
@@ -129,11 +140,33 @@ def test_full_disk_while_the_metrics_are_rewritten(finished, tmp_path, monkeypat
         train(config)
 
 
+def test_two_runs_may_write_the_same_file_at_once(tmp_path, monkeypatch):
+    fsync, calls = checkpoint.os.fsync, []
+
+    def meanwhile(handle):
+        fsync(handle)
+        calls.append(handle)
+        if len(calls) == 1:
+            checkpoint.write_atomic(tmp_path / "rows", b"x" * 100, shared=True)
+            assert (tmp_path / "rows").read_bytes() == b"x" * 100
+
+    monkeypatch.setattr(checkpoint.os, "fsync", meanwhile)
+    checkpoint.write_atomic(tmp_path / "rows", b"x" * 100, shared=True)
+    assert (tmp_path / "rows").read_bytes() == b"x" * 100 and [p.name for p in tmp_path.iterdir()] == ["rows"]
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "é" * 127, "short"])
+def test_names_of_any_length_have_a_hidden_one_beside_them(tmp_path, name):
+    checkpoint.write_atomic(tmp_path / name, b"content")
+    assert (tmp_path / name).read_bytes() == b"content"
+    assert len({checkpoint.beside(tmp_path / each, "part") for each in (name, name[:-1], name[1:] + "x")}) == 3
+
+
 def test_a_folder_that_cannot_be_made_is_not_called_a_full_disk(finished, tmp_path):
     (tmp_path / "file").touch()
     config = finished(tmp_path / "run").model_copy(update={"output": tmp_path / "file" / "run"})
-    with pytest.raises(DiffpoError, match=r"Not a directory; there is no checkpoint yet. Mend that, or choose another"):
-        checkpoint.claim(config)
+    with pytest.raises(DiffpoError, match=r"file/run: Not a directory; choose another"), checkpoint.claim(config):
+        pass
 
 
 @pytest.mark.parametrize("content", ["[]", "7", '{"step": 4, "files": {}}', '{"files": {}}', '{"files": []}'])
@@ -159,12 +192,10 @@ def test_the_folder_of_another_run_is_refused_and_what_differs_is_named(finished
     config = finished(tmp_path / "run", "objective.beta=100", "train.seed=1")
     with pytest.raises(DiffpoError, match=r"holds another run \(objective.beta: 500.0 there, 100.0 here; train.seed"):
         train(config)
-    finished(tmp_path / "other")
-    (tmp_path / "other" / "config.yaml").unlink()
-    with pytest.raises(
-        DiffpoError, match=r"is not empty and is not a training run's folder; choose another with output="
-    ):
-        train(finished(tmp_path / "run").model_copy(update={"output": tmp_path / "other"}))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").touch()
+    with pytest.raises(DiffpoError, match=r"is not empty and is not a training run's folder: it holds notes.txt"):
+        train(config.model_copy(update={"output": tmp_path / "other"}))
 
 
 def test_a_run_does_not_resume_on_other_pairs_or_with_another_batch(finished, tmp_path):
@@ -182,6 +213,127 @@ def test_a_run_does_not_resume_on_other_pairs_or_with_another_batch(finished, tm
     train(config)
     write_parquet(data, pick_a_pic_rows(9))
     with pytest.raises(DiffpoError, match="the training pairs are not those that the run started with"):
+        train(config)
+
+
+@pytest.mark.parametrize("edited", ["another beta", "deleted", "no YAML"])
+def test_the_settings_in_the_checkpoint_decide_whatever_happened_to_config_yaml(finished, tmp_path, edited):
+    config = finished(tmp_path / "run", "train.steps=6")
+    written = config.output / "config.yaml"
+    text = written.read_text().replace("beta: 500.0", "beta: 100.0")
+    match edited:
+        case "another beta":
+            written.write_text(text)
+        case "deleted":
+            written.unlink()
+        case "no YAML":
+            written.write_text("a: [")
+    before = contents(config.output)
+    with pytest.raises(DiffpoError, match=r"objective.beta: 500.0 there, 100.0 here, by .*checkpoint-000004"):
+        train(finished_with(config, "objective.beta=100", tmp_path))
+    assert contents(config.output) == before
+    train(config)
+    _, about = lora.read_lora(config.output)
+    assert (about["step"], about["beta"]) == (6, 500.0)
+    assert load_config(written) == config and "(beta 500)" in (config.output / "README.md").read_text()
+    assert [row["step"] for row in metrics_of(config.output)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_checkpoints_of_older_versions_are_held_against_config_yaml(finished, tmp_path):
+    config = finished(tmp_path / "run", "train.steps=6")
+    for path in config.output.glob("checkpoint-*/checkpoint.json"):
+        manifest = json.loads(path.read_text())
+        assert Config.model_validate(manifest.pop("settings")).identity() == config.identity()
+        del manifest["hash"], manifest["validation_hash"]
+        path.write_text(json.dumps({**manifest, "hash": checkpoint._digest(manifest)}))
+    with pytest.raises(DiffpoError, match=r"objective.beta: 500.0 there, 100.0 here, by .*config\.yaml"):
+        train(finished_with(config, "objective.beta=100", tmp_path))
+    train(config)
+    assert lora.read_lora(config.output)[1]["step"] == 6
+    (config.output / "config.yaml").unlink()
+    for path in config.output.glob("checkpoint-*/checkpoint.json"):
+        path.write_text("{}")
+    with pytest.raises(DiffpoError, match="does not say with what settings"):
+        train(config)
+
+
+def test_a_finished_run_without_its_checkpoints_is_not_overwritten(finished, tmp_path):
+    config = finished(tmp_path / "run", "objective.beta=100")
+    for path in config.output.glob("checkpoint-*"):
+        shutil.rmtree(path)
+    before = contents(config.output)
+    with pytest.raises(DiffpoError, match=r"it holds README.md, and nothing to resume from"):
+        train(config)
+    assert contents(config.output) == before
+
+
+def test_a_config_that_a_person_wrote_is_not_overwritten(finished, tmp_path):
+    config = finished(tmp_path / "run")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "config.yaml").write_text("# tried first\n" + (config.output / "config.yaml").read_text())
+    with pytest.raises(DiffpoError, match=r"mine/config.yaml was not written by a run, and would be overwritten"):
+        train(config.model_copy(update={"output": mine}))
+
+
+def test_what_one_run_left_before_its_first_checkpoint_is_not_part_of_the_next(finished, tmp_path, monkeypatch):
+    """Both end well, and the card, the header, the config and the metrics are all of the second."""
+    config = finished(tmp_path / "run", f"output={tmp_path / 'new'}", "train.checkpoint_every=100")
+    log = track.Tracker.log
+
+    def dies(self, step, metrics):
+        log(self, step, metrics)
+        if step == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(track.Tracker, "log", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    assert len(metrics_of(config.output)) == 3 and not list(config.output.glob("checkpoint-*"))
+    monkeypatch.undo()
+    other = finished_with(config, "objective.beta=100", tmp_path)
+    train(other)
+    straight = finished_with(config, "objective.beta=100", tmp_path, "straight")
+    train(straight)
+    for one, two in zip(metrics_of(other.output), metrics_of(straight.output), strict=True):
+        assert one["loss"] == two["loss"] and one["step"] == two["step"]
+    assert lora.read_lora(other.output)[1]["beta"] == 100 and load_config(other.output / "config.yaml") == other
+    assert "(beta 100)" in (other.output / "README.md").read_text()
+
+
+def test_a_run_that_is_refused_changes_nothing(finished, tmp_path):
+    config = finished(tmp_path / "run")
+    before = contents(config.output)
+    for override, words in {
+        "train.batch_size=2": "Set train.batch_size and train.accumulation",
+        "train.steps=3": "already at step 4",
+        "train.lr=1": "train.lr: 0.01 there, 1.0 here",
+        "train.optimizer=torch.optim.Adamm": "train.optimizer: ",
+    }.items():
+        with pytest.raises(DiffpoError, match=words):
+            train(finished_with(config, override, tmp_path))
+        assert contents(config.output) == before
+
+
+def test_data_may_move_between_two_runs_but_not_change(finished, tmp_path):
+    config = finished(tmp_path / "run")
+    data = {name: tmp_path / f"{name}.parquet" for name in ("train", "validation")}
+    for path in data.values():
+        write_parquet(path, pick_a_pic_rows(8))
+    new = [f"output={tmp_path / 'new'}", *(f"data.{name}={path}" for name, path in data.items())]
+    train(finished(tmp_path / "run", *new))
+    moved = {name: path.rename(tmp_path / f"moved-{name}.parquet") for name, path in data.items()}
+    new = [f"output={tmp_path / 'new'}", *(f"data.{name}={path}" for name, path in moved.items()), "train.steps=6"]
+    config = finished(tmp_path / "run", *new)
+    write_parquet(moved["validation"], pick_a_pic_rows(7))
+    with pytest.raises(DiffpoError, match=r"validation pairs are not those .* Point data.validation at the same data"):
+        train(config)
+    write_parquet(moved["validation"], pick_a_pic_rows(8))
+    train(config)
+    assert lora.read_lora(config.output)[1]["step"] == 6
+    assert str(moved["train"]) in (config.output / "README.md").read_text()
+    write_parquet(moved["train"], pick_a_pic_rows(7))
+    with pytest.raises(DiffpoError, match=r"Point data.train or data.prompts at the same data, or start a new run"):
         train(config)
 
 

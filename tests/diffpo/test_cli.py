@@ -1,3 +1,5 @@
+import contextlib
+import signal
 import subprocess
 import sys
 
@@ -121,6 +123,44 @@ def test_ctrl_c_outside_the_training_loop_says_how_to_go_on(monkeypatch, capsys,
     make_config(tiny_sd)
     assert call(monkeypatch, "train", tmp_path / "recipe.yaml") == 130
     assert capsys.readouterr().err == "\ninterrupted; the same command goes on from what is finished\n"
+
+
+@pytest.mark.parametrize("error", [ImportError("numpy failed to import"), DiffpoError("cannot read"), SystemError("?")])
+def test_ctrl_c_that_a_library_turned_into_another_error(monkeypatch, capsys, tiny_sd, make_config, tmp_path, error):
+    """As C code does that is being imported."""
+    from diffpo import train
+
+    def pressed(config):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise error from None
+
+    monkeypatch.setattr(train, "train", pressed)
+    make_config(tiny_sd)
+    before = signal.getsignal(signal.SIGINT)
+    assert call(monkeypatch, "train", tmp_path / "recipe.yaml") == 130
+    assert capsys.readouterr().err == "\ninterrupted; the same command goes on from what is finished\n"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_other_errors_are_raised_and_a_run_that_ended_well_has_ended_well(monkeypatch, tiny_sd, make_config, tmp_path):
+    from diffpo import train
+
+    def broken(config):
+        raise ZeroDivisionError
+
+    def swallowed(config):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+    make_config(tiny_sd)
+    monkeypatch.setattr(train, "train", broken)
+    monkeypatch.setattr(sys, "argv", ["diffpo", "train", str(tmp_path / "recipe.yaml")])
+    with pytest.raises(ZeroDivisionError):
+        cli.main()
+    monkeypatch.setattr(train, "train", swallowed)
+    assert call(monkeypatch, "train", tmp_path / "recipe.yaml") == 0
 
 
 def test_a_full_accelerator_is_one_message(monkeypatch, capsys, tiny_sd, make_config, tmp_path):

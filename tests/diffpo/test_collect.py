@@ -71,3 +71,21 @@ def test_collect_refuses_what_it_cannot_do(make_config, tiny_sd, tmp_path):
         collect(config)
     with pytest.raises(DiffpoError, match="source forward; use d3po"):
         collect(make_config(tiny_sd))
+
+
+def test_collect_does_not_mix_settings_nor_overwrite_pictures(make_config, tiny_sd, tmp_path):
+    folder = tmp_path / "feedback"
+    collect(collected(make_config, tiny_sd, folder))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for override, words in {
+        "objective.rollout.guidance=2": '"guidance": 2.0',
+        "train.seed=1": '"seed": 1',
+        "objective.rollout.samples=2": '"samples": 2',
+    }.items():
+        with pytest.raises(DiffpoError, match=rf"00000.safetensors was sampled with .*{words}.*choose another folder"):
+            collect(collected(make_config, tiny_sd, folder, override))
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    (folder / "labels.jsonl").unlink()
+    with pytest.raises(DiffpoError, match=r"holds images or trajectories but no labels.jsonl"):
+        collect(collected(make_config, tiny_sd, folder))
+    assert not (folder / "labels.jsonl").exists()

@@ -97,3 +97,88 @@ def test_values_that_would_fail_later_or_be_ignored():
         with pytest.raises(DiffpoError, match=override.partition("=")[0]):
             load_config(QUICKSTART, [override])
     assert load_config(QUICKSTART, ["output=~/runs/x"]).output == Path.home() / "runs" / "x"
+
+
+LAUGHS = "a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol]\n" + "".join(
+    f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]\n" for i in range(8)
+)
+MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{i + 1}: &a{i + 1} {{<<: [{', '.join([f'*a{i}'] * 9)}]}}\n" for i in range(8))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (LAUGHS, "aliases"),
+        (MERGES, "aliases"),
+        (QUICKSTART.read_text() + f"train.x: {{{LAUGHS.replace(chr(10), ', ')}}}", "aliases"),
+        (QUICKSTART.read_text() + "x: &x " + "y" * 5000 + f"\nlora.targets: [{', '.join(['*x'] * 100)}]", "aliases"),
+        ("a0: &a0 [1]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}]\n" for i in range(99)), "nested"),
+        ("[" * 5000, "nested"),
+        ("a: &a {b: *a}", "within what it names"),
+        ("a: &a {<<: *a}", "within what it names"),
+        ("train: {steps: " + "1" * 10000 + "}", "line 1"),
+        ("model: x\n--- \nmodel: y", "single document"),
+        ("!!python/object/apply:os.system [ls]", "could not determine a constructor"),
+        ("a: *b", "undefined alias"),
+        ("x: " + "y" * 200_000, "too many"),
+        ("\0\1\2", "special characters"),
+    ],
+)
+@pytest.mark.parametrize("kind", [Config, ScorerConfig])
+def test_a_config_that_would_not_end_is_refused_in_a_short_message(tmp_path, kind, text, words):
+    (tmp_path / "odd.yaml").write_text(text)
+    with pytest.raises(DiffpoError, match=rf"odd\.yaml.*{words}") as error:
+        load_config(tmp_path / "odd.yaml", kind=kind)
+    assert len(str(error.value)) < 1000
+
+
+def test_a_message_names_some_faults_and_counts_the_rest(tmp_path):
+    (tmp_path / "odd.yaml").write_text(QUICKSTART.read_text() + "".join(f"k{i}{'x' * 500}: 1\n" for i in range(100)))
+    with pytest.raises(DiffpoError, match=r"unknown key k0x+\.\.\.:(?s:.*)and 80 more") as error:
+        load_config(tmp_path / "odd.yaml")
+    assert len(str(error.value)) < 5000
+    for override in ("train.steps=" + "1" * 9000, "train.lr=" + "y" * 9000, "x" * 9000 + "=1", "a." * 9000 + "b=1"):
+        with pytest.raises(DiffpoError) as error:
+            load_config(QUICKSTART, [override])
+        assert len(str(error.value)) < 1000
+
+
+def test_aliases_and_merge_keys_within_reason(tmp_path):
+    """What was merged may be merged again, and an override changes one of two values that are aliases."""
+    (tmp_path / "z.yaml").write_text(
+        QUICKSTART.read_text().replace(
+            "  lr: 5e-4", "  lr: 5e-4\n  optimizer_args: {a: &a {x: 1}, b: &b {<<: *a, y: 2}, c: {<<: *b, y: 3}, d: *a}"
+        )
+    )
+    config = load_config(tmp_path / "z.yaml", ["train.optimizer_args.a.x=7"])
+    assert config.train.optimizer_args == {"a": {"x": 7}, "b": {"x": 1, "y": 2}, "c": {"x": 1, "y": 3}, "d": {"x": 1}}
+
+
+def test_digits_without_an_exponent_are_read_at_once():
+    digits = "1" * 100_000
+    config = load_config(QUICKSTART, [f'train.optimizer_args={{x: "{digits}"}}'])
+    assert config.train.optimizer_args == {"x": digits}
+    with pytest.raises(DiffpoError, match=r"train.optimizer_args: expected a number below"):
+        load_config(QUICKSTART, ["train.optimizer_args.x=" + "1" * 4000])
+
+
+def test_without_a_home_folder_the_key_is_named(monkeypatch):
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what Python has where nobody knows the user
+    with pytest.raises(DiffpoError, match=r"data.cache: the home folder is not known: set HOME"):
+        load_config(QUICKSTART)
+    assert load_config(QUICKSTART, ["data.cache=here"]).data.cache == "here"
+
+
+def test_people_s_own_text_files(tmp_path):
+    for name, content in {
+        "bom": b"\xef\xbb\xbf" + QUICKSTART.read_bytes(),
+        "utf16": QUICKSTART.read_text().encode("utf-16"),
+        "crlf": QUICKSTART.read_bytes().replace(b"\n", b"\r\n"),
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        assert load_config(tmp_path / name) == load_config(QUICKSTART)
+    (tmp_path / "binary").write_bytes(bytes(range(256)))
+    with pytest.raises(DiffpoError, match="binary: 'utf-8' codec"):
+        load_config(tmp_path / "binary")
+    with pytest.raises(DiffpoError, match="/dev/zero: it has more than"):
+        load_config("/dev/zero")

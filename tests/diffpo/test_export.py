@@ -117,7 +117,8 @@ def results_of(folder, lora_hash):
     folder.mkdir()
     summary = {"rows": [row | {"win_rate": {"value": 0.625, "low": 0.5, "high": 0.75}}], "prompts": 32}
     (folder / "summary.json").write_text(json.dumps(summary))
-    picture = {"arm": "tuned", "index": 0, "seed": 0, "prompt": "a", "file": "a.png", "lora_hash": lora_hash}
+    picture = {"arm": "tuned", "index": 0, "seed": 0, "prompt": "a", "lora_hash": lora_hash}
+    picture |= {"file": "images/tuned/00000_0.png"}
     picture |= {"steps": 20, "solver": "unipc", "guidance": 5.0, "dtype": "float32", "lora": "L"}
     (folder / "manifest.jsonl").write_text(json.dumps(picture) + "\n")
     return folder

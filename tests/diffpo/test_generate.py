@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from io import BytesIO
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffpo import generate, manifest
+from diffpo import evaluate, generate, manifest
 from diffpo.config import Lora
 from diffpo.errors import DiffpoError
 from diffpo.identity import base_identity
@@ -269,6 +270,104 @@ def test_prompts_with_line_separators_blank_lines_and_a_byte_order_mark(model, t
     assert load_prompts(file.with_suffix(".txt")) == ["a\u2028cat", "a dog"]
     rows = generate.run(model, file, tmp_path / "out", **FAST)
     assert manifest.read_manifest(tmp_path / "out") == rows
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"file": "../../etc/passwd"}, "file is '../../etc/passwd'"),
+        ({"file": "/etc/passwd"}, "file is '/etc/passwd'"),
+        ({"file": "images/base/00001_0.png"}, "not 'images/base/00000_0.png'"),
+        ({"file": 7}, "file is 7"),
+        ({"prompt": ["a cat"]}, "prompt is"),
+        ({"seed": True}, "seed is True"),
+        ({"index": -1}, "index is -1"),
+        ({"steps": "2"}, "steps is '2'"),
+        ({"guidance": None}, "guidance is None"),
+        ({"guidance": 10**400}, "guidance is 1000"),
+        ({"versions": []}, "versions is"),
+        ({"lora_hash": 5}, "lora_hash is 5"),
+        ({"height": "16"}, "height is '16'"),
+    ],
+)
+def test_an_edited_manifest_is_refused_and_names_the_line(made, tmp_path, change, words):
+    _, rows = made
+    lines = [json.dumps(rows[0] | change), json.dumps(rows[1])]
+    for text in ("\n".join(lines) + "\n", "\n".join(reversed(lines))):  # also as a last line without an end
+        (tmp_path / "manifest.jsonl").write_text(text)
+        with pytest.raises(DiffpoError, match=r"manifest\.jsonl:[12] is not a manifest line") as error:
+            manifest.read_manifest(tmp_path)
+        assert words in str(error.value)
+
+
+def test_a_picture_that_is_a_pipe_or_a_device_is_made_again(made, tmp_path):
+    out, rows = made
+    path = tmp_path / rows[0]["file"]
+    path.parent.mkdir(parents=True)
+    os.mkfifo(path)
+    assert not manifest.intact(tmp_path, rows[0])
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert not manifest.intact(tmp_path, rows[0])
+    path.unlink()
+    shutil.copy(out / rows[0]["file"], path)
+    assert manifest.intact(tmp_path, rows[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"prompt": "a cow"}, "prompt is 'a cat' for images/base/00000_0.png and 'a cow' for images/tuned/00000_0.png"),
+        ({"steps": 3}, "steps is 2 for images/base/00000_0.png and 3 for"),
+        ({"lora_hash": "f" * 64}, "lora_hash is"),
+        ({"sha256": "f" * 64}, "images/tuned/00000_0.png is missing, or is not the picture that manifest.jsonl"),
+    ],
+)
+def test_pictures_that_a_manifest_does_not_describe_are_not_compared(made, tmp_path, change, words):
+    out, rows = made
+    shutil.copytree(out, tmp_path / "made")
+    lines = [json.dumps(row | (change if row is rows[5] else {})) + "\n" for row in rows]
+    (tmp_path / "made" / "manifest.jsonl").write_text("".join(lines))
+    with pytest.raises(DiffpoError) as error:
+        evaluate.run(tmp_path / "eval", images=tmp_path / "made", show=False)
+    assert words in str(error.value)
+    assert not (tmp_path / "eval").exists()
+
+
+def test_files_of_others_are_not_overwritten_by_an_evaluation(made, tmp_path):
+    (tmp_path / "report.html").write_text("mine")
+    with pytest.raises(DiffpoError, match=r"report.html is of no evaluation, and would be overwritten"):
+        evaluate.run(tmp_path, images=made[0], show=False)
+    (tmp_path / "scores.parquet").write_text("mine too")
+    with pytest.raises(DiffpoError, match=r"scores.parquet is of no evaluation"):
+        evaluate.run(tmp_path, images=made[0], show=False)
+    assert (tmp_path / "report.html").read_text() == "mine"
+
+
+def test_an_interruption_is_no_loss(model, lora, tmp_path, monkeypatch):
+    original = generate._pngs
+
+    def pressed(pipe, family, batch):
+        if batch[0]["arm"] == "tuned":
+            raise KeyboardInterrupt
+        return original(pipe, family, batch)
+
+    monkeypatch.setattr(generate, "_pngs", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        generate.run(model, PROMPTS[:2], tmp_path / "out", lora=lora, **FAST)
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.png")}
+    assert len(times) == 2 and not (tmp_path / "out" / ".lock").exists()
+    monkeypatch.undo()
+    assert len(generate.run(model, PROMPTS[:2], tmp_path / "out", lora=lora, **FAST)) == 4
+    assert all(path.stat().st_mtime_ns == time for path, time in times.items())
+
+
+@pytest.mark.parametrize("seed", [-3, 10**60])
+def test_any_whole_number_is_a_seed(model, tmp_path, seed):
+    (row,) = generate.run(model, ["a cat"], tmp_path, seed=seed, **FAST)
+    assert row["file"] == f"images/base/00000_{seed}.png" and manifest.read_manifest(tmp_path) == [row]
+    with pytest.raises(DiffpoError, match="File name too long"):
+        generate.run(model, ["a cat"], tmp_path / "long", seed=10**300, **FAST)
 
 
 @pytest.mark.parametrize("line", ['{"arm": "base", "index": 0, "seed": 0}', '{"arm": "x", "index": 0, "seed": 0}', "7"])

@@ -10,12 +10,13 @@ from tiny import metrics_of, pick_a_pic_rows, write_parquet
 
 from diffpo import lora, models, track
 from diffpo import update as module
-from diffpo.config import load_config
+from diffpo.config import Train, load_config
 from diffpo.data.batches import Batches, order
 from diffpo.data.groups import load_groups
 from diffpo.errors import DiffpoError
 from diffpo.reference import Reference
 from diffpo.reward import Objective, score
+from diffpo.setup import make_optimizer
 from diffpo.states.forward import Forward
 from diffpo.train import Interrupted, train
 
@@ -189,6 +190,38 @@ def test_an_unusable_optimizer_is_named(tiny_sd, make_config):
     }.items():
         with pytest.raises(DiffpoError, match=words):
             train(make_config(tiny_sd, override))
+
+
+def test_nothing_is_called_but_a_class_of_torchs_optimizers(tmp_path, monkeypatch):
+    (tmp_path / "odd_optimizers.py").write_text(
+        "from pathlib import Path\nimport torch\nmark = Path(__file__).with_name('called').touch\n"
+        "class Plain:\n    def __init__(self, *rest, **more): mark()\n"
+        "class Mine(torch.optim.SGD):\n    pass\n"
+        "def function(*rest, **more):\n    mark()\n    return torch.optim.SGD(*rest, **more)\n"
+    )
+    (tmp_path / "exits.py").write_text("import sys\nsys.exit('bye')\n")
+    (tmp_path / "not_a_module.txt").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def made(name, **args):
+        settings = Train(steps=1, batch_size=1, lr=1, optimizer=name, optimizer_args=args)
+        return make_optimizer(settings, [torch.nn.Parameter(torch.zeros(2, 2))])
+
+    assert type(made("odd_optimizers.Mine")).__mro__[1] is torch.optim.SGD
+    for name, words in {
+        "odd_optimizers.function": "is not a class derived from torch.optim.Optimizer",
+        "odd_optimizers.Plain": "is not a class derived from torch.optim.Optimizer",
+        "os.system": "is not a class derived from torch.optim.Optimizer",
+        "exits.AdamW": "cannot be imported: SystemExit: bye",
+        "torch.optim.Optimizer": "optimizer_args do not fit",
+        "../not_a_module.txt": "write package.module.Class",
+        "torch.optim..AdamW": "write package.module.Class",
+        "a b.AdamW": "write package.module.Class",
+    }.items():
+        with pytest.raises(DiffpoError, match=words) as error:
+            made(name)
+        assert name in str(error.value)
+    assert not (tmp_path / "called").exists()
 
 
 def test_nan_stops_the_run_and_the_state_before_it_is_kept(tiny_sd, make_config):

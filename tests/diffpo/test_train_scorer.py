@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ from step_scorers import family_of, inputs
 from tiny import metrics_of
 
 from diffpo import models
-from diffpo.config import Model
+from diffpo.checkpoint import check_folder
+from diffpo.config import Model, load_config
 from diffpo.errors import DiffpoError
 from diffpo.models.sd import StableDiffusion
 from diffpo.scorers import heldout, steps
+from diffpo.scorers.config import ScorerConfig
 from diffpo.train_scorer import STATE_NAME, load_data, preference_loss, train_scorer
 
 
@@ -97,11 +100,31 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tiny_sd, make_scorer_c
         train_scorer(config)
     assert (config.output / STATE_NAME).exists()
     monkeypatch.setattr(verb, "accuracy", real)
-    with pytest.raises(DiffpoError, match="other settings"):
-        train_scorer(make_scorer_config(tiny_sd, f"output={tmp_path / 'cut'}", "train.lr=1e-3"))
+    other = make_scorer_config(tiny_sd, f"output={tmp_path / 'cut'}", "train.lr=1e-3")
+    for text in (other.to_yaml(), "a: [", None):  # whatever config.yaml says, the state's own settings decide
+        (config.output / "config.yaml").write_text(text) if text else (config.output / "config.yaml").unlink()
+        with pytest.raises(DiffpoError, match=r"other settings \(train.lr: 0.01 there, 0.001 here\)"):
+            train_scorer(other)
+    moved = shutil.copy(config.data.train, tmp_path / "moved.parquet")
+    config = make_scorer_config(tiny_sd, f"output={tmp_path / 'cut'}", f"data.train={moved}")
     train_scorer(config)
+    assert load_config(config.output / "config.yaml", kind=ScorerConfig) == config
     assert (config.output / "head.safetensors").read_bytes() == (whole / "head.safetensors").read_bytes()
     assert [line["step"] for line in metrics_of(config.output)] == [1, 2, 3, 4]
+
+
+def test_a_scorer_and_a_lora_do_not_share_a_folder(tiny_sd, make_scorer_config, make_config, tmp_path):
+    (tmp_path / "run" / "checkpoint-000002").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text(make_config(tiny_sd).to_yaml())
+    with pytest.raises(DiffpoError, match="it holds checkpoint-000002"):
+        train_scorer(make_scorer_config(tiny_sd, f"output={tmp_path / 'run'}"))
+    (tmp_path / "scorer").mkdir()
+    (tmp_path / "scorer" / STATE_NAME).touch()
+    (tmp_path / "scorer" / "config.yaml").write_text(make_scorer_config(tiny_sd).to_yaml())
+    with pytest.raises(DiffpoError, match=f"it holds {STATE_NAME}"):
+        check_folder(make_config(tiny_sd, f"output={tmp_path / 'scorer'}"))
+    with pytest.raises(DiffpoError, match=f"cannot read .*{STATE_NAME}"):
+        train_scorer(make_scorer_config(tiny_sd, f"output={tmp_path / 'scorer'}"))
 
 
 def test_both_images_of_a_pair_get_the_same_noise_and_time(tiny_sd, make_scorer_config):

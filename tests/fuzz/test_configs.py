@@ -55,7 +55,7 @@ def try_config(path: Path, overrides=(), kind=Config) -> bool:
         config = load_config(path, overrides, kind)
     except DiffpoError as error:
         message = str(error)
-        assert str(path) in message or any(repr(each) in message for each in overrides), message
+        assert str(path) in message or any(repr(each)[:200] in message for each in overrides), message
         assert len(message) < 20_000
         return False
     if kind is Config:
@@ -191,6 +191,6 @@ def try_config_of_quickstart(given):
     try:
         config = load_config(QUICKSTART, given)
     except DiffpoError as error:
-        assert str(QUICKSTART) in str(error) or any(repr(each) in str(error) for each in given), error
+        assert str(QUICKSTART) in str(error) or any(repr(each)[:200] in str(error) for each in given), error
     else:
         environment(config)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tiny import metrics_of
 from tiny_transformers import make_pixart
 
-from diffpo import checkpoint
+from diffpo import checkpoint, lock
 from diffpo.train import train
 
 CLOCK = {"time", "pairs_per_second"}
@@ -58,25 +58,29 @@ def test_two_processes_of_four_equal_one_of_eight(tiny_sdxl, make_config, tmp_pa
     fresh = [*SGD, "train.steps=3", f"data.validation={pairs_parquet}"]
     resumed = [*SGD, "train.optimizer_args.momentum=0.9"]
     pixart, fp8 = make_pixart(tmp_path / "pixart"), [*SGD, "train.steps=2", "model.base_weights=fp8"]
-    where = {name: tmp_path / name for name in ("one", "two", "straight", "resumed", "whole", "small")}
+    where = {name: tmp_path / name for name in ("one", "two", "straight", "resumed", "whole", "small", "mine")}
     config = make_config(tiny_sdxl, *resumed, "train.batch_size=8", "train.steps=2", f"output={where['resumed']}")
     train(config)  # by one process; the two go on from it
     recipe, cache = str(tmp_path / "recipe.yaml"), tmp_path / "cache"  # empty: the two processes fill it together
     further = ["train", recipe, *resumed, "train.steps=4", f"output={where['resumed']}"]
-    said = launch(
-        [
-            ["train", recipe, *fresh, f"data.cache={cache}", f"output={where['two']}"],
-            [*further, "train.batch_size=8"],
-            further,
-            ["train", recipe, f"model.path={pixart}", *fp8, f"output={where['small']}"],
-        ],
-        "--multi_gpu",  # with ACCELERATE_USE_CPU, because --cpu starts several processes only under MPI
-        HF_DATASETS_CACHE=str(tmp_path / "hf"),
-    )
+    commands = [
+        ["train", recipe, *fresh, f"data.cache={cache}", f"output={where['two']}"],
+        [*further, "train.batch_size=8"],
+        further,
+        ["train", recipe, f"output={where['mine']}"],
+        ["train", recipe, f"model.path={pixart}", *fp8, f"output={where['small']}"],
+    ]
+    with lock.held(where["mine"]):
+        said = launch(
+            commands,
+            "--multi_gpu",  # with ACCELERATE_USE_CPU, because --cpu starts several processes only under MPI
+            HF_DATASETS_CACHE=str(tmp_path / "hf"),
+        )
     manifest = json.loads((where["two"] / "checkpoint-000003" / "checkpoint.json").read_text())
     assert manifest["pairs_per_update"] == 8  # there really were two
     for rank in (0, 1):
         assert f"[process {rank}] error: cannot resume {where['resumed']}" in said
+        assert f"[process {rank}] error: {where['mine']} is in use by another run (process {os.getpid()})" in said
     assert "batch_size x accumulation x processes is not the product" in said and "(8 there, 16 now)" in said
 
     train(make_config(tiny_sdxl, *fresh, "train.batch_size=8", f"output={where['one']}"))
