@@ -27,6 +27,7 @@ from .checkpoint import PREFIX, sync
 from .config import Model
 from .errors import DiffpoError
 from .lora import FILE_NAME
+from .text import plain
 
 STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names of dtypes
 
@@ -118,12 +119,13 @@ def _check_weights(file: Path, weights: dict[str, torch.Tensor], component: str,
     foreign = [name for name in weights if not re.fullmatch(names, name)]
     if foreign and to != "merged":
         raise DiffpoError(
-            f"{file} holds {foreign[0]}, which is no weight of a {component}'s LoRA as diffpo writes it; give the LoRA "
-            f"of a training run"
+            f"{file} holds {plain(foreign[0], 200)}, which is no weight of a {component}'s LoRA as diffpo writes it; "
+            f"give the LoRA of a training run, or use --to merged, which takes others too"
         )
     for name, value in weights.items():
-        if not value.isfinite().all():
-            raise DiffpoError(f"{file}: {name} is not finite; export an earlier checkpoint")
+        # LyCORIS writes alphas that mean nothing, and in half precision are infinite
+        if value.is_floating_point() and not name.endswith(".alpha") and not value.float().isfinite().all():
+            raise DiffpoError(f"{file}: {plain(name, 200)} is not finite; export an earlier checkpoint")
 
 
 @contextlib.contextmanager

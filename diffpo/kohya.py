@@ -171,6 +171,7 @@ def write(path: Path, pipe: Any, layers: dict[str, Change], dtype: str | None, a
     pipeline's own loader, a LoKr, which diffusers does not read, by ours."""
     network, kinds = network_of(pipe), {change.kind for change in layers.values()}
     pipeline = type(pipe).__name__
+    before = {name: _effect(change, network.get_submodule(name).weight.shape) for name, change in layers.items()}
     if dtype:
         wanted = getattr(torch, dtype)
         layers = {
@@ -182,7 +183,6 @@ def write(path: Path, pipe: Any, layers: dict[str, Change], dtype: str | None, a
         if not value.isfinite().all():
             raise DiffpoError(f"{name} is too large for {dtype}; use --dtype bfloat16 or leave it out")
     path.write_bytes(serialize(state, pipeline, network, about))
-    before = {name: _effect(change, network.get_submodule(name).weight.shape) for name, change in layers.items()}
     after = _read_by_diffusers(path, pipe) if kinds == {"lora"} else _read_by_us(path, pipe)
     exact = all(value.dtype == torch.float32 for value in (*state.values(), *network.parameters()))
     for name in {**before, **after}:

@@ -163,6 +163,8 @@ def inject(network: torch.nn.Module, config: Any, name: str) -> None:
         network.add_adapter(config, adapter_name=name)
     else:  # PixArt, DiT
         inject_adapter_in_model(config, network, name)
+    for layer in tuned_layers(network).values():  # a LoKr draws random numbers in training mode
+        layer.train(network.training)
 
 
 def tuned_layers(network: torch.nn.Module) -> dict[str, Any]:

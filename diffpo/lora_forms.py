@@ -92,13 +92,11 @@ def read(path: Path, parts: Mapping[str, torch.nn.Module]) -> Changes:
         )
     # what is zero changes nothing, whether or not the model has its layer
     if keys := [key for fields in lost.values() if not _idle(fields) for key, _ in fields.values()]:
-        some = (
-            f"{len(keys)} of the {len(weights)} weights of {path} belong" if found else f"no weight of {path} belongs"
-        )
         model = ", ".join(f"{name} ({type(part).__name__})" for name, part in parts.items())
+        some = f"{len(keys)} of the {len(weights)} weights of {path} belong to no layer of"
         raise DiffpoError(
-            f"{some} to a layer of {model}, e.g. {_some(keys)}. The file is of another model, or adapts what this "
-            f"one does not have. Nothing was applied"
+            f"{some if found else f'no weight of {path} belongs to'} the {model}, e.g. {_some(keys)}. The file is of "
+            f"another model, or adapts what this one does not have. Nothing was applied"
         )
     if not found:
         raise DiffpoError(f"{path} changes nothing: it holds no LoRA, or a LoRA that is zero")
