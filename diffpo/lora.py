@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .config import Lora
 from .errors import DiffpoError
 from .identity import base_identity, same_base
-from .text import read_text
+from .text import plain, read_text
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +79,7 @@ def start_from(network: torch.nn.Module, lora: Lora) -> None:
     _, about = read_lora(path)
     if "base" in about and not same_base(about["base"], base_identity(network)):
         raise DiffpoError(
-            f"lora.start={path} was trained on another base model: {about['base'].get('name', 'unknown')}"
+            f"lora.start={path} was trained on another base model: {plain(about['base'].get('name', 'unknown'), 200)}"
         )
     try:
         ((_, changed),) = lora_forms.read(path, {"network": network}).items()
@@ -272,7 +272,7 @@ def _header(file: Any, key: str) -> dict[str, Any]:
 
 
 def _unreadable(path: Path, error: Exception) -> DiffpoError:
-    return DiffpoError(f"cannot read the LoRA {path}: {error} (truncated, or not a safetensors file)")
+    return DiffpoError(f"cannot read the LoRA {path}: {plain(error, 300)} (truncated, or not a safetensors file)")
 
 
 def lora_file(path: str | Path) -> Path:
@@ -311,8 +311,8 @@ def check_lora(pipe: Any, path: str | Path) -> Changes:
     _, about = read_lora(path)
     if "base" in about and not same_base(about["base"], base_identity(network_of(pipe))):
         raise DiffpoError(
-            f"the LoRA {path} was trained on another base model: {about['base'].get('name', 'unknown')}. Load that "
-            f"model, or train a LoRA on this one"
+            f"the LoRA {path} was trained on another base model: {plain(about['base'].get('name', 'unknown'), 200)}. "
+            f"Load that model, or train a LoRA on this one"
         )
     return lora_forms.read(path, lora_forms.parts_of(pipe))
 

@@ -248,11 +248,11 @@ def _scale(
         return 1.0
     said = None
     if "r" in about:
-        told = _pattern(path, about, "rank", layer, about["r"])
+        told = _pattern(about["rank_pattern"], layer, about["r"])
         if rank is not None and told != rank:
             raise DiffpoError(f"{path} says rank {told} of {layer}, and its weights have {rank}")
         size = math.sqrt(told) if about.get("use_rslora") else told
-        said = _pattern(path, about, "alpha", layer, about.get("lora_alpha", about.get("alpha", told))) / size
+        said = _pattern(about["alpha_pattern"], layer, about.get("lora_alpha", about.get("alpha", told))) / size
     if alpha is None:
         return 1.0 if said is None else said
     key, value = alpha
@@ -266,13 +266,12 @@ def _scale(
     return scale
 
 
-def _pattern(path: Path, about: dict[str, Any], what: str, layer: str, default: float) -> float:
-    """peft's setting ``what`` (rank | alpha) of a layer: its pattern's, if one names it."""
-    for pattern, value in about.get(f"{what}_pattern", {}).items():
-        name = pattern.strip("^$").replace("\\.", ".")
-        if layer == name or (pattern[:1] != "^" and layer.endswith(f".{name}")):
-            return value
-    return default
+def _pattern(patterns: Mapping[tuple[bool, str], tuple[int, float]], layer: str, default: float) -> float:
+    """What peft's patterns say of a layer: the first that names it, or the end of its name."""
+    steps = layer.split(".")
+    ends = [(False, ".".join(steps[i:])) for i in range(len(steps))]
+    found = [patterns[key] for key in ((True, layer), *ends) if key in patterns]
+    return min(found)[1] if found else default
 
 
 def _magnitude(path: Path, key: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -307,14 +306,21 @@ def _about(path: Path, settings: Mapping[str, dict[str, Any]], name: str) -> dic
     for key in ("r", "lora_alpha", "alpha"):
         if key in about and not _positive(about[key]):
             raise DiffpoError(f"{path}: its setting {key}={plain(about[key], 50)} is no number above 0")
-    for key in ("rank_pattern", "alpha_pattern"):
-        patterns = about.get(key) or {}
-        if not isinstance(patterns, dict) or not all(map(_positive, patterns.values())):
-            raise DiffpoError(f"{path}: its setting {key} does not map layers to numbers")
-        for pattern in patterns:
-            if not PATTERN.fullmatch(pattern.replace("\\.", ".")):
-                raise DiffpoError(f"{path}: {plain(pattern, 100)} in its setting {key} is no layer's name")
-    return {**about, **{key: about.get(key) or {} for key in ("rank_pattern", "alpha_pattern")}} if about else about
+    return about | {key: _patterns(path, key, about.get(key) or {}) for key in ("rank_pattern", "alpha_pattern")}
+
+
+def _patterns(path: Path, key: str, patterns: Any) -> dict[tuple[bool, str], tuple[int, float]]:
+    """peft's rank_pattern or alpha_pattern by names: whether a name is whole (or the end of one) -> when it is asked,
+    and the number. Other regular expressions than names are refused, as some take forever."""
+    if not isinstance(patterns, dict) or not all(map(_positive, patterns.values())):
+        raise DiffpoError(f"{path}: its setting {key} does not map layers to numbers")
+    found: dict[tuple[bool, str], tuple[int, float]] = {}
+    for order, (pattern, value) in enumerate(patterns.items()):
+        name = pattern.replace("\\.", ".")
+        if not PATTERN.fullmatch(name):
+            raise DiffpoError(f"{path}: {plain(pattern, 100)} in its setting {key} is no layer's name")
+        found.setdefault((name[:1] == "^", name.strip("^$")), (order, value))
+    return found
 
 
 def _positive(value: Any) -> bool:
