@@ -58,7 +58,20 @@ def add_lora(network: torch.nn.Module, lora: Lora, targets: Sequence[str], seed:
                 layer.reset_lora_parameters(ADAPTER, config.init_lora_weights)
             if isinstance(layer, LoraLayer) and config.use_dora:
                 _measure(layer)
+    tuned = tuned_layers(network).items() if lora.kind == "dora" else ()
+    if coarse := [name for name, layer in tuned if _is_coarse(layer.get_base_layer())]:
+        raise DiffpoError(
+            f"lora.kind=dora takes the norms of {coarse[0]}, a convolution, in half precision, which is too coarse: "
+            f"set train.precision=no, or lora.targets to linear layers"
+        )
     return parameters
+
+
+def _is_coarse(layer: torch.nn.Module) -> bool:
+    """Would peft take a DoRA's norms of this layer's weight in half precision? It does so of convolutions."""
+    import torch
+
+    return layer.weight.dim() > 2 and layer.weight.dtype != torch.float32
 
 
 def _measure(layer: Any) -> None:
@@ -96,9 +109,7 @@ def start_from(network: torch.nn.Module, lora: Lora) -> None:
             f"(diffpo export --to merged), and train a LoRA on what comes out"
         )
     if kind != lora.kind:
-        raise DiffpoError(
-            f"lora.start={path} is of kind {kind}, and this run asks for {lora.kind}: set lora.kind={kind}"
-        )
+        raise DiffpoError(f"lora.start={path} has kind {kind}, and this run asks for {lora.kind}: set lora.kind={kind}")
     ranks = sorted({len(change.factors["down"]) for change in layers.values() if "down" in change.factors})
     alphas = sorted({float(f"{change.scale * lora.rank:.6g}") for change in layers.values()})
     for key, there, asked in (("rank", ranks, lora.rank), ("alpha", alphas, lora.scale_alpha)):
@@ -163,8 +174,8 @@ def inject(network: torch.nn.Module, config: Any, name: str) -> None:
         network.add_adapter(config, adapter_name=name)
     else:  # PixArt, DiT
         inject_adapter_in_model(config, network, name)
-    for layer in tuned_layers(network).values():  # a LoKr draws random numbers in training mode
-        layer.train(network.training)
+    for layer in tuned_layers(network).values():
+        layer.training = network.training  # in training mode a LoKr draws random numbers; what it holds stays as it is
 
 
 def tuned_layers(network: torch.nn.Module) -> dict[str, Any]:
@@ -321,7 +332,8 @@ def load_lora(pipe: Any, path: str | Path) -> None:
     """Apply all of a LoRA to a pipeline, or raise DiffpoError as `check_lora`.
 
     A LoRA, DoRA or LoKr of the network becomes an adapter of peft's, as in training. What else there is (text encoders,
-    LoHa, differences, kinds mixed in one file) is added to the weights themselves, rounded to their precision once.
+    LoHa, differences, kinds mixed in one file) is added to the weights themselves, rounded to their precision once; so
+    is a DoRA of convolutions in half precision, whose norms would be rounded in peft.
     """
     from . import lora_change, lora_forms
 
@@ -329,7 +341,9 @@ def load_lora(pipe: Any, path: str | Path) -> None:
     for name, part in lora_forms.parts_of(pipe).items():
         changed = changes.get(name, [])
         layers = lora_change.by_layer(changed) if part is network else None
-        if kind := lora_change.kind_of(layers):
+        kind = lora_change.kind_of(layers)
+        coarse = kind == "dora" and any(_is_coarse(part.get_submodule(layer)) for layer in layers)
+        if kind and not coarse:
             _adapt(part, layers, kind)
         else:
             lora_change.merge(part, changed)

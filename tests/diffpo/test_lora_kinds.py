@@ -78,7 +78,7 @@ def test_every_family_trains_it_and_its_reference_is_the_base(tiny_folder, tmp_p
     network = train_nothing(tiny_folder(family), tmp_path / "run", kind=kind)
     assert identity.base_identity(network) == identity.base_identity(lora.network_of(base))
     with reference.adapter_off(network) as off:
-        assert torch.equal(output(off), output(lora.network_of(base)))
+        torch.testing.assert_close(output(off), output(lora.network_of(base)), rtol=1e-5, atol=1e-5)
     assert (output(network) - output(lora.network_of(base))).abs().max() > 1e-2
     lora.load_lora(base, tmp_path / "run")
     torch.testing.assert_close(output(lora.network_of(base)), output(network), rtol=1e-4, atol=1e-5)
@@ -96,12 +96,15 @@ def test_in_half_precision_a_fresh_one_changes_nothing_and_is_float32(tiny_sd, k
     text = torch.randn(2, 5, 16).to(family.dtype)
     with torch.no_grad(), torch.autocast("cpu", family.dtype):
         before = network(x, t, text).sample
-        parameters = lora.add_lora(network, Lora(kind=kind, rank=2), [*family.lora_targets, "conv1"])
+        parameters = lora.add_lora(network, Lora(kind=kind, rank=2), [*family.lora_targets, "proj_in"])
         after = network(x, t, text).sample
     assert torch.equal(before, after)
     assert {parameter.dtype for parameter in parameters} == {torch.float32}
     names = set(lora.lora_state(network))
     assert len(names) == len(parameters) and not any("default" in name for name in names)
+    if kind == "dora":
+        with pytest.raises(DiffpoError, match=r"conv1, a convolution, .* train.precision=no"):
+            lora.add_lora(family.load_network(), Lora(kind=kind, rank=2), ["conv1"])
 
 
 @pytest.mark.parametrize("kind", ["dora", "lokr"])
@@ -145,7 +148,7 @@ def test_training_goes_on_from_it_and_not_from_another_kind(tiny_sdxl, make_conf
         train(make_config(tiny_sdxl, f"lora.start={start}", f"output={tmp_path / 'third'}"))
 
 
-@pytest.mark.parametrize("rank", [2, 16])
+@pytest.mark.parametrize("rank", [1, 16])
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
 def test_a_lokr_in_kohyas_format_is_what_it_was(tiny_folder, tmp_path, family, rank):
     """Read back by names and closed form of LyCORIS: alpha / rank of factors of low rank, 1 of whole ones."""
@@ -161,7 +164,7 @@ def test_a_lokr_in_kohyas_format_is_what_it_was(tiny_folder, tmp_path, family, r
     }
     low = "lokr_w2_a" in own
     w2 = own["lokr_w2_a"] @ own["lokr_w2_b"] if low else own["lokr_w2"]
-    assert low == (rank == 2)
+    assert low == (rank == 1)
     scale = own["alpha"].item() / len(own["lokr_w2_b"]) if low else 1.0
     tuned = network.mid_block.attentions[0].transformer_blocks[0].attn1.to_q
     x = torch.randn(5, 16)
@@ -181,7 +184,7 @@ def test_diffusers_reads_a_dora_and_its_networks_a_lokr(tiny_sdxl, tmp_path):
     network = train_nothing(tiny_sdxl, tmp_path / "lokr", kind="lokr")
     pipe = fresh(tiny_sdxl)
     try:
-        pipe.unet.load_lora_adapter(tmp_path / "lokr", prefix="unet")
+        pipe.unet.load_lora_adapter(tmp_path / "lokr", prefix="unet", weight_name=lora.FILE_NAME)
     except (ValueError, KeyError, IndexError):
         pytest.skip("this diffusers reads no LoKr")
     torch.testing.assert_close(output(pipe.unet), output(network), rtol=1e-4, atol=1e-5)
