@@ -34,6 +34,11 @@ def run_problem(config: Config) -> str | None:
         )
     if config.lora is None and config.model.base_weights != "full":
         return f"model.base_weights={config.model.base_weights} cannot be trained, only a LoRA on them: set lora.rank=8"
+    if config.lora is not None and config.lora.kind != "lora" and config.model.base_weights != "full":
+        return (
+            f"lora.kind={config.lora.kind} needs the base's weights as they are: set model.base_weights=full, or "
+            f"lora.kind=lora"
+        )
     if config.train.compile and config.model.base_weights == "fp8":
         return "train.compile would break off at each layer that is kept as fp8: set train.compile=false"
     if objective.users and config.lora is None:

@@ -89,10 +89,11 @@ Output = Annotated[Path, AfterValidator(Path.expanduser)]
 
 
 class Lora(Section):
+    kind: Literal["lora", "dora", "lokr"] = "lora"  # docs/export.md says what reads them
     rank: int = Field(8, gt=0)
     alpha: float | None = Field(None, gt=0)  # null: equal to the rank
     targets: list[str] | None = Field(None, min_length=1)  # null: the attention projections of the model's family
-    start: str | None = None  # train on from this LoRA, a file or folder in diffusers' format; it is the reference too
+    start: str | None = None  # train on from this LoRA, a file or folder; it is the reference too
 
     @property
     def scale_alpha(self) -> float:

@@ -20,13 +20,14 @@ from typing import Any
 
 import torch
 
-from . import full, hub, kohya, lock, models, trained
+from . import full, hub, kohya, lock, lora_change, models, trained
 from . import lora as lora_module
 from .card import evaluation_table, export_card, is_hub_id, training_table, usage
 from .checkpoint import PREFIX, beside, sync
 from .config import Model
 from .errors import DiffpoError
-from .lora import FILE_NAME, network_of
+from .lora import FILE_NAME
+from .text import plain
 
 STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names of dtypes
 
@@ -63,14 +64,15 @@ def run(
     family = models.family_class(pipeline, model)
     if to == "kohya":
         kohya.check_family(pipeline)
-    ours = not whole and _check_weights(file, weights, family.component, to)
+    _check_weights(file, weights, family.component, to)
     api = hub.client(push) if push else None
 
     with lock.held(out, beside(out, "lock")), _quiet_diffusers():
         pipe, index = _load(model, family, to, dtype)
-        trained.load_into(pipe, file)
-        network = network_of(pipe)
-        layers = _layers(file, network, weights, family.component) if ours else {}
+        changes = {} if whole else lora_module.check_lora(pipe, file)
+        layers = lora_change.by_layer(changes[family.component]) if to != "merged" else {}
+        if to == "kohya":
+            kohya.check_kind(lora_change.kind_of(layers))
         with _whole(out) as part:
             if to == "diffusers":
                 shutil.copyfile(file, part / FILE_NAME)
@@ -82,9 +84,10 @@ def run(
                 kohya.write(part / name, pipe, layers, dtype, about)
             else:
                 name = ""
-                for component in pipe.components.values():
-                    if isinstance(component, torch.nn.Module):  # a LoRA from elsewhere may change text encoders too
-                        _merge(component, scale)
+                if whole:
+                    trained.load_into(pipe, file)
+                for component, changed in changes.items():  # a LoRA from elsewhere may change text encoders too
+                    lora_change.merge(pipe.components[component], changed, scale)
                 pipe.save_pretrained(part)
                 _tidy(part, index)
             run_folder = file.parent.parent if file.parent.name.startswith(PREFIX) else file.parent
@@ -114,18 +117,19 @@ def _check_target(out: Path, to: str, dtype: str | None, scale: float) -> None:
         raise DiffpoError("--to diffusers copies the LoRA as it is: leave --dtype out")
 
 
-def _check_weights(file: Path, weights: dict[str, torch.Tensor], component: str, to: str) -> bool:
-    """Are they the network's LoRA alone, in diffusers' present names? Others can be merged only."""
-    foreign = [name for name in weights if not re.fullmatch(rf"{component}\..+\.lora_[AB]\.weight", name)]
+def _check_weights(file: Path, weights: dict[str, torch.Tensor], component: str, to: str) -> None:
+    """DiffpoError unless they are finite and, where they are not merged, of the network alone in the present names."""
+    names = rf"{component}\..+\.(lora_[AB]\.weight|lora_magnitude_vector|lokr_\w+)"
+    foreign = [name for name in weights if not re.fullmatch(names, name)]
     if foreign and to != "merged":
         raise DiffpoError(
-            f"{file} holds {foreign[0]}, which is no weight of a {component}'s LoRA as diffpo writes it; give the LoRA "
-            f"of a training run"
+            f"{file} holds {plain(foreign[0], 200)}, which is no weight of a {component}'s LoRA as diffpo writes it; "
+            f"give the LoRA of a training run, or use --to merged, which takes others too"
         )
     for name, value in weights.items():
-        if not value.isfinite().all():
-            raise DiffpoError(f"{file}: {name} is not finite; export an earlier checkpoint")
-    return not foreign
+        # LyCORIS writes alphas that mean nothing, and in half precision are infinite
+        if value.is_floating_point() and not name.endswith(".alpha") and not value.float().isfinite().all():
+            raise DiffpoError(f"{file}: {plain(name, 200)} is not finite; export an earlier checkpoint")
 
 
 @contextlib.contextmanager
@@ -177,51 +181,6 @@ def _stored_dtype(folder: Path) -> str | None:
     if stored not in STORED:
         raise DiffpoError(f"{files[0]} is stored in {stored}; export from a model in {', '.join(STORED.values())}")
     return STORED[stored]
-
-
-def _layers(
-    file: Path, network: torch.nn.Module, weights: dict[str, torch.Tensor], component: str
-) -> dict[str, kohya.Layer]:
-    """What the loaded LoRA does to each layer, with the file's own weights: the loader casts them to the network's
-    precision. They are put back into the network too, so that merging rounds once."""
-    layers, left = {}, set(weights)
-    for name, module in kohya.tuned_layers(network).items():
-        (adapter,) = module.lora_A
-        found = []
-        for part in ("lora_A", "lora_B"):
-            key = f"{component}.{name}.{part}.weight"
-            if key not in left:
-                raise DiffpoError(f"{file} has no {key}, which its settings promise; train it again, or take another")
-            left.remove(key)
-            found.append(weights[key])
-            getattr(module, part)[adapter].weight.data = weights[key].float()
-        layers[name] = kohya.Layer(*found, module.scaling[adapter])
-    if left:
-        raise DiffpoError(f"{file}: {len(left)} weights did not find their layer, e.g. {min(left)}")
-    return layers
-
-
-# ---- merged
-
-
-def _merge(network: torch.nn.Module, scale: float) -> None:
-    """Add the LoRA, if there is one, to the weights and take it away."""
-    from diffusers.utils import recurse_remove_peft_layers
-
-    tuned = kohya.tuned_layers(network)
-    if not tuned:
-        return
-    for name, module in tuned.items():
-        module.scale_layer(scale)
-        try:
-            module.merge(safe_merge=True)
-        except ValueError as error:
-            raise DiffpoError(f"{name} is not finite with the LoRA in it: {error}; use --dtype bfloat16") from None
-    recurse_remove_peft_layers(network)
-    if hasattr(network, "peft_config"):
-        del network.peft_config
-    if hasattr(network, "_hf_peft_config_loaded"):
-        network._hf_peft_config_loaded = False
 
 
 def _tidy(folder: Path, before: dict[str, Any]) -> None:

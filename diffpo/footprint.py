@@ -42,7 +42,8 @@ def footprint(config: Config, groups: Groups | None, say: Any) -> None:
         weights = sum(weights if name == BASE else 4 * total for name in reference.copies(config.objective))
     else:
         trained = sum(parameter.numel() for parameter in add_lora(network, config.lora, family.lora_targets))
-        what, held, half = f"LoRA rank {config.lora.rank}", "LoRA", 0
+        name = {"lora": "LoRA", "dora": "DoRA", "lokr": "LoKr"}[config.lora.kind]
+        what, held, half = f"{name} rank {config.lora.rank}", name, 0
     kept = activations(family, network, members * config.train.batch_size, config.data.resolution, config.train)
     optimizer = trained * (2 if "8bit" in config.train.optimizer else 8)
     how = "" if small == "full" else f", kept as {small}"

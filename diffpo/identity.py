@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+ADAPTED = ("lora_", "lokr_")  # in the names of an adapter's weights, which are not part of the base
+
 
 def _samples(module: torch.nn.Module) -> tuple[str, torch.Tensor]:
     """A hash of all names and shapes, and up to 64 evenly spaced values of every weight, float32 on the CPU."""
@@ -15,7 +17,9 @@ def _samples(module: torch.nn.Module) -> tuple[str, torch.Tensor]:
 
     # the adapter is not part of the base, and peft moves the base's weights one level down
     weights = {
-        name.replace(".base_layer.", "."): value for name, value in module.state_dict().items() if "lora_" not in name
+        name.replace(".base_layer.", "."): value
+        for name, value in module.state_dict().items()
+        if not any(mark in name for mark in ADAPTED)
     }
     structure = blake2b(digest_size=16)
     values = []

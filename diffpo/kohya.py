@@ -3,26 +3,30 @@
 Every layer has `lora_unet_<name>.lora_down.weight` (A), `.lora_up.weight` (B) and `.alpha`; its change of the weight is
 alpha / rank * B A, with the rank from the shape. Names: sd-scripts trains SD 1.x and 2.x on diffusers' UNet, SDXL and
 FLUX on the original networks, in which FLUX's query, key and value are one layer. diffusers reads them back by
-loaders/lora_conversion_utils.py.
+loaders/lora_conversion_utils.py. A LoKr has the names of its factors from LyCORIS, `.lokr_w1` and so on.
+
+A DoRA is not written. ComfyUI and Forge divide by the norms of the base's weight where LyCORIS and peft divide by those
+of the changed one (dora_scale of the output axis; comfy/weight_adapter/base.py, weight_decompose), and A1111 takes
+norms along the other axis: no file would be the same LoRA in all of them.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .errors import DiffpoError
-from .lora import HEADER, _sorted_header, network_of
+from .lora import HEADER, _sorted_header, network_of, tuned_layers
 from .rng import generator
 
-CHECK = "exported"  # the adapter that a written file is read back into
+if TYPE_CHECKING:
+    from .lora_change import Change
 
 # which layers of diffusers' blocks are side by side in a layer of the original's
 FLUX_DOUBLE = {
@@ -59,14 +63,6 @@ SDXL_RESNET = {
 SDXL_LAYER = re.compile(r"(down_blocks|up_blocks|mid_block)(?:\.(\d+))?\.(\w+)\.(\d+)\.(.+)")
 
 
-class Layer(NamedTuple):
-    """The change ``scale * up @ down`` of one layer's weight; ``down`` (rank, in, ...), ``up`` (out, rank, ...)."""
-
-    down: Tensor
-    up: Tensor
-    scale: float
-
-
 def check_family(pipeline: str) -> None:
     """DiffpoError if there is no such format for the pipeline's class, or none that can be checked here."""
     if pipeline not in NAMES:
@@ -76,23 +72,57 @@ def check_family(pipeline: str) -> None:
         )
 
 
-def convert(pipeline: str, network: torch.nn.Module, layers: Mapping[str, Layer]) -> dict[str, Tensor]:
-    """The file's tensors for the adapted ``layers``, by their names in ``network``, of the pipeline class ``pipeline``.
+def check_kind(kind: str) -> None:
+    """DiffpoError for a kind of training whose file programs read differently."""
+    if kind == "dora":
+        raise DiffpoError(
+            "a DoRA in kohya's format would not be the same in ComfyUI, Forge and A1111, which take its norms of "
+            "different weights. Use --to diffusers or --to merged"
+        )
+
+
+def convert(pipeline: str, network: torch.nn.Module, layers: Mapping[str, Change]) -> dict[str, Tensor]:
+    """The file's tensors for the changes (LoRA or LoKr) of the ``layers``, by their names in ``network``, of the
+    pipeline class ``pipeline``.
 
     Layers that are one in the original become one LoRA of their ranks' sum: A's stacked, B's on the diagonal, which is
     exact. DiffpoError for a family or a layer without a name in this format.
     """
     check_family(pipeline)
     state: dict[str, Tensor] = {}
-    for layer in layers:
+    for layer, change in layers.items():
         name, parts = NAMES[pipeline](layer, network.config)
-        if f"lora_unet_{name}.alpha" in state:
+        key = f"lora_unet_{name}"
+        if f"{key}.alpha" in state:
             continue
-        down, up, scale = layers[layer] if len(parts) == 1 else _side_by_side(name, parts, network, layers)
-        state[f"lora_unet_{name}.lora_down.weight"] = down.contiguous()
-        state[f"lora_unet_{name}.lora_up.weight"] = up.contiguous()
-        state[f"lora_unet_{name}.alpha"] = torch.tensor(scale * len(down), dtype=torch.float32)
+        if change.kind == "lokr":
+            state |= _lokr(key, change, parts)
+            continue
+        down, up, scale = _plain(change) if len(parts) == 1 else _side_by_side(name, parts, network, layers)
+        state[f"{key}.lora_down.weight"] = down.contiguous()
+        state[f"{key}.lora_up.weight"] = up.contiguous()
+        state[f"{key}.alpha"] = torch.tensor(scale * len(down), dtype=torch.float32)
     return state
+
+
+def _plain(change: Change) -> tuple[Tensor, Tensor, float]:
+    return change.factors["down"], change.factors["up"], change.scale
+
+
+def _lokr(key: str, change: Change, parts: tuple[str, ...]) -> dict[str, Tensor]:
+    """LyCORIS' tensors of a LoKr. Of two whole factors, which have no rank, the scale goes into the first."""
+    if len(parts) > 1:
+        raise DiffpoError(
+            f"the layers {', '.join(parts)} are one in kohya's format, and LoKrs of them are not one; use --to merged"
+        )
+    factors = dict(change.factors)
+    rank = next((len(factors[name]) for name in ("lokr_w2_b", "lokr_w1_b") if name in factors), None)
+    if rank is None:
+        factors["lokr_w1"] = change.scale * factors["lokr_w1"]
+    alpha = 1.0 if rank is None else change.scale * rank
+    return {f"{key}.{name}": value.contiguous() for name, value in factors.items()} | {
+        f"{key}.alpha": torch.tensor(alpha, dtype=torch.float32)
+    }
 
 
 def serialize(state: Mapping[str, Tensor], pipeline: str, network: torch.nn.Module, about: Mapping[str, Any]) -> bytes:
@@ -111,52 +141,49 @@ def serialize(state: Mapping[str, Tensor], pipeline: str, network: torch.nn.Modu
     return _sorted_header(save(dict(state), header))
 
 
-def _side_by_side(name: str, parts: tuple[str, ...], network: torch.nn.Module, layers: Mapping[str, Layer]) -> Layer:
-    there = [layers[part] for part in parts if part in layers]
-    (rank, scale), *others = dict.fromkeys((len(layer.down), layer.scale) for layer in there)
+def _side_by_side(
+    name: str, parts: tuple[str, ...], network: torch.nn.Module, layers: Mapping[str, Change]
+) -> tuple[Tensor, Tensor, float]:
+    there = {part: _plain(layers[part]) for part in parts if part in layers}
+    (rank, scale), *others = dict.fromkeys((len(down), scale) for down, _, scale in there.values())
+    some, other, _ = next(iter(there.values()))
     if others:
         raise DiffpoError(
             f"the layers {', '.join(parts)} are one in kohya's format ({name}), and differ in rank or alpha"
         )
     downs, ups = [], []
     for part in parts:
-        if part in layers:
-            downs.append(layers[part].down)
-            ups.append(layers[part].up)
+        if part in there:
+            down, up, _ = there[part]
         else:
             weight = network.get_submodule(part).weight
-            downs.append(there[0].down.new_zeros(rank, weight.shape[1]))
-            ups.append(there[0].up.new_zeros(weight.shape[0], rank))
-    return Layer(torch.cat(downs), torch.block_diag(*ups), scale)
+            down, up = some.new_zeros(rank, weight.shape[1]), other.new_zeros(weight.shape[0], rank)
+        downs.append(down)
+        ups.append(up)
+    return torch.cat(downs), torch.block_diag(*ups), scale
 
 
 # ---- reading back
 
 
-def write(path: Path, pipe: Any, layers: dict[str, Layer], dtype: str | None, about: dict[str, Any]) -> None:
-    """Write the file, and read it back through the pipeline's own loader: each layer's change must be the LoRA's."""
-    network = network_of(pipe)
+def write(path: Path, pipe: Any, layers: dict[str, Change], dtype: str | None, about: dict[str, Any]) -> None:
+    """Write the file, and read it back: what it does to each layer must be what the LoRA does. A LoRA is read by the
+    pipeline's own loader, a LoKr, which diffusers does not read, by ours."""
+    network, kinds = network_of(pipe), {change.kind for change in layers.values()}
+    pipeline = type(pipe).__name__
+    before = {name: _effect(change, network.get_submodule(name).weight.shape) for name, change in layers.items()}
     if dtype:
         wanted = getattr(torch, dtype)
-        layers = {name: Layer(a.to(wanted), b.to(wanted), scale) for name, (a, b, scale) in layers.items()}
-    pipeline = type(pipe).__name__
+        layers = {
+            name: change._replace(factors={key: value.to(wanted) for key, value in change.factors.items()})
+            for name, change in layers.items()
+        }
     state = convert(pipeline, network, layers)
     for name, value in state.items():
         if not value.isfinite().all():
             raise DiffpoError(f"{name} is too large for {dtype}; use --dtype bfloat16 or leave it out")
     path.write_bytes(serialize(state, pipeline, network, about))
-    before = _effects(network)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two adapters are what is wanted
-            pipe.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=CHECK)
-    except (ValueError, RuntimeError, KeyError, AssertionError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise DiffpoError(
-            f"diffusers cannot read the LoRA back from kohya's format, so it was not kept ({reason}). The network may "
-            f"have another shape than the family's released ones: use --to diffusers or --to merged"
-        ) from error
-    after = _effects(network, CHECK)
+    after = _read_by_diffusers(path, pipe) if kinds == {"lora"} else _read_by_us(path, pipe)
     exact = all(value.dtype == torch.float32 for value in (*state.values(), *network.parameters()))
     for name in {**before, **after}:
         one, other = (each.get(name, torch.zeros(())) for each in (before, after))
@@ -167,25 +194,45 @@ def write(path: Path, pipe: Any, layers: dict[str, Layer], dtype: str | None, ab
             )
 
 
-def _effects(network: torch.nn.Module, adapter: str | None = None) -> dict[str, torch.Tensor]:
-    """What an adapter (the first one) adds to each layer's output, (out,), for one random input."""
+def _probe(width: int) -> Tensor:
+    return torch.randn(width, generator=generator(0, "export", 0))
+
+
+def _effect(change: Change, shape: tuple[int, ...]) -> Tensor:
+    """What a change adds to its layer's output, (out,), for one random input."""
+    factors = {name: value.float() for name, value in change.factors.items()}
+    if change.kind == "lora":
+        down, up = factors["down"].flatten(1), factors["up"].flatten(1)
+        return change.scale * (up @ (down @ _probe(down.shape[1])))
+    delta = change._replace(factors=factors).delta(tuple(shape)).flatten(1)
+    return change.scale * (delta @ _probe(delta.shape[1]))
+
+
+def _read_by_diffusers(path: Path, pipe: Any) -> dict[str, Tensor]:
+    """The effects of the file as the pipeline's own loader reads it."""
+    try:
+        pipe.load_lora_weights(str(path.parent), weight_name=path.name)
+    except (ValueError, RuntimeError, KeyError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise DiffpoError(
+            f"diffusers cannot read the LoRA back from kohya's format, so it was not kept ({reason}). The network may "
+            f"have another shape than the family's released ones: use --to diffusers or --to merged"
+        ) from error
     effects = {}
-    for name, module in tuned_layers(network).items():
-        names = list(module.lora_A)
-        chosen = adapter or names[0]
-        if chosen not in names:
-            continue
-        down, up = (getattr(module, part)[chosen].weight.detach().float().flatten(1) for part in ("lora_A", "lora_B"))
-        probe = torch.randn(down.shape[1], generator=generator(0, "export", 0))
-        effects[name] = module.scaling[chosen] * (up @ (down @ probe))
+    for name, module in tuned_layers(network_of(pipe)).items():
+        (adapter,) = module.lora_A
+        down, up = (getattr(module, part)[adapter].weight.detach().float().flatten(1) for part in ("lora_A", "lora_B"))
+        effects[name] = module.scaling[adapter] * (up @ (down @ _probe(down.shape[1])))
     return effects
 
 
-def tuned_layers(network: torch.nn.Module) -> dict[str, Any]:
-    """The layers that hold adapters, by their names in the network without them."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
+def _read_by_us(path: Path, pipe: Any) -> dict[str, Tensor]:
+    from . import lora_change, lora_forms
 
-    return {name: module for name, module in network.named_modules() if isinstance(module, BaseTunerLayer)}
+    network = network_of(pipe)
+    ((_, changed),) = lora_forms.read(path, {"network": network}).items()
+    layers = lora_change.by_layer(changed) or {}
+    return {name: _effect(change, network.get_submodule(name).weight.shape) for name, change in layers.items()}
 
 
 # ---- names: a layer of diffusers' network -> its name here, and all layers that are part of it
@@ -195,7 +242,7 @@ def _sd(layer: str, config: Any) -> tuple[str, tuple[str, ...]]:
     return layer.replace(".", "_"), (layer,)
 
 
-def _sdxl(layer: str, config: Any) -> tuple[str, tuple[str, ...]]:
+def sdxl_name(layer: str, config: Any) -> tuple[str, tuple[str, ...]]:
     """The original UNet counts through all its blocks: of each of diffusers', ``layers_per_block`` and one that samples
     down, or ``layers_per_block + 1`` of which the last samples up too."""
     if layer in SDXL_OUTER:
@@ -239,6 +286,6 @@ def _nameless(layer: str) -> DiffpoError:
 
 NAMES: dict[str, Callable[[str, Any], tuple[str, tuple[str, ...]]]] = {
     "StableDiffusionPipeline": _sd,
-    "StableDiffusionXLPipeline": _sdxl,
+    "StableDiffusionXLPipeline": sdxl_name,
     "FluxPipeline": _flux,
 }

@@ -9,7 +9,7 @@ The two differ in second order. For weights w and 1 - w on (A, B) and (A', B'),
 
     (w B + (1-w) B')(w A + (1-w) A') = w B A + (1-w) B' A' - w (1-w) (B - B')(A - A'),
 
-which also holds for an extrapolation (w > 1).
+which also holds for an extrapolation (w > 1). So with the two factors of a LoKr; a DoRA's magnitudes are averaged too.
 
 Where the whole network is trained (`lora: null`, full.py) there is no adapter to switch: a frozen copy of the network
 stands for the adapter that is off, and another one for the second adapter.
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 
 from .config import ObjectiveSettings, ReferenceSettings
 from .errors import DiffpoError
-from .lora import ADAPTER, inject
+from .lora import ADAPTER, adapter_parameters, inject
 
 if TYPE_CHECKING:
     import torch
@@ -240,9 +240,4 @@ def _weights(network: torch.nn.Module, adapter: str) -> dict[str, torch.nn.Param
     if full.trains(network):
         module = network if adapter == ADAPTER else network.frozen_copies.modules[adapter]
         return dict(module.named_parameters())
-    own = f".{adapter}."
-    return {
-        name.replace(own, "."): parameter
-        for name, parameter in network.named_parameters()
-        if "lora_" in name and own in name
-    }
+    return adapter_parameters(network, adapter)

@@ -18,14 +18,19 @@ MAKE = {
 }
 
 
-def train(path, run, rank=2, alpha=3, targets=None):
+def train(path, run, rank=2, alpha=3, targets=None, kind="lora"):
     """A run folder ``run`` with a LoRA for the pipeline in ``path`` that is not zero; the network with it."""
     family = models.load(Model(path=str(path)), resolution=16)
     network = family.load_network()
     base = base_identity(network, "me/base")
     draw = torch.Generator().manual_seed(0)
-    for parameter in lora.add_lora(network, Lora(rank=rank, alpha=alpha, targets=targets), family.lora_targets):
-        torch.nn.init.normal_(parameter, std=0.2, generator=draw)
+    settings = Lora(kind=kind, rank=rank, alpha=alpha, targets=targets)
+    lora.add_lora(network, settings, family.lora_targets)
+    for name, parameter in lora.adapter_parameters(network).items():
+        if "magnitude" in name:
+            parameter.data *= 1 + 0.2 * torch.randn(parameter.shape, generator=draw)
+        else:
+            torch.nn.init.normal_(parameter, std=0.2, generator=draw)
     about = {"objective": "ipo", "beta": 250.0, "base": base, "data_hash": "d4t4", "pairs_per_update": 8, "step": 5}
     run.mkdir()
     lora.save_lora(run / lora.FILE_NAME, network, family.component, about)

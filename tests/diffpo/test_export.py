@@ -204,28 +204,21 @@ def test_the_command_line_hands_its_options_on(monkeypatch):
 
 
 def test_a_style_from_elsewhere_is_merged_with_its_text_encoder(tiny_sdxl, tmp_path):
-    """As diffusers' own loader and `fuse_lora` have it."""
-    from diffusers import StableDiffusionXLPipeline
-    from peft import LoraConfig, get_peft_model_state_dict
-
-    pipe = models.load_pipeline(str(tiny_sdxl), device="cpu")
-    layers, draw = {}, torch.Generator().manual_seed(0)
-    for name in ("unet", "text_encoder"):
-        targets = ["to_q", "to_v"] if name == "unet" else ["q_proj"]
-        part = getattr(pipe, name)
-        part.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=targets), adapter_name="style")
-        for parameter in part.parameters():
-            if parameter.requires_grad:
-                torch.nn.init.normal_(parameter, std=0.2, generator=draw)
-        layers[name] = get_peft_model_state_dict(part, adapter_name="style")
-    StableDiffusionXLPipeline.save_lora_weights(
-        tmp_path, unet_lora_layers=layers["unet"], text_encoder_lora_layers=layers["text_encoder"]
-    )
-    expected = models.load_pipeline(str(tiny_sdxl), device="cpu")
-    expected.load_lora_weights(tmp_path)
-    expected.fuse_lora(components=["unet", "text_encoder"], lora_scale=0.5)
+    """W + scale B A, in the UNet and in the text encoder, by whatever versions of transformers and peft."""
+    expected, base = (models.load_pipeline(str(tiny_sdxl), device="cpu") for _ in range(2))
+    tensors, draw = {}, torch.Generator().manual_seed(0)
+    for part, end in (("unet", "attn2.to_q"), ("text_encoder", "self_attn.q_proj")):
+        for name, module in getattr(expected, part).named_modules():
+            if name.endswith(end):
+                down, up = (0.3 * torch.randn(shape, generator=draw) for shape in ((2, module.in_features), (16, 2)))
+                name = (
+                    name if part == "unet" else f"text_model.{name.removeprefix('text_model.')}"
+                )  # as it is published
+                tensors |= {f"{part}.{name}.lora_A.weight": down, f"{part}.{name}.lora_B.weight": up}
+                module.weight.data += 0.5 * up @ down
+    save_file(tensors, tmp_path / lora.FILE_NAME, {"format": "pt"})
     made = export.run(tmp_path, "merged", str(tiny_sdxl), tmp_path / "styled", scale=0.5)
-    found, base = (models.load_pipeline(str(path), device="cpu") for path in (made, tiny_sdxl))
+    found = models.load_pipeline(str(made), device="cpu")
     with torch.no_grad():
         ours, theirs, before = (each.encode_prompt("a cat", device="cpu")[0] for each in (found, expected, base))
         torch.testing.assert_close(ours, theirs)

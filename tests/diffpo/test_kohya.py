@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from diffpo import export, kohya, lora
 from diffpo.errors import DiffpoError
+from diffpo.lora_change import Change
 
 # of FLUX's tiny version, the blocks whose widths diffusers' reader does not write out
 DOUBLE = [f"transformer_blocks.{i}.attn.{part}" for i in (0, 1) for part in ("to_q", "to_v", "to_out.0", "add_k_proj")]
@@ -45,7 +46,7 @@ def test_sdxl_names_are_those_of_the_released_checkpoint():
             **config, down_block_types=down, up_block_types=up, cross_attention_dim=2048, use_linear_projection=True
         )
     names = {name for name, _ in network.named_modules() if name.endswith("attn2.to_out.0")}
-    empty = kohya.Layer(torch.zeros(1, 1), torch.zeros(1, 1), 1.0)
+    empty = Change("lora", {"down": torch.zeros(1, 1), "up": torch.zeros(1, 1)})
     state = kohya.convert("StableDiffusionXLPipeline", network, dict.fromkeys(names, empty))
     there = {"input_blocks_4_1": 2, "input_blocks_5_1": 2, "input_blocks_7_1": 10, "input_blocks_8_1": 10}
     there |= {"middle_block_1": 10, "output_blocks_0_1": 10, "output_blocks_1_1": 10, "output_blocks_2_1": 10}
@@ -64,7 +65,8 @@ def test_flux_at_its_own_width():
     for name, module in network.named_modules():
         if isinstance(module, torch.nn.Linear) and "transformer_blocks" in name:
             down = torch.randn(2, module.in_features, generator=draw)
-            layers[name] = kohya.Layer(down, torch.randn(module.out_features, 2, generator=draw), 1.5)
+            up = torch.randn(module.out_features, 2, generator=draw)
+            layers[name] = Change("lora", {"down": down, "up": up}, 1.5)
     del layers["single_transformer_blocks.0.attn.to_k"]
     state = kohya.convert("FluxPipeline", network, layers)
     assert state["lora_unet_single_blocks_0_linear1.alpha"] == 12
@@ -74,9 +76,10 @@ def test_flux_at_its_own_width():
     del read["single_transformer_blocks.0.attn.to_k.lora_A.weight"]
     assert len(read) == 2 * len(layers) == 38
     for name, layer in layers.items():
-        probe = torch.randn(layer.down.shape[1], generator=draw)
+        probe = torch.randn(layer.factors["down"].shape[1], generator=draw)
         found = read[f"{name}.lora_B.weight"] @ (read[f"{name}.lora_A.weight"] @ probe)
-        torch.testing.assert_close(found, layer.scale * (layer.up @ (layer.down @ probe)), rtol=1e-4, atol=1e-3)
+        expected = 1.5 * (layer.factors["up"] @ (layer.factors["down"] @ probe))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["sd3", "pixart", "dit"])

@@ -45,7 +45,7 @@ def written(tmp_path_factory):
     base = base_identity(Network(), "a base")
     lora.save_lora(path, tuned(), "transformer", {"base": base, "objective": "dpo", "step": 4})
     weights, about = lora.read_lora(path)
-    adapter = {f"transformer.{name}": value for name, value in lora.adapter_of(path).items()}
+    adapter = {f"transformer.{name}": value for name, value in lora.settings_of(path)["transformer"].items()}
     return SimpleNamespace(path=path, content=path.read_bytes(), weights=weights, about=about, adapter=adapter)
 
 
@@ -53,7 +53,7 @@ def try_lora(path):
     """Everything that is done with a LoRA file; each in a fresh network."""
     for use in (
         lambda: lora.read_lora(path),
-        lambda: lora.adapter_of(path),
+        lambda: lora.settings_of(path),
         lambda: lora.load_lora(SimpleNamespace(transformer=Network()), path),
         lambda: lora.start_from(tuned(), Lora(rank=2, start=str(path))),
     ):

@@ -128,7 +128,7 @@ def test_lora_headers_of_another_form(tmp_path, header):
         lora.check_lora(SimpleNamespace(transformer=network), path)
     path.write_bytes(save(weights, {"lora_adapter_metadata": DEEP}))
     with pytest.raises(DiffpoError, match=r"lora\.safetensors"):
-        lora.adapter_of(path)
+        lora.settings_of(path)
 
 
 def test_a_number_that_changed_in_a_manifest_is_met(tmp_path):
