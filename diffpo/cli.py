@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from diffpo.errors import DiffpoError
+from diffpo.text import plain
 
 app = typer.Typer(
     help="Align image diffusion models with preferences.",
@@ -238,12 +239,16 @@ def quickstart(
 
 def main() -> None:
     """Entry point. A DiffpoError is printed as one message; its exit status is 2 (130 after an interruption)."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # prompts and names are shown in any encoding of the terminal or log
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except DiffpoError as error:
         rank = f"[process {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
         code = getattr(error, "exit_code", 2)
-        print(f"{rank}{'' if code == 130 else 'error: '}{error}", file=sys.stderr)
+        text = "\n".join(plain(line, 10_000) for line in str(error).split("\n"))
+        print(f"{rank}{'' if code == 130 else 'error: '}{text}", file=sys.stderr)
         sys.exit(code)
     except SystemExit as end:
         if end.code == 130:  # typer says nothing on Ctrl-C

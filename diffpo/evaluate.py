@@ -8,7 +8,6 @@ OUT/grid.png, report.html        to look at
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
@@ -20,9 +19,10 @@ import numpy as np
 from . import charts, generate, report, scorers
 from .compare import Evaluation, Pair, summarise
 from .errors import DiffpoError
-from .manifest import ARMS, image_path, read_manifest, save
+from .manifest import ARMS, image_path, json_bytes, read_manifest, save
 from .prompts import load_prompts
 from .report import open_image
+from .text import plain
 
 
 def run(
@@ -128,13 +128,14 @@ def score_pairs(
     pairs: Sequence[Pair], scorer_names: Sequence[str], device: str | None = None, batch_size: int = 16
 ) -> dict[str, dict[str, np.ndarray]]:
     """``{scorer: {arm: float64 array of shape (n,)}}``, one model in memory at a time."""
+    from rich.markup import escape
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
     scores: dict[str, dict[str, np.ndarray]] = {}
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn()) as progress:
         for spec in scorer_names:
             scorer = scorers.load(spec, device or scorers.default_device(spec))
-            task = progress.add_task(f"{spec.partition('=')[0]} scores", total=2 * len(pairs))
+            task = progress.add_task(f"{escape(plain(spec.partition('=')[0], 60))} scores", total=2 * len(pairs))
             for arm in ARMS:
                 parts: dict[str, list[np.ndarray]] = {}
                 for start in range(0, len(pairs), batch_size):
@@ -157,8 +158,8 @@ def _check(name: str, values: np.ndarray, batch: Sequence[Pair], arm: str, optio
     if bad.any():
         pair = batch[int(bad.argmax())]
         raise DiffpoError(
-            f"the scorer {name} gave {values[int(bad.argmax())]} for prompt {pair.index} ({pair.prompt!r}), "
-            f"{getattr(pair, arm)}; look at the picture, or leave this scorer out"
+            f"the scorer {name} gave {values[int(bad.argmax())]} for prompt {pair.index} "
+            f"({plain(pair.prompt, 200)!r}), {getattr(pair, arm)}; look at the picture, or leave this scorer out"
         )
 
 
@@ -200,4 +201,4 @@ def _json(evaluation: Evaluation) -> bytes:
         "pairs": len(evaluation.pairs),
         "prompts": len(evaluation.by_prompt),
     }
-    return (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode()
+    return json_bytes(summary, indent=2) + b"\n"

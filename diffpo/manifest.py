@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from hashlib import sha256
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from .checkpoint import write_atomic
 from .errors import DiffpoError
@@ -48,19 +48,20 @@ def save(path: Path, data: bytes) -> None:
 
 
 def read_manifest(out: Path) -> list[dict]:
-    """The rows of OUT/manifest.jsonl, the last one per image; a half-written last line is left out."""
+    """The rows of OUT/manifest.jsonl, the last one per image; a half-written last line is left out. DiffpoError that
+    names the line if one of the others is none, or names a file outside ``out``."""
     path = Path(out) / "manifest.jsonl"
     rows, lines = {}, _lines(path)
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            if row["arm"] not in ARMS or not type(row["index"]) is type(row["seed"]) is int:
+            key = row["arm"], row["index"], row["seed"]
+            if key[0] not in ARMS or any(type(each) is not int or abs(each) >= 2**63 for each in key[1:]):
                 raise ValueError
-            rows[row["arm"], row["index"], row["seed"]] = {
-                **row,
-                "prompt": str(row["prompt"]),
-                "file": str(row["file"]),
-            }
+            file = PurePosixPath(row["file"])
+            if key[1] < 0 or file.is_absolute() or ".." in file.parts or not isinstance(row["prompt"], str):
+                raise ValueError
+            rows[key] = row
         except (ValueError, KeyError, TypeError, RecursionError):
             if number < len(lines):
                 raise DiffpoError(
@@ -105,4 +106,9 @@ def check_same_run(out: Path, done: list[dict], wanted: dict[tuple, dict]) -> No
 
 
 def line(row: dict) -> bytes:
-    return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+    return json_bytes(row) + b"\n"
+
+
+def json_bytes(value: object, indent: int | None = None) -> bytes:
+    """``value`` as JSON in UTF-8; half characters, which UTF-8 does not have, as JSON's own escapes."""
+    return json.dumps(value, ensure_ascii=False, indent=indent).encode(errors="backslashreplace")

@@ -27,6 +27,7 @@ from .errors import DiffpoError
 from .scorers import heldout, steps
 from .scorers.config import ScorerConfig
 from .setup import make_accelerator, make_optimizer, make_schedule
+from .text import plain
 from .track import Tracker, accuracy
 from .train import Interrupted, interruption
 
@@ -107,7 +108,7 @@ def train_scorer(config: ScorerConfig) -> Path:
         disk_errors(output),
         contextlib.closing(Tracker(output, step, False)) as tracker,
         interruption(accelerator) as interrupted,
-        tqdm(total=settings.steps, initial=step, desc=output.name, unit="step") as bar,
+        tqdm(total=settings.steps, initial=step, desc=plain(output.name, 40), unit="step") as bar,
     ):
         while step < settings.steps:
             started = time.perf_counter()

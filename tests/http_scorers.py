@@ -51,15 +51,15 @@ class Fixed:
 
 
 @contextmanager
-def running(server):
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+def running(server, *poll):
+    thread = threading.Thread(target=server.serve_forever, args=poll)
     thread.start()
     try:
         yield server
     finally:
         server.shutdown()
-        server.server_close()
         thread.join()
+        server.server_close()
 
 
 @contextmanager
@@ -93,7 +93,7 @@ def foreign(respond):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.asked, server.url = [], f"http://127.0.0.1:{server.server_address[1]}"
-    with running(server):
+    with running(server, 0.01):
         yield server
 
 
