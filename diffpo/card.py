@@ -180,7 +180,8 @@ def usage(form: str, name: str, model: str, users: bool) -> str:
 
 def is_hub_id(model: str) -> bool:
     """Whether ``model`` can name a model on the hub, and is no folder here."""
-    return bool(re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", model, re.ASCII)) and not os.path.isdir(model)
+    named = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", model, re.ASCII) and len(model) <= 96  # the hub's limit
+    return bool(named) and not os.path.isdir(model)
 
 
 def evaluation_table(folder: Path, lora_hash: str) -> str:
@@ -189,8 +190,9 @@ def evaluation_table(folder: Path, lora_hash: str) -> str:
     try:
         summary = json.loads(read_text(folder / "summary.json"))
         lines = ["| score | base | tuned | tuned - base | win rate | pictures | trained on |", "| --- " * 7 + "|"]
-        for row in summary["rows"]:
-            lines.append(_line(row))
+        if not isinstance(summary["rows"], list):
+            raise TypeError("rows is no list")
+        lines += map(_line, summary["rows"])
         prompts = _number(summary["prompts"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DiffpoError(

@@ -107,7 +107,8 @@ class LatentScorer:
         if not same_base(about["base"], base_identity(network)):
             raise DiffpoError(
                 f"the latent scorer in {folder} reads the features of another base model "
-                f"({about['base'].get('name', 'unknown')}); train one on {family.settings.path} with `diffpo train-scorer`"
+                f"({about['base'].get('name', 'unknown')}); train one on {family.settings.path} with `diffpo "
+                "train-scorer`"
             )
         head = Head(**about["head"])
         steps.read_weights(head, folder / WEIGHTS)
