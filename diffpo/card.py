@@ -58,7 +58,7 @@ def write_card(config: Config, about: dict[str, Any], size: str, output: Path) -
     tags += ["text-to-image", "preference-optimization", method]
     write_atomic(
         output / "README.md",
-        f"""{_front_matter(base_model=base, library_name="diffusers", tags=tags)}
+        f"""{_front_matter(tags, base)}
 
 # {title.format(markdown(base))}
 
@@ -85,14 +85,11 @@ Base {about["base"]["hash"]}, data {about["data_hash"]}. All settings are in `co
     )
 
 
-def _front_matter(**values: Any) -> str:
-    """The hub's YAML header. JSON is YAML, and its strings cannot end before they should."""
-    lines = [f"{key}: {json.dumps(_plain(value), ensure_ascii=False)}" for key, value in values.items()]
-    return "\n".join(["---", *lines, "---"])
-
-
-def _plain(value: Any) -> Any:
-    return list(map(_plain, value)) if isinstance(value, list) else plain(value)
+def _front_matter(tags: list[str], base: str = "", relation: str = "") -> str:
+    """The hub's YAML header. ``base`` is the only text from elsewhere: a string of JSON, which YAML reads as it is."""
+    lines = [f"base_model: {json.dumps(plain(base), ensure_ascii=False)}"] if base else []
+    lines += [f"base_model_relation: {relation}"] if relation else []
+    return "\n".join(["---", *lines, "library_name: diffusers", f"tags: [{', '.join(tags)}]", "---"])
 
 
 def training_table(folder: Path, step: int | None = None) -> str:
@@ -126,12 +123,11 @@ def export_card(model: str, about: dict[str, Any], form: str, usage: str, tables
     tags = [*(["lora"] if RELATION[form] == "adapter" else []), "text-to-image", "preference-optimization"]
     tags += [about["objective"]] if "objective" in about else []
     on_the_hub = is_hub_id(model)
-    relation = {"base_model": model, "base_model_relation": RELATION[form]} if on_the_hub else {}  # it refuses others
     # a folder's place on this disk is nobody's business
     name = model if on_the_hub else os.path.basename(os.path.abspath(os.path.expanduser(model)))
     whose = "Its weights have" if form == "full" else "The LoRA's file has"
     parts = [
-        _front_matter(**relation, library_name="diffusers", tags=tags),
+        _front_matter(tags, model, RELATION[form]) if on_the_hub else _front_matter(tags),  # the hub refuses others
         f"# {TITLE.get(form, TITLE['lora']).format(markdown(name))}",
         f"{_made(about)} {whose} sha256 {lora_hash}.",
         usage,
@@ -203,9 +199,8 @@ def evaluation_table(folder: Path, lora_hash: str) -> str:
         return "\n".join([*lines, "", "The pictures were not made by this evaluation, which does not know their LoRA."])
     if any(row.get("lora_hash") != lora_hash for row in tuned):
         raise DiffpoError(f"the results in {folder} are of another LoRA, {tuned[0].get('lora')}; evaluate this one")
-    steps, solver, guidance, dtype = (
-        markdown(tuned[0].get(key, "unknown"), 40) for key in ("steps", "solver", "guidance", "dtype")
-    )
+    settings = [tuned[0].get(key, "unknown") for key in ("steps", "solver", "guidance", "dtype")]
+    steps, solver, guidance, dtype = (f"{each:g}" if number(each) else markdown(each, 40) for each in settings)
     how = f"{steps} steps of {solver}, guidance {guidance}, {dtype}"
     return "\n".join([*lines, "", f"{prompts:g} prompts, {how}."])
 
