@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,19 @@ from .charts import read_metrics
 from .checkpoint import write_atomic
 from .config import Config
 from .errors import DiffpoError
+from .header import number
 from .lora import FILE_NAME
 from .manifest import read_manifest
+from .text import markdown, plain, read_text
 
 SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "error/chosen_delta", "error/rejected_delta")
 
 RELATION = {"diffusers": "adapter", "kohya": "adapter", "merged": "finetune", "full": "finetune"}  # the hub's words
-TITLE = {"merged": "{} with a preference LoRA merged in", "full": "{}, fine-tuned on preferences"}
+TITLE = {
+    "lora": "A preference LoRA for {}",
+    "merged": "{} with a preference LoRA merged in",
+    "full": "{}, fine-tuned on preferences",
+}
 
 MEANING = (
     "Rewards and errors are measured against the base model on noised training images; they say that training worked, "
@@ -39,33 +46,30 @@ def write_card(config: Config, about: dict[str, Any], size: str, output: Path) -
     Training numbers are means over the last 50 updates in metrics.jsonl.
     """
     table = training_table(output)
-    base = config.model.path
+    base, method = config.model.path, config.objective.name
     if config.lora is None:
         network = full.find(output)
-        kind, title = json.loads((network / "config.json").read_text())["_class_name"], TITLE["full"].format(base)
-        trained, tag, name = "all weights", "", ", " + kind
+        kind, title = json.loads((network / "config.json").read_text())["_class_name"], TITLE["full"]
+        trained, tags, name = "all weights", [], ", " + kind
         load = f'pipe.{network.name} = {kind}.from_pretrained("FOLDER_OF_THIS_FILE", subfolder="{network.name}")'
     else:
-        trained, tag, name, title = f"rank {config.lora.rank}", "lora, ", "", f"A preference LoRA for {base}"
+        trained, tags, name, title = f"rank {config.lora.rank}", ["lora"], "", TITLE["lora"]
         load = f'pipe.load_lora_weights("FOLDER_OF_THIS_FILE", weight_name="{FILE_NAME}")'
+    tags += ["text-to-image", "preference-optimization", method]
     write_atomic(
         output / "README.md",
-        f"""---
-base_model: {json.dumps(base)}
-library_name: diffusers
-tags: [{tag}text-to-image, preference-optimization, {config.objective.name}]
----
+        f"""{_front_matter(tags, base)}
 
-# {title}
+# {title.format(markdown(base))}
 
-Trained by diffpo with {config.objective.name} (beta {config.objective.beta:g}) on {size} of
-`{config.data.train or config.data.prompts}`, {config.train.steps} updates of {about["pairs_per_update"]} groups,
-learning rate {config.train.lr:g}, {trained}, {config.data.resolution} px.
+Trained by diffpo with {method} (beta {config.objective.beta:g}) on {size} of
+{markdown(config.data.train or config.data.prompts)}, {config.train.steps} updates of
+{about["pairs_per_update"]} groups, learning rate {config.train.lr:g}, {trained}, {config.data.resolution} px.
 
 ```python
 from diffusers import DiffusionPipeline{name}
 
-pipe = DiffusionPipeline.from_pretrained({base!r})
+pipe = DiffusionPipeline.from_pretrained({plain(base)!r})
 {load}
 image = pipe("a prompt").images[0]
 ```
@@ -81,19 +85,25 @@ Base {about["base"]["hash"]}, data {about["data_hash"]}. All settings are in `co
     )
 
 
+def _front_matter(tags: list[str], base: str = "", relation: str = "") -> str:
+    """The hub's YAML header. ``base`` is the only text from elsewhere: a string of JSON, which YAML reads as it is."""
+    lines = [f"base_model: {json.dumps(plain(base), ensure_ascii=False)}"] if base else []
+    lines += [f"base_model_relation: {relation}"] if relation else []
+    return "\n".join(["---", *lines, "library_name: diffusers", f"tags: [{', '.join(tags)}]", "---"])
+
+
 def training_table(folder: Path, step: int | None = None) -> str:
     """What the metrics.jsonl of a run's ``folder`` says up to ``step``, as a Markdown table; empty without one."""
     rows = [row for row in read_metrics(folder) if step is None or row["step"] <= step]
     numbers = ["| training | |", "| --- | --- |"] if rows else []
     for name in SHOWN:
-        values = [row[name] for row in rows[-50:] if row.get(name) is not None]
+        values = [row[name] for row in rows[-50:] if name in row]
         if values:
             numbers.append(f"| {name} | {sum(values) / len(values):.4g} |")
     held_out = next((row for row in reversed(rows) if "eval/accuracy" in row), None)
     if held_out:
-        numbers.append(
-            f"| held-out pair accuracy ({held_out['eval/pairs']:.0f} pairs) | {held_out['eval/accuracy']:.3f} |"
-        )
+        pairs = f" ({held_out['eval/pairs']:.0f} pairs)" if "eval/pairs" in held_out else ""
+        numbers.append(f"| held-out pair accuracy{pairs} | {held_out['eval/accuracy']:.3f} |")
     return "\n".join(numbers)
 
 
@@ -108,27 +118,18 @@ def _users(config: Config) -> str:
 
 def export_card(model: str, about: dict[str, Any], form: str, usage: str, tables: list[str], lora_hash: str) -> str:
     """The card of what `diffpo export` wrote as ``form`` (diffusers, kohya, merged; full: merged, but no LoRA's):
-    ``about`` is the LoRA's header, ``model`` its base, ``usage`` how to load it, ``tables`` what was measured."""
-    base, objective = about.get("base", {}), about.get("objective")
-    header = []
-    if is_hub_id(model):  # the hub refuses others
-        header = [f"base_model: {json.dumps(model)}", f"base_model_relation: {RELATION[form]}"]
+    ``about`` is what is `header.known` of the LoRA's making, ``model`` its base, ``usage`` how to load it, ``tables``
+    what was measured."""
     tags = [*(["lora"] if RELATION[form] == "adapter" else []), "text-to-image", "preference-optimization"]
-    header += ["library_name: diffusers", f"tags: [{', '.join(tags + ([objective] if objective else []))}]"]
+    tags += [about["objective"]] if "objective" in about else []
+    on_the_hub = is_hub_id(model)
     # a folder's place on this disk is nobody's business
-    name = model if is_hub_id(model) else Path(model).expanduser().resolve().name
-    made = "It does not say how it was trained."
-    if objective:
-        made = (
-            f"Trained by diffpo with {objective} (beta {about['beta']:g}), {about['step']} updates of "
-            f"{about['pairs_per_update']} groups ({about['step'] * about['pairs_per_update']} in all, data "
-            f"{about['data_hash']}, base {base['hash']})."
-        )
+    name = model if on_the_hub else os.path.basename(os.path.abspath(os.path.expanduser(model)))
     whose = "Its weights have" if form == "full" else "The LoRA's file has"
     parts = [
-        "---\n" + "\n".join(header) + "\n---",
-        f"# {TITLE.get(form, 'A preference LoRA for {}').format(name)}",
-        f"{made} {whose} sha256 {lora_hash}.",
+        _front_matter(tags, model, RELATION[form]) if on_the_hub else _front_matter(tags),  # the hub refuses others
+        f"# {TITLE.get(form, TITLE['lora']).format(markdown(name))}",
+        f"{_made(about)} {whose} sha256 {lora_hash}.",
         usage,
         *[table for table in tables if table],
         *([MEANING] if any(tables) else []),
@@ -137,14 +138,33 @@ def export_card(model: str, about: dict[str, Any], form: str, usage: str, tables
     return "\n\n".join(parts) + "\n"
 
 
+def _made(about: dict[str, Any]) -> str:
+    """How it was trained, as far as ``about`` says it."""
+    if "objective" not in about:
+        return "It does not say how it was trained."
+    text = f"Trained by diffpo with {about['objective']}"
+    if "beta" in about:
+        text += f" (beta {about['beta']:g})"
+    step, each, sources = about.get("step"), about.get("pairs_per_update"), []
+    if step is not None:
+        text += f", {step} updates"
+    if each is not None:
+        text += f" of {each} groups" if step is not None else f", updates of {each} groups"
+    sources += [f"{step * each} in all"] if step is not None and each is not None else []
+    sources += [f"data {about['data_hash']}"] if "data_hash" in about else []
+    sources += [f"base {about['base']['hash']}"] if "hash" in about.get("base", {}) else []
+    return text + (f" ({', '.join(sources)})." if sources else ".")
+
+
 def usage(form: str, name: str, model: str, users: bool) -> str:
     """How to load the file ``name`` (or the merged pipeline); ``users``: the LoRA was trained with users."""
     if form == "kohya":
+        name = plain(name).replace("`", "'")
         text = f"Put `{name}` where ComfyUI, A1111 or Forge look for LoRAs; strength 1 is what was trained."
     elif form == "merged":
         text = USE.format(source="THIS_FOLDER", load="")
     else:
-        source = model if is_hub_id(model) else "FOLDER_OF_THE_BASE_MODEL"
+        source = plain(model) if is_hub_id(model) else "FOLDER_OF_THE_BASE_MODEL"
         text = USE.format(source=source, load=f'pipe.load_lora_weights("THIS_FOLDER", weight_name="{name}")\n')
     if not users:
         return text
@@ -156,23 +176,20 @@ def usage(form: str, name: str, model: str, users: bool) -> str:
 
 def is_hub_id(model: str) -> bool:
     """Whether ``model`` can name a model on the hub, and is no folder here."""
-    return bool(re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", model)) and not Path(model).is_dir()
+    named = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", model, re.ASCII) and len(model) <= 96  # the hub's limit
+    return bool(named) and not os.path.isdir(model)
 
 
 def evaluation_table(folder: Path, lora_hash: str) -> str:
     """The summary.json of a folder of `diffpo eval` as a Markdown table. DiffpoError if there is none, or if its
     pictures are another LoRA's."""
     try:
-        summary = json.loads((folder / "summary.json").read_text())
+        summary = json.loads(read_text(folder / "summary.json"))
         lines = ["| score | base | tuned | tuned - base | win rate | pictures | trained on |", "| --- " * 7 + "|"]
-        for row in summary["rows"]:
-            difference, wins = (row[key] for key in ("difference", "win_rate"))
-            lines.append(
-                f"| {row['scorer']} | {row['base']:.4g} | {row['tuned']:.4g} | "
-                f"{difference['value']:+.4g} ({difference['low']:.4g} to {difference['high']:.4g}) | "
-                f"{wins['value']:.1%} ({wins['low']:.1%} to {wins['high']:.1%}) | {row['n']} | "
-                f"{row['training_signal']} |"
-            )
+        if not isinstance(summary["rows"], list):
+            raise TypeError("rows is no list")
+        lines += map(_line, summary["rows"])
+        prompts = _number(summary["prompts"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DiffpoError(
             f"{folder} is not a folder that `diffpo eval` has finished: its summary.json cannot be read ({error})"
@@ -180,8 +197,26 @@ def evaluation_table(folder: Path, lora_hash: str) -> str:
     tuned = [row for row in read_manifest(folder) if row["arm"] == "tuned"]
     if not tuned:  # it scored pictures from elsewhere
         return "\n".join([*lines, "", "The pictures were not made by this evaluation, which does not know their LoRA."])
-    if {row.get("lora_hash") for row in tuned} != {lora_hash}:
+    if any(row.get("lora_hash") != lora_hash for row in tuned):
         raise DiffpoError(f"the results in {folder} are of another LoRA, {tuned[0].get('lora')}; evaluate this one")
-    one = tuned[0]
-    how = f"{one['steps']} steps of {one['solver']}, guidance {one['guidance']:g}, {one['dtype']}"
-    return "\n".join([*lines, "", f"{summary['prompts']} prompts, {how}."])
+    settings = [tuned[0].get(key, "unknown") for key in ("steps", "solver", "guidance", "dtype")]
+    steps, solver, guidance, dtype = (f"{each:g}" if number(each) else markdown(each, 40) for each in settings)
+    how = f"{steps} steps of {solver}, guidance {guidance}, {dtype}"
+    return "\n".join([*lines, "", f"{prompts:g} prompts, {how}."])
+
+
+def _line(row: dict[str, Any]) -> str:
+    (difference, low, high), (wins, least, most) = (
+        [_number(row[name][key]) for key in ("value", "low", "high")] for name in ("difference", "win_rate")
+    )
+    return (
+        f"| {markdown(row['scorer'])} | {_number(row['base']):.4g} | {_number(row['tuned']):.4g} | "
+        f"{difference:+.4g} ({low:.4g} to {high:.4g}) | {wins:.1%} ({least:.1%} to {most:.1%}) | "
+        f"{_number(row['n']):g} | {markdown(row['training_signal'], 40)} |"
+    )
+
+
+def _number(value: Any) -> float:
+    if not number(value):
+        raise ValueError(f"{plain(repr(value), 40)} is no number")
+    return value

@@ -10,7 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
+from .header import number
+from .text import plain
+
 BASE, TUNED, WORSE = "#8a8f98", "#0072B2", "#D55E00"
+LARGEST = 1e100  # of a number in a chart
 # one panel per entry: title and the series in it
 CURVES = (
     ("loss", {"loss": TUNED}),
@@ -21,16 +25,19 @@ CURVES = (
 )
 
 
-def read_metrics(run_folder: Path | None) -> list[dict]:
-    """The lines of RUN/metrics.jsonl; none without a folder or file. A half-written last line is left out."""
+def read_metrics(run_folder: Path | None) -> list[dict[str, float]]:
+    """The finite numbers in the lines of RUN/metrics.jsonl that have a step; none without a folder or file. A
+    half-written last line is left out."""
     path = Path(run_folder) / "metrics.jsonl" if run_folder else None
     rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path and path.is_file() else []:
+    for line in path.read_bytes().decode(errors="replace").split("\n") if path and path.is_file() else []:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except (ValueError, RecursionError):
             continue
-    return [row for row in rows if isinstance(row, dict) and "step" in row]
+        if isinstance(row, dict):
+            rows.append({key: value for key, value in row.items() if number(value) and abs(value) <= LARGEST})
+    return [row for row in rows if 0 <= row.get("step", -1)]
 
 
 def _figure(panels: int, columns: int):
@@ -66,10 +73,12 @@ def histograms(name: str, base: np.ndarray, tuned: np.ndarray) -> str:
     asked = ~(np.isnan(base) | np.isnan(tuned))
     base, tuned = base[asked], tuned[asked]
     figure, (left, right) = _figure(2, 2)
-    bins = np.histogram_bin_edges(np.concatenate([base, tuned]), 24)
+    low, high = min(base.min(), tuned.min()), max(base.max(), tuned.max())
+    room = max(0.0, 1e-6 * max(abs(low), abs(high), 1e-6) - (high - low)) / 2  # equal scores need bins too
+    bins = np.linspace(low - room, high + room, 25)
     left.hist(base, bins, color=BASE, alpha=0.55, label="base")
     left.hist(tuned, bins, histtype="step", color=TUNED, linewidth=1.8, label="tuned")
-    left.set(title=f"{name}", xlabel="score", ylabel="images")
+    left.set(title=plain(name, 60).replace("$", r"\$"), xlabel="score", ylabel="images")
     left.legend(frameon=False)
     difference = tuned - base
     reach = float(np.abs(difference).max()) or 1.0
@@ -85,7 +94,7 @@ def histograms(name: str, base: np.ndarray, tuned: np.ndarray) -> str:
 def curves(metrics: list[dict]) -> str:
     """Small panels of what the training log holds; an empty text when it holds none of it."""
     panels = [
-        (title, {key: colour for key, colour in series.items() if any(_number(row, key) for row in metrics)})
+        (title, {key: colour for key, colour in series.items() if any(key in row for row in metrics)})
         for title, series in CURVES
     ]
     panels = [(title, series) for title, series in panels if series]
@@ -94,7 +103,7 @@ def curves(metrics: list[dict]) -> str:
     figure, axes = _figure(len(panels), min(3, len(panels)))
     for axis, (title, series) in zip(axes, panels, strict=False):
         for key, colour in series.items():
-            points = [(row["step"], row[key]) for row in metrics if _number(row, key)]
+            points = [(row["step"], row[key]) for row in metrics if key in row]
             steps, values = np.array(points, float).T
             if len(values) > 40:  # noisy per-step values: their running mean is what can be read
                 axis.plot(steps, values, color=colour, linewidth=0.7, alpha=0.35)
@@ -109,10 +118,6 @@ def curves(metrics: list[dict]) -> str:
         if "accura" in " ".join(series):
             axis.axhline(0.5, color="black", linewidth=0.8, linestyle=":")
     return _svg(figure)
-
-
-def _number(row: dict, key: str) -> bool:
-    return isinstance(row.get(key), (int, float)) and math.isfinite(row[key])
 
 
 def interval_bar(rate: float, low: float, high: float) -> str:

@@ -18,6 +18,7 @@ from .errors import DiffpoError
 from .prompts import load_prompts
 from .rollout.judge import check_scorer, read_labels
 from .scorers.steps import is_folder, read_about
+from .text import plain
 
 LIMIT = 5000  # rows that are decoded; of a larger source, this many evenly spaced ones
 
@@ -30,7 +31,11 @@ def check(config: Config, picture: Path | None = None) -> None:
     """
     from rich.console import Console
 
-    say = Console(highlight=False, soft_wrap=True, markup=False, emoji=False).print
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+    def say(text: str) -> None:
+        console.print("\n".join(plain(line, 10_000) for line in text.split("\n")))
+
     say(config.to_yaml())
     problems: list[str] = []
     data, objective, groups = config.data, config.objective, None

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from diffpo.errors import DiffpoError
+from diffpo.text import plain
 from diffpo.threads import set_waiting
 
 INTERRUPTED = "\ninterrupted; the same command goes on from what is finished"
@@ -248,6 +249,9 @@ def quickstart(
 
 def main() -> None:
     """Entry point. A DiffpoError is printed as one message; its exit status is 2 (130 after an interruption)."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # prompts and names are shown in any encoding of the terminal or log
+            stream.reconfigure(errors="backslashreplace")
     pressed: list[int] = []
 
     def interrupt(number: int, _frame: object) -> None:
@@ -279,7 +283,8 @@ def _last_words(error: BaseException, interrupted: bool) -> tuple[str, int] | No
     if isinstance(error, KeyboardInterrupt) or getattr(error, "code", None) == 130 or (interrupted and not finished):
         return INTERRUPTED, 130
     if isinstance(error, DiffpoError):
-        return f"{rank}error: {error}", 2
+        text = "\n".join(plain(line, 10_000) for line in str(error).split("\n"))
+        return f"{rank}error: {text}", 2
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which may not even be imported
         return (
             f"error: the accelerator's memory is full ({str(error).split('. ')[0]}). Lower train.batch_size and raise "

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from . import statistics
+from .errors import DiffpoError
 from .manifest import ARMS
 from .report import open_image
 from .statistics import Estimate
@@ -58,7 +59,8 @@ class Evaluation:
 
 
 def summarise(pairs: Sequence[Pair], scores: dict[str, dict[str, np.ndarray]], train_scorer: str | None) -> Evaluation:
-    """The statistics of given scores. A score that a prompt does not ask for (NaN) leaves that pair out of its row."""
+    """The statistics of given scores. A score that a prompt does not ask for (NaN) leaves that pair out of its row;
+    DiffpoError if none is left."""
     ids = np.array([pair.index for pair in pairs])
     rows = []
     for name, arms in scores.items():
@@ -78,6 +80,8 @@ def summarise(pairs: Sequence[Pair], scores: dict[str, dict[str, np.ndarray]], t
                 _training_signal(name, train_scorer),
             )
         )
+    if not rows:
+        raise DiffpoError(f"no prompt asks for any of the scores {', '.join(scores)}; name other scorers")
     names = [row.scorer for row in rows]
     primary = train_scorer if train_scorer in names else names[0]
     return Evaluation(

@@ -8,7 +8,6 @@ OUT/grid.png, report.html        to look at
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -21,9 +20,10 @@ import numpy as np
 from . import charts, generate, lock, report, scorers
 from .compare import Evaluation, Pair, summarise
 from .errors import DiffpoError
-from .manifest import ARMS, check_comparable, image_path, read_manifest, save
+from .manifest import ARMS, check_comparable, image_path, json_bytes, read_manifest, save
 from .prompts import load_prompts
 from .report import open_image
+from .text import plain
 
 FILES = ("scores.parquet", "summary.json", "grid.png", "report.html")
 COLUMNS = ["prompt_id", "seed", "arm", "scorer", "value"]  # of scores.parquet
@@ -148,13 +148,14 @@ def score_pairs(
     pairs: Sequence[Pair], scorer_names: Sequence[str], device: str | None = None, batch_size: int = 16
 ) -> dict[str, dict[str, np.ndarray]]:
     """``{scorer: {arm: float64 array of shape (n,)}}``, one model in memory at a time."""
+    from rich.markup import escape
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
     scores: dict[str, dict[str, np.ndarray]] = {}
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn()) as progress:
         for spec in scorer_names:
             scorer = scorers.load(spec, device or scorers.default_device(spec))
-            task = progress.add_task(f"{spec.partition('=')[0]} scores", total=2 * len(pairs))
+            task = progress.add_task(f"{escape(plain(spec.partition('=')[0], 60))} scores", total=2 * len(pairs))
             for arm in ARMS:
                 parts: dict[str, list[np.ndarray]] = {}
                 for start in range(0, len(pairs), batch_size):
@@ -177,8 +178,8 @@ def _check(name: str, values: np.ndarray, batch: Sequence[Pair], arm: str, optio
     if bad.any():
         pair = batch[int(bad.argmax())]
         raise DiffpoError(
-            f"the scorer {name} gave {values[int(bad.argmax())]} for prompt {pair.index} ({pair.prompt!r}), "
-            f"{getattr(pair, arm)}; look at the picture, or leave this scorer out"
+            f"the scorer {name} gave {values[int(bad.argmax())]} for prompt {pair.index} "
+            f"({plain(pair.prompt, 200)!r}), {getattr(pair, arm)}; look at the picture, or leave this scorer out"
         )
 
 
@@ -220,4 +221,4 @@ def _json(evaluation: Evaluation) -> bytes:
         "pairs": len(evaluation.pairs),
         "prompts": len(evaluation.by_prompt),
     }
-    return (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode()
+    return json_bytes(summary, indent=2) + b"\n"

@@ -24,8 +24,10 @@ from typing import TYPE_CHECKING, Any
 
 from .checkpoint import sync
 from .errors import DiffpoError
+from .header import known
 from .identity import base_identity, same_base
 from .lora import network_of
+from .text import read_text
 
 if TYPE_CHECKING:
     import torch
@@ -133,12 +135,12 @@ def find(path: str | Path) -> Path | None:
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """How the weights in ``folder`` were trained."""
+    """What is `known` of how the weights in ``folder`` were trained."""
     try:
-        about = json.loads((folder / ABOUT).read_text())
+        about = known(json.loads(read_text(folder / ABOUT)))
         about["base"]["hash"]
         return about
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DiffpoError(f"cannot read {folder / ABOUT}: {error!r}; take another checkpoint of the run") from error
 
 

@@ -21,6 +21,7 @@ from . import lora as lora_module
 from .errors import DiffpoError
 from .manifest import ARMS, check_same_run, image_path, intact, line, read_manifest, save, writing
 from .prompts import load_prompts
+from .text import plain
 from .threads import Threads
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft")
@@ -60,6 +61,8 @@ def run(
     for key, value in {"height": height, "width": width}.items():
         if value is not None and (value < 8 or value % 8):
             raise DiffpoError(f"{key} must be a multiple of 8, not {value}")
+    if not -(2**63) < seed <= 2**63 - images_per_prompt:
+        raise DiffpoError(f"seed must be a number of 64 bits, not {seed}")
     if not math.isfinite(guidance):
         raise DiffpoError(f"guidance must be a number, not {guidance}")
     out, prompts = Path(out), load_prompts(prompts, n)
@@ -208,8 +211,8 @@ def _pngs(pipe, family, batch: list[dict]) -> list[bytes]:
     for row, image in zip(batch, images.float().cpu(), strict=True):
         if not image.isfinite().all():
             raise DiffpoError(
-                f"the {row['arm']} image of prompt {row['index']} ({row['prompt']!r}) is NaN; the images before it are "
-                "kept. In float16 the usual cause is the VAE: use --dtype bfloat16 or float32"
+                f"the {row['arm']} image of prompt {row['index']} ({plain(row['prompt'], 200)!r}) is NaN; the images "
+                "before it are kept. In float16 the usual cause is the VAE: use --dtype bfloat16 or float32"
             )
         buffer = BytesIO()
         Image.fromarray((image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()).save(buffer, "PNG")

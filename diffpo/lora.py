@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .config import Lora
 from .errors import DiffpoError
+from .header import known
 from .identity import base_identity, same_base
 from .text import plain, read_text
 
@@ -260,15 +261,14 @@ def _sorted_header(content: bytes) -> bytes:
 
 
 def read_lora(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The weights and our header (empty for a file from elsewhere); DiffpoError if the file is missing or damaged."""
+    """The weights, and what is `known` of our header (empty for a file from elsewhere). DiffpoError if the file is
+    missing or damaged."""
     from safetensors import safe_open
 
     path = lora_file(path)
     try:
         with safe_open(path, "pt") as file:
-            about = _header(file, HEADER)
-            if not isinstance(about.get("base", {}), dict):
-                raise ValueError(f"{HEADER}.base in its header is {about['base']!r}")
+            about = known(_header(file, HEADER))
             return {name: file.get_tensor(name) for name in file.keys()}, about
     except Exception as error:  # of safetensors, and what it says of types that this torch does not know
         raise _unreadable(path, error) from error

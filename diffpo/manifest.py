@@ -165,7 +165,9 @@ def check_comparable(out: Path, rows: list[dict]) -> None:
 
 
 def line(row: dict) -> bytes:
-    try:
-        return (json.dumps(row, ensure_ascii=False) + "\n").encode()
-    except UnicodeEncodeError:  # half a character, which JSON can escape
-        return (json.dumps(row) + "\n").encode()
+    return json_bytes(row) + b"\n"
+
+
+def json_bytes(value: object, indent: int | None = None) -> bytes:
+    """``value`` as JSON in UTF-8; half characters, which UTF-8 does not have, as JSON's own escapes."""
+    return json.dumps(value, ensure_ascii=False, indent=indent).encode(errors="backslashreplace")

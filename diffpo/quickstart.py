@@ -42,7 +42,7 @@ def _run(out: Path, seed: int, n: int, overrides: tuple[str, ...], model: str) -
     config, started = ROOT / "configs" / RECIPES[model], time.time()
     if not config.exists():
         raise DiffpoError(f"{config} is missing: quickstart runs from a clone of the repository, installed with pip -e")
-    console = Console()
+    console = Console(markup=False, emoji=False)
     # paths as in the recipe where they hold, so that `diffpo train` with the recipe goes on with this very run
     assets = (Path() if Path.cwd() == ROOT else ROOT) / "assets"
     places = {

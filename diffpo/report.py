@@ -12,12 +12,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 from . import charts
 from .errors import DiffpoError
+from .text import plain
 
 if TYPE_CHECKING:
     from .compare import Evaluation, Pair, Row
 
 COLUMNS = ("scorer", "base", "tuned", "difference [95 %]", "win rate [95 %]", "n", "trained on?")
 _AXES = {"following": "prompt following", "appearance": "appearance"}
+SHOWN = 1000  # characters of a text
 _GRID_LIMIT = 240  # pairs in the HTML grid; of more, the best, the middle and the worst third of this number
 _THUMB = 192  # pixels; larger pictures are shown reduced, so that the file stays small
 
@@ -41,7 +43,7 @@ def cells(row: Row) -> tuple[str, ...]:
     """The row as texts, in the order of COLUMNS."""
     d, w = row.difference, row.win_rate
     return (
-        row.scorer,
+        plain(row.scorer, 100),
         f"{row.base:.4f}",
         f"{row.tuned:.4f}",
         f"{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]",
@@ -63,12 +65,12 @@ def print_table(evaluation: Evaluation) -> None:
     """The table, diversity, the best and worst five prompts and the files, to the terminal."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.markup import escape as plain
     from rich.table import Table
 
-    console = Console()
+    # texts are shown as they are: [bold] and :cat: are no markup
+    console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
-        console = Console(width=120)  # a log file has no width of its own
+        console.width = 120  # a log file has no width of its own
     title = f"base against tuned: {len(evaluation.pairs)} pairs of {len(evaluation.by_prompt)} prompts"
     table = Table(title=title, box=SIMPLE_HEAD)
     for column in COLUMNS:
@@ -79,15 +81,15 @@ def print_table(evaluation: Evaluation) -> None:
     for row, following in zip(evaluation.rows, [*evaluation.rows[1:], None], strict=True):
         style = "bold" if row.scorer == evaluation.primary else None
         ends = following is not None and section(row.scorer) != section(following.scorer)
-        table.add_row(*map(plain, cells(row)), style=style, end_section=ends)
+        table.add_row(*cells(row), style=style, end_section=ends)
     console.print(table)
     console.print(diversity_text(evaluation))
     for title, entries in (("best", evaluation.by_prompt[:5]), ("worst", evaluation.by_prompt[::-1][:5])):
-        console.print(f"{title} prompts by {evaluation.primary}, tuned - base:")
+        console.print(f"{title} prompts by {plain(evaluation.primary, 100)}, tuned - base:")
         for entry in entries:
-            console.print(f"  {entry['difference']:+.4f}  {plain(entry['prompt'])}", highlight=False)
+            console.print(f"  {entry['difference']:+.4f}  {plain(entry['prompt'], SHOWN)}")
     for name, path in evaluation.files.items():
-        console.print(f"{name}: {path}", highlight=False, soft_wrap=True)
+        console.print(f"{name}: {plain(path, 5000)}", soft_wrap=True)
 
 
 def _fit(image: Image.Image, size: int) -> Image.Image:
@@ -103,13 +105,19 @@ def _fit(image: Image.Image, size: int) -> Image.Image:
 
 
 def _wrap(text: str, font, width: int, lines: int = 4) -> list[str]:
+    """The beginning of ``text`` in lines of ``width`` pixels; words that are wider are cut."""
     wrapped = [""]
-    for word in text.split():
+    for word in plain(text, 50 * lines).split():
+        while font.getlength(word) > width and len(word) > 1:
+            most = next(k for k in range(len(word) - 1, 0, -1) if k == 1 or font.getlength(word[:k]) <= width)
+            wrapped += [word[:most]]
+            word = word[most:]
         longer = f"{wrapped[-1]} {word}".strip()
         if font.getlength(longer) <= width or not wrapped[-1]:
             wrapped[-1] = longer
         else:
             wrapped.append(word)
+    wrapped = [line for line in wrapped if line] or [""]
     return wrapped if len(wrapped) <= lines else [*wrapped[: lines - 1], wrapped[lines - 1] + " ..."]
 
 
@@ -162,7 +170,7 @@ def _card(pair: Pair, base: float, tuned: float) -> str:
     )
     return (
         f'<div class="card"><div class="two">{figures}</div><p><b style="color:{colour}">{tuned - base:+.3f}</b> '
-        f'{escape(pair.prompt)} <span class="dim">#{pair.index}, seed {pair.seed}</span></p></div>'
+        f'{escape(plain(pair.prompt, SHOWN))} <span class="dim">#{pair.index}, seed {pair.seed}</span></p></div>'
     )
 
 
@@ -206,7 +214,7 @@ def _table(evaluation: Evaluation) -> str:
 
 
 def _prompts(title: str, entries: list[dict]) -> str:
-    items = "".join(f"<li><b>{e['difference']:+.4f}</b> {escape(e['prompt'])}</li>" for e in entries)
+    items = "".join(f"<li><b>{e['difference']:+.4f}</b> {escape(plain(e['prompt'], SHOWN))}</li>" for e in entries)
     return f"<div><h3>{title}</h3><ol>{items}</ol></div>"
 
 
@@ -216,7 +224,8 @@ def _made_with(manifest: list[dict]) -> str:
         return "<p>The images came without a manifest; how they were made is not known.</p>"
     row = {k: v for k, v in manifest[-1].items() if k not in ("arm", "index", "seed", "prompt", "file", "sha256")}
     row["seeds"] = ", ".join(str(seed) for seed in sorted({r["seed"] for r in manifest}))
-    lines = "".join(f"<tr><td>{escape(str(k))}</td><td>{escape(str(v))}</td></tr>" for k, v in row.items())
+    pairs = [(escape(plain(key, 100)), escape(plain(value, SHOWN))) for key, value in row.items()]
+    lines = "".join(f"<tr><td>{key}</td><td>{value}</td></tr>" for key, value in pairs)
     return f'<table class="settings">{lines}</table>'
 
 
@@ -248,10 +257,10 @@ def html(evaluation: Evaluation, manifest: list[dict], metrics: list[dict]) -> s
 over prompts; the win rate counts ties half and has Wilson's interval. A score that was the training signal says
 how well it was optimised, not whether pictures got better: look at the others, at diversity, and at the pictures.</p>
 <p>{escape(diversity_text(e))}</p>
-<h2>Scores: {escape(e.primary)}</h2>{charts.histograms(e.primary, arms["base"], arms["tuned"])}
+<h2>Scores: {escape(plain(e.primary, 100))}</h2>{charts.histograms(e.primary, arms["base"], arms["tuned"])}
 <div class="columns">{extremes}</div>
 {f"<h2>Training</h2>{training}" if training else ""}
-<h2>Pictures, by {escape(e.primary)}</h2>{_grid(e)}
+<h2>Pictures, by {escape(plain(e.primary, 100))}</h2>{_grid(e)}
 <h2>How the images were made</h2>{_made_with(manifest)}
 </body></html>
 """

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import codecs
+import re
 import unicodedata
+from html import escape
 from pathlib import Path
 
 LIMIT = 2**28  # bytes of a text file
@@ -33,6 +35,11 @@ def read_text(path: str | Path, limit: int = LIMIT) -> str:
     if len(content) > limit:
         raise ValueError(f"it has more than {limit} bytes, too many for a text file")
     return decoded(content)
+
+
+def markdown(text: object, limit: int = 200) -> str:
+    """``text``, `plain`, as words within Markdown or a cell of its tables, without markup and HTML of its own."""
+    return re.sub(r"([\\`*_~|\[\]])", r"\\\1", escape(plain(text, limit), quote=False))
 
 
 def plain(text: object, limit: int = 1000) -> str:

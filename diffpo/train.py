@@ -22,6 +22,7 @@ from .card import write_card
 from .config import Config
 from .errors import DiffpoError
 from .setup import load_data, make_accelerator, make_objective, make_optimizer, make_schedule
+from .text import plain
 from .threads import Threads
 from .track import Meter, Tracker, Watch, headline
 from .update import Diverged, Stuck, Updater
@@ -117,7 +118,9 @@ def _train(config: Config, accelerator: Any) -> Path:
         contextlib.closing(tracker) if tracker else contextlib.nullcontext(),
         interruption(accelerator) as interrupted,
         Threads(accelerator.device.type, (each.numel() for each in parameters)) as threads,
-        tqdm(total=settings.steps, initial=step, desc=output.name, unit="step", disable=tracker is None) as bar,
+        tqdm(
+            total=settings.steps, initial=step, desc=plain(output.name, 40), unit="step", disable=tracker is None
+        ) as bar,
     ):
         while step < settings.steps:
             started = time.perf_counter()

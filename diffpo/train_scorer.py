@@ -118,7 +118,7 @@ def _train(config: ScorerConfig, accelerator: Any) -> Path:
         disk_errors(output),
         contextlib.closing(Tracker(output, step, False)) as tracker,
         interruption(accelerator) as interrupted,
-        tqdm(total=settings.steps, initial=step, desc=output.name, unit="step") as bar,
+        tqdm(total=settings.steps, initial=step, desc=plain(output.name, 40), unit="step") as bar,
     ):
         while step < settings.steps:
             started = time.perf_counter()

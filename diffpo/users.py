@@ -223,8 +223,12 @@ def load(path: Path, network: torch.nn.Module) -> int:
     try:
         state = load_file(path)
         resolution = int(state.pop("resolution"))
+        if not 8 <= resolution <= 2**14:
+            raise ValueError(f"tastes were read at {resolution} pixels")
         attach(network, state["scale"]).load_state_dict(state)
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        if not all(value.isfinite().all() for value in state.values()):
+            raise ValueError("they are not finite")
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         reason = " ".join(str(error).split())[:300]
         raise DiffpoError(
             f"cannot use the user tokens {path}: {reason}; give the LoRA of a finished run that trained with users, "

@@ -1,9 +1,14 @@
 """Scorers over HTTP for tests: a server in a thread, one that is not ours, scorers without weights, PNGs."""
 
 import base64
+import contextlib
+import itertools
 import json
+import socket
+import socketserver
 import struct
 import threading
+import time
 import zlib
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -51,15 +56,15 @@ class Fixed:
 
 
 @contextmanager
-def running(server):
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+def running(server, *poll):
+    thread = threading.Thread(target=server.serve_forever, args=poll)
     thread.start()
     try:
         yield server
     finally:
         server.shutdown()
-        server.server_close()
         thread.join()
+        server.server_close()
 
 
 @contextmanager
@@ -93,8 +98,29 @@ def foreign(respond):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.asked, server.url = [], f"http://127.0.0.1:{server.server_address[1]}"
-    with running(server):
+    with running(server, 0.01):
         yield server
+
+
+@contextmanager
+def speaking(*parts, pause=0.0, forever=False):
+    """A server that reads nothing and sends ``parts``, the last one without end if ``forever``; gives its URL."""
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            with contextlib.suppress(OSError):
+                for part in itertools.chain(parts, itertools.repeat(parts[-1]) if forever else ()):
+                    self.request.sendall(part)
+                    time.sleep(pause)
+                self.request.shutdown(socket.SHUT_WR)
+                while self.request.recv(2**16):
+                    pass
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads, allow_reuse_address = True, True
+
+    with running(Server(("127.0.0.1", 0), Handler), 0.01) as server:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
 
 
 def png(image, form="PNG"):

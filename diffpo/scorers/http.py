@@ -6,26 +6,30 @@ Pictures travel as PNG and numbers with all their digits, so a remote scorer giv
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import math
 import sys
 import time
 from collections.abc import Iterator
-from http.client import HTTPException, IncompleteRead
-from io import BytesIO
+from functools import partial
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, IncompleteRead
+from io import BufferedReader, BytesIO, RawIOBase
 from typing import Any
-from urllib.error import URLError
-from urllib.request import HTTPHandler, HTTPSHandler, OpenerDirector, Request
+from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
 
 from ..errors import DiffpoError
 from ..serve_scorer import NAME, PROTOCOL
+from ..text import plain
 
-TIMEOUT = 300.0  # s without a sign of the server; requests of other processes go first
+TIMEOUT = 300.0  # s for a request and its answer; requests of other processes go first
 WAITS = (1.0, 3.0, 9.0)  # s before the second, third and last attempt
-ANSWER = 2**24  # bytes that an answer may have
+ANSWER = 2**20  # bytes that an answer may have, headers included
+NUMBERS = 256  # different numbers that a server may give
+LARGEST = 3.4e38  # of a number: training computes with float32
 EMPTY = len(json.dumps({"images": [], "prompts": []}))
 
 
@@ -42,7 +46,9 @@ class HttpScorer:
         try:
             names, optional, limits = about["names"], about["optional"], (about["max_images"], about["max_bytes"])
             good = about["protocol"] == PROTOCOL and names and isinstance(names, list) and isinstance(optional, list)
-            good = good and all(NAME.fullmatch(name) for name in names + optional)
+            good = good and max(len(names), len(optional)) <= NUMBERS
+            good = good and all(isinstance(name, str) and NAME.fullmatch(name) for name in names + optional)
+            good = good and len(set(names)) == len(names)
             good = good and all(type(limit) is int and limit > 0 for limit in limits)
         except (KeyError, TypeError):
             good = False
@@ -95,10 +101,10 @@ class HttpScorer:
         for value, prompt in zip(values, prompts, strict=True):
             if value is None and name in self.optional:
                 value = math.nan
-            elif type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+            elif type(value) not in (int, float) or not abs(value) <= LARGEST:
                 raise DiffpoError(
-                    f"the scorer at {self.url} gave {name} = {value!r:.40} for an image of the prompt {prompt!r}; "
-                    "leave out the prompt or the scorer"
+                    f"the scorer at {self.url} gave {name} = {_shown(value)} for an image of the prompt "
+                    f"{plain(prompt, 200)!r}; leave out the prompt or the scorer"
                 )
             found.append(float(value))
         return found
@@ -112,8 +118,7 @@ class HttpScorer:
                 if status != 503:
                     return self._understood(status, data)
                 again, reason = True, _sentence(data) or "status 503"
-            except (OSError, HTTPException) as raised:
-                error = raised.reason if isinstance(raised, URLError) else raised
+            except (OSError, HTTPException, ValueError) as error:  # ValueError: of chunks with a negative length
                 again = isinstance(error, (ConnectionError, TimeoutError, IncompleteRead))
                 reason = f"no answer within {TIMEOUT:g} s" if isinstance(error, TimeoutError) else _text(error)
             wait = next(waits, None)
@@ -128,13 +133,21 @@ class HttpScorer:
             time.sleep(wait)
 
     def _send(self, path: str, content: dict | None) -> tuple[int, bytes]:
+        """Status and content of the answer. No proxy of the environment is asked, and no redirection followed."""
         data = None if content is None else json.dumps(content).encode()
-        request = Request(self.url + path, data, {"Content-Type": "application/json"})
-        with _opener().open(request, timeout=TIMEOUT) as response:
-            answer = response.read(ANSWER)
-            if response.length:  # http.client is silent if the connection ended early
-                raise IncompleteRead(answer, response.length)
-            return response.status, answer
+        address, end = urlsplit(self.url), time.monotonic() + TIMEOUT
+        kind = HTTPSConnection if address.scheme == "https" else HTTPConnection
+        with contextlib.closing(kind(address.hostname, address.port, timeout=TIMEOUT)) as connection:
+            connection.connect()
+            connection.sock.settimeout(_left(end))
+            connection.response_class = partial(_Response, end=end)
+            headers = {"Content-Type": "application/json", "Connection": "close", "User-Agent": "diffpo"}
+            connection.request("GET" if data is None else "POST", path, data, headers)
+            with connection.getresponse() as response:
+                answer = response.read(ANSWER)
+                if response.length:  # http.client is silent if the connection ended early
+                    raise IncompleteRead(answer, response.length)
+                return response.status, answer
 
     def _understood(self, status: int, data: bytes) -> dict:
         answer = _read(data)
@@ -148,12 +161,42 @@ class HttpScorer:
         return answer
 
 
-def _opener() -> OpenerDirector:
-    """HTTP and nothing around it: no proxy of the environment, no redirection."""
-    opener = OpenerDirector()
-    opener.add_handler(HTTPHandler())
-    opener.add_handler(HTTPSHandler())
-    return opener
+class _Response(HTTPResponse):
+    """An answer that must come until ``end``."""
+
+    def __init__(self, sock: Any, *args: Any, end: float, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self.fp = BufferedReader(_Received(self.fp.detach(), sock, end))
+
+
+class _Received(RawIOBase):
+    """At most ANSWER bytes from a socket until ``end``. http.client alone waits for each of them anew, and reads any
+    number of "100 Continue"."""
+
+    def __init__(self, raw: Any, sock: Any, end: float) -> None:
+        self.raw, self.sock, self.end, self.size = raw, sock, end, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self.sock.settimeout(_left(self.end))
+        count = self.raw.readinto(buffer)
+        self.size += count
+        if self.size > ANSWER:
+            raise HTTPException(f"it answers with more than {ANSWER} bytes")
+        return count
+
+    def close(self) -> None:
+        self.raw.close()
+        super().close()
+
+
+def _left(end: float) -> float:
+    left = end - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
 
 
 def _png(image: Image.Image) -> str:
@@ -178,5 +221,9 @@ def _sentence(data: bytes) -> str:
 
 def _text(error: object) -> str:
     """One line that is fit for a terminal."""
-    text = str(getattr(error, "strerror", None) or error) or type(error).__name__
-    return "".join(c if c.isprintable() else " " for c in text[:1000])
+    return plain(getattr(error, "strerror", None) or error) or type(error).__name__
+
+
+def _shown(value: object) -> str:
+    """The beginning of a JSON value that is no number; str() of a large integer is an error."""
+    return "a very large number" if type(value) is int else plain(repr(value), 40)

@@ -106,8 +106,9 @@ class LatentScorer:
         about = steps.read_about(folder)
         if not same_base(about["base"], base_identity(network)):
             raise DiffpoError(
-                f"the latent scorer in {folder} reads the features of another base model ({about['base']['name']}); "
-                f"train one on {family.settings.path} with `diffpo train-scorer`"
+                f"the latent scorer in {folder} reads the features of another base model "
+                f"({about['base'].get('name', 'unknown')}); train one on {family.settings.path} with `diffpo "
+                "train-scorer`"
             )
         head = Head(**about["head"])
         steps.read_weights(head, folder / WEIGHTS)

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import DiffpoError
+from ..header import known
 from ..rollout.judge import Judge
+from ..text import read_text
 from . import is_url
 
 if TYPE_CHECKING:
@@ -66,11 +68,19 @@ def is_folder(spec: str) -> bool:
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """The description that `write_about` left in a scorer's folder."""
+    """What a scorer's ``save`` wrote into ``folder``, as far as loading needs it: `known` values, sizes, one switch."""
     try:
-        about = json.loads((folder / ABOUT).read_text())
+        about = json.loads(read_text(folder / ABOUT))
         if about["kind"] not in ("pixel", "latent"):
             raise ValueError(f"kind {about['kind']!r}")
+        if about["kind"] == "pixel":
+            return {"kind": "pixel", "time_aware": bool(about["time_aware"])}
+        sizes = about["head"]
+        image, texts, width = sizes["image"], sizes["texts"], sizes["width"]
+        if not all(type(size) is int and 0 < size <= 2**16 for size in (image, width, *texts)):
+            raise ValueError("its sizes are no numbers of features")
+        head = {"image": image, "texts": texts, "width": width}
+        return {"kind": "latent", "base": known({"base": about["base"]})["base"], "head": head}
     except OSError as error:
         raise DiffpoError(
             f"there is no step scorer in {folder}: cannot read {ABOUT} ({error.strerror}); it is written when `diffpo "
@@ -78,7 +88,6 @@ def read_about(folder: Path) -> dict[str, Any]:
         ) from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DiffpoError(f"{folder / ABOUT} does not describe a step scorer ({error!r})") from None
-    return about
 
 
 def read_weights(module: nn.Module, path: Path) -> None:

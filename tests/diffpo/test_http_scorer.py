@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from http_scorers import PROMPTS, Both, Fixed, foreign, pictures, png, served
+from http_scorers import PROMPTS, Both, Fixed, foreign, pictures, png, served, speaking
 from on_policy import Brightness
 
 import diffpo.scorers.http as client
@@ -99,11 +99,12 @@ def test_a_server_that_comes_up_late_is_waited_for(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     late = []
-    monkeypatch.setattr(client, "time", SimpleNamespace(sleep=lambda s: late.append(start())))
+    late_sleep = SimpleNamespace(sleep=lambda s: late.append(start()), monotonic=time.monotonic)
+    monkeypatch.setattr(client, "time", late_sleep)
 
     def start():
         server = serve_scorer.Server(Brightness(), port=port)
-        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        threading.Thread(target=server.serve_forever).start()
         return server
 
     assert scorers.load(f"http://127.0.0.1:{port}").names == Brightness.names
@@ -138,14 +139,14 @@ def test_busy_is_tried_again_and_refusals_are_not(images, capfd):
             scorers.load(server.url)
     for status in (400, 500):
         with foreign(lambda path, n, status=status: (status, '{"error": "no \\u001b[31m"}')) as server:
-            with pytest.raises(DiffpoError, match=rf"refused \(status {status}\): no  \[31m"):
+            with pytest.raises(DiffpoError, match=rf"refused \(status {status}\): no \[31m$"):
                 scorers.load(server.url)
             assert len(server.asked) == 1
 
 
 @pytest.mark.parametrize(
     "numbers",
-    ["[NaN]", "[1e999]", "[null]", "[true]", '["1"]', "[1, 2]", "[]", "7", f"[{10**400}]", "[[1]]"],
+    ["[NaN]", "[1e999]", "[-1e39]", "[null]", "[true]", '["1"]', "[1, 2]", "[]", "7", f"[{10**400}]", "[[1]]", "[{}]"],
 )
 def test_numbers_that_are_none_are_refused(images, numbers):
     with foreign(lambda path, n: (200, f'{{"scores": {{"fixed": {numbers}}}}}') if n > 1 else None) as server:
@@ -166,12 +167,108 @@ def test_numbers_that_are_none_are_refused(images, numbers):
         ((200, '{"protocol": 1, "names": ["<b>"], "optional": [], "max_images": 9, "max_bytes": 9}'), "not describe"),
         ((200, '{"protocol": 1, "names": ["a"], "optional": [], "max_images": 0, "max_bytes": 9}'), "not describe"),
         ((200, "{", ("Content-Length", "99")), "IncompleteRead.*4 attempts"),
+        ((200, " " * 2**20), "more than 1048576 bytes"),
+        ((200, "{" + '"a":{' * 900), "is no scorer"),
     ],
 )
 def test_what_is_no_scorer_is_said(answer, words):
     with foreign(lambda path, n: answer) as server:
         with pytest.raises(DiffpoError, match=words):
             scorers.load(server.url)
+
+
+@pytest.mark.parametrize("key", ["names", "optional"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a", 1],
+        [None],
+        [["a"]],
+        [{"a": 1}],
+        {"a": 1},
+        [""],
+        ["a\n"],
+        ["a\u202eb"],
+        ["\x1b[31m"],
+        ["$x$"],
+        ["a" * 101],
+        [f"n{k}" for k in range(257)],
+        7,
+    ],
+    ids=repr,
+)
+def test_names_of_numbers_are_names(names, key):
+    about = {"protocol": 1, "names": ["a"], "optional": [], "max_images": 9, "max_bytes": 9, key: names}
+    with foreign(lambda path, n: (200, json.dumps(about))) as server:
+        with pytest.raises(DiffpoError, match="does not describe itself") as caught:
+            scorers.load(server.url)
+        assert len(str(caught.value)) < 300
+        about |= {"names": ["a", "a"], "optional": []}
+        with pytest.raises(DiffpoError, match="does not describe itself"):
+            scorers.load(server.url)
+
+
+HELLO = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize("pause", [0, 0.02])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (b"HTTP/1.1 100 Continue\r\n\r\n",),
+        (b"HTTP/1.1 100 Continue\r\nA: b\r\n", b"A: b\r\n"),
+        (HELLO, b"A: b\r\n"),
+        (HELLO, b"A"),
+        (b"H",),
+        (HELLO + b"\r\n", b"1"),
+        (HELLO + b"Content-Length: 999999999\r\n\r\n", b" "),
+        (HELLO + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+        (HELLO + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"A: b\r\n"),
+    ],
+    ids=["100", "100 with headers", "headers", "a header", "a status", "all", "length", "chunks", "trailers"],
+)
+def test_answers_without_end_are_given_up(monkeypatch, parts, pause):
+    """Fast ones by their size, slow ones by the time, however often a byte comes."""
+    monkeypatch.setattr(client, "TIMEOUT", 0.15 if pause else 60.0)
+    monkeypatch.setattr(client, "WAITS", (0.0,))
+    parts = (*parts[:-1], parts[-1] if pause else parts[-1] * 2000)
+    with speaking(*parts, pause=pause, forever=True) as url:
+        with pytest.raises(DiffpoError, match=rf"^cannot reach the scorer at {url}: ") as caught:
+            scorers.load(url)
+    assert len(str(caught.value)) < 400 and str(caught.value).isprintable()
+    assert ("no answer within 0.15 s (2 attempts)" in str(caught.value)) == bool(pause)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"\0",
+        b"\x1b[31m\r\n\r\n",
+        b"HTTP/1.1 2\r\n\r\n",
+        b"HTTP/1.1 \xb2\xb2\xb2 OK\r\n\r\n",
+        b"HTTP/9.9 200 OK\r\n\r\n",
+        b"HTTP/1.1 400 \x1b[31m\r\n\r\n{}",
+        HELLO + b"\xff\0: \x1b\r\n\r\n{}",
+        HELLO + b"Content-Length: -5\r\n\r\n{}",
+        HELLO + b"Content-Length: " + b"9" * 30 + b"\r\n\r\n{}",
+        HELLO + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n{}",
+        HELLO + b"Transfer-Encoding: chunked\r\n\r\n-5\r\n{}",
+        HELLO + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n{}",
+        HELLO + b"Transfer-Encoding: chunked\r\n\r\n" + b"f" * 3000 + b"\r\n{}",
+        HELLO + b"\r\n\xff\xfe\0",
+        HELLO + b"\r\n" + b"9" * 5000,
+        HELLO + b"\r\n" + b"[" * 10**5,
+        b"HTTP/1.1 301 Moved\r\nLocation: http://127.0.0.1:1/\r\n\r\n",
+        b'HTTP/1.1 500 No\r\n\r\n{"error": "\\u001b[31m \\u202e \\ud800 ' + b"x" * 10**5 + b'"}',
+    ],
+)
+def test_odd_answers_are_one_line(monkeypatch, answer):
+    monkeypatch.setattr(client, "WAITS", ())
+    with speaking(answer) as url:
+        with pytest.raises(DiffpoError, match=url) as caught:
+            scorers.load(url)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 1500
 
 
 def test_a_proxy_of_the_environment_is_not_asked(monkeypatch, images):

@@ -1,15 +1,20 @@
+import contextlib
 import json
 import re
+import time
 from base64 import b64decode
 from html.parser import HTMLParser
-from io import BytesIO
+from io import BytesIO, TextIOWrapper
 
 import numpy as np
 import pytest
-from PIL import Image
+from on_policy import Brightness
+from PIL import Image, ImageFont
 
-from diffpo import charts, compare, report
+from diffpo import charts, check, cli, compare, evaluate, manifest, report
 from diffpo.compare import Pair
+from diffpo.errors import DiffpoError
+from diffpo.text import plain
 
 PROMPT = 'a "tricky" <b>prompt</b> & more'
 
@@ -146,3 +151,176 @@ def test_a_large_picture_is_reduced_in_the_page(tmp_path):
     Image.new("RGB", (400, 200), (10, 20, 30)).save(tmp_path / "a.png")
     kind, data = report._data_uri(tmp_path / "a.png").split(";base64,")
     assert kind == "data:image/jpeg" and Image.open(BytesIO(b64decode(data))).size == (192, 96)
+
+
+# ---- texts of any length and kind
+
+TEXTS = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "[bold]x[/] [/] [red]y [link=http://evil.example]z[/link] :cat: $x^2$ \\[a]",
+    "\x1b[31mred\x1b[0m \x1b]0;title\x07 \r\n\t \x00 \x9b",
+    "\u202eright to left\u202c \u2066a\u2069 zero\u200bwidth \ufeff \u2028",
+    "half \ud800 \udc00 a character",
+    "größer 猫 😀 e\u0301",
+    "word" * 250_000,
+    "many words " * 100_000,
+    "&amp; &lt; &#60;",
+]
+
+
+def manifest_of(folder, texts, **more):
+    """A folder of pictures in both arms with a manifest, as `diffpo generate` leaves it."""
+    rows = []
+    for index, text in enumerate(texts):
+        for arm, bright in (("base", 40), ("tuned", 90)):
+            path = manifest.image_path(folder, arm, index, 0)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (bright + index,) * 3).save(path)
+            file = path.relative_to(folder).as_posix()
+            rows.append({"arm": arm, "index": index, "seed": 0, "prompt": text, "file": file, **more})
+    manifest.save(folder / "manifest.jsonl", b"".join(map(manifest.line, rows)))
+    return rows
+
+
+def test_a_manifest_and_a_summary_keep_every_character(tmp_path):
+    rows = manifest_of(tmp_path, TEXTS)
+    assert manifest.read_manifest(tmp_path) == rows
+    assert json.loads(manifest.json_bytes(TEXTS, indent=2)) == TEXTS
+
+
+@pytest.fixture
+def odd(tmp_path):
+    """What `diffpo eval` makes of TEXTS in prompts and settings: its folder, and what it printed in an encoding."""
+    manifest_of(tmp_path, TEXTS, solver=TEXTS[0], versions={TEXTS[1]: [TEXTS[3]] * 3}, **{TEXTS[2]: TEXTS})
+
+    def run(encoding):
+        out, error = (TextIOWrapper(BytesIO(), encoding) for _ in range(2))
+        words = ["diffpo", "eval", "--images", str(tmp_path), "--out", str(tmp_path / "[bold]out[/]")]
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
+            patch.setattr(evaluate.scorers, "load", lambda spec, device=None: Brightness())
+            patch.setattr("sys.stdout", out)
+            patch.setattr("sys.stderr", error)
+            patch.setattr("sys.argv", words)
+            cli.main()
+        for stream in (out, error):
+            stream.flush()
+        assert end.value.code == 0, error.buffer.getvalue()
+        return tmp_path / "[bold]out[/]", out.buffer.getvalue().decode(encoding)
+
+    return run
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1", "cp1252"])
+def test_eval_shows_any_text_in_any_encoding(odd, encoding):
+    began = time.process_time()
+    folder, shown = odd(encoding)
+    assert time.process_time() - began < 60  # a word of 1 MB took minutes
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e\u2066\u200b\ud800]", shown)
+    assert f"report.html: {folder}/report.html" in shown
+    words = plain(TEXTS[2]).encode(encoding, "backslashreplace").decode(encoding)
+    assert words[:40] in shown.replace("\n", " ")
+    summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    assert {entry["prompt"] for entry in summary["best"] + summary["worst"]} <= {*TEXTS}
+    with Image.open(folder / "grid.png") as picture:
+        assert picture.size[0] < 2000 and picture.size[1] < 700
+    page = Tags()
+    page.feed((folder / "report.html").read_text("utf-8"))
+    assert page.open == [] and not {tag for tag, _ in page.tags} & {"script", "a", "link", "iframe"}
+    assert not [attributes for _, attributes in page.tags if "onerror" in attributes or attributes.get("src") == "x"]
+    for text in TEXTS:
+        assert " ".join(plain(text).split()) in " ".join(page.text.split())
+    assert len(page.text) < 10**5
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: repr(text)[:20])
+@pytest.mark.parametrize("width", [1, 30, 160])
+def test_lines_of_a_picture_keep_to_its_width(text, width):
+    font = ImageFont.load_default(13)
+    lines = report._wrap(text, font, width)
+    assert 1 <= len(lines) <= 4
+    for line in lines:
+        line = line.removesuffix(" ...")
+        assert len(line) == 1 or font.getlength(line) <= width
+    assert "".join(lines).replace(" ", "").removesuffix("...") in plain(text).replace(" ", "")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"file": "/etc/passwd"},
+        {"file": "../private.png"},
+        {"file": "images/../../private.png"},
+        {"file": 7},
+        {"file": None},
+        {"prompt": ["a"]},
+        {"prompt": None},
+        {"index": 2**63},
+        {"index": -1},
+        {"index": True},
+        {"index": 0.0},
+        {"seed": -(2**63)},
+        {"seed": "0"},
+        {"arm": ["base"]},
+        {"arm": "other"},
+    ],
+    ids=repr,
+)
+def test_a_manifest_names_files_of_its_own_folder_only(tmp_path, change):
+    rows = manifest_of(tmp_path / "a", ["a"])
+    (tmp_path / "a" / "manifest.jsonl").write_text("".join(json.dumps({**row, **change}) + "\n" for row in rows))
+    with pytest.raises(DiffpoError, match=r"manifest\.jsonl:1 is not a manifest line"):
+        manifest.read_manifest(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "values", [[0, 0], [1e17, 1e17], [-3.4e38, 3.4e38], [3.4e38, 3.4e38], [1e-300, 0], [5, np.nan]]
+)
+def test_scores_of_any_size_are_drawn(pairs, values, recwarn):
+    scores = {"clip": {"base": np.array([*values, 0.0]), "tuned": np.array([0.0, *values])}}
+    evaluation = compare.summarise(pairs, scores, None)
+    assert "<svg" in charts.histograms("clip", **scores["clip"])
+    assert report.html(evaluation, [], [])
+    same = np.full(3, values[0])
+    assert "<svg" in charts.histograms("clip", same, same)
+    assert not list(recwarn)
+
+
+def test_scores_that_no_prompt_asks_for_are_said(pairs):
+    nothing = np.full(3, np.nan)
+    with pytest.raises(DiffpoError, match=r"scores clip; name"):
+        compare.summarise(pairs, {"clip": {"base": nothing, "tuned": nothing}}, None)
+
+
+def test_a_name_in_brackets_is_no_markup_in_the_progress(tmp_path, monkeypatch, capsys):
+    manifest_of(tmp_path, ["a"])
+    monkeypatch.setattr(evaluate.scorers, "load", lambda spec, device=None: Brightness())
+    pairs = evaluate.find_pairs(tmp_path, manifest.read_manifest(tmp_path))
+    evaluate.score_pairs(pairs, ["http://[a::1]:8000/[/]"], "cpu")
+    assert "http://[a::1]:8000/[/] scores" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", TEXTS[:7], ids=lambda text: repr(text)[:20])
+def test_check_and_errors_show_names_as_they_are(monkeypatch, text, capsys):
+    """``check`` stops at its first question; what it printed until then is the config."""
+    monkeypatch.setattr(check, "scan", lambda *args, **options: (_ for _ in ()).throw(DiffpoError(f"no {text}")))
+    monkeypatch.setattr("diffpo.config.load_config", lambda *args: Settings(text))
+    monkeypatch.setattr("sys.argv", ["diffpo", "check", "x.yaml"])
+    with pytest.raises(SystemExit) as end, contextlib.suppress(UnicodeEncodeError):
+        cli.main()
+    found = capsys.readouterr()
+    assert end.value.code == 2
+    for line in text.split("\n"):
+        assert plain(line).rstrip() in found.out and plain(line).rstrip() in found.err
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", found.out + found.err)
+
+
+class Settings:
+    """A config as far as ``check`` looks at it before the data."""
+
+    def __init__(self, text):
+        self.text, self.data, self.objective = text, self, self
+        self.on_policy, self.link, self.train, self.train_split = False, "sigmoid", text, "train"
+
+    def to_yaml(self):
+        return f"data: {self.text}"

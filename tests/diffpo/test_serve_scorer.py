@@ -1,20 +1,24 @@
 """The server, asked by hand: what it says, what it refuses, and clients that misbehave."""
 
 import ast
+import base64
 import http.client
 import json
-import os
 import signal
 import socket
 import struct
 import subprocess
 import sys
 import threading
+import time
+import tracemalloc
+import zlib
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
-from http_scorers import Both, Fixed, header, png, served
+from http_scorers import PROMPTS, Both, Fixed, header, png, served
 from on_policy import Brightness
 from PIL import Image
 
@@ -100,35 +104,294 @@ def test_other_paths_methods_and_headers_are_refused_in_json(capfd):
         assert post(server, one(GOOD), method="DELETE")[0] == 501
         assert post(server, one(GOOD), **{"Content-Type": "text/plain"})[0] == 415  # a web page could send that
         assert post(server, iter([b"{}"]))[0] == 411  # chunks
-        for length in ("-1", "1e3", ""):
+        for length in ("-1", "+1", "1e3", "", "1,1", "0x1"):
             assert post(server, "", **{"Content-Length": length})[0] == 411
         assert post(server, "", **{"Content-Length": "9" * 5000})[0] == 413
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_clients_that_hang_up_or_send_rubbish_do_no_harm(capfd, monkeypatch):
-    monkeypatch.setattr(serve_scorer.Handler, "timeout", 0.2)
+# ---- HTTP by hand
+
+
+def said(server, data, half=False):
+    """All that the server answers to these bytes, until it closes."""
+    with socket.create_connection(server.server_address, timeout=30) as connection:
+        connection.sendall(data)
+        if half:
+            connection.shutdown(socket.SHUT_WR)
+        parts = []
+        while part := connection.recv(2**16):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def understood(answer):
+    head, _, body = answer.partition(b"\r\n\r\n")
+    version, status, *_ = head.split()
+    assert version == b"HTTP/1.1" and f"\r\nContent-Length: {len(body)}\r\n".encode() in head
+    return int(status), json.loads(body)
+
+
+def request(*headers, body=None, length=None):
+    body = one(GOOD).encode() if body is None else body
+    lines = ["POST /score HTTP/1.1", "Host: localhost", "Content-Type: application/json", *headers]
+    lines += [f"Content-Length: {len(body) if length is None else length}"]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"GET /\r\n", 400),  # HTTP/0.9
+        (b"GET / HTTP/0.9\r\n\r\n", 505),
+        (b"GET / HTTP/9.9\r\n\r\n", 505),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),  # TLS
+        (b"\0\0\0\0", 400),
+        (b"get / HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET /\0 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET  / HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET http://localhost/ HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
+        (b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n", 501),
+        (b"PUT / HTTP/1.1\r\nHost: localhost\r\n\r\n", 501),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),  # no Host
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nA: a\0\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nA: a\r\n folded\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nA : a\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nA\r\n\r\n", 400),
+        (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"A: b\r\n" * 5000 + b"\r\n", 431),
+        (b"\r\n" * 20_000, 431),
+        (request("Content-Length: 3"), 400),
+        (request("Transfer-Encoding: chunked"), 400),
+        (request("Expect: a miracle"), 417),
+    ],
+)
+def test_odd_requests_get_one_error_each(capfd, data, status):
     with served(Brightness()) as server:
-        start = f"POST /score HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 999\r\n\r\n{one(GOOD)[:50]}"
-        for data, reset in (
-            (b"", False),
-            (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + os.urandom(200), False),  # TLS
-            (b"GET / HTTP/9.9\r\n\r\n", False),
-            (b"GET " + b"/" * 70_000 + b" HTTP/1.1\r\n\r\n", False),
-            (start.encode(), False),
-            (start.encode(), True),
-        ):
-            with socket.create_connection(server.server_address) as connection:
-                connection.sendall(data)
-                if reset:  # close with RST
-                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        with socket.create_connection(server.server_address) as silent:
-            silent.sendall(start.encode())
-            silent.settimeout(30)
-            assert silent.recv(1) == b"", "a client that falls silent is dropped"
+        found, content = understood(said(server, data))
+        assert (found, list(content)) == (status, ["error"])
         assert post(server, one(GOOD))[0] == 200
-        assert server.slots.acquire(blocking=False)
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_head_has_no_body():
+    with served(Brightness()) as server:
+        answer = said(server, b"HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 501 ") and answer.endswith(b"\r\n\r\n")
+
+
+def test_a_connection_is_for_one_request():
+    with served(Brightness()) as server:
+        assert understood(said(server, request() * 3)) == (200, {"scores": {"shapes.total": [1.0]}})
+        waiting = said(server, request("Expect: 100-continue"))
+        assert waiting.startswith(b"HTTP/1.1 100 Continue\r\n\r\n") and understood(waiting[25:])[0] == 200
+        assert understood(said(server, request().replace(b"\r\n", b"\n")))[0] == 200
+        assert understood(said(server, request(length=999), half=True))[0] == 400
+        assert understood(said(server, b"GET / HTTP/1.1\r\nHost: loc", half=True))[0] == 400
+        assert said(server, b"", half=True) == b""
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *((host, 200) for host in ("localhost", "LocalHost:99", "127.0.0.1", "127.0.0.1:8000", "[::1]:8000")),
+        *((host, 403) for host in ("evil.example", "localhost.evil.example", "127.0.0.1.nip.io", "10.0.0.1", "")),
+        *((host, 403) for host in ("localhost:80:80", "[::1", "localhost/", "user@localhost", "127.0.0.1, evil")),
+    ],
+)
+def test_on_loopback_the_host_is_checked(host, status):
+    """A web page can make its own name mean 127.0.0.1, and then ask in that name."""
+    with served(Brightness()) as server:
+        assert understood(said(server, f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()))[0] == status
+        server.loopback = False  # as if it listened elsewhere
+        assert understood(said(server, f"GET / HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()))[0] == 200
+
+
+# ---- slow clients
+
+
+def test_clients_that_hang_up_do_no_harm(capfd):
+    with served(Brightness()) as server:
+        for data in (b"", b"GE", request(length=999), request(length=10**7) + b" " * 10**6):
+            for reset in (False, True):
+                with socket.create_connection(server.server_address) as connection:
+                    connection.sendall(data)
+                    if reset:  # close with RST
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        assert post(server, one(GOOD))[0] == 200
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("start", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: localhost\r\n", request(length=999)])
+def test_one_deadline_is_for_all_of_a_request(start):
+    """Each byte comes before any time-out of a silence would end."""
+    with served(Brightness(), deadline=0.3) as server:
+        began = time.monotonic()
+        with socket.create_connection(server.server_address, timeout=30) as slow:
+            slow.settimeout(0.02)
+            answer, rest = b"", iter(start)
+            while not answer and time.monotonic() - began < 20:
+                slow.sendall(bytes([next(rest, 65)]) if start else b"")
+                try:
+                    answer = slow.recv(2**16)
+                except TimeoutError:
+                    continue
+        assert understood(answer)[0] == 408
+        assert time.monotonic() - began >= 0.3
+
+
+@pytest.mark.parametrize("count", [4, 300])
+@pytest.mark.parametrize("start", [b"", b"GET / HTTP/1.1\r\nA: ", request(length=10**6)])
+def test_slow_clients_do_not_stop_another(capfd, count, start):
+    with served(Brightness()) as server, ExitStack() as slow:
+        assert post(server, one(GOOD))[0] == 200
+        for _ in range(count):
+            slow.enter_context(socket.create_connection(server.server_address)).sendall(start)
+        threads = threading.active_count()
+        assert post(server, one(GOOD)) == (200, {"scores": {"shapes.total": [1.0]}})
+        assert threading.active_count() == threads and len(server.clients) <= server.connections
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_whoever_sends_slowly_gives_the_memory_for_large_bodies_to_others(monkeypatch):
+    monkeypatch.setattr(serve_scorer, "PACE", 0.1)
+    body = one(GOOD).encode().ljust(2**20)
+    with served(Brightness()) as server, ExitStack() as opened:
+        slow = [opened.enter_context(socket.create_connection(server.server_address, timeout=30)) for _ in range(6)]
+        for each in slow:
+            each.sendall(request(body=body)[: 2**19])
+        found = [understood(said(server, request(body=body)))[0] for _ in range(3)]
+        assert found == [200] * 3
+        assert understood(slow[0].recv(2**16))[0] == 503  # the client tries again
+        assert len(server.large) <= serve_scorer.SLOTS
+
+
+def test_a_large_body_waits_for_memory_while_others_are_scored():
+    go_on = threading.Event()
+    body = one(GOOD).encode().ljust(2**20)
+    with served(Fixed(lambda: go_on.wait() and {"fixed": [3]}), deadline=0.5) as server:
+        found = []
+        asking = [
+            threading.Thread(target=lambda: found.append(post(server, body))) for _ in range(serve_scorer.SLOTS + 2)
+        ]
+        for each in asking:
+            each.start()
+        time.sleep(1)  # the deadline is for what the clients have to do
+        assert len(server.large) == serve_scorer.SLOTS and not found
+        assert post(server, None, "/", "GET")[0] == 200
+        go_on.set()
+        for each in asking:
+            each.join(60)
+    assert found == [(200, {"scores": {"fixed": [3.0]}})] * len(asking)
+
+
+# ---- memory
+
+SIZE = 2**22
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"images": [' + b"{}," * (SIZE // 3) + b"{}]}",
+        b"[" + b"{}," * (SIZE // 3) + b"{}]",
+        b"[" * SIZE,
+        b'{"a":' * (SIZE // 5),
+        b'{"images": [' + b'"",' * (SIZE // 3) + b'""]}',
+        b'{"images": [' + b"1," * (SIZE // 2),
+        b'{"prompts": ["' + b'\\"' * (SIZE // 2) + b'"]}',
+        b'{"prompts": ["' + b"\\" * SIZE + b'"]}',
+        b'{"prompts": ["' + "😀".encode() * (SIZE // 4) + b'"]}',
+        b'{"prompts": ["' + b"\\ud83d\\ude00" * (SIZE // 12) + b'"], "images": ["A"]}',
+        b"{" + b" " * SIZE,
+    ],
+    ids="objects list deep-list deep-object empty numbers quotes backslashes wide escapes space".split(),
+)
+def test_what_a_body_becomes_is_not_larger_than_a_few_of_it(body):
+    with serve_scorer.Server(Brightness(), port=0) as server:
+        tracemalloc.start()
+        try:
+            with pytest.raises(serve_scorer.Refused):
+                server.parse(body)
+            assert tracemalloc.get_traced_memory()[1] < 8 * SIZE  # json.loads: 20 to 60 times
+        finally:
+            tracemalloc.stop()
+
+
+@pytest.mark.parametrize("prompt", [*PROMPTS, "\\", '\\"', "😀", "/", "\x00\x7f"])
+@pytest.mark.parametrize("ascii", [True, False])
+def test_prompts_are_those_that_were_sent(prompt, ascii):
+    body = json.dumps({"prompts": [prompt, "b"], "images": ["A/+=", ""]}, ensure_ascii=ascii, indent=1)
+    with serve_scorer.Server(Brightness(), port=0) as server:
+        assert server.parse(body.encode()) == (["A/+=", ""], [prompt, "b"])
+        assert server.parse(body.replace("/", "\\/").encode()) == (["A/+=", ""], [prompt, "b"])
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ('{"images": ["a"], "prompts": ["b"]} {}', 400),
+        ('{"images": ["a"], "prompts": ["b"], "more": 1}', 400),
+        ('{"images": ["a"], "images": ["b"]}', 400),
+        ('{"images": ["a",], "prompts": ["b"]}', 400),
+        ('{"images": ["a" "b"], "prompts": ["b"]}', 400),
+        ('{"images": ["a"] "prompts": ["b"]}', 400),
+        ('{"images": ["a"], "prompts": ["\\x"]}', 400),
+        ('{"images": ["a"], "prompts": ["line\nbreak"]}', 400),
+        ('{"images": ["a"], "prompts": ["\\ud800"]}', 400),
+        ('{"images": ["a"], "prompts": ["' + "b" * 70_000 + '"]}', 413),
+    ],
+)
+def test_the_form_of_a_body_is_strict(body, status):
+    with serve_scorer.Server(Brightness(), port=0) as server:
+        with pytest.raises(serve_scorer.Refused) as refused:
+            server.parse(body.encode())
+        assert refused.value.status == status
+
+
+def chunk(name, data):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def with_chunks(*chunks):
+    plain = base64.b64decode(png(Image.new("RGB", (4, 4), (10, 20, 30))))
+    return base64.b64encode(plain[:33] + b"".join(chunks) + plain[33:]).decode()  # behind IHDR
+
+
+BOMB = zlib.compress(bytes(2**24), 9)
+
+
+def test_texts_and_profiles_in_a_png_are_not_kept():
+    with serve_scorer.Server(Brightness(), port=0) as server:
+        texts = [chunk(b"zTXt", b"k%d\0\0" % k + zlib.compress(bytes(2**19), 9)) for k in range(8)]
+        image = server.decode(0, with_chunks(*texts))
+        assert image.getpixel((0, 0)) == (10, 20, 30) and not image.info
+        for bomb in (
+            chunk(b"zTXt", b"k\0\0" + BOMB),
+            chunk(b"iTXt", b"k\0\1\0\0\0" + BOMB),
+            chunk(b"iCCP", b"k\0\0" + BOMB),
+            chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(2**20 - 1))) * 70,
+        ):
+            tracemalloc.start()
+            try:
+                server.decode(0, with_chunks(bomb))
+            except serve_scorer.Refused as refused:
+                assert refused.sentence == "image 0 is not a readable PNG"
+            finally:
+                peak = tracemalloc.get_traced_memory()[1]
+                tracemalloc.stop()
+            assert peak < 2**27
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_is_seen_on_white(mode):
+    image = Image.new("RGBA", (2, 1), (100, 100, 100, 255))
+    image.putpixel((1, 0), (0, 0, 0, 0))
+    image = image.convert(mode)
+    with serve_scorer.Server(Brightness(), port=0) as server:
+        found = server.decode(0, png(image))
+    assert [found.getpixel((x, 0)) for x in (0, 1)] == [(100, 100, 100), (255, 255, 255)]
 
 
 # ---- the server's life
@@ -149,7 +412,7 @@ def test_it_listens_on_loopback_unless_told_otherwise(capsys, monkeypatch):
 
 def test_names_that_do_not_fit_into_a_url_are_refused():
     scorer = Brightness()
-    for names in (("a b",), ("a/b",), ()):
+    for names in (("a b",), ("a/b",), ("a" * 101,), ("a\n",), ()):
         scorer.names = names
         with pytest.raises(DiffpoError, match="must consist of letters"):
             serve_scorer.Server(scorer, port=0)
@@ -163,7 +426,7 @@ def test_an_answer_in_progress_is_finished_before_the_server_stops():
         asking = threading.Thread(target=lambda: found.append(remote.score([Image.new("RGB", (4, 4))], ["a"])))
         asking.start()
         started.wait()
-        stopping = threading.Thread(target=server.finish)
+        stopping = threading.Thread(target=server.shutdown)
         stopping.start()
         stopping.join(0.2)
         assert stopping.is_alive()
