@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from hashlib import file_digest
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .checkpoint import write_atomic
@@ -24,14 +24,14 @@ SETTINGS += ("height", "width", "dtype")
 OF_ARM = {"lora_hash", "user_hash"}  # what base and tuned pictures differ in
 
 # what the values of a row are; None: they may be null or missing
+REQUIRED = {"prompt", "file", "index", "seed"}
+MADE_HERE = {"steps", "solver", "guidance", "dtype"}  # what `diffpo generate` always says; it says a model_hash too
 KINDS = {
-    **dict.fromkeys(("prompt", "file", "solver", "dtype"), (str,)),
-    **dict.fromkeys(("index", "seed", "steps"), (int,)),
+    **dict.fromkeys(("prompt", "file", "solver", "dtype", "model", "model_hash", "lora", "lora_hash"), str),
+    **dict.fromkeys(("user_pairs", "user_hash", "negative_prompt", "sha256"), str),
+    **dict.fromkeys(("index", "seed", "steps", "height", "width"), int),
     "guidance": (int, float),
-    **dict.fromkeys(("model", "model_hash", "lora", "lora_hash", "user_pairs", "user_hash"), (str, type(None))),
-    **dict.fromkeys(("negative_prompt", "sha256"), (str, type(None))),
-    **dict.fromkeys(("height", "width"), (int, type(None))),
-    "versions": (dict, type(None)),
+    "versions": dict,
 }
 
 
@@ -61,7 +61,7 @@ def save(path: Path, data: bytes) -> None:
 def read_manifest(out: Path) -> list[dict]:
     """The rows of OUT/manifest.jsonl, the last one per image; a half-written last line is left out.
 
-    DiffpoError if a row is not as `diffpo generate` writes it: of other types, or naming a file other than its own.
+    DiffpoError that names the line, if a value is missing or of another type, or names a file outside of ``out``.
     """
     path = Path(out) / "manifest.jsonl"
     rows = {}
@@ -84,16 +84,22 @@ def read_manifest(out: Path) -> list[dict]:
 def _problem(row: Any) -> str | None:
     if not isinstance(row, dict) or row.get("arm") not in ARMS:
         return f"expected an object with the arm {' or '.join(ARMS)}"
+    own = "model_hash" in row
     for key, kinds in KINDS.items():
         value = row.get(key)
-        huge = key != "seed" and isinstance(value, int) and abs(value) >= 2**63
+        if value is None and key not in (REQUIRED | MADE_HERE if own else REQUIRED):
+            continue
+        huge = isinstance(value, int) and abs(value) >= 2**63
         if not isinstance(value, kinds) or isinstance(value, bool) or huge:
             return f"{key} is {plain(repr(value), 80)}"
     if row["index"] < 0:
         return f"index is {row['index']}"
-    own = image_path(Path(), row["arm"], row["index"], row["seed"]).as_posix()
-    if row["file"] != own:
-        return f"file is {plain(repr(row['file']), 80)}, not {own!r}"
+    file = PurePosixPath(row["file"])
+    if file.is_absolute() or ".." in file.parts or "\0" in row["file"]:
+        return f"file is {plain(repr(row['file']), 80)}, which is not in this folder"
+    wanted = image_path(Path(), row["arm"], row["index"], row["seed"]).as_posix()
+    if own and row["file"] != wanted:
+        return f"file is {plain(repr(row['file']), 80)}, not {wanted!r}"
     return None
 
 
@@ -157,7 +163,7 @@ def check_comparable(out: Path, rows: list[dict]) -> None:
                         f"generate them anew in another folder"
                     )
     for row in rows:
-        if not intact(out, row):
+        if not intact(out, row) and ("sha256" in row or not (out / row["file"]).is_file()):
             raise DiffpoError(
                 f"{out / row['file']} is missing, or is not the picture that manifest.jsonl describes. Run the same "
                 f"`diffpo generate` again to make it anew, or compare the folder without manifest.jsonl, by --prompts"

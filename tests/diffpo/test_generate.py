@@ -244,7 +244,7 @@ def test_a_lora_of_another_base_is_refused_before_any_image_is_made(model, lora,
         generate.run(tiny_sd, PROMPTS, tmp_path / "out", lora=lora, **FAST)
     assert not list(tmp_path.glob("out/**/*.png"))
     weights = tiny_sd / "unet" / "diffusion_pytorch_model.safetensors"
-    with pytest.raises(DiffpoError, match="holds no LoRA"):
+    with pytest.raises(DiffpoError, match="are not understood"):
         generate.run(tiny_sd, PROMPTS, tmp_path / "out", lora=weights, **FAST)
 
 
@@ -362,12 +362,12 @@ def test_an_interruption_is_no_loss(model, lora, tmp_path, monkeypatch):
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
 
 
-@pytest.mark.parametrize("seed", [-3, 10**60])
-def test_any_whole_number_is_a_seed(model, tmp_path, seed):
+@pytest.mark.parametrize("seed", [-3, 2**62])
+def test_a_seed_is_a_number_of_64_bits(model, tmp_path, seed):
     (row,) = generate.run(model, ["a cat"], tmp_path, seed=seed, **FAST)
     assert row["file"] == f"images/base/00000_{seed}.png" and manifest.read_manifest(tmp_path) == [row]
-    with pytest.raises(DiffpoError, match="File name too long"):
-        generate.run(model, ["a cat"], tmp_path / "long", seed=10**300, **FAST)
+    with pytest.raises(DiffpoError, match="seed"):
+        generate.run(model, ["a cat"], tmp_path / "long", seed=10**60, **FAST)
 
 
 @pytest.mark.parametrize("line", ['{"arm": "base", "index": 0, "seed": 0}', '{"arm": "x", "index": 0, "seed": 0}', "7"])
