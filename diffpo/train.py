@@ -80,7 +80,8 @@ def _train(config: Config, accelerator: Any) -> Path:
         "pairs_per_update": update.per_update,
     }
     validation = sources.held_out.batches.groups.data_hash if sources.held_out else None
-    started_with = {"settings": config.model_dump(mode="json"), "validation_hash": validation}
+    start = trained.file_hash(config.lora.start) if config.lora and config.lora.start else None
+    started_with = {"settings": config.model_dump(mode="json"), "validation_hash": validation, "start_hash": start}
     step = 0
     if found := checkpoint.latest(output, say):
         step = resume(*found, {**about, **started_with}, network, optimizer, schedule, accelerator, update, meter)
@@ -201,13 +202,14 @@ def resume(
     for key, what, mend in (
         ("data_hash", "the training pairs are not those", "Point data.train or data.prompts at the same data"),
         ("validation_hash", "the validation pairs are not those", "Point data.validation at the same data"),
+        ("start_hash", "lora.start is not the LoRA", "Set lora.start to that one"),
         (
             "pairs_per_update",
             "batch_size x accumulation x processes is not the product",
             "Set train.batch_size and train.accumulation accordingly",
         ),
     ):
-        if manifest.get(key, about[key]) != about[key]:  # older checkpoints have no validation_hash
+        if manifest.get(key, about[key]) != about[key]:  # older checkpoints have only some of them
             raise DiffpoError(
                 f"cannot resume {folder}: {what} that the run started with ({manifest[key]} there, {about[key]} now). "
                 f"{mend}, or {anew}"

@@ -59,9 +59,7 @@ def open_source(source: str, split: str, data: Data, quiet: bool = True) -> tupl
             reason = (
                 f"the disk of {datasets.config.HF_DATASETS_CACHE} is full (HF_DATASETS_CACHE=FOLDER chooses another)"
             )
-        elif (place := getattr(error, "filename", None)) and str(datasets.config.HF_DATASETS_CACHE).startswith(
-            str(place)
-        ):
+        elif str(datasets.config.HF_DATASETS_CACHE).startswith(str(getattr(error, "filename", None) or "?")):
             reason += "; `datasets` keeps a copy there (HF_DATASETS_CACHE=FOLDER chooses another)"
         raise DiffpoError(f"cannot read the rows of {source}{where}: {reason}") from error
 

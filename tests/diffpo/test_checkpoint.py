@@ -244,7 +244,7 @@ def test_checkpoints_of_older_versions_are_held_against_config_yaml(finished, tm
     for path in config.output.glob("checkpoint-*/checkpoint.json"):
         manifest = json.loads(path.read_text())
         assert Config.model_validate(manifest.pop("settings")).identity() == config.identity()
-        del manifest["hash"], manifest["validation_hash"]
+        del manifest["hash"], manifest["validation_hash"], manifest["start_hash"]
         path.write_text(json.dumps({**manifest, "hash": checkpoint._digest(manifest)}))
     with pytest.raises(DiffpoError, match=r"objective.beta: 500.0 there, 100.0 here, by .*config\.yaml"):
         train(finished_with(config, "objective.beta=100", tmp_path))
@@ -335,6 +335,18 @@ def test_data_may_move_between_two_runs_but_not_change(finished, tmp_path):
     write_parquet(moved["train"], pick_a_pic_rows(7))
     with pytest.raises(DiffpoError, match=r"Point data.train or data.prompts at the same data, or start a new run"):
         train(config)
+
+
+def test_a_run_does_not_resume_on_another_lora_to_start_from(finished, tmp_path):
+    finished(tmp_path / "run")
+    first, other = (tmp_path / "run" / f"checkpoint-00000{step}" / lora.FILE_NAME for step in (2, 4))
+    start = tmp_path / "start.safetensors"
+    shutil.copy(first, start)
+    config = finished(tmp_path / "run", f"lora.start={start}", f"output={tmp_path / 'new'}", "train.steps=2")
+    train(config)
+    shutil.copy(other, start)
+    with pytest.raises(DiffpoError, match=r"lora.start is not the LoRA that the run started with .*Set lora.start"):
+        train(finished_with(config, "train.steps=4", tmp_path))
 
 
 def test_a_run_is_not_shortened(finished, tmp_path):

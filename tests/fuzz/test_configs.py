@@ -111,6 +111,27 @@ def test_recipes_of_which_lines_were_moved_or_doubled(path, name, data):
     try_config(path, kind=KINDS[name])
 
 
+@settings(max_examples=80)
+@given(
+    widths=st.lists(st.integers(1, 40), min_size=1, max_size=12),
+    form=st.sampled_from(["[{}]", "{{<<: [{}]}}", "{{k: [{}]}}", "[[{}]]"]),
+    leaf=st.sampled_from(["{x: 1}", "lol", "[1, 2]", "'" + "y" * 300 + "'"]),
+    place=st.sampled_from(
+        ["train: {{optimizer_args: {}}}\n", "model: {{path: {}}}\n", "data: {}\n", "lora: {{targets: {}}}\n"]
+    ),
+    kind=st.sampled_from([Config, ScorerConfig]),
+)
+def test_aliases_of_aliases(path, widths, form, leaf, place, kind):
+    """As little as one line may stand for more values than there is memory."""
+    levels = [f"a0: &a0 {leaf}"]
+    for number, width in enumerate(widths):
+        levels.append(f"a{number + 1}: &a{number + 1} " + form.format(", ".join([f"*a{number}"] * width)))
+    path.write_text(place.format("{" + ", ".join(levels) + "}"))
+    assert not try_config(path, kind=kind)
+    path.write_text("\n".join(levels))
+    assert not try_config(path, kind=kind)
+
+
 TOKENS = [
     *(
         "model",
