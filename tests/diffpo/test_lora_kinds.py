@@ -86,6 +86,17 @@ def test_every_family_trains_it_and_its_reference_is_the_base(tiny_folder, tmp_p
     torch.testing.assert_close(output(lora.network_of(merged)), output(network), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["dora", "lokr"])
+@pytest.mark.parametrize("family", ["sd", "sd3", "pixart", "flux"])
+def test_every_family_takes_a_step_from_zero(tiny_folder, make_config, kind, family):
+    config = make_config(tiny_folder(family), f"lora.kind={kind}", "lora.rank=2", "train.steps=1")
+    weights = load_file(train(config))
+    (row,) = metrics_of(config.output)
+    assert row["error/chosen_delta"] == row["error/rejected_delta"] == 0.0 and row["grad_norm"] > 0
+    moved = [value.any() for name, value in weights.items() if name.endswith(("lora_B.weight", "lokr_w1"))]
+    assert sum(moved) >= 0.9 * len(moved)  # SD3's last block has a query whose output nobody reads
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_in_half_precision_a_fresh_one_changes_nothing_and_is_float32(tiny_sd, kind, dtype):

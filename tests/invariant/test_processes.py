@@ -101,10 +101,12 @@ def test_sharded_and_whole_runs_continue_each_other(tiny_sdxl, make_config, tmp_
     train(make_config(model, *common, "train.batch_size=8", "train.steps=1", mixed))
     cut_up = ["train.batch_size=2", "train.accumulation=2", "train.gradient_checkpointing=true"]
     recipe = str(tmp_path / "recipe.yaml")
+    kinds = {kind: [f"lora.kind={kind}", "train.steps=2"] for kind in ("dora", "lokr")}
     said = launch(
         [
             ["train", recipe, *common, *cut_up, "train.steps=3", mixed],
             ["train", recipe, f"model.path={tiny_sdxl}", "objective.reference.policy=ema", "train.steps=1"],
+            *(["train", recipe, *SGD, *cut_up, *own, f"output={tmp_path / kind}-two"] for kind, own in kinds.items()),
         ],
         "--config_file",
         str(Path(__file__).parents[2] / "configs" / "accelerate" / "fsdp2.yaml"),
@@ -121,3 +123,8 @@ def test_sharded_and_whole_runs_continue_each_other(tiny_sdxl, make_config, tmp_
         )
         for index, values in theirs.items():
             torch.testing.assert_close(ours[index]["momentum_buffer"], values["momentum_buffer"], rtol=1e-3, atol=1e-6)
+    for kind, own in kinds.items():
+        train(make_config(model, *SGD, *own, "train.batch_size=8", f"output={tmp_path / kind}"))
+        two, one = (finished(tmp_path / name)[0] for name in (f"{kind}-two", kind))
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
