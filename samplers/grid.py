@@ -205,7 +205,7 @@ class Grid:
                 f"{first:g} lies outside the schedule: t from {low:g} to {high:g}, network labels from "
                 f"{self.schedule.model_time(low):g} to {self.schedule.model_time(high):g}"
             )
-        t = np.clip(t, low, high) if times is None else t
+        t = np.clip(t, low, high)
         nodes = Nodes.at(self.schedule, t)
         if to_zero:
             return _apart(nodes.then_zero(), "the given values")
@@ -278,8 +278,10 @@ def falling(name: str, values) -> np.ndarray:
 
 
 def _apart(nodes: Nodes, what: str) -> Nodes:
-    """The nodes, if they run one way and no two are alike."""
+    """The nodes, if they run one way, no two are alike, and the network is told of noise at each of its calls."""
     steps = np.diff(nodes.t)
+    if not (nodes.sigma[:-1] > 1e-30).all():
+        raise ValueError(f"{what}: the network cannot be called at sigma = {nodes.sigma[:-1].min():.3g}")
     if not ((steps < 0).all() or (steps > 0).all()):
         k = int(np.argmax(steps >= 0) if nodes.t[-1] < nodes.t[0] else np.argmax(steps <= 0))
         raise ValueError(

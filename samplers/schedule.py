@@ -241,7 +241,7 @@ def training_betas(kind, start: float = 1e-4, end: float = 0.02, n: int = 1000, 
     Args:
         kind: 'linear', 'scaled_linear', 'squaredcos_cap_v2', or the betas themselves.
         zero_snr: rescale to zero terminal SNR (Lin et al. 2023, arXiv 2305.08891, algorithm 1); as in diffusers the
-            last alpha^2 is then 2^-24 instead of 0.
+            last alpha^2 is then 2^-24 instead of 0, or less where the one before is as small (linear betas).
     """
     if isinstance(kind, str) and not (0.0 < start < 1.0 and 0.0 < end < 1.0 and n >= 2):
         raise ValueError(f"betas lie between 0 and 1, and there are at least two: {start=}, {end=}, {n=}")
@@ -259,7 +259,7 @@ def training_betas(kind, start: float = 1e-4, end: float = 0.02, n: int = 1000, 
     if zero_snr:
         root = np.sqrt(np.cumprod(1.0 - betas))
         alpha_bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
-        alpha_bar[-1] = 2.0**-24
+        alpha_bar[-1] = min(2.0**-24, alpha_bar[-2] / 2)
         betas = 1.0 - alpha_bar / np.concatenate([[1.0], alpha_bar[:-1]])
     return betas
 
