@@ -3,6 +3,8 @@
 A `Grid` is a schedule, a range and a rule; `grid.nodes(n)` gives the n + 1 nodes of n intervals. The end is
 explicit: `end="zero"` places n nodes and then steps to sigma = 0 (the clean image), `end="t_end"` places n + 1 nodes
 and stops at `t_end`, as the papers' codes do.
+
+Nodes run one way, no two alike: from noise to data, and towards noise only between a t_start and a later t_end.
 """
 
 from __future__ import annotations
@@ -53,50 +55,55 @@ class Nodes:
         return Nodes(**{name: np.append(getattr(self, name), value) for name, value in end.items()})
 
 
-def _uniform_in(forward, backward):
-    """n points from a to b, equally spaced in forward(t)."""
+def _placed_in(forward, backward, points=np.linspace):
+    """n times from a to b, at `points` (fa, fb, n) of f = forward(t)."""
 
     def place(schedule, a, b, n, rho):
-        fa, fb = forward(schedule, a, rho), forward(schedule, b, rho)
+        with np.errstate(divide="ignore"):
+            fa, fb = forward(schedule, a, rho), forward(schedule, b, rho)
         if not np.isfinite([fa, fb]).all():
-            raise ValueError("this grid needs alpha > 0 at its start (use grid='time', or a smaller t_start)")
-        t = backward(schedule, np.linspace(fa, fb, n), rho)
+            raise ValueError(
+                "this grid needs alpha > 0 at its start (use grid='time', or a smaller t_start) and sigma > 0 at t_end"
+            )
+        t = backward(schedule, points(fa, fb, n), rho)
         t[0], t[-1] = a, b if n > 1 else a  # the ends exactly, not by a round trip
         return t
 
     return place
 
 
-_SPACED = {
-    "time": _uniform_in(lambda s, t, rho: t, lambda s, u, rho: u),
-    "quadratic": _uniform_in(lambda s, t, rho: np.sqrt(t), lambda s, u, rho: u**2),
-    # uniform in lambda (DPM-Solver, arXiv 2206.00927, sec. 3.4); also "exponential" and "lu_lambdas" elsewhere
-    "logsnr": _uniform_in(lambda s, t, rho: s.lam(t), lambda s, u, rho: s.t_of_lambda(u)),
-    # EDM, arXiv 2206.00364, eq. 5, on sigma / alpha
-    "karras": _uniform_in(lambda s, t, rho: np.exp(-s.lam(t) / rho), lambda s, u, rho: s.t_of_lambda(-rho * np.log(u))),
-}
-
-
-def _beta(schedule, a, b, n, rho):
-    """Quantiles of Beta(0.6, 0.6) on sigma / alpha (arXiv 2407.12173, as diffusers' use_beta_sigmas)."""
+def _beta_quantiles(first: float, last: float, n: int) -> np.ndarray:
+    """Quantiles of Beta(0.6, 0.6) (arXiv 2407.12173, as diffusers' use_beta_sigmas)."""
     from scipy.stats import beta
 
-    hi, lo = np.exp(-schedule.lam(a)), np.exp(-schedule.lam(b))
-    t = schedule.t_of_lambda(-np.log(lo + (hi - lo) * beta.ppf(1 - np.linspace(0, 1, n), 0.6, 0.6)))
-    t[0], t[-1] = a, b if n > 1 else a
-    return t
+    return last + (first - last) * beta.ppf(1 - np.linspace(0, 1, n), 0.6, 0.6)
+
+
+_SPACED = {
+    "time": _placed_in(lambda s, t, rho: t, lambda s, u, rho: u),
+    "quadratic": _placed_in(lambda s, t, rho: np.sqrt(t), lambda s, u, rho: u**2),
+    # uniform in lambda (DPM-Solver, arXiv 2206.00927, sec. 3.4); "lu_lambdas" elsewhere
+    "logsnr": _placed_in(lambda s, t, rho: s.lam(t), lambda s, u, rho: s.t_of_lambda(u)),
+    # The others place the noise level: sigma / alpha, for flow sigma itself, where alone "exponential" is not "logsnr".
+    "exponential": _placed_in(
+        lambda s, t, rho: np.log(s.noise_level(t)), lambda s, u, rho: s.t_of_noise_level(np.exp(u))
+    ),
+    # EDM, arXiv 2206.00364, eq. 5
+    "karras": _placed_in(lambda s, t, rho: s.noise_level(t) ** (1 / rho), lambda s, u, rho: s.t_of_noise_level(u**rho)),
+    "beta": _placed_in(lambda s, t, rho: s.noise_level(t), lambda s, u, rho: s.t_of_noise_level(u), _beta_quantiles),
+}
 
 
 def _ays(name):
     def place(schedule, a, b, n, rho):
         table = np.log(AYS[name])
         levels = np.exp(np.interp(np.linspace(0, 1, n), np.linspace(0, 1, len(table)), table))
-        return np.clip(schedule.t_of_noise_level(levels), min(a, b), max(a, b))
+        return np.clip(schedule.t_of_lambda(-np.log(levels)), min(a, b), max(a, b))
 
     return place
 
 
-_SPACED |= {"beta": _beta, "ays": _ays("ays"), "ays_sdxl": _ays("ays_sdxl")}
+_SPACED |= {"ays": _ays("ays"), "ays_sdxl": _ays("ays_sdxl")}
 
 
 def _labels(kind: str, total: int, n: int, offset: int) -> np.ndarray:
@@ -109,6 +116,8 @@ def _labels(kind: str, total: int, n: int, offset: int) -> np.ndarray:
         labels = (np.arange(n + 1) * (total // (n + 1)))[::-1][:-1] + offset
     else:  # trailing
         labels = np.arange(total, 0, -total / n).round()[:n] - 1
+    if not 0 <= labels[0] < total:
+        raise ValueError(f"grid {kind!r} with {offset=} begins at label {labels[0]:g}, outside 0 to {total - 1}")
     return labels.astype(np.float64)
 
 
@@ -128,11 +137,11 @@ class Grid:
         rho: exponent of 'karras'.
         steps_offset: added to the labels of 'leading'.
         sigmas / timesteps / times: the nodes themselves (noise levels sigma / alpha, or sigma for flow; network
-            labels; times). Strictly monotone. A last sigma of 0 is the end 'zero'. With `times` the last one is the
-            end unless end='zero' adds one.
+            labels; times), from noise to data: each below the one before. A last sigma of 0 is the end 'zero'. With
+            `times` the last one is the end unless end='zero' adds one.
 
     Raises:
-        ValueError: unknown names, nodes that are not monotone or lie outside the schedule.
+        ValueError: unknown names, nodes that do not go down or lie outside the schedule.
     """
 
     def __init__(
@@ -156,12 +165,14 @@ class Grid:
             raise unknown("grid end", end, ("zero", "t_end"))
         if sum(given is not None for given in (sigmas, timesteps, times)) > 1:
             raise ValueError("give at most one of sigmas, timesteps and times")
+        if not 0 < rho < np.inf:
+            raise ValueError(f"rho must be above 0, got {rho}")
         self.schedule, self.kind, self.end, self.rho, self.steps_offset = schedule, kind, end, rho, steps_offset
         self.t_start = schedule.t_max if t_start is None else t_start
         self.t_end = schedule.t_min if t_end is None else t_end
         low, high = schedule.t_limits
         for t in (self.t_start, self.t_end):
-            if not low <= t <= high:
+            if not (low <= t <= high and np.isfinite(t)):
                 raise ValueError(f"t = {t:g} lies outside the schedule, which runs from {low:g} to {high:g}")
         if self.t_start == self.t_end:
             raise ValueError(f"the grid starts and ends at t = {self.t_start}")
@@ -171,44 +182,55 @@ class Grid:
 
     def _given(self, sigmas, timesteps, times) -> Nodes | None:
         if sigmas is not None:
-            values, of = _monotone("sigmas", sigmas), self.schedule.t_of_noise_level
+            values, of = falling("sigmas", sigmas), self.schedule.t_of_noise_level
         elif timesteps is not None:
-            values, of = _monotone("timesteps", timesteps), self.schedule.t_of_model_time
+            values, of = falling("timesteps", timesteps), self.schedule.t_of_model_time
         elif times is not None:
-            values, of = _monotone("times", times), lambda t: t
+            values, of = falling("times", times), lambda t: t
         else:
             return None
         to_zero = self.end == "zero"
         if timesteps is None and values[-1] == 0.0:
             values, to_zero = values[:-1], True
-        t = of(values)
+        if not len(values):
+            raise ValueError("the given sigmas name no model call: they need a value above 0")
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):  # outside the schedule
+            t = of(values)
         low, high = self.schedule.t_limits
         slack = 1e-3 * (self.schedule.t_max - self.schedule.t_min)  # published tables are rounded (14.615 for 14.6146)
-        outside = (t < low - slack) | (t > high + slack)
-        if not len(t):
-            raise ValueError("the given sigmas name no model call: they need a value above 0")
-        if outside.any():
-            first = values[outside][0]
+        inside = (t >= low - slack) & (t <= high + slack)
+        if not inside.all():
+            first = values[~inside][0]
             raise ValueError(
                 f"{first:g} lies outside the schedule: t from {low:g} to {high:g}, network labels from "
                 f"{self.schedule.model_time(low):g} to {self.schedule.model_time(high):g}"
             )
-        t = np.clip(t, low, high) if times is None else t
+        t = np.clip(t, low, high)
         nodes = Nodes.at(self.schedule, t)
         if to_zero:
-            return nodes.then_zero()
-        return nodes if times is not None else Nodes.at(self.schedule, np.append(t, self.t_end))
+            return _apart(nodes.then_zero(), "the given values")
+        if times is not None:
+            return _apart(nodes, "the given times")
+        nodes = Nodes.at(self.schedule, np.append(t, self.t_end))
+        null = nodes.t[-2] == nodes.t[-1]  # a call at t_end itself, whose step changes nothing, as in diffusers' PNDM
+        _apart(nodes.take(range(len(nodes) - null)), "the given values and t_end")
+        return nodes
 
     def nodes(self, n: int) -> Nodes:
         """n + 1 nodes for n intervals, from the noisy end on."""
         if not isinstance(n, (int, np.integer)) or n < 1:
             raise ValueError(f"steps must be a whole number of model calls, at least 1; got {n!r}")
+        if n > MOST_CALLS:
+            raise ValueError(f"{n} steps are more than the {MOST_CALLS} that a plan may have")
         if self.given is not None:
             if len(self.given) != n + 1:
                 raise IntervalsError(
                     f"the given sigmas or timesteps make {len(self.given) - 1} intervals, this solver needs {n}"
                 )
             return self.given
+        return _apart(self._placed(n), f"grid {self.kind!r} of {n} steps")
+
+    def _placed(self, n: int) -> Nodes:
         if self.kind in LABEL_GRIDS:
             if not isinstance(self.schedule, VPDiscrete):
                 raise ValueError(f"grid {self.kind!r} places integer labels and needs a VPDiscrete schedule")
@@ -224,17 +246,46 @@ class Grid:
         return nodes.then_zero() if self.end == "zero" else nodes
 
 
-def _monotone(name: str, values) -> np.ndarray:
+MOST_CALLS = 100_000  # of one plan
+
+
+def falling(name: str, values) -> np.ndarray:
+    """The values as float64, if they are finite numbers of which each is below the one before.
+
+    Raises:
+        ValueError: they are not; the message says which entry is wrong.
+    """
     try:
         values = np.array([float(v) for v in values], np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} must be a sequence of numbers, got {values!r}") from None
+    if not len(values):
+        raise ValueError(f"{name} must not be empty")
     if not np.isfinite(values).all():
         raise ValueError(f"{name} must be finite, got {values.tolist()}")
     steps = np.diff(values)
-    if not ((steps < 0).all() or (steps > 0).all()):
-        bad = int(np.argmax(steps >= 0)) if len(steps) and steps[0] < 0 else int(np.argmax(steps <= 0))
+    if len(steps) and (steps > 0).all():
+        raise ValueError(
+            f"{name} must go down, from noise to data, but entry 1 is {values[1]:g} after {values[0]:g}; to go towards "
+            "noise pass a t_start below t_end and end='t_end'"
+        )
+    if not (steps < 0).all():
+        bad = int(np.argmax(steps >= 0)) if steps[0] < 0 else int(np.argmax(steps <= 0))
         raise ValueError(
             f"{name} must be strictly monotone, but entry {bad + 1} is {values[bad + 1]:g} after {values[bad]:g}"
         )
     return values
+
+
+def _apart(nodes: Nodes, what: str) -> Nodes:
+    """The nodes, if they run one way, no two are alike, and the network is told of noise at each of its calls."""
+    steps = np.diff(nodes.t)
+    if not (nodes.sigma[:-1] > 1e-30).all():
+        raise ValueError(f"{what}: the network cannot be called at sigma = {nodes.sigma[:-1].min():.3g}")
+    if not ((steps < 0).all() or (steps > 0).all()):
+        k = int(np.argmax(steps >= 0) if nodes.t[-1] < nodes.t[0] else np.argmax(steps <= 0))
+        raise ValueError(
+            f"{what}: nodes {k} and {k + 1} are not apart (t = {nodes.t[k]:g} and {nodes.t[k + 1]:g}); take fewer "
+            "steps, another grid or another range"
+        )
+    return nodes

@@ -10,16 +10,18 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers, SchedulerMixin
 
+from ._files import write_whole
 from ._names import unknown
 from .default import Choice, default_solver
+from .foreign import PROCESS, read
 from .grid import GRIDS, LABEL_GRIDS
-from .prediction import PREDICTIONS
+from .prediction import BLIND, PREDICTIONS, blind
 from .schedule import RectifiedFlow, Schedule, VPDiscrete, training_betas
 from .solvers import SOLVERS
 
 SIGMA_FLAGS = {
     "use_karras_sigmas": "karras",
-    "use_exponential_sigmas": "logsnr",  # uniform in log sigma is uniform in lambda
+    "use_exponential_sigmas": "exponential",
     "use_lu_lambdas": "logsnr",
     "use_beta_sigmas": "beta",
 }
@@ -68,25 +70,73 @@ def chosen_by_name(config, fixed: dict) -> Choice:
     return Choice(build, None, options)
 
 
-def from_flow_match(config: dict, ours) -> tuple[dict, dict, dict]:
-    """A config that may be of a FlowMatch scheduler, known by its keys because a live config holds no class name.
+def _number(low: float, high: float, whole: bool = False, unset: bool = False):
+    """Whether a value is a number above `low` (a whole one may be it) and not above `high`, or None if `unset`."""
 
-    Returns: the config without what only FlowMatch schedulers know, what it implies here, and what was left out.
+    def valid(value) -> bool:
+        kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
+        if value is None or isinstance(value, bool) or not isinstance(value, kinds):
+            return unset and value is None
+        return (low <= value if whole else low < value) and value <= high
+
+    return valid
+
+
+_LARGEST = 1e6
+_RULES = {  # option -> whether a value is valid, and what it must be
+    "num_train_timesteps": (_number(2, _LARGEST, whole=True), "a whole number from 2 to a million"),
+    "solver_order": (_number(1, _LARGEST, whole=True), "a whole number of at least 1"),
+    "steps_offset": (_number(0, _LARGEST, whole=True), "a whole number of at least 0"),
+    "beta_start": (_number(0, 1), "a number between 0 and 1"),
+    "beta_end": (_number(0, 1), "a number between 0 and 1"),
+    "dynamic_thresholding_ratio": (_number(0, 1), "a number above 0, at most 1"),
+    "sample_max_value": (_number(0, _LARGEST), "a number above 0"),
+    "clip_sample_range": (_number(0, _LARGEST), "a number above 0"),
+    "flow_shift": (_number(0, _LARGEST), "a number above 0"),
+    "guidance": (_number(-_LARGEST, _LARGEST), "a finite number"),
+    "eta": (_number(-_LARGEST, _LARGEST, unset=True), "a finite number or None"),
+    "sigma_min": (_number(0, _LARGEST, unset=True), "a number above 0 or None"),
+    "sigma_max": (_number(0, _LARGEST, unset=True), "a number above 0 or None"),
+    "shift_terminal": (lambda v: v == 0 or _number(0, 0.999, unset=True)(v), "a number from 0 to below 1 or None"),
+    "lambda_min_clipped": (lambda v: v == -np.inf or _number(-_LARGEST, _LARGEST)(v), "a number or -inf"),
+    "time_shift_type": (lambda v: v in ("exponential", "linear"), "'exponential' or 'linear'"),
+    "solver_options": (lambda v: v is None or isinstance(v, dict), "options by name"),
+    "trained_betas": (lambda v: v is None or isinstance(v, list | tuple | np.ndarray), "a list of numbers"),
+}
+_SWITCHES = (
+    *("thresholding", "lower_order_final", "use_flow_sigmas", "use_dynamic_shifting", "rescale_betas_zero_snr"),
+    *("clip_sample", "as_published", *SIGMA_FLAGS),
+)
+_NAMES = ("beta_schedule", "prediction_type", "solver_type", "final_sigmas_type", "timestep_spacing")
+
+
+def check(config) -> None:
+    """That every option has a value of its kind; which names exist is checked where they are looked up.
 
     Raises:
-        ValueError: an EDM-preconditioned scheduler's config, or a FlowMatch option that is not supported.
+        ValueError: one has not, or two contradict each other; the text names them.
     """
-    if "sigma_data" in config and "beta_start" not in config:
-        raise ValueError("this config is of an EDM-preconditioned scheduler: use samplers.sample with samplers.EDM")
-    if "shift" not in config or "beta_start" in config:
-        return dict(config), {}, {}
-    for name in ("shift_terminal", "invert_sigmas", "stochastic_sampling"):
-        if config.get(name):
-            raise ValueError(f"a FlowMatch config with {name} is not supported: pass sigmas= to the pipeline")
-    left = {name: value for name, value in config.items() if name not in ours and not name.startswith("_")}
-    config = {name: value for name, value in config.items() if name not in left}
-    implied = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": left["shift"]}
-    return config, implied, left
+    switch = (lambda v: v is None or isinstance(v, bool | np.bool_), "true or false")
+    name = (lambda v: isinstance(v, str), "a name")
+    name_or_none = (lambda v: v is None or isinstance(v, str), "a name or None")
+    rules = _RULES | dict.fromkeys(_SWITCHES, switch) | dict.fromkeys(_NAMES, name)
+    for option, (valid, what) in (rules | dict.fromkeys(("solver", "grid", "variance_type"), name_or_none)).items():
+        if not valid(config[option]):
+            raise ValueError(f"{option} must be {what}, got {config[option]!r}")
+    if sum(bool(config[flag]) for flag in SIGMA_FLAGS) > 1:
+        raise ValueError(f"set at most one of {', '.join(SIGMA_FLAGS)}")
+    if config.sigma_min is not None and config.sigma_max is not None and config.sigma_min >= config.sigma_max:
+        raise ValueError(f"sigma_min must be below sigma_max, got {config.sigma_min} and {config.sigma_max}")
+    if not config.use_flow_sigmas:
+        for option in ("use_dynamic_shifting", "shift_terminal"):
+            if config[option]:
+                raise ValueError(f"{option} is an option of flow models: set use_flow_sigmas too")
+        if config.prediction_type == "flow_prediction":
+            raise ValueError("prediction_type 'flow_prediction' is that of flow models: set use_flow_sigmas too")
+    if config.trained_betas is not None and len(config.trained_betas) != config.num_train_timesteps:
+        raise ValueError(
+            f"num_train_timesteps is {config.num_train_timesteps}, but trained_betas has {len(config.trained_betas)}"
+        )
 
 
 class PipelineConfig(SchedulerMixin, ConfigMixin):
@@ -125,6 +175,11 @@ class PipelineConfig(SchedulerMixin, ConfigMixin):
         rescale_betas_zero_snr: bool = False,
         use_dynamic_shifting: bool = False,
         time_shift_type: str = "exponential",
+        shift_terminal: float | None = None,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        clip_sample: bool = False,
+        clip_sample_range: float = 1.0,
         solver: str | None = None,
         grid: str | None = None,
         eta: float | None = None,
@@ -158,6 +213,9 @@ class PipelineConfig(SchedulerMixin, ConfigMixin):
 
     def _setup(self) -> None:
         config = self.config
+        check(config)
+        if unsaid := config.get("_use_default_values"):  # what other classes would replace by defaults of their own
+            self.register_to_config(_use_default_values=[name for name in sorted(unsaid) if name not in PROCESS])
         if config.solver is not None and config.solver not in SOLVERS:
             raise unknown("solver", config.solver, SOLVERS)
         if self.fixed_solver not in (None, config.solver):
@@ -178,8 +236,6 @@ class PipelineConfig(SchedulerMixin, ConfigMixin):
             raise unknown("final_sigmas_type", config.final_sigmas_type, ("zero", "sigma_min"))
         if config.timestep_spacing not in LABEL_GRIDS:
             raise unknown("timestep_spacing", config.timestep_spacing, LABEL_GRIDS)
-        if sum(bool(config[flag]) for flag in SIGMA_FLAGS) > 1:
-            raise ValueError(f"set at most one of {', '.join(SIGMA_FLAGS)}")
         n = config.num_train_timesteps
         if config.use_flow_sigmas:
             self.schedule: Schedule = RectifiedFlow(config.flow_shift, n)
@@ -189,28 +245,57 @@ class PipelineConfig(SchedulerMixin, ConfigMixin):
             self.schedule = VPDiscrete(betas)
             self.betas = torch.tensor(betas, dtype=torch.float32)
             self.alphas_cumprod = torch.cumprod(1.0 - torch.tensor(betas), 0).float()
+            if config.rescale_betas_zero_snr and config.lambda_min_clipped == -np.inf:
+                self._require_x0(float(self.schedule.alpha(1.0)))
+
+    def _require_x0(self, alpha: float) -> None:
+        """Refuses a first call at this alpha if x_0 cannot be had from the network there."""
+        config = self.config
+        if blind(self._network, alpha) and not (config.thresholding or config.clip_sample):
+            raise ValueError(
+                f"{BLIND.format(self._network, alpha)}: is its prediction_type 'v_prediction'? "
+                "Else begin at less noise, with lambda_min_clipped=-5.1"
+            )
 
     @classmethod
     def from_config(cls, config=None, return_unused_kwargs=False, **kwargs):
-        """As diffusers' `from_config`; understands FlowMatch configs (`shift`) too. An unknown option is an error."""
+        """As diffusers' `from_config`, for the configs of all schedulers in `foreign.DIFFUSION` and `foreign.FLOW`.
+
+        Raises:
+            ValueError: an unknown option, or a config that describes something else; the text says what.
+        """
+        options = {n: p.default for n, p in list(inspect.signature(cls.__init__).parameters.items())[1:]}
         for name in kwargs:
-            if not name.startswith("_") and name not in ("dtype", "torch_dtype", *cls._get_init_keys(cls)):
-                raise unknown(f"option of {cls.__name__}", name, cls._get_init_keys(cls) - {"self"})
-        flow = {}
-        if isinstance(config, dict):
-            config, implied, flow = from_flow_match(config, cls._get_init_keys(cls))
-            kwargs = {**implied, **kwargs}
-            was = config.get("solver", cls.fixed_solver)
-            said = None if "solver" in config.get("_use_default_values", ()) else was
-            if kwargs.get("solver", cls.fixed_solver or said) != was:  # the options of another solver stay behind
-                for name in ("solver", "solver_options", "eta", "as_published"):
-                    config.pop(name, None)
-            if config.get("solver_options") and cls.fixed_options:
-                left = {name: v for name, v in config["solver_options"].items() if name not in cls.fixed_options}
-                config["solver_options"] = left or None
+            if not name.startswith("_") and name not in ("dtype", "torch_dtype", *options):
+                raise unknown(f"option of {cls.__name__}", name, options)
+        if not isinstance(config, dict):
+            raise ValueError(
+                f"from_config takes a scheduler's config such as pipe.scheduler.config, not {type(config).__name__}; "
+                "for a folder there is from_pretrained"
+            )
+        config, implied, flow = read(config, options)
+        kwargs = {**implied, **kwargs}
+        was = config.get("solver", cls.fixed_solver)
+        said = None if "solver" in config.get("_use_default_values", ()) else was
+        if kwargs.get("solver", cls.fixed_solver or said) != was:  # the options of another solver stay behind
+            for name in ("solver", "solver_options", "eta", "as_published"):
+                config.pop(name, None)
+        if isinstance(config.get("solver_options"), dict) and cls.fixed_options:
+            left = {name: v for name, v in config["solver_options"].items() if name not in cls.fixed_options}
+            config["solver_options"] = left or None
         made = super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
-        (made[0] if return_unused_kwargs else made).register_to_config(**flow)  # kept for the way back
+        scheduler = made[0] if return_unused_kwargs else made
+        if flow:  # kept for the way back
+            scheduler.register_to_config(**{**flow, "shift": scheduler.config.flow_shift})
         return made
+
+    def to_json_file(self, json_file_path) -> None:
+        """Write the config as JSON, whole or not at all."""
+        try:
+            text = self.to_json_string()
+        except TypeError as error:
+            raise ValueError(f"this config cannot be saved: {error}") from None
+        write_whole(json_file_path, text.encode())
 
     @property
     def _network(self) -> str:

@@ -44,6 +44,15 @@ def conversion(source: str, target: str, alpha: float, sigma: float) -> tuple[fl
     return (p_to * q - q_to * p) / det, (q_to * alpha - p_to * sigma) / det
 
 
+BLIND = "a network that predicts {!r} says next to nothing of the image at alpha = {:.2g}, where the first call is"
+
+
+def blind(kind: str, alpha: float) -> bool:
+    """Whether a network's prediction is (almost) its own input at this alpha, so that x_0 = (x - sigma eps) / alpha
+    magnifies its errors more than a thousand times: epsilon at zero terminal SNR (arXiv 2305.08891, sec. 3.2)."""
+    return kind in ("epsilon", "score") and bool(alpha < 1e-3)
+
+
 def fitting(x: torch.Tensor, value: torch.Tensor, what: str) -> torch.Tensor:
     """`value` in x's dtype.
 

@@ -19,6 +19,8 @@ class Schedule:
     the labels.
 
     All methods take and return float64 arrays (scalars are accepted); `t` runs from `t_min` (clean) to `t_max` (noise).
+    The noise level and what the network is told both grow with t; a time outside the schedule may come back as such,
+    as inf or as NaN, never as one inside.
     """
 
     t_min: float  # where sampling ends and starts by default
@@ -57,8 +59,13 @@ class Schedule:
     def t_of_model_time(self, label: Array) -> Array:
         return np.asarray(label, np.float64)
 
+    def noise_level(self, t: Array) -> Array:
+        """`sigma / alpha`, the number that k-diffusion and diffusers call sigma; inf where alpha is 0."""
+        with np.errstate(over="ignore"):
+            return np.exp(-self.lam(t))
+
     def t_of_noise_level(self, level: Array) -> Array:
-        """The time at noise level `sigma / alpha`, the number that k-diffusion and diffusers call sigma."""
+        """The time at a noise level (inverse of `noise_level`)."""
         return self.t_of_lambda(-np.log(np.asarray(level, np.float64)))
 
 
@@ -78,7 +85,7 @@ class VPLinear(_VariancePreserving):
     """Continuous VP schedule with beta(t) linear in t (Song et al. 2021, arXiv 2011.13456, eq. 33)."""
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, t_min: float = 1e-3):
-        if not 0 < beta_min < beta_max:
+        if not 0 < beta_min < beta_max < np.inf:
             raise ValueError(f"VPLinear needs 0 < beta_min < beta_max, got {beta_min} and {beta_max}")
         self.beta_min, self.beta_max, self.t_min, self.t_max = beta_min, beta_max, t_min, 1.0
 
@@ -108,13 +115,7 @@ class VPDiscrete(_VariancePreserving):
     """
 
     def __init__(self, betas, interpolation: str = "log_alpha"):
-        self.betas = np.asarray(betas, np.float64)
-        if self.betas.ndim != 1 or len(self.betas) < 2:
-            raise ValueError(f"VPDiscrete needs at least two betas in one dimension, got shape {self.betas.shape}")
-        if not ((self.betas > 0) & (self.betas < 1)).all():
-            raise ValueError(
-                "VPDiscrete needs betas strictly between 0 and 1; for zero terminal SNR cap the last one below 1"
-            )
+        self.betas = _checked_betas(betas)
         if interpolation not in ("log_alpha", "alpha_bar"):
             raise unknown("interpolation", interpolation, ("log_alpha", "alpha_bar"))
         n = len(self.betas)
@@ -123,6 +124,8 @@ class VPDiscrete(_VariancePreserving):
         self.corners = self._t[1:-1]
         log_alpha = 0.5 * np.cumsum(np.log1p(-self.betas))
         self._levels = log_alpha if interpolation == "log_alpha" else np.exp(2.0 * log_alpha)
+        if not (np.diff(self._levels) < 0).all():
+            raise ValueError("VPDiscrete needs betas that tell neighbouring labels apart in float64")
         self.t_min, self.t_max = self.t_limits = 1.0 / n, 1.0
 
     @classmethod
@@ -158,7 +161,7 @@ class EDM(Schedule):
     """alpha = 1, sigma = t, the network is told sigma (Karras et al. 2022, arXiv 2206.00364)."""
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0):
-        if not 0 < sigma_min < sigma_max:
+        if not 0 < sigma_min < sigma_max < np.inf:
             raise ValueError(f"EDM needs 0 < sigma_min < sigma_max, got {sigma_min} and {sigma_max}")
         self.t_min, self.t_max, self.init_scale = sigma_min, sigma_max, sigma_max
         self.t_limits = (0.0, float("inf"))
@@ -186,8 +189,10 @@ class RectifiedFlow(Schedule):
     default_grid = "time"  # lambda is -inf at t = 1
 
     def __init__(self, shift: float = 1.0, num_train_timesteps: int = 1000, t_min: float | None = None):
-        if shift <= 0:
-            raise ValueError(f"RectifiedFlow needs shift > 0, got {shift}")
+        if not 0 < shift < np.inf:
+            raise ValueError(f"RectifiedFlow needs a finite shift > 0, got {shift}")
+        if not (isinstance(num_train_timesteps, (int, np.integer)) and num_train_timesteps >= 1):
+            raise ValueError(f"RectifiedFlow needs at least one training timestep, got {num_train_timesteps!r}")
         self.shift, self.num_train_timesteps = float(shift), num_train_timesteps
         self.t_max = 1.0
         # By default as diffusers' FlowMatch schedulers, which shift an already shifted 1/N again.
@@ -210,12 +215,18 @@ class RectifiedFlow(Schedule):
             return np.log(self.alpha(t))
 
     def t_of_lambda(self, lam):
-        return self.t_of_noise_level(1.0 / (1.0 + np.exp(np.asarray(lam, np.float64))))
+        with np.errstate(over="ignore"):
+            return self.t_of_noise_level(1.0 / (1.0 + np.exp(np.asarray(lam, np.float64))))
+
+    def noise_level(self, t):
+        """Sigma itself: sigma / alpha, which other models name, is infinite at the start."""
+        return self.sigma(t)
 
     def t_of_noise_level(self, level):
-        """The time at sigma (flow models name sigma itself, not sigma / alpha, which is infinite at the start)."""
         level = np.asarray(level, np.float64)
-        return level / (self.shift - (self.shift - 1.0) * level)
+        inside = np.clip(level, 0.0, 1.0)
+        t = inside / (self.shift - (self.shift - 1.0) * inside)
+        return np.where(np.abs(level - inside) < 1e-6, t, np.copysign(np.inf, level))  # float32's 1 may be above 1
 
     def model_time(self, t):
         return self.num_train_timesteps * self.sigma(t)
@@ -230,10 +241,12 @@ def training_betas(kind, start: float = 1e-4, end: float = 0.02, n: int = 1000, 
     Args:
         kind: 'linear', 'scaled_linear', 'squaredcos_cap_v2', or the betas themselves.
         zero_snr: rescale to zero terminal SNR (Lin et al. 2023, arXiv 2305.08891, algorithm 1); as in diffusers the
-            last alpha^2 is then 2^-24 instead of 0.
+            last alpha^2 is then 2^-24 instead of 0, or less where the one before is as small (linear betas).
     """
+    if isinstance(kind, str) and not (0.0 < start < 1.0 and 0.0 < end < 1.0 and n >= 2):
+        raise ValueError(f"betas lie between 0 and 1, and there are at least two: {start=}, {end=}, {n=}")
     if not isinstance(kind, str):
-        betas = np.asarray(kind, np.float64)
+        betas = _checked_betas(kind, last_may_be_one=zero_snr)  # which rescaling then lowers
     elif kind == "linear":
         betas = np.linspace(start, end, n)
     elif kind == "scaled_linear":
@@ -246,8 +259,23 @@ def training_betas(kind, start: float = 1e-4, end: float = 0.02, n: int = 1000, 
     if zero_snr:
         root = np.sqrt(np.cumprod(1.0 - betas))
         alpha_bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
-        alpha_bar[-1] = 2.0**-24
+        alpha_bar[-1] = min(2.0**-24, alpha_bar[-2] / 2)
         betas = 1.0 - alpha_bar / np.concatenate([[1.0], alpha_bar[:-1]])
+    return betas
+
+
+def _checked_betas(betas, last_may_be_one: bool = False) -> Array:
+    try:
+        betas = np.asarray(betas, np.float64)
+    except (TypeError, ValueError):
+        raise ValueError("VPDiscrete needs betas that are numbers") from None
+    if betas.ndim != 1 or len(betas) < 2:
+        raise ValueError(f"VPDiscrete needs at least two betas in one dimension, got shape {betas.shape}")
+    inner = betas[:-1] if last_may_be_one and betas[-1] == 1.0 else betas
+    if not ((inner > 0) & (inner < 1)).all():
+        raise ValueError(
+            "VPDiscrete needs betas strictly between 0 and 1; for zero terminal SNR cap the last one below 1"
+        )
     return betas
 
 

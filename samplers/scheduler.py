@@ -12,17 +12,18 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput  # noqa: F401 (see __init__)
 
-from .grid import Grid
+from .grid import Grid, Nodes, falling
 from .pipeline_config import SIGMA_FLAGS, PipelineConfig, chosen_by_name, chosen_by_rule, signature_of
 from .plan import ANCHOR, Plan, State, randn
 from .prediction import convert, dynamic_threshold
 from .sample import build_on_given
-from .schedule import RectifiedFlow
+from .schedule import EDM, RectifiedFlow, Schedule
 from .tail import tail
 
 
@@ -45,7 +46,10 @@ class SolverScheduler(PipelineConfig):
         solver_order, solver_type, lower_order_final: for a named `solver` of a family that has them in diffusers. A
             solver_type of another family means the solver's default. lower_order_final acts at any number of steps
             (diffusers stops at 15, where its error jumps).
-        timestep_spacing, steps_offset: used by grid='config'.
+        timestep_spacing, steps_offset: used by grid='config', which for flow models is grid='time'.
+        sigma_min, sigma_max: the range that the use_*_sigmas flags fill, in sigma / alpha, for flow models too.
+        shift_terminal: of flow models, the sigma of the last call.
+        clip_sample, clip_sample_range: clamp x_0, as `thresholding` does by its quantile.
         others: as in diffusers' DPMSolverMultistepScheduler.
 
     A subclass fixes a solver and its options: `class Mine(SolverScheduler, solver="unipc", order=3)`.
@@ -86,6 +90,9 @@ class SolverScheduler(PipelineConfig):
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """alpha_t x_0 + sigma_t noise at the labels `timesteps`, shape (batch,) or (1,)."""
         t = self.schedule.t_of_model_time(torch.as_tensor(timesteps).detach().cpu().double().numpy().reshape(-1))
+        low, high = self.schedule.t_limits
+        if not ((t >= low - 1e-6) & (t <= high + 1e-6)).all():
+            raise ValueError(f"timesteps {timesteps} lie outside the schedule")
         shape = (-1, *[1] * (original_samples.ndim - 1))
         like = {"device": original_samples.device, "dtype": original_samples.dtype}
         alpha, sigma = (
@@ -112,35 +119,39 @@ class SolverScheduler(PipelineConfig):
         Args:
             num_inference_steps: number of model calls; an error that names possible numbers if the solver cannot make
                 exactly as many.
-            timesteps: instead, the labels of the nodes: the calls themselves for a solver with one call per step, the
-                beginnings of the steps for the others.
-            sigmas: instead, the noise levels of the nodes: sigma / alpha for VP models, sigma before the shift for
-                flow models. A last 0 is the end.
+            timesteps: instead, the labels of the nodes, from noise to data: the calls themselves for a solver with one
+                call per step, the beginnings of the steps for the others.
+            sigmas: instead, the noise levels of the nodes, from noise to data: sigma / alpha for VP models, sigma
+                before the shift for flow models, where the use_*_sigmas flags place as many anew between the first
+                and the last, as in diffusers. A last 0 is the end.
             mu: resolution-dependent shift of flow models, used if `use_dynamic_shifting`.
         """
-        given = [values for values in (timesteps, sigmas) if values is not None]
+        self.plan = None  # until there is a new one
+        given = {name: v for name, v in {"timesteps": timesteps, "sigmas": sigmas}.items() if v is not None}
         if len(given) > 1 or (not given and num_inference_steps is None):
             raise ValueError("pass exactly one of num_inference_steps, timesteps and sigmas")
         if num_inference_steps is not None and not (
             isinstance(num_inference_steps, (int, np.integer)) and num_inference_steps > 0
         ):
             raise ValueError(f"num_inference_steps is a whole number of calls, at least 1; got {num_inference_steps!r}")
+        given = {name: falling(name, values) for name, values in given.items()}
         if self.config.use_dynamic_shifting:
-            if mu is None:
-                raise ValueError("this config has use_dynamic_shifting: pass mu= to set_timesteps")
-            shift = math.exp(mu) if self.config.time_shift_type == "exponential" else mu
-            self.schedule = RectifiedFlow(shift, self.config.num_train_timesteps)
+            self.schedule = self._shifted_by(mu)
+        calls = num_inference_steps or len(*given.values())
         if self.config.solver is None:
-            self._choice = chosen_by_rule(self.config, num_inference_steps or len(given[0]), self.schedule)
+            self._choice = chosen_by_rule(self.config, calls, self.schedule)
         else:
             self._choice = chosen_by_name(self.config, self.fixed_options)
-        self._grid = self._place(timesteps, sigmas)
-        self.plan = self._compile(self._grid, None if given else num_inference_steps)
-        if num_inference_steps not in (None, len(self.plan)):
+        self._grid = self._place(**given)
+        plan = self._compile(self._grid, None if given else num_inference_steps)
+        if num_inference_steps not in (None, len(plan)):
             raise ValueError(
-                f"pass exactly one of num_inference_steps, timesteps and sigmas: {self.plan.name} makes "
-                f"{len(self.plan)} calls where num_inference_steps is {num_inference_steps}"
+                f"pass exactly one of num_inference_steps, timesteps and sigmas: {plan.name} makes "
+                f"{len(plan)} calls where num_inference_steps is {num_inference_steps}"
             )
+        if not self.config.use_flow_sigmas:
+            self._require_x0(plan.alpha[0])
+        self.plan = plan
         x, noise = self.plan.start[0]
         self.init_noise_sigma = float(np.hypot(x * self.schedule.init_scale, noise))
         self.timesteps = torch.tensor(self.plan.label, dtype=torch.float32, device=device)
@@ -149,22 +160,74 @@ class SolverScheduler(PipelineConfig):
         self.num_inference_steps = len(self.plan)
         self._reset()
 
-    def _place(self, timesteps, sigmas) -> Grid:
+    def _shifted_by(self, mu) -> RectifiedFlow:
+        """The schedule of a flow that is shifted by the image's size; its smallest time is shifted once."""
+        if mu is None:
+            raise ValueError("this config has use_dynamic_shifting: pass mu= to set_timesteps")
+        steps = self.config.num_train_timesteps
+        try:
+            shift = math.exp(mu) if self.config.time_shift_type == "exponential" else float(mu)
+            return RectifiedFlow(shift, steps, t_min=1.0 / steps)
+        except (TypeError, ValueError, OverflowError):
+            raise ValueError(f"mu must be a number that makes a finite shift above 0, got {mu!r}") from None
+
+    def _place(self, timesteps=None, sigmas=None) -> Grid:
         schedule, config = self.schedule, self.config
-        t_start = schedule.t_max
+        end = "zero" if config.final_sigmas_type == "zero" else "t_end"
+        flagged = next((kind for flag, kind in SIGMA_FLAGS.items() if config[flag]), None)
         if config.use_flow_sigmas:
-            sigmas = None if sigmas is None else schedule.sigma([float(s) for s in sigmas])
-        elif np.isfinite(config.lambda_min_clipped):
+            return self._place_flow(config.grid or flagged, end, timesteps, sigmas, flagged)
+        t_start, t_end = schedule.t_max, schedule.t_min
+        if np.isfinite(config.lambda_min_clipped):
             t_start = min(t_start, float(schedule.t_of_lambda(config.lambda_min_clipped)))
-        flagged = [kind for flag, kind in SIGMA_FLAGS.items() if config[flag]]
-        kind = config.timestep_spacing if config.grid == "config" else config.grid
-        kind = kind or (flagged[0] if flagged else None)
+        if flagged and not config.grid:
+            t_start = self._time_at("sigma_max", t_start)
+            t_end = self._time_at("sigma_min", t_end)
+        kind = config.timestep_spacing if config.grid == "config" else config.grid or flagged
         placed = kind or timesteps is not None or sigmas is not None or t_start != schedule.t_max
         if self._choice.grid is not None and not placed:
             return self._choice.grid
-        end = "zero" if config.final_sigmas_type == "zero" else "t_end"
-        offset = config.steps_offset
-        return Grid(schedule, kind, end=end, t_start=t_start, steps_offset=offset, sigmas=sigmas, timesteps=timesteps)
+        range_ = {"end": end, "t_start": t_start, "t_end": t_end}
+        return Grid(schedule, kind, **range_, steps_offset=config.steps_offset, sigmas=sigmas, timesteps=timesteps)
+
+    def _place_flow(self, kind: str | None, end: str, timesteps, sigmas, flagged: str | None) -> Grid:
+        """As diffusers' FlowMatchEulerDiscreteScheduler: shift, stretch to `shift_terminal`, then the flags."""
+        schedule, config, terminal = self.schedule, self.config, self.config.shift_terminal
+        kind = "time" if kind == "config" else kind
+        if timesteps is not None:
+            return Grid(schedule, end=end, timesteps=timesteps)
+        if sigmas is not None:
+            if sigmas[0] > 1.0 + 1e-6 or sigmas[-1] < 0.0:
+                raise ValueError(f"sigmas of a flow model lie between 0 and 1, got {sigmas.tolist()}")
+            calls = schedule.sigma(np.minimum(sigmas, 1.0)[: len(sigmas) - (sigmas[-1] == 0.0)])
+            calls = _stretched(calls, terminal) if terminal else calls
+            if flagged and len(calls) > 1:
+                t_start, t_end = schedule.t_of_noise_level(calls[[0, -1]])
+                calls = schedule.sigma(Grid(schedule, kind, t_start=t_start, t_end=t_end).nodes(len(calls)).t[:-1])
+            end = "zero" if sigmas[-1] == 0.0 else end
+            return Grid(schedule, end=end, sigmas=calls)
+        if flagged and not config.grid and (config.sigma_min, config.sigma_max) != (None, None):
+            if config.sigma_min is None or config.sigma_max is None:
+                raise ValueError("a flow model needs both of sigma_min and sigma_max")
+            levels = Grid(EDM(config.sigma_min, config.sigma_max), kind, end=end)  # UniPC's: sigma / alpha
+            return _Relevelled(schedule, levels, lambda level: level / (1.0 + level))
+        if terminal and kind in (None, "time"):
+            return _Relevelled(schedule, Grid(schedule, "time", end=end), lambda level: _stretched(level, terminal))
+        if self._choice.grid is not None and not kind:
+            return self._choice.grid
+        t_end = float(schedule.t_of_noise_level(terminal)) if terminal else None
+        return Grid(schedule, kind, end=end, t_end=t_end)
+
+    def _time_at(self, option: str, default: float) -> float:
+        """The time at the noise level that an option names."""
+        level = self.config[option]
+        if level is None:
+            return default
+        least, most = self.schedule.noise_level(np.array(self.schedule.t_limits))
+        if not 0.999 * least <= level <= 1.001 * most:
+            raise ValueError(f"{option} = {level:g} lies outside the schedule, {least:g} to {most:g}")
+        t = float(self.schedule.t_of_noise_level(np.clip(level, least, most)))
+        return min(default, t) if option == "sigma_max" else max(default, t)
 
     def _compile(self, grid: Grid, calls: int | None, eta: float | None = None) -> Plan:
         """The plan on a grid, of as many calls or (None) of as many steps as the grid's given nodes make."""
@@ -173,8 +236,12 @@ class SolverScheduler(PipelineConfig):
             if "eta" not in inspect.signature(build).parameters:
                 raise ValueError(f"solver {build.__name__!r} has no option 'eta'")
             options = {**options, "eta": eta}
-        plan = build_on_given(build, grid, **options) if calls is None else build(grid, calls, **options)
-        return plan.for_prediction("sample" if self.config.thresholding else self._network)
+        try:
+            plan = build_on_given(build, grid, **options) if calls is None else build(grid, calls, **options)
+        except (TypeError, OverflowError) as error:  # an option of another kind, which only the solver knows
+            raise ValueError(f"solver {build.__name__!r} with {options}: {error}") from None
+        limited = self.config.thresholding or self.config.clip_sample
+        return plan.for_prediction("sample" if limited else self._network)
 
     def _begin(self, first: int, eta: float) -> None:
         """The plan of this run: from call `first` on, perhaps with the pipeline's own eta."""
@@ -235,11 +302,14 @@ class SolverScheduler(PipelineConfig):
         if self.config.variance_type in ("learned", "learned_range"):
             model_output = model_output[:, : sample.shape[1]]
         state = self._take_over(sample)
-        if self.config.thresholding:
+        if self.config.thresholding or self.config.clip_sample:
             output = model_output.to(state.input.dtype)
             x0 = convert(state.input, output, self._network, "sample", plan.alpha[k], plan.sigma[k])
-            top = max(1.0, self.config.sample_max_value)
-            model_output = dynamic_threshold(x0, self.config.dynamic_thresholding_ratio, ceiling=top)
+            if self.config.thresholding:
+                top = max(1.0, self.config.sample_max_value)
+                model_output = dynamic_threshold(x0, self.config.dynamic_thresholding_ratio, ceiling=top)
+            else:
+                model_output = x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
         noise = None
         if plan.needs_noise(k):
             noise = variance_noise
@@ -275,6 +345,28 @@ class SolverScheduler(PipelineConfig):
         of_input, of_anchor = self._run.rows[self._step_index - self._offset - 1, :, ANCHOR]
         slope = float(of_anchor / of_input) if of_input and of_anchor else 1.0
         return state._replace(input=given, anchor=state.anchor + (given - state.input) * slope)
+
+
+class _Relevelled(Grid):
+    """Another grid's nodes, moved to the noise levels `level(theirs)`."""
+
+    def __init__(self, schedule: Schedule, nodes_of: Grid, level: Callable[[np.ndarray], np.ndarray]):
+        super().__init__(schedule, end=nodes_of.end)
+        self._nodes_of, self._level = nodes_of, level
+
+    def _placed(self, n: int) -> Nodes:
+        t = self._nodes_of.nodes(n).t
+        to_zero = self.end == "zero"
+        levels = self._level(self._nodes_of.schedule.noise_level(t[:-1] if to_zero else t))
+        nodes = Nodes.at(self.schedule, self.schedule.t_of_noise_level(levels))
+        return nodes.then_zero() if to_zero else nodes
+
+
+def _stretched(sigma: np.ndarray, terminal: float) -> np.ndarray:
+    """1 - sigma scaled so that the last sigma is `terminal` (FlowMatchEulerDiscreteScheduler's shift_terminal)."""
+    if sigma[-1] == 1.0:  # one call
+        return sigma
+    return 1.0 - (1.0 - sigma) * ((1.0 - terminal) / (1.0 - sigma[-1]))
 
 
 # Saved pipelines name the class by its module, which must already be imported when they are loaded: with this,

@@ -75,6 +75,8 @@ def _plan(name: str, grid: Grid, nodes: Nodes, keep, push, spread, as_published:
     keep, push, spread = keep.copy(), push * (0.5 if ode else 1.0), spread * (0.0 if ode else 1.0)
     if as_published:
         spread[-1] *= grid.end != "zero"  # the result is the mean of the last step
+    elif nodes.sigma[-1] == 0.0 and nodes.alpha[-2] == 0.0:
+        raise ValueError(f"{name} needs a call between alpha = 0 and sigma = 0: take more steps or a smaller t_start")
     elif nodes.sigma[-1] == 0.0:  # Tweedie's formula, the paper's last step without noise (app. G)
         keep[-1], push[-1], spread[-1] = 1 / nodes.alpha[-2], nodes.sigma[-2] ** 2 / nodes.alpha[-2], 0.0
     rows = [row(a, -b / s, noise=c) for a, b, c, s in zip(keep, push, spread, nodes.sigma[:-1], strict=True)]

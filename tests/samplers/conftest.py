@@ -1,7 +1,17 @@
+import warnings
+
 import pytest
 import torch
 
 from samplers.analytic import GaussianMixture
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_computed_with_a_warning():
+    """No infinities or NaNs on the way, in numpy's and scipy's own code either, and nothing about to be removed."""
+    warnings.filterwarnings("error", category=RuntimeWarning)
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module="diffusers")
+    warnings.filterwarnings("error", category=DeprecationWarning, module="samplers")
 
 
 @pytest.fixture(scope="session")

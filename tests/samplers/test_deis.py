@@ -114,7 +114,8 @@ def test_both_ends(mixture, z, variant):
     assert rmse(plan.run(mixture.model(flow, "flow"), z), exact) < 0.01
     cosine = VPDiscrete(training_betas("squaredcos_cap_v2", zero_snr=True))
     plan = deis(Grid(cosine, "trailing"), 20, variant=variant)
-    assert torch.isfinite(plan.run(mixture.model(cosine), z)).all()
+    with pytest.warns(UserWarning, match="next to nothing of the image"):  # so exact a network is rare
+        assert torch.isfinite(plan.run(mixture.model(cosine), z)).all()
 
 
 def test_lower_order_final():

@@ -47,8 +47,6 @@ def test_flow_match_configs_both_ways():
         diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=5.0),
     ):
         assert SolverScheduler.from_config(theirs.config).schedule.shift == 5.0
-    with pytest.raises(ValueError, match="shift_terminal is not supported"):
-        SolverScheduler.from_config(diffusers.FlowMatchEulerDiscreteScheduler(shift_terminal=0.1).config)
     with pytest.raises(ValueError, match="EDM-preconditioned"):
         SolverScheduler.from_config(diffusers.EDMEulerScheduler().config)
 
