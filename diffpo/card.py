@@ -14,11 +14,13 @@ from .config import Config
 from .errors import DiffpoError
 from .lora import FILE_NAME
 from .manifest import read_manifest
+from .models import pipeline_class
+from .models.single_file import is_one
 
 SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "error/chosen_delta", "error/rejected_delta")
 
-RELATION = {"diffusers": "adapter", "kohya": "adapter", "merged": "finetune", "full": "finetune"}  # the hub's words
-TITLE = {"merged": "{} with a preference LoRA merged in", "full": "{}, fine-tuned on preferences"}
+MERGED = "{} with a preference LoRA merged in"
+TITLE = {"merged": MERGED, "single": MERGED, "full": "{}, fine-tuned on preferences"}
 
 MEANING = (
     "Rewards and errors are measured against the base model on noised training images; they say that training worked, "
@@ -26,10 +28,10 @@ MEANING = (
     "from the same prompts and noise, with 95 % intervals."
 )
 USE = """```python
-from diffusers import DiffusionPipeline
+from diffusers import {cls}{more}
 
-pipe = DiffusionPipeline.from_pretrained({source!r})
-{load}image = pipe("a prompt").images[0]
+pipe = {cls}.{load}
+{lora}image = pipe("a prompt").images[0]
 ```"""
 
 
@@ -39,14 +41,14 @@ def write_card(config: Config, about: dict[str, Any], size: str, output: Path) -
     Training numbers are means over the last 50 updates in metrics.jsonl.
     """
     table = training_table(output)
-    base = config.model.path
+    base = base_name(config.model.path)
     if config.lora is None:
         network = full.find(output)
         kind, title = json.loads((network / "config.json").read_text())["_class_name"], TITLE["full"].format(base)
-        trained, tag, name = "all weights", "", ", " + kind
+        trained, tag, more = "all weights", "", ", " + kind
         load = f'pipe.{network.name} = {kind}.from_pretrained("FOLDER_OF_THIS_FILE", subfolder="{network.name}")'
     else:
-        trained, tag, name, title = f"rank {config.lora.rank}", "lora, ", "", f"A preference LoRA for {base}"
+        trained, tag, more, title = f"rank {config.lora.rank}", "lora, ", "", f"A preference LoRA for {base}"
         load = f'pipe.load_lora_weights("FOLDER_OF_THIS_FILE", weight_name="{FILE_NAME}")'
     write_atomic(
         output / "README.md",
@@ -62,13 +64,7 @@ Trained by diffpo with {config.objective.name} (beta {config.objective.beta:g}) 
 `{config.data.train or config.data.prompts}`, {config.train.steps} updates of {about["pairs_per_update"]} groups,
 learning rate {config.train.lr:g}, {trained}, {config.data.resolution} px.
 
-```python
-from diffusers import DiffusionPipeline{name}
-
-pipe = DiffusionPipeline.from_pretrained({base!r})
-{load}
-image = pipe("a prompt").images[0]
-```
+{_use(config.model.path, pipeline_class(config.model), load, more)}
 
 {table}
 
@@ -107,16 +103,14 @@ def _users(config: Config) -> str:
 
 
 def export_card(model: str, about: dict[str, Any], form: str, usage: str, tables: list[str], lora_hash: str) -> str:
-    """The card of what `diffpo export` wrote as ``form`` (diffusers, kohya, merged; full: merged, but no LoRA's):
+    """The card of what `diffpo export` wrote as ``form`` (diffusers, kohya, merged, single; full: merged, no LoRA's):
     ``about`` is the LoRA's header, ``model`` its base, ``usage`` how to load it, ``tables`` what was measured."""
     base, objective = about.get("base", {}), about.get("objective")
-    header = []
+    header, relation = [], "finetune" if form in TITLE else "adapter"  # the hub's words
     if is_hub_id(model):  # the hub refuses others
-        header = [f"base_model: {json.dumps(model)}", f"base_model_relation: {RELATION[form]}"]
-    tags = [*(["lora"] if RELATION[form] == "adapter" else []), "text-to-image", "preference-optimization"]
+        header = [f"base_model: {json.dumps(model)}", f"base_model_relation: {relation}"]
+    tags = [*(["lora"] if relation == "adapter" else []), "text-to-image", "preference-optimization"]
     header += ["library_name: diffusers", f"tags: [{', '.join(tags + ([objective] if objective else []))}]"]
-    # a folder's place on this disk is nobody's business
-    name = model if is_hub_id(model) else Path(model).expanduser().resolve().name
     made = "It does not say how it was trained."
     if objective:
         made = (
@@ -127,7 +121,7 @@ def export_card(model: str, about: dict[str, Any], form: str, usage: str, tables
     whose = "Its weights have" if form == "full" else "The LoRA's file has"
     parts = [
         "---\n" + "\n".join(header) + "\n---",
-        f"# {TITLE.get(form, 'A preference LoRA for {}').format(name)}",
+        f"# {TITLE.get(form, 'A preference LoRA for {}').format(base_name(model))}",
         f"{made} {whose} sha256 {lora_hash}.",
         usage,
         *[table for table in tables if table],
@@ -137,15 +131,20 @@ def export_card(model: str, about: dict[str, Any], form: str, usage: str, tables
     return "\n\n".join(parts) + "\n"
 
 
-def usage(form: str, name: str, model: str, users: bool) -> str:
-    """How to load the file ``name`` (or the merged pipeline); ``users``: the LoRA was trained with users."""
+def usage(form: str, name: str, model: str, pipeline: str, users: bool) -> str:
+    """How to load the file ``name`` (or the merged pipeline) of a model and its ``pipeline``'s class; ``users``: the
+    LoRA was trained with users."""
     if form == "kohya":
         text = f"Put `{name}` where ComfyUI, A1111 or Forge look for LoRAs; strength 1 is what was trained."
     elif form == "merged":
-        text = USE.format(source="THIS_FOLDER", load="")
+        text = USE.format(cls="DiffusionPipeline", more="", load="from_pretrained('THIS_FOLDER')", lora="")
+    elif form == "single":
+        text = (
+            f"Put `{name}` where ComfyUI, A1111 or Forge look for checkpoints (a transformer alone: for diffusion "
+            f"models). `diffpo` takes it as `--model` and as `model.path`."
+        )
     else:
-        source = model if is_hub_id(model) else "FOLDER_OF_THE_BASE_MODEL"
-        text = USE.format(source=source, load=f'pipe.load_lora_weights("THIS_FOLDER", weight_name="{name}")\n')
+        text = _use(model, pipeline, f'pipe.load_lora_weights("THIS_FOLDER", weight_name="{name}")')
     if not users:
         return text
     text += "\n\nIt was trained with users; loaded like that it paints for nobody in particular."
@@ -154,9 +153,22 @@ def usage(form: str, name: str, model: str, users: bool) -> str:
     return text
 
 
+def _use(model: str, pipeline: str, load: str, more: str = "") -> str:
+    """Loading ``model`` by diffusers and then, with ``load``, what was trained."""
+    if is_one(model):
+        return USE.format(cls=pipeline, more=more, load=f"from_single_file({base_name(model)!r})", lora=f"{load}\n")
+    source = model if is_hub_id(model) else "FOLDER_OF_THE_BASE_MODEL"
+    return USE.format(cls="DiffusionPipeline", more=more, load=f"from_pretrained({source!r})", lora=f"{load}\n")
+
+
 def is_hub_id(model: str) -> bool:
-    """Whether ``model`` can name a model on the hub, and is no folder here."""
-    return bool(re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", model)) and not Path(model).is_dir()
+    """Whether ``model`` can name a model on the hub, and is no folder or file here."""
+    return bool(re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", model)) and not Path(model).is_dir() and not is_one(model)
+
+
+def base_name(model: str) -> str:
+    """A model as others may know it: its place on this disk is nobody's business."""
+    return model if is_hub_id(model) else Path(model).expanduser().resolve().name
 
 
 def evaluation_table(folder: Path, lora_hash: str) -> str:
