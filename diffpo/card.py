@@ -16,16 +16,14 @@ from .errors import DiffpoError
 from .header import number
 from .lora import FILE_NAME
 from .manifest import read_manifest
+from .models import pipeline_class
+from .models.single_file import is_one
 from .text import markdown, plain, read_text
 
 SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "error/chosen_delta", "error/rejected_delta")
 
-RELATION = {"diffusers": "adapter", "kohya": "adapter", "merged": "finetune", "full": "finetune"}  # the hub's words
-TITLE = {
-    "lora": "A preference LoRA for {}",
-    "merged": "{} with a preference LoRA merged in",
-    "full": "{}, fine-tuned on preferences",
-}
+LORA, MERGED = "A preference LoRA for {}", "{} with a preference LoRA merged in"
+TITLE = {"merged": MERGED, "single": MERGED, "full": "{}, fine-tuned on preferences"}
 
 MEANING = (
     "Rewards and errors are measured against the base model on noised training images; they say that training worked, "
@@ -33,10 +31,10 @@ MEANING = (
     "from the same prompts and noise, with 95 % intervals."
 )
 USE = """```python
-from diffusers import DiffusionPipeline
+from diffusers import {cls}{more}
 
-pipe = DiffusionPipeline.from_pretrained({source!r})
-{load}image = pipe("a prompt").images[0]
+pipe = {cls}.{load}
+{lora}image = pipe("a prompt").images[0]
 ```"""
 
 
@@ -46,14 +44,14 @@ def write_card(config: Config, about: dict[str, Any], size: str, output: Path) -
     Training numbers are means over the last 50 updates in metrics.jsonl.
     """
     table = training_table(output)
-    base, method = config.model.path, config.objective.name
+    base, method = base_name(config.model.path), config.objective.name
     if config.lora is None:
         network = full.find(output)
         kind, title = json.loads((network / "config.json").read_text())["_class_name"], TITLE["full"]
-        trained, tags, name = "all weights", [], ", " + kind
+        trained, tags, more = "all weights", [], ", " + kind
         load = f'pipe.{network.name} = {kind}.from_pretrained("FOLDER_OF_THIS_FILE", subfolder="{network.name}")'
     else:
-        trained, tags, name, title = f"rank {config.lora.rank}", ["lora"], "", TITLE["lora"]
+        trained, tags, more, title = f"rank {config.lora.rank}", ["lora"], "", LORA
         load = f'pipe.load_lora_weights("FOLDER_OF_THIS_FILE", weight_name="{FILE_NAME}")'
     tags += ["text-to-image", "preference-optimization", method]
     write_atomic(
@@ -66,13 +64,7 @@ Trained by diffpo with {method} (beta {config.objective.beta:g}) on {size} of
 {markdown(config.data.train or config.data.prompts)}, {config.train.steps} updates of
 {about["pairs_per_update"]} groups, learning rate {config.train.lr:g}, {trained}, {config.data.resolution} px.
 
-```python
-from diffusers import DiffusionPipeline{name}
-
-pipe = DiffusionPipeline.from_pretrained({plain(base)!r})
-{load}
-image = pipe("a prompt").images[0]
-```
+{_use(config.model.path, pipeline_class(config.model), load, more)}
 
 {table}
 
@@ -117,18 +109,16 @@ def _users(config: Config) -> str:
 
 
 def export_card(model: str, about: dict[str, Any], form: str, usage: str, tables: list[str], lora_hash: str) -> str:
-    """The card of what `diffpo export` wrote as ``form`` (diffusers, kohya, merged; full: merged, but no LoRA's):
+    """The card of what `diffpo export` wrote as ``form`` (diffusers, kohya, merged, single; full: merged, no LoRA's):
     ``about`` is what is `header.known` of the LoRA's making, ``model`` its base, ``usage`` how to load it, ``tables``
     what was measured."""
-    tags = [*(["lora"] if RELATION[form] == "adapter" else []), "text-to-image", "preference-optimization"]
+    relation = "finetune" if form in TITLE else "adapter"  # the hub's words
+    tags = [*(["lora"] if relation == "adapter" else []), "text-to-image", "preference-optimization"]
     tags += [about["objective"]] if "objective" in about else []
-    on_the_hub = is_hub_id(model)
-    # a folder's place on this disk is nobody's business
-    name = model if on_the_hub else os.path.basename(os.path.abspath(os.path.expanduser(model)))
     whose = "Its weights have" if form == "full" else "The LoRA's file has"
     parts = [
-        _front_matter(tags, model, RELATION[form]) if on_the_hub else _front_matter(tags),  # the hub refuses others
-        f"# {TITLE.get(form, TITLE['lora']).format(markdown(name))}",
+        _front_matter(tags, model, relation) if is_hub_id(model) else _front_matter(tags),  # the hub refuses others
+        f"# {TITLE.get(form, LORA).format(markdown(base_name(model)))}",
         f"{_made(about)} {whose} sha256 {lora_hash}.",
         usage,
         *[table for table in tables if table],
@@ -156,16 +146,21 @@ def _made(about: dict[str, Any]) -> str:
     return text + (f" ({', '.join(sources)})." if sources else ".")
 
 
-def usage(form: str, name: str, model: str, users: bool) -> str:
-    """How to load the file ``name`` (or the merged pipeline); ``users``: the LoRA was trained with users."""
+def usage(form: str, name: str, model: str, pipeline: str, users: bool) -> str:
+    """How to load the file ``name`` (or the merged pipeline) of a model and its ``pipeline``'s class; ``users``: the
+    LoRA was trained with users."""
+    name = plain(name).replace("`", "'")
     if form == "kohya":
-        name = plain(name).replace("`", "'")
         text = f"Put `{name}` where ComfyUI, A1111 or Forge look for LoRAs; strength 1 is what was trained."
     elif form == "merged":
-        text = USE.format(source="THIS_FOLDER", load="")
+        text = USE.format(cls="DiffusionPipeline", more="", load="from_pretrained('THIS_FOLDER')", lora="")
+    elif form == "single":
+        text = (
+            f"Put `{name}` where ComfyUI, A1111 or Forge look for checkpoints (a transformer alone: for diffusion "
+            f"models). `diffpo` takes it as `--model` and as `model.path`."
+        )
     else:
-        source = plain(model) if is_hub_id(model) else "FOLDER_OF_THE_BASE_MODEL"
-        text = USE.format(source=source, load=f'pipe.load_lora_weights("THIS_FOLDER", weight_name="{name}")\n')
+        text = _use(model, pipeline, f'pipe.load_lora_weights("THIS_FOLDER", weight_name="{name}")')
     if not users:
         return text
     text += "\n\nIt was trained with users; loaded like that it paints for nobody in particular."
@@ -174,10 +169,25 @@ def usage(form: str, name: str, model: str, users: bool) -> str:
     return text
 
 
+def _use(model: str, pipeline: str, load: str, more: str = "") -> str:
+    """Loading ``model`` by diffusers and then, with ``load``, what was trained."""
+    if is_one(model):
+        return USE.format(
+            cls=pipeline, more=more, load=f"from_single_file({plain(base_name(model))!r})", lora=f"{load}\n"
+        )
+    source = plain(model) if is_hub_id(model) else "FOLDER_OF_THE_BASE_MODEL"
+    return USE.format(cls="DiffusionPipeline", more=more, load=f"from_pretrained({source!r})", lora=f"{load}\n")
+
+
 def is_hub_id(model: str) -> bool:
-    """Whether ``model`` can name a model on the hub, and is no folder here."""
+    """Whether ``model`` can name a model on the hub, and is no folder or file here."""
     named = re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", model, re.ASCII) and len(model) <= 96  # the hub's limit
-    return bool(named) and not os.path.isdir(model)
+    return bool(named) and not os.path.isdir(model) and not is_one(model)
+
+
+def base_name(model: str) -> str:
+    """A model as others may know it: its place on this disk is nobody's business."""
+    return model if is_hub_id(model) else os.path.basename(os.path.abspath(os.path.expanduser(model)))
 
 
 def evaluation_table(folder: Path, lora_hash: str) -> str:

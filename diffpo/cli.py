@@ -90,7 +90,14 @@ def collect(
     print(f"the pictures are in {labels.parent / 'images'}; fill in label_0 in {labels}: 1, 0, 0.5 (a tie) or null")
 
 
-MODEL = typer.Option(help="A pipeline folder or a hub id.")
+MODEL = typer.Option(help="A pipeline folder, a hub id, or one .safetensors file.")
+ModelConfig = Annotated[
+    str | None,
+    typer.Option(
+        help="Whose configs a MODEL of one file has: a folder, a hub id, sd1, sd2, sd2-v, sdxl or sdxl-v. By default "
+        "what the file tells."
+    ),
+]
 Lora = Annotated[str | None, typer.Option(help="A LoRA file, or the folder of a training run.")]
 UserPairs = Annotated[
     str | None,
@@ -116,6 +123,7 @@ def generate(
     model: Annotated[str, MODEL],
     prompts: Annotated[str, PROMPTS],
     out: Out,
+    model_config: ModelConfig = None,
     lora: Lora = None,
     user_pairs: UserPairs = None,
     n: Count = None,
@@ -143,6 +151,7 @@ def generate(
 def evaluate(
     out: Out,
     model: Annotated[str | None, MODEL] = None,
+    model_config: ModelConfig = None,
     lora: Lora = None,
     user_pairs: UserPairs = None,
     prompts: Annotated[str | None, PROMPTS] = None,
@@ -188,15 +197,19 @@ def evaluate(
 def export(
     lora: Annotated[str, typer.Option(help="A LoRA file, or the folder of a training run or checkpoint.")],
     to: Annotated[
-        Literal["diffusers", "kohya", "merged"],
-        typer.Option(help="kohya: one file for ComfyUI, A1111 and Forge; merged: a pipeline with the LoRA in it."),
+        Literal["diffusers", "kohya", "merged", "single"],
+        typer.Option(
+            help="kohya: a LoRA for ComfyUI, A1111 and Forge; merged: a pipeline with the LoRA in it; single: the same "
+            "as one file, for these programs."
+        ),
     ],
     model: Annotated[str, MODEL],
     out: Annotated[Path, typer.Option(help="A new folder, for the export and its model card.")],
+    model_config: ModelConfig = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None, typer.Option(help="Precision; as it is stored by default.")
     ] = None,
-    scale: Annotated[float, typer.Option(help="Strength of the LoRA that is merged.")] = 1.0,
+    scale: Annotated[float, typer.Option(help="Strength of the LoRA that is merged (single too).")] = 1.0,
     results: Annotated[Path | None, typer.Option(help="A folder of eval, whose numbers the card is to show.")] = None,
     push: Annotated[
         str | None,

@@ -24,9 +24,10 @@ __all__ = [
 
 
 class Model(Section):
-    """A diffusers pipeline: a local folder or a hub id."""
+    """A diffusers pipeline, a local folder or a hub id; or one file, .safetensors (docs/models.md)."""
 
     path: str
+    config: str | None = None  # of one file: whose configs it has; a folder, a hub id, sd1, sd2, sd2-v, sdxl or sdxl-v
     revision: str | None = None
     variant: str | None = None  # e.g. fp16: which weight files are read, not the precision of the training
     vae: str | None = None  # a folder or hub id that replaces the pipeline's VAE, e.g. madebyollin/sdxl-vae-fp16-fix

@@ -3,6 +3,7 @@
 OUT/pytorch_lora_weights.safetensors   diffusers: for `pipe.load_lora_weights`
 OUT/<OUT's name>.safetensors           kohya: for ComfyUI, A1111 and Forge (kohya.py)
 OUT/model_index.json, ...              merged: a pipeline that needs no LoRA any more
+OUT/<OUT's name>.safetensors           single: the same as one file, for ComfyUI, A1111 and Forge (models/original.py)
 OUT/README.md                          the model card
 """
 
@@ -13,7 +14,6 @@ import json
 import os
 import re
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,10 @@ from .checkpoint import PREFIX, beside, sync
 from .config import Model
 from .errors import DiffpoError
 from .lora import FILE_NAME
+from .models import original, single_file
 from .text import plain
 
+MERGED = ("merged", "single")  # a model without a LoRA
 STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names of dtypes
 
 
@@ -38,6 +40,7 @@ def run(
     model: str,
     out: str | Path,
     *,
+    model_config: str | Path | None = None,
     dtype: str | None = None,
     scale: float = 1.0,
     results: str | Path | None = None,
@@ -45,32 +48,34 @@ def run(
 ) -> Path:
     """Write the LoRA ``lora`` (a file, or a folder that holds one) of the base ``model`` into the new folder ``out``.
 
-    ``to``: diffusers, kohya or merged, the last for LoRAs from elsewhere and whole networks (full.py) too, and LoRAs at
-    any ``scale``. ``dtype`` by name; by default the LoRA's, or what each part of the model is stored in. ``results``: a
-    folder of `diffpo eval`, for the card. ``push``: a hub repository to upload ``out`` to. Raises DiffpoError if
-    ``out`` is not empty, the LoRA is damaged or not of this model, the family has no such format, the disk is full, or
-    the hub cannot be reached; nothing half-written stays under ``out``.
+    ``to``: diffusers, kohya, merged or single, the last two for LoRAs from elsewhere and whole networks (full.py) too,
+    and LoRAs at any ``scale``. ``model_config``: as `Model.config`, for a model that is one file. ``dtype`` by name; by
+    default the LoRA's, or what each part of the model is stored in. ``results``: a folder of `diffpo eval`, for the
+    card. ``push``: a hub repository to upload ``out`` to. Raises DiffpoError if ``out`` is not empty, the LoRA is
+    damaged or not of this model, the family has no such format, the disk is full, or the hub cannot be reached; nothing
+    half-written stays under ``out``.
     """
     out = Path(out).expanduser().resolve()
     _check_target(out, to, dtype, scale)
     file = trained.find(lora)
     whole = file.is_dir()
-    if whole and (to != "merged" or scale != 1):
-        raise DiffpoError(f"{file} is a whole network, not a LoRA: export it with --to merged, without --scale")
+    if whole and (to not in MERGED or scale != 1):
+        raise DiffpoError(f"{file} is a whole network, not a LoRA: export it with --to merged or single, no --scale")
     weights, about = ({}, full.read_about(file)) if whole else lora_module.read_lora(file)
     lora_hash = trained.file_hash(file)
     measured = evaluation_table(Path(results).expanduser(), lora_hash) if results else ""
-    pipeline = models.pipeline_class(Model(path=model))
+    base_model = Model(path=model, config=model_config and str(model_config))
+    pipeline = models.pipeline_class(base_model)
     family = models.family_class(pipeline, model)
-    if to == "kohya":
-        kohya.check_family(pipeline)
+    if to in ("kohya", "single"):
+        (kohya if to == "kohya" else original).check_family(pipeline)
     _check_weights(file, weights, family.component, to)
     api = hub.client(push) if push else None
 
     with lock.held(out, beside(out, "lock")), _quiet_diffusers():
-        pipe, index = _load(model, family, to, dtype)
+        pipe, source = _load(base_model, family, to, dtype)
         changes = {} if whole else lora_module.check_lora(pipe, file)
-        layers = lora_change.by_layer(changes[family.component]) if to != "merged" else {}
+        layers = lora_change.by_layer(changes[family.component]) if to not in MERGED else {}
         if to == "kohya":
             kohya.check_kind(lora_change.kind_of(layers))
         with _whole(out) as part:
@@ -88,12 +93,16 @@ def run(
                     trained.load_into(pipe, file)
                 for component, changed in changes.items():  # a LoRA from elsewhere may change text encoders too
                     lora_change.merge(pipe.components[component], changed, scale)
-                pipe.save_pretrained(part)
-                _tidy(part, index)
+                if to == "single":
+                    name = f"{out.name}.safetensors"
+                    single_file.write(part / name, pipe, source)
+                else:
+                    pipe.save_pretrained(part)
+                    _tidy(part, source.index())
             run_folder = file.parent.parent if file.parent.name.startswith(PREFIX) else file.parent
             curves = training_table(run_folder, about["step"]) if "step" in about else ""
             base = model if is_hub_id(model) else about.get("base", {}).get("name") or model
-            how = usage(to, name, base, trained.knows_users(file))
+            how = usage(to, name, base, pipeline, trained.knows_users(file))
             card = export_card(base, about, "full" if whole else to, how, [curves, measured], lora_hash)
             (part / "README.md").write_text(card, encoding="utf-8")
     print(f"the export is in {out}" + (f" ({name})" if name else ""))
@@ -111,8 +120,8 @@ def _check_target(out: Path, to: str, dtype: str | None, scale: float) -> None:
         raise DiffpoError(f"cannot use {out}: {error.strerror}; choose another folder with --out") from None
     if occupied:
         raise DiffpoError(f"{out} is not empty; choose another folder with --out, or delete this one")
-    if scale != 1 and to != "merged":
-        raise DiffpoError("--scale is of --to merged: a LoRA that stays one is scaled where it is used")
+    if scale != 1 and to not in MERGED:
+        raise DiffpoError("--scale is of --to merged and single: a LoRA that stays one is scaled where it is used")
     if dtype and to == "diffusers":
         raise DiffpoError("--to diffusers copies the LoRA as it is: leave --dtype out")
 
@@ -121,7 +130,7 @@ def _check_weights(file: Path, weights: dict[str, torch.Tensor], component: str,
     """DiffpoError unless they are finite and, where they are not merged, of the network alone in the present names."""
     names = rf"{component}\..+\.(lora_[AB]\.weight|lora_magnitude_vector|lokr_\w+)"
     foreign = [name for name in weights if not re.fullmatch(names, name)]
-    if foreign and to != "merged":
+    if foreign and to not in MERGED:
         raise DiffpoError(
             f"{file} holds {plain(foreign[0], 200)}, which is no weight of a {component}'s LoRA as diffpo writes it; "
             f"give the LoRA of a training run, or use --to merged, which takes others too"
@@ -146,40 +155,30 @@ def _quiet_diffusers() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _load(model: str, family: Any, to: str, dtype: str | None) -> tuple[Any, dict[str, Any]]:
-    """The pipeline, in ``dtype`` or as it is stored, and its model_index.json; the network alone unless it is
-    merged."""
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        from diffusers import DiffusionPipeline
-
-        with models.readable(model):
-            folder = Path(DiffusionPipeline.download(model))
-    index = json.loads((folder / "model_index.json").read_text())
-    parts = [name for name, value in index.items() if isinstance(value, list) and value[0]]
+def _load(model: Model, family: Any, to: str, dtype: str | None) -> tuple[Any, Any]:
+    """The pipeline, in ``dtype`` or as it is stored, and its source; the network alone unless it is merged."""
+    source = models.source(model)
+    parts = [name for name, value in source.index().items() if isinstance(value, list) and value[0]]
     left_out: dict[str, Any] = {}
-    if to != "merged":
+    if to not in MERGED:
         left_out = {name: None for name in parts if name not in (family.component, "scheduler")} | family.without
         dtype = None  # the LoRA's, not the base's
-    dtypes = {name: stored for name in parts if (stored := _stored_dtype(folder / name))}
-    if to != "merged":  # small weights of a LoRA vanish in float16
-        dtypes = {name: "float32" if stored == "float16" else stored for name, stored in dtypes.items()}
-    return models.load_pipeline(model, dtype or dtypes or "float32", "cpu", **left_out), index
+    if to == "single":  # what the file lacks stays where it is
+        left_out = {name: None for name in source.missing}
+    stored = {} if dtype else {name: source.stored(name) for name in parts if name not in left_out}
+    dtypes = {name: _kept(model, name, kind, to) for name, kind in stored.items() if kind}
+    return models.load_pipeline(model, dtype or dtypes or "float32", "cpu", **left_out), source
 
 
-def _stored_dtype(folder: Path) -> str | None:
-    """What most weights of a part of the pipeline are stored in; None without safetensors."""
-    from safetensors import safe_open
-
-    # not the variants, as in model.fp16.safetensors
-    files = sorted(path for path in folder.glob("*.safetensors") if re.fullmatch(r"[\w-]+", path.stem))
-    if not files:
-        return None
-    with safe_open(files[0], "pt") as file:
-        counts = Counter(file.get_slice(name).get_dtype() for name in file.keys())
-    ((stored, _),) = counts.most_common(1)
+def _kept(model: Model, part: str, stored: str, to: str) -> str:
+    """What a part is loaded in. A LoRA that stays one does without the base's precision, and its small weights vanish
+    in float16."""
+    if to not in MERGED:
+        return "float32" if stored in ("F32", "F16") else "bfloat16"
     if stored not in STORED:
-        raise DiffpoError(f"{files[0]} is stored in {stored}; export from a model in {', '.join(STORED.values())}")
+        raise DiffpoError(
+            f"the {part} of {model.path} is stored in {stored}: add --dtype, e.g. --dtype bfloat16, for what is written"
+        )
     return STORED[stored]
 
 

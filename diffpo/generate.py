@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from importlib.metadata import version
 from io import BytesIO
 from itertools import islice
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from . import lock, models, trained
 from . import lora as lora_module
+from .config import Model
 from .errors import DiffpoError
 from .manifest import ARMS, check_same_run, image_path, intact, line, read_manifest, save, writing
 from .prompts import load_prompts
@@ -32,6 +33,7 @@ def run(
     prompts: str | Path | Sequence[str],
     out: str | Path,
     *,
+    model_config: str | Path | None = None,
     lora: str | Path | None = None,
     user_pairs: str | Path | None = None,
     n: int | None = None,
@@ -49,7 +51,8 @@ def run(
 ) -> list[dict]:
     """Generate the base arm and, with ``lora``, the tuned arm into ``out``; what is there and intact is kept.
 
-    ``model`` is a pipeline folder or hub id, ``lora`` a LoRA file or the folder of a run, ``prompts`` anything
+    ``model`` is a pipeline folder, a hub id or one file, to which ``model_config`` gives the configs (`Model.config`),
+    ``lora`` a LoRA file or the folder of a run, ``prompts`` anything
     `diffpo.prompts.load_prompts` reads, ``user_pairs`` pairs of the user that the tuned arm paints for (users.py).
     Seeds are ``seed, ..., seed + images_per_prompt - 1``; ``height`` and ``width`` default to the model's. Returns the
     manifest rows of this call, arm by arm. Raises DiffpoError when ``out`` was made with other settings or is in use,
@@ -66,9 +69,10 @@ def run(
     if not math.isfinite(guidance):
         raise DiffpoError(f"guidance must be a number, not {guidance}")
     out, prompts = Path(out), load_prompts(prompts, n)
+    base = Model(path=str(model), config=model_config and str(model_config))
     settings = {
         "model": str(model),
-        "model_hash": _model_hash(model),
+        "model_hash": models.source(base).fingerprint(),
         "steps": steps,
         "solver": solver,
         "guidance": float(guidance),
@@ -106,35 +110,20 @@ def run(
         save(out / "manifest.jsonl", b"".join(line(row) for row in finished.values()))
         missing = [row for key, row in wanted.items() if key not in finished]
         if missing:
-            for row in _generate(missing, out, model, lora, user, batch_size, device):
+            for row in _generate(missing, out, base, lora, user, batch_size, device):
                 finished[row["arm"], row["index"], row["seed"]] = row
     return [finished[key] for key in wanted]
 
 
-def _model_hash(model: str | Path) -> str:
-    """Of a folder, the hash of everything in it that decides an image; of a hub id, the commit in the local cache."""
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        from diffusers import DiffusionPipeline
-
-        with models.readable(str(model)):
-            return f"commit:{Path(DiffusionPipeline.download(str(model))).name}"
-    total = sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json", ".txt", ".bin")):
-        with open(path, "rb") as file:
-            total.update(path.relative_to(folder).as_posix().encode() + file_digest(file, "sha256").digest())
-    return f"sha256:{total.hexdigest()}"
-
-
-def _generate(missing: list[dict], out: Path, model, lora, user, batch_size: int, device: str | None):
+def _generate(missing: list[dict], out: Path, base: Model, lora, user, batch_size: int, device: str | None):
     """Make the missing images, one batch at a time; yields each row once its image and manifest line are on disk."""
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
     import samplers
 
     first = missing[0]
-    pipe = models.load_pipeline(str(model), first["dtype"], device)
-    family = models.family_class(type(pipe).__name__, str(model))
+    pipe = models.load_pipeline(base, first["dtype"], device)
+    family = models.family_class(type(pipe).__name__, base.path)
     try:
         pipe.scheduler = samplers.SolverScheduler.from_config(pipe.scheduler.config, solver=first["solver"])
     except ValueError as error:
@@ -159,7 +148,7 @@ def _generate(missing: list[dict], out: Path, model, lora, user, batch_size: int
                 if user is not None:
                     from . import users
 
-                    taste = users.welcome(user, lora, model, pipe)
+                    taste = users.welcome(user, lora, base, pipe)
                     painting.enter_context(users.painting_for(lora_module.network_of(pipe), taste))
             task = progress.add_task(f"{arm} images", total=len(todo))
             rows = iter(todo)

@@ -198,13 +198,13 @@ def read_user(source: str | Path, lora: str | Path) -> tuple[Groups, str]:
     return pairs, sha256(tokens.read_bytes() + pairs.data_hash.encode()).hexdigest()
 
 
-def welcome(pairs: Groups, lora: str | Path, model: str | Path, pipe: Any) -> Tensor:
+def welcome(pairs: Groups, lora: str | Path, model: Model, pipe: Any) -> Tensor:
     """Attach the user tokens to the pipeline's network; the taste (F,) that ``pairs`` tell, read as in training."""
     resolution = load(users_file(lora), network_of(pipe))
     views = [view(pair.size, resolution, "center", False, torch.Generator()) for pair in pairs.groups]
     images = [pairs.images(i) for i in range(len(pairs))]
     flat = torch.stack([pixels(image[k], view) for k in (0, 1) for image, view in zip(images, views, strict=True)])
-    family = models.load(Model(path=str(model)))
+    family = models.load(model)
     family.pipe, family.vae_config = pipe, dict(pipe.vae.config)
     dtype = pipe.vae.dtype
     pipe.vae.float()  # SDXL's overflows in half precision

@@ -7,27 +7,14 @@ import torch
 
 from diffpo import models
 from diffpo.config import Model
+from diffpo.models.released import EULER, UNET_XL
 from diffpo.quickstart import ROOT
 
 # config.json of the released networks where it differs from the class's defaults
-UNET = {
-    "sample_size": 128,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "block_out_channels": [320, 640, 1280],
-    "transformer_layers_per_block": [1, 2, 10],
-    "attention_head_dim": [5, 10, 20],
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
 MMDIT = {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 192}
-BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
 MODELS = {  # pipeline, scheduler, component, its config
-    "sdxl": ("StableDiffusionXLPipeline", BETAS, "unet", UNET),
+    "sdxl": ("StableDiffusionXLPipeline", EULER, "unet", UNET_XL),
     "sd3": ("StableDiffusion3Pipeline", FLOW, "transformer", MMDIT),
 }
 

@@ -1,7 +1,7 @@
 """Model families: the only place that knows a family's conditioning. One file each, the same few methods (family.py).
 
 `load` reads the pipeline's own model_index.json to tell the family; `load_pipeline` gives the whole pipeline, for
-generation.
+generation. Where configs and weights come from is in pipeline.py, or in single_file.py for a model that is one file.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
-import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -47,29 +46,34 @@ def family_class(name: str, path: str) -> Any:
 
 
 def pipeline_class(settings: Model) -> str:
-    """The `_class_name` in the pipeline's model_index.json."""
-    index = Path(settings.path).expanduser() / "model_index.json"
-    with readable(settings.path):
-        if not index.parent.is_dir():
-            from huggingface_hub import hf_hub_download
-
-            limit_waiting()
-            index = Path(hf_hub_download(settings.path, "model_index.json", revision=settings.revision))
-        try:
-            return json.loads(index.read_text())["_class_name"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise DiffpoError(f"{index} does not describe a diffusers pipeline ({error!r})") from None
+    """The class of the model's pipeline by its name, as in model_index.json."""
+    return source(settings).index()["_class_name"]
 
 
-def load_pipeline(path: str, dtype: str | dict[str, str] = "float32", device: str | None = None, **options: Any) -> Any:
+def source(settings: Model) -> Any:
+    """Where the model's configs and weights come from: a `pipeline.Pipeline`, or a `single_file.SingleFile`."""
+    from . import single_file
+    from .pipeline import Pipeline
+
+    if single_file.is_one(settings.path):
+        return single_file.SingleFile(settings)
+    if settings.config:
+        raise DiffpoError(
+            f"model.config (or --model-config) is for a model that is one file; {settings.path} has its own configs"
+        )
+    return Pipeline(settings)
+
+
+def load_pipeline(
+    model: str | Model, dtype: str | dict[str, str] = "float32", device: str | None = None, **parts: Any
+) -> Any:
     """A whole diffusers pipeline in inference mode, on ``device`` (default: cuda if there is one).
 
-    ``dtype`` is a torch dtype by name, or one for each part of the pipeline; ``options`` (revision, variant,
-    vae=None...) go to `from_pretrained`.
+    ``model``: its path alone, or with other settings. ``dtype`` is a torch dtype by name, or one for each part of the
+    pipeline; ``parts`` replace its own (None: left out), or are options of its class.
     """
     import torch
     import transformers
-    from diffusers import DiffusionPipeline
     from diffusers.utils.logging import disable_progress_bar
 
     # a bar per weight file, gone within a second, hides what a run has to say
@@ -83,11 +87,8 @@ def load_pipeline(path: str, dtype: str | dict[str, str] = "float32", device: st
         raise DiffpoError(f"the device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
     dtypes = {part: getattr(torch, name) for part, name in dtype.items()} if isinstance(dtype, dict) else None
     limit_waiting()
-    with readable(path):
-        pipe = DiffusionPipeline.from_pretrained(
-            local(path), **dtype_option(dtypes or getattr(torch, dtype)), **options
-        )
-    return pipe.to(device)
+    settings = model if isinstance(model, Model) else Model(path=model)
+    return source(settings).pipeline(dtypes or getattr(torch, dtype), **parts).to(device)
 
 
 HARMLESS = (
@@ -166,8 +167,7 @@ def readable(path: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # safetensors and huggingface_hub derive theirs from these three, the hub's HTTP client (httpx) does not
-        if not isinstance(error, (OSError, ValueError, RuntimeError)) and not type(error).__module__.startswith("http"):
+        if not hub_failed(error):
             raise
         reason, first = (" ".join(str(each).split())[:300] for each in (error, _first_cause(error)))
         if Path(path).expanduser().is_dir():
@@ -186,6 +186,12 @@ def readable(path: str) -> Iterator[None]:
             f"without, set model.path (or --model) to a local folder that holds model_index.json. ({reason}"
             f"{f'; {first}' if first not in reason else ''})"
         ) from error
+
+
+def hub_failed(error: Exception) -> bool:
+    """Is it what the libraries raise for files that cannot be read or had?"""
+    # safetensors and huggingface_hub derive theirs from these three, the hub's HTTP client (httpx) does not
+    return isinstance(error, (OSError, ValueError, RuntimeError)) or type(error).__module__.startswith("http")
 
 
 def _first_cause(error: BaseException) -> BaseException:

@@ -12,8 +12,9 @@ from torch import Tensor
 from ..config import Model
 from ..data.cache import content_key, module_key
 from ..errors import DiffpoError
-from . import dtype_option, load_pipeline, local, readable, storage, vae_factor
+from . import dtype_option, load_pipeline, local, readable, source, storage, vae_factor
 from .process import ForwardProcess
+from .single_file import is_one, read_vae
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -38,7 +39,8 @@ class Family(ForwardProcess):
     def __init__(self, settings: Model, precision: str = "no", resolution: int = 1024) -> None:
         """``resolution`` of the images, in pixels: some flows shift their timesteps by it."""
         self.settings, self.dtype = settings, DTYPES[precision]
-        self.source = {"revision": settings.revision, "variant": settings.variant}
+        self.source = source(settings)
+        self.source.require({self.component, *self.encoders, *(() if settings.vae else ("vae",))})
         self._configs: dict[str, dict[str, Any]] = {}
         self._read_schedule(self._config("scheduler"), resolution)
         grain = self.patch() and self.patch() * self.vae_factor()
@@ -50,10 +52,7 @@ class Family(ForwardProcess):
 
     def load_network(self, device: Any = "cpu") -> torch.nn.Module:
         """The frozen network in the run's precision, in eval mode, kept and computed as the settings say."""
-        with readable(self.settings.path):
-            network = self._class().from_pretrained(
-                local(self.settings.path), subfolder=self.component, **self.source, **dtype_option(self.dtype)
-            )
+        network = self.source.module(self._class(), self.component, self.dtype)
         network.requires_grad_(False).eval()
         if self.settings.attention:
             storage.set_attention(network, self.settings.attention)
@@ -65,7 +64,9 @@ class Family(ForwardProcess):
         """The network with shapes and no weights, on the meta device."""
         config = self._config(self.component)
         with torch.device("meta"):
-            return torch.nn.Module.to(self._class().from_config(config), self.dtype)
+            network = torch.nn.Module.to(self._class().from_config(config), self.dtype)
+        self.source.fits(self.component, network)
+        return network
 
     def require_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
         """DiffpoError unless the network takes pictures of these (width, height), the buckets of a data set."""
@@ -83,17 +84,9 @@ class Family(ForwardProcess):
         return getattr(diffusers, self.network_class)
 
     def _config(self, part: str) -> dict[str, Any]:
-        """The config.json of a part of the pipeline."""
+        """The config.json of a part of the pipeline, or what stands for it."""
         if part not in self._configs:
-            from diffusers import ConfigMixin
-
-            class Reader(ConfigMixin):
-                config_name = "scheduler_config.json" if part == "scheduler" else "config.json"
-
-            with readable(self.settings.path):
-                self._configs[part] = dict(
-                    Reader.load_config(local(self.settings.path), subfolder=part, revision=self.settings.revision)
-                )
+            self._configs[part] = self.source.config(part)
         return self._configs[part]
 
     def predict(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
@@ -156,19 +149,22 @@ class Family(ForwardProcess):
 
     def load_encoders(self, device: Any = "cpu") -> None:
         """Text encoders in the run's precision; the VAE in float32, because SDXL's overflows in half precision."""
-        from diffusers import AutoencoderKL
-
-        path = self.settings.vae or self.settings.path
-        where = {} if self.settings.vae else {"subfolder": "vae", **self.source}
-        with readable(path):
-            vae = AutoencoderKL.from_pretrained(local(path), **where, **dtype_option(torch.float32))
         without = {self.component: None, **self.without}
-        self.pipe = load_pipeline(
-            self.settings.path, str(self.dtype).split(".")[1], device, vae=vae, **without, **self.source
-        )
+        self.pipe = load_pipeline(self.settings, str(self.dtype).split(".")[1], device, vae=self._vae(), **without)
         self.vae_config = dict(self.pipe.vae.config)  # outlives the VAE
         for name in (*self.encoders, "vae"):
             getattr(self.pipe, name).requires_grad_(False).eval()
+
+    def _vae(self) -> torch.nn.Module:
+        from diffusers import AutoencoderKL
+
+        path = self.settings.vae
+        if not path:
+            return self.source.module(AutoencoderKL, "vae", torch.float32)
+        if is_one(path):
+            return read_vae(path, self.source.place)
+        with readable(path):
+            return AutoencoderKL.from_pretrained(local(path), **dtype_option(torch.float32))
 
     def free_encoders(self, keep_vae: bool = False) -> None:
         for name in (*self.encoders, *(() if keep_vae else ("vae",))):
@@ -236,7 +232,7 @@ class Family(ForwardProcess):
     def vae_settings(self) -> dict[str, Any]:
         from diffusers import AutoencoderKL
 
-        if not self.settings.vae:
+        if not self.settings.vae or is_one(self.settings.vae):  # a file has no config of its own
             return self._config("vae")
         with readable(self.settings.vae):
             return dict(AutoencoderKL.load_config(local(self.settings.vae)))

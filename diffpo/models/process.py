@@ -12,7 +12,7 @@ from samplers import RectifiedFlow, VPDiscrete
 
 from ..config import Model
 from ..errors import DiffpoError
-from . import local, readable
+from . import readable
 
 PREDICTIONS = ("epsilon", "v_prediction")  # of networks that were trained on betas; the others are flows
 UNSUPPORTED = ("shift_terminal", "invert_sigmas")  # options of flow schedulers that would need another forward process
@@ -35,20 +35,18 @@ class ForwardProcess:
         if "FlowMatch" in config.get("_class_name", "") or config.get("use_flow_sigmas"):
             self._flow(config, resolution)
         else:
-            self._diffusion()
+            self._diffusion(config)
 
     def vae_factor(self) -> int:
         """Pixels per latent, each way."""
         raise NotImplementedError
 
-    def _diffusion(self) -> None:
+    def _diffusion(self, config: dict[str, Any]) -> None:
         from diffusers import DDPMScheduler
 
         with readable(self.settings.path):
             # read as DDPM's: only the betas and the prediction type matter to the forward process
-            scheduler = DDPMScheduler.from_pretrained(
-                local(self.settings.path), subfolder="scheduler", revision=self.settings.revision
-            )
+            scheduler = DDPMScheduler.from_config(config)
         self.prediction = scheduler.config.prediction_type
         if self.prediction not in PREDICTIONS:
             raise DiffpoError(

@@ -195,12 +195,14 @@ def test_nobody_is_logged_in_without_a_network(monkeypatch):
 def test_the_command_line_hands_its_options_on(monkeypatch):
     asked = {}
     monkeypatch.setattr(export, "run", lambda **options: asked.update(options))
-    words = "--lora a --to merged --model b --out c --dtype bfloat16 --scale 0.5 --results d --push e/f"
+    words = (
+        "--lora a --to single --model b --model-config g --out c --dtype bfloat16 --scale 0.5 --results d --push e/f"
+    )
     monkeypatch.setattr("sys.argv", ["diffpo", "export", *words.split()])
     with pytest.raises(SystemExit) as end:
         cli.main()
-    expected = {"lora": "a", "to": "merged", "model": "b", "out": Path("c"), "dtype": "bfloat16", "results": Path("d")}
-    assert end.value.code == 0 and asked == expected | {"push": "e/f", "scale": 0.5}
+    expected = {"lora": "a", "to": "single", "model": "b", "out": Path("c"), "dtype": "bfloat16", "results": Path("d")}
+    assert end.value.code == 0 and asked == expected | {"push": "e/f", "scale": 0.5, "model_config": "g"}
 
 
 def test_a_style_from_elsewhere_is_merged_with_its_text_encoder(tiny_sdxl, tmp_path):

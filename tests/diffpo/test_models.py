@@ -3,7 +3,6 @@ import json
 import pytest
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionXLPipeline
-from published_networks import UNET as SDXL
 from tiny import make_sdxl
 
 from diffpo import lora, models
@@ -12,12 +11,13 @@ from diffpo.data.batches import Batches
 from diffpo.data.groups import load_groups
 from diffpo.errors import DiffpoError
 from diffpo.identity import base_identity
+from diffpo.models.released import UNET_XL
 from diffpo.reference import Reference, adapter_off
 from diffpo.reward import Objective, score
 from diffpo.states import Regression
 from diffpo.states.forward import Forward
 
-SD15 = {"sample_size": 64, "cross_attention_dim": 768}
+SD15 = {"_class_name": "UNet2DConditionModel", "sample_size": 64, "cross_attention_dim": 768}
 
 
 def family_of(path, precision="no"):
@@ -26,7 +26,7 @@ def family_of(path, precision="no"):
 
 @pytest.mark.parametrize(
     ("base", "settings", "total", "adapted"),
-    [("tiny_sdxl", SDXL, 2_567_463_684, 11_612_160), ("tiny_sd", SD15, 859_520_964, 1_594_368)],
+    [("tiny_sdxl", UNET_XL, 2_567_463_684, 11_612_160), ("tiny_sd", SD15, 859_520_964, 1_594_368)],
 )
 def test_real_width_unet_gets_the_published_number_of_lora_parameters(
     request, tmp_path, base, settings, total, adapted
@@ -37,7 +37,7 @@ def test_real_width_unet_gets_the_published_number_of_lora_parameters(
         (tmp_path / part).parent.mkdir(exist_ok=True)
         (tmp_path / part).write_text((tiny / part).read_text())
     (tmp_path / "unet").mkdir()
-    (tmp_path / "unet" / "config.json").write_text(json.dumps({"_class_name": "UNet2DConditionModel", **settings}))
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(settings))
     family = family_of(tmp_path, "bf16")
     unet = family.meta_network()
     assert sum(p.numel() for p in unet.parameters()) == total
