@@ -85,7 +85,7 @@ def _written_by_a_run(path: Path) -> bool:
     try:
         text = read_text(path)
         return yaml.safe_dump(parsed(text), sort_keys=False, allow_unicode=True) == text
-    except (OSError, ValueError):
+    except (OSError, ValueError, yaml.YAMLError):
         return False
 
 
