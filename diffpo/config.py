@@ -65,12 +65,16 @@ class Data(Section):
     train: str | None = None
     validation: str | None = None  # pairs, for held-out accuracy
     prompts: str | None = None  # what on-policy objectives sample for: see `diffpo generate --prompts`
-    train_split: str = "train"  # the splits of a hub id
+    train_split: str = "train"  # of a hub id, or of a folder that holds several
     validation_split: str = "validation"
+    roots: list[str] = Field(
+        default_factory=list
+    )  # further folders whose files rows may name; without, only the data's own
     columns: Columns = Columns()
     limit: int | None = Field(None, gt=0)  # only the first rows of each source
     streaming: bool = False  # copy only the rows and columns that are needed, of a hub id or parquet: docs/data.md
     resolution: int = Field(gt=0, multiple_of=8)
+    background: str = "white"  # behind transparent pixels: a colour's name or #rrggbb
     buckets: bool = False  # aspect ratios are kept, sizes within a group may differ: docs/data.md
     crop: Literal["center", "random"] = "center"
     flip: bool = False
@@ -82,6 +86,15 @@ class Data(Section):
     curriculum_updates: int = Field(500, gt=0)  # updates until the next group is added
     cache: str = "~/.cache/diffpo"  # latents and text embeddings, shared by all runs
     cache_latents: bool = True
+
+    @field_validator("background", mode="after")
+    @classmethod
+    def _colour(cls, background: str) -> str:
+        from PIL import ImageColor
+
+        if len(ImageColor.getrgb(background)) != 3:
+            raise ValueError("expected a colour that lets nothing through, e.g. white or #808080")
+        return background
 
 
 class Lora(Section):
@@ -170,6 +183,9 @@ class Config(Section):
         settings = self.model_dump(mode="json")
         for key in ("log", "output"):
             del settings[key]
+        # where the data are may change: a checkpoint knows a hash of what is learnt from
+        for key in ("train", "validation", "prompts", "train_split", "validation_split", "roots"):
+            del settings["data"][key]
         for key in ("cache", "cache_latents", "streaming"):
             del settings["data"][key]
         del settings["model"]["attention"]

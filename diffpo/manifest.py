@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from hashlib import sha256
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from .checkpoint import write_atomic
 from .errors import DiffpoError
@@ -55,6 +55,8 @@ def read_manifest(out: Path) -> list[dict]:
         try:
             row = json.loads(line)
             if row["arm"] not in ARMS or not type(row["index"]) is type(row["seed"]) is int:
+                raise ValueError
+            if (file := PurePath(str(row["file"]))).is_absolute() or ".." in file.parts:  # of another folder
                 raise ValueError
             rows[row["arm"], row["index"], row["seed"]] = {
                 **row,

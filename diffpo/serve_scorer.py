@@ -27,6 +27,7 @@ from typing import Any
 
 from PIL import Image
 
+from .data.images import rgb
 from .errors import DiffpoError
 
 PROTOCOL = 1
@@ -127,7 +128,7 @@ class Server(ThreadingHTTPServer):
         try:
             with Image.open(BytesIO(data), formats=("PNG",)) as image:
                 if image.width * image.height <= self.max_pixels:
-                    return image.convert("RGB")
+                    return rgb(image)
                 size = f"{image.width}x{image.height}"
         except Image.DecompressionBombError:
             pass

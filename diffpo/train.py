@@ -188,13 +188,14 @@ def resume(
     meter: Meter,
 ) -> int:
     """Put everything back as it was at the checkpoint; DiffpoError if base, data or batch are not what they were."""
-    for key, what in (
-        ("data_hash", "the training pairs are not those"),
-        ("pairs_per_update", "batch_size x accumulation x processes is not the product"),
+    for key, what, advice in (
+        ("data_hash", "the training pairs are not those", "Bring those back"),
+        ("pairs_per_update", "batch_size x accumulation x processes is not the product", "Set the same product"),
     ):
         if manifest[key] != about[key]:
             raise DiffpoError(
-                f"cannot resume {folder}: {what} that the run started with ({manifest[key]} there, {about[key]} now)"
+                f"cannot resume {folder}: {what} that the run started with ({manifest[key]} there, {about[key]} now). "
+                f"{advice}, or choose another folder with output=FOLDER"
             )
     if not identity.same_base(manifest["base"], about["base"]):
         raise DiffpoError(f"cannot resume {folder}: the base model is not the one that the run started with")

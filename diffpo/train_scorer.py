@@ -159,7 +159,7 @@ def load_data(config: ScorerConfig, family: Any, device: Any) -> tuple[Batches, 
     data, found = config.data, []
     for source, split in ((data.train, data.train_split), (data.validation, data.validation_split)):
         found.append(load_groups(data, source, split, "pair", quiet=False))
-        print(f"{source}: {found[-1].describe()}")
+        print("\n  ".join([f"{source}: {found[-1].describe()}", *found[-1].remarks()]))
         if found[-1].bad:
             print(f"  skipped: {found[-1].describe_bad()}")
     family.load_encoders(device)
@@ -193,7 +193,10 @@ def resume(config: ScorerConfig, data_hash: str, module: torch.nn.Module, optimi
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         if json.loads(state["settings"]) != json.loads(json.dumps([config.identity(), data_hash])):
-            raise DiffpoError(f"cannot resume {path}: settings or training pairs are not those that it started with")
+            raise DiffpoError(
+                f"cannot resume {path}: settings or training pairs are not those that it started with; choose another "
+                f"folder with output=FOLDER, or delete this one"
+            )
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])

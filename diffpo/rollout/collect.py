@@ -17,6 +17,7 @@ from ..errors import DiffpoError
 from ..feeds import Conditions
 from ..prompts import load_prompts
 from ..scorers.steps import pictures
+from ..text import read_text
 from .feed import KEPT, trajectory_file
 from .judge import image_name
 from .rounds import Rounds
@@ -96,7 +97,7 @@ def _write_labels(path: Path, prompts: Sequence[str], samples: int) -> None:
         write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
         return
     try:
-        there = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        there = [json.loads(line) for line in read_text(path).split("\n") if line.strip()]
         found = {_pair(row) for row in there}
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DiffpoError(f"{path} is not a file of labels: {type(error).__name__} {error}") from None

@@ -64,7 +64,11 @@ class ScorerConfig(Section):
     def identity(self) -> dict:
         """The settings that decide what is computed: a run is only resumed with equal ones."""
         settings = self.model_dump(mode="json", exclude={"output"})
-        for section, keys in (("data", ("cache",)), ("train", ("checkpoint_every", "eval_pairs", "eval_draws"))):
+        places = ("train", "validation", "train_split", "validation_split", "roots")  # the hash of the data decides
+        for section, keys in (
+            ("data", ("cache", *places)),
+            ("train", ("checkpoint_every", "eval_pairs", "eval_draws")),
+        ):
             for key in keys:
                 del settings[section][key]
         del settings["scorer"]["compare"]
