@@ -161,7 +161,10 @@ def content(value: Any, roots: Sequence[Path]) -> bytes:
         if isinstance(value, dict):
             value = value.get("bytes") or value.get("path")
         if isinstance(value, str) and value:
-            return read_file(locate(value, roots), ENCODED)
+            found = read_file(locate(value, roots), ENCODED)
+            if not found:
+                raise BadRow("unreadable image", "it is empty")
+            return found
     except OSError as error:
         raise BadRow("unreadable image", error.strerror or error) from None
     except (ValueError, MemoryError) as error:

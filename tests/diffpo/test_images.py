@@ -116,17 +116,15 @@ def test_grey_of_more_than_eight_bits_is_scaled_by_what_it_holds(values, kind, e
 
 
 def test_twelve_bits_and_what_is_no_number():
-    twelve = struct.pack("<3H", 0, 2048, 4095)
-    packed = bytes([0x00, 0x08, 0x00, 0xFF, 0xF0])  # 0, 2048, 4095 in 12 bits each, most significant first
+    packed = bytes([0x00, 0x08, 0x00, 0xFF, 0xF1, 0x00])  # 0, 2048, 4095, 256 in 12 bits each
     tags = TiffImagePlugin.ImageFileDirectory_v2()
-    assert len(twelve) == 6 and len(packed) == 5
-    for tag, value in {256: 3, 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: 5}.items():
+    for tag, value in {256: 4, 257: 1, 258: 12, 259: 1, 262: 1, 273: 0, 277: 1, 278: 1, 279: 6}.items():
         tags[tag] = value
-    buffer = io.BytesIO()
-    buffer.write(b"II*\0" + struct.pack("<I", 16) + packed.ljust(8, b"\0"))
+    buffer = io.BytesIO(b"II*\0" + struct.pack("<I", 8))
+    buffer.seek(8)
     tags.save(buffer)
-    found = pixels(buffer.getvalue())
-    assert [each[0] for each in found] == [0, 128, 255]
+    buffer.write(packed)
+    assert [each[0] for each in pixels(buffer.getvalue())] == [0, 128, 255, 16]
     with pytest.raises(BadRow, match="holds values that are no numbers"):
         decode(encoded(Image.fromarray(np.array([[0, np.nan]], dtype=np.float32)), "TIFF"))
 

@@ -71,7 +71,7 @@ def test_parquet_and_named_columns(tmp_path):
     assert load_prompts(f"{table}:words") == TWO and load_prompts(table) == ["x", "x"]
     objects = write(tmp_path / "a.json", json.dumps([{"words": each, "prompt": "x"} for each in TWO]))
     assert load_prompts(f"{objects}:words") == TWO
-    with pytest.raises(DiffpoError, match=r"a\.parquet: .*no column 'nowhere'.*long text"):
+    with pytest.raises(DiffpoError, match=r"a\.parquet:nowhere: it has no column 'nowhere'.*long text"):
         load_prompts(f"{source}:nowhere")
 
 
