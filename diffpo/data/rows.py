@@ -11,8 +11,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
-
 from ..config import Columns
 from .buckets import nearest
 from .columns import Kind, first_file, image_cells, image_names
@@ -114,12 +112,12 @@ class Reading:
                 raise BadRow(f"{what} differ in size", f"{both}; {advice}", f"{names[0]} and {name}")
         # of the row's first image, whichever wins: the same latents serve under other labels
         target = nearest(sizes[0], self.resolution) if self.buckets else (self.resolution, self.resolution)
-        groups, identical, first = [], 0, _first_equals(seen)
+        groups, identical = [], 0
         for images, preference, scores in members:
-            if len(images) == 2 and first[images[0]] == first[images[1]]:
+            hashes, stored = (tuple(each[i] for i in images) for each in (pictures, sizes))
+            if len(images) == 2 and hashes[0] == hashes[1]:
                 identical += 1
                 continue
-            hashes, stored = (tuple(each[i] for i in images) for each in (pictures, sizes))
             groups.append(Group(index, images, hashes, stored, target, captions, preference, scores, user))
         notes = [note for image in seen for note in image.info["notes"]]
         return Read(groups, ties, identical, len(seen), notes)
@@ -182,14 +180,6 @@ class Reading:
 def picture_hash(encoded: bytes, altered: str) -> str:
     """Of a picture's bytes, and of what else its pixels depend on (images.decode)."""
     return blake2b(encoded + altered.encode(), digest_size=16).hexdigest()
-
-
-def _first_equals(images: Sequence[Image.Image]) -> list[int]:
-    """Of each picture: the number of the first that has the same pixels."""
-    if len({image.size for image in images}) == len(images):
-        return list(range(len(images)))
-    known: dict[tuple, int] = {}
-    return [known.setdefault((image.size, image.tobytes()), number) for number, image in enumerate(images)]
 
 
 def spread(total: int, number: int) -> list[int]:
