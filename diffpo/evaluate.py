@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
@@ -20,7 +21,7 @@ import numpy as np
 
 from . import charts, generate, report, scorers
 from .compare import Evaluation, Pair, summarise
-from .data.images import is_picture, passed_over
+from .data.images import is_picture, passed_over, remarks
 from .errors import DiffpoError
 from .manifest import ARMS, image_path, read_manifest, save
 from .prompts import load_prompts
@@ -144,6 +145,7 @@ def score_pairs(
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
     scores: dict[str, dict[str, np.ndarray]] = {}
+    notes: dict[str, Counter] = {}
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn()) as progress:
         for spec in scorer_names:
             scorer = scorers.load(spec, device or scorers.default_device(spec))
@@ -156,12 +158,15 @@ def score_pairs(
                         [open_image(getattr(pair, arm)) for pair in batch],
                         [pair.prompt for pair in batch],
                     )
+                    notes.setdefault(spec, Counter()).update(note for image in images for note in image.info["notes"])
                     for name, values in scorer.score(images, prompts).items():
                         _check(name, values, batch, arm, name in scorer.optional)
                         parts.setdefault(name, []).append(values)
                     progress.advance(task, len(batch))
                 for name, values in parts.items():
                     scores.setdefault(name, {})[arm] = np.concatenate(values)
+    for remark in remarks(next(iter(notes.values()), Counter())):
+        print(remark)
     return scores
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from .errors import DiffpoError
 from .text import LIMIT, plain, read_text
 
-NAMES = ("prompt", "caption", "text")  # of the column or key, in small or capital letters; the first that is there
+# of the column or key, in small or capital letters; the first that is there
+NAMES = ("prompt", "caption", "text", "prompts", "captions", "texts")
 TABLES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 READ = (
     "give a text file (one prompt per line), .json, .jsonl, .csv, .tsv or .parquet (the column prompt, caption or "
@@ -124,7 +125,7 @@ def _table_prompts(path: Path, column: str | None) -> Iterator[Any]:
 
 def _of_object(whole: dict, column: str | None, path: Path) -> Iterator[tuple[str, Any]]:
     """What a JSON object lists: itself, if it has the key; HPSv2's styles, each a list; or entries by their names."""
-    names = [column] if column else [name for name in whole if name.lower() in NAMES or name.lower() == "prompts"]
+    names = [column] if column else [name for name in whole if name.lower() in NAMES]
     if names and names[0] in whole:
         value = whole[names[0]]
         each = value if isinstance(value, list) else [{names[0]: value}]
@@ -145,7 +146,7 @@ def _column(names: Sequence[str], place: str) -> str:
     found = next((known[name] for name in NAMES if name in known), None)
     if found is None:
         shown = plain(", ".join(names), 500)
-        raise ValueError(f"{place}: no column {', '.join(NAMES)} among {shown}; name it, as in FILE:COLUMN")
+        raise ValueError(f"{place}: no column {', '.join(NAMES[:3])} among {shown}; name it, as in FILE:COLUMN")
     return found
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from ..config import Columns, Data
 from ..errors import DiffpoError
 from .columns import NOUN, Kind, find_columns, image_cells, image_columns, image_names, serves
-from .images import BadRow, content, decode
+from .images import BadRow, content, decode, remarks
 from .rows import Group, Read, Reading, picture_hash
 from .source import THREADS, open_source, reading, undecoded
 
@@ -172,13 +172,7 @@ class Groups:
 
     def remarks(self) -> list[str]:
         """What else there is to know, a line each: what was not read, and what was done to pictures."""
-        done = {
-            "transparent": f"have transparency, shown on {self.background} (data.background)",
-            "animated": "have several frames, of which the first is taken",
-            "scaled": "hold numbers of another range, which are scaled to 8 bits",
-        }
-        seen = [f"pictures    {self.notes[note]} {text}" for note, text in done.items() if self.notes[note]]
-        return [*self.left, *seen]
+        return [*self.left, *remarks(self.notes, f"{self.background} (data.background)")]
 
     def describe_bad(self) -> str:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in self.bad_reasons.most_common())

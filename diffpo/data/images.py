@@ -11,12 +11,12 @@ import re
 import stat
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-import numpy as np
 from PIL import Image, ImageColor, ImageOps
 
 from ..text import plain
@@ -34,6 +34,7 @@ EXTRA = {
     "JXL": ("pillow-jxl-plugin", "pillow_jxl", (".jxl",)),
 }
 LAYERED = {"MPO", "PSD"}  # what seems to be frames are previews and layers; the first is the picture
+LFS = b"version https://git-lfs"  # what a clone holds in the place of a large file
 URL = re.compile(r"[a-z][a-z0-9+.-]+:(//|[a-z]+/[a-z0-9.+-]+[;,])", re.IGNORECASE)  # also data:image/png;base64,
 
 Image.init()
@@ -142,7 +143,7 @@ def locate(name: str, roots: Sequence[Path]) -> Path:
             except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL in it, links in a circle
                 problem = BadRow("unreadable image", getattr(error, "strerror", None) or error)
                 continue
-            if inside(path, roots):
+            if any(path.is_relative_to(each) for each in roots):
                 return path
             problem = BadRow("outside the data's folder", "data.roots=[FOLDER] lets rows name files in other folders")
     raise problem
@@ -199,9 +200,19 @@ def decode(encoded: bytes, background: str = BACKGROUND) -> Image.Image:
         raise BadRow("unreadable image", text or type(error).__name__) from None
 
 
+def remarks(notes: Counter[str], background: str = BACKGROUND) -> list[str]:
+    """What was done to pictures, by the notes that `decode` made, a line each."""
+    done = {
+        "transparent": f"have transparency, shown on {background}",
+        "animated": "have several frames, of which the first is taken",
+        "scaled": "hold numbers of another range, which are scaled to 8 bits",
+    }
+    return [f"pictures    {notes[note]} {text}" for note, text in done.items() if notes[note]]
+
+
 def rgb(image: Image.Image, background: str = BACKGROUND) -> Image.Image:
     """A picture of any mode in the colours of `decode`, for pictures that are decoded already."""
-    return image if image.mode == "RGB" and "transparency" not in image.info else _rgb(image, background, 16, [])
+    return _rgb(image, background, 16, [])
 
 
 def _first(image: Image.Image, background: str) -> Image.Image:
@@ -250,6 +261,8 @@ def _levels(image: Image.Image, bits: int) -> tuple[Image.Image, str]:
     """
     if image.mode != "F" and not image.mode.startswith("I"):
         return image, ""
+    import numpy as np  # serve_scorer.py does without, unless it comes to this
+
     values = np.asarray(image.convert("F" if image.mode == "F" else "I"))
     low, high = values.min(), values.max()
     if not np.isfinite(low) or not np.isfinite(high):
@@ -277,6 +290,8 @@ def _unknown(encoded: bytes) -> str:
         kind = "JXL"
     elif encoded.startswith((b"%!PS", b"\xc5\xd0\xd3\xc6")):
         return "EPS and PostScript are not read: save it as PNG"
+    elif encoded.startswith(LFS):
+        return "a pointer of git LFS, not the file: `git lfs pull` fetches it"
     if kind and kind not in formats():
         package = EXTRA[kind][0]
         return f"{'HEIC' if kind == 'HEIF' else 'JPEG XL'} needs the package {package}: pip install {package}"

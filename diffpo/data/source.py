@@ -98,12 +98,18 @@ def _open(source: str, split: str, data: Data, quiet: bool) -> Source:
             )
         found = Layout(path.parent, files=[path.absolute()])
     elif path.is_dir():
-        found = layout(path.resolve(), split, source, [path.resolve(), *_blobs(path), *further])
+        roots = [path.resolve(), *_blobs(path), *further]
+        links = sorted(each.name for each in os.scandir(path) if each.is_symlink() and not inside(path / each, roots))
+        found = layout(path.resolve(), split, source, roots)
         if found is None:
+            folders = sorted(each.name for each in os.scandir(path) if each.is_dir() and each.name not in links)
             raise DiffpoError(
                 f"{source} holds neither metadata.jsonl nor parquet files, no .tar files, no folders chosen/ and "
                 f"rejected/, nor any of these in a folder data/ or named as a split"
+                + (f"; it holds the folders {named(folders)}" if folders else "")
+                + (f"; links lead out of it (data.roots=[FOLDER] lets them be read): {named(links)}" if links else "")
             )
+        found.passed += [f"{name} (leads out of the folder)" for name in links]
     elif path.exists():
         raise DiffpoError(f"{source} is no file and no folder")
     elif source.count("/") != 1 or source.startswith((".", "/", "~")) or path.suffix in (*SUFFIXES, ".gz"):
@@ -169,7 +175,8 @@ def layout(folder: Path, split: str | None, source: str, roots: Sequence[Path], 
         rest = [each.name for each in here if each.suffix.lower() in SUFFIXES and each != metadata[0]]
         return Layout(folder, _safe(metadata[:1], roots, source), passed=rest)
     for kind in (".parquet", ".tar"):
-        if found := [each for each in here if each.suffix.lower() == kind and each.is_file()]:
+        # a link to nothing is met when it is read
+        if found := [each for each in here if each.suffix.lower() == kind and (each.is_file() or each.is_symlink())]:
             rest = [each.name for each in here if each.suffix.lower() in SUFFIXES and each not in found]
             return _by_names(folder, found, split, source, roots, depth, rest)
     if any((folder / side).is_dir() for side in SIDES):

@@ -23,7 +23,7 @@ from typing import Any
 
 from ..errors import DiffpoError
 from ..text import decoded, plain
-from .images import BadRow, open_file
+from .images import LFS, BadRow, open_file
 
 TEXT = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 LIMIT = 2**32  # bytes of a file of rows in text
@@ -336,6 +336,8 @@ def _about(path: Path) -> tuple[int, list[str]]:
 
     try:
         with open_file(path) as file:
+            if file.peek(len(LFS)).startswith(LFS):
+                raise ValueError(f"{path.name} is a pointer of git LFS, not the file: `git lfs pull` fetches it")
             about = pq.ParquetFile(file)
             return about.metadata.num_rows, about.schema_arrow.names
     except (pa.ArrowException, OSError) as error:

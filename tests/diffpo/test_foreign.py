@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from test_formats import load, save, seen
 from test_shards import orpo_members, write_tar
-from tiny import pick_a_pic_rows, picture, png, write_folder, write_parquet
+from tiny import metrics_of, pick_a_pic_rows, picture, png, write_folder, write_parquet
 
 from diffpo.config import Data
 from diffpo.data import images
@@ -251,6 +251,21 @@ def test_rows_of_the_same_size_and_time_are_read_again(folder):
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert path.stat().st_size == before.st_size
     assert seen(load(folder)) == [("x", 1, (2, 1)), ("x", 1, (0, 3))]
+
+
+def test_a_run_goes_on_with_data_that_were_moved_and_not_with_others(tiny_sd, make_config, tmp_path):
+    from diffpo.train import train
+
+    write_folder(tmp_path / "here", 3)
+    options = ("train.steps=2", f"data.validation={tmp_path / 'here'}")
+    train(make_config(tiny_sd, *options, data=tmp_path / "here"))
+    there = (tmp_path / "here").rename(tmp_path / "there")
+    options = ("train.steps=3", f"data.validation={there}")
+    train(make_config(tiny_sd, *options, data=there))
+    assert [each["step"] for each in metrics_of(tmp_path / "run")] == [1, 2, 3]
+    save(there / "images" / "1-chosen.png", 30)
+    with pytest.raises(DiffpoError, match=r"the training pairs are not those .*Bring those back, or .*output=FOLDER"):
+        train(make_config(tiny_sd, "train.steps=4", data=there))
 
 
 # ---- text as people save it

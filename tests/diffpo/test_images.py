@@ -172,6 +172,7 @@ def heic():
         (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(20), "needs the package pillow-jxl-plugin"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "EPS and PostScript are not read"),
         (b"<html>404</html>", "not an image"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "a pointer of git LFS"),
     ],
 )
 def test_what_cannot_be_decoded_says_why(content, words):

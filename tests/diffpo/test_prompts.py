@@ -43,6 +43,7 @@ FILES = {
     "texts.jsonl": "\n".join(json.dumps(each) for each in TWO),
     "comma.csv": csv_of(["id", "prompt"], list(enumerate(TWO))),
     "semicolon.csv": csv_of(["Prompt", "note"], [[each, "x"] for each in TWO], ";"),
+    "drawbench.csv": csv_of(["Prompts", "Category"], [[each, "Text"] for each in TWO]),
     "lone.csv": "prompt\n" + TWO[0] + "\n" + csv_of(TWO[1:], []),
     "tabs.tsv": csv_of(["Prompt", "Category"], [[each, "Animals"] for each in TWO], "\t"),
     "raw.tsv": "Prompt\tCategory\tChallenge\tNote\n" + "".join(f"{each}\tArts\tBasic\t\n" for each in TWO),

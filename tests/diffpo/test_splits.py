@@ -88,7 +88,15 @@ def files_of_lines(folder):
         (folder / f"{name}.jsonl").write_text(text.replace("dog", name))
 
 
-LAYOUTS = [hub, hub_with_hashes, nested, words, converted, tars, saved, folders_of_metadata, files_of_lines]
+def siblings(folder):
+    for name in SPLITS:
+        for number in range(2):
+            save(folder / name / "chosen" / f"{number}.png", 2 * number)
+            save(folder / name / "rejected" / f"{number}.png", 2 * number + 1)
+            (folder / name / "chosen" / f"{number}.txt").write_text(f"{name} {number}")
+
+
+LAYOUTS = [siblings, hub, hub_with_hashes, nested, words, converted, tars, saved, folders_of_metadata, files_of_lines]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
@@ -203,3 +211,33 @@ def test_train_and_validation_may_be_one_folder(tiny_sd, make_config, tmp_path, 
 )
 def test_the_split_that_a_name_tells(name, split):
     assert split_of(name) == split
+
+
+def test_links_that_lead_out_are_no_splits_and_are_named(tmp_path):
+    nested(tmp_path / "elsewhere")
+    (tmp_path / "ds" / "data").mkdir(parents=True)
+    (tmp_path / "ds" / "train").symlink_to(tmp_path / "elsewhere" / "data" / "train")
+    with pytest.raises(DiffpoError, match=r"holds neither.*links lead out of it .data\.roots=\[FOLDER\].*: train"):
+        captions(tmp_path / "ds")
+    assert captions(tmp_path / "ds", roots=[str(tmp_path / "elsewhere")])[0] == ["train 0", "train 1"]
+    write(tmp_path / "ds" / "data" / "train.parquet", "own")
+    assert captions(tmp_path / "ds") == (["own 0", "own 1"], ["passed over 1 file: train (leads out of the folder)"])
+
+
+def test_what_a_clone_holds_where_a_large_file_was_not_fetched(tmp_path):
+    path = tmp_path / "data" / "train-00000-of-00001.parquet"
+    path.parent.mkdir()
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(DiffpoError, match=r"cannot read the rows of .*train-0.*a pointer of git LFS.*git lfs pull"):
+        captions(tmp_path)
+    path.unlink()
+    path.symlink_to("../.git/annex/objects/0a.parquet")
+    with pytest.raises(DiffpoError, match=r"cannot read the rows of .*train-00000-of-00001\.parquet: No such file"):
+        captions(tmp_path)
+
+
+def test_a_folder_without_rows_says_which_folders_it_holds(tmp_path):
+    for name in ("one", "two"):
+        write(tmp_path / name / "a.parquet", name)
+    with pytest.raises(DiffpoError, match=r"holds neither .*; it holds the folders one, two"):
+        captions(tmp_path)
