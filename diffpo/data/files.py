@@ -25,8 +25,7 @@ RANKED = ("prompt", "image_path", "rank")  # of ImageRewardDB's rows
 def siblings(folder: Path, roots: Sequence[Path]) -> tuple[Table, list[str]]:
     """The pairs of ``folder``: chosen/NAME.png and rejected/NAME.png, whatever their suffixes, with the caption in
     chosen/NAME.txt; and what else lies there. Rows are in the order of the names; one for every name, so that what
-    lacks its counterpart or its caption is met as a bad row. DiffpoError: nothing to pair, or a name that is there
-    twice."""
+    lacks its counterpart or its caption is a bad row. DiffpoError: nothing to pair, or a name that is there twice."""
     found, texts, others = {}, {}, []
     for side in ("chosen", "rejected"):
         found[side], captions, rest = _pictures(folder / side)

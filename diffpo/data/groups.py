@@ -187,8 +187,8 @@ class Groups:
             return f"no usable list: all {self.short} have fewer than data.list_size={self.members} different images"
         if all(group.preference == 0.5 for group in self.groups):
             noun = "pairs" if self.kind == "pair" else NOUN[self.kind]
-            if self.identical and not self.ties and not self.bad:
-                return f"all {self.identical} {noun} hold one picture twice, so there is nothing to learn from"
+            if self.identical and not self.bad:
+                return f"there is nothing to learn from: {self.describe()}"
             if self.ties:
                 which = " (label_0 == 0.5)" if self.data == "pair" else ""
                 return f"all {self.ties} usable {noun} are ties{which}, so there is nothing to learn from"

@@ -175,7 +175,7 @@ def layout(folder: Path, split: str | None, source: str, roots: Sequence[Path], 
         rest = [each.name for each in here if each.suffix.lower() in SUFFIXES and each != metadata[0]]
         return Layout(folder, _safe(metadata[:1], roots, source), passed=rest)
     for kind in (".parquet", ".tar"):
-        # a link to nothing is met when it is read
+        # a broken link is an error when it is read
         if found := [each for each in here if each.suffix.lower() == kind and (each.is_file() or each.is_symlink())]:
             rest = [each.name for each in here if each.suffix.lower() in SUFFIXES and each not in found]
             return _by_names(folder, found, split, source, roots, depth, rest)
@@ -210,7 +210,14 @@ def _split_folders(here: Sequence[Path], split: str, source: str, roots: Sequenc
     """Folders named as splits that hold something."""
     known = [each for each in here if each.name.lower() in _SPLIT_OF or each.name == split]
     known = [each for each in known if depth and each.is_dir() and inside(each, roots)]
-    return {each.name: each for each in known if layout(each, None, source, roots, depth - 1)}
+    return {each.name: each for each in known if _holds(each, source, roots, depth - 1)}
+
+
+def _holds(folder: Path, source: str, roots: Sequence[Path], depth: int) -> bool:
+    try:
+        return layout(folder, None, source, roots, depth) is not None
+    except DiffpoError:  # said when this split is asked for
+        return True
 
 
 def _by_names(

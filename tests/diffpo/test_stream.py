@@ -2,6 +2,7 @@
 and belong to the content that they were made from."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import pytest
@@ -142,3 +143,16 @@ def test_a_full_disk_is_named(streamed, load, monkeypatch):
     monkeypatch.setattr("diffpo.checkpoint.os.replace", full)
     with pytest.raises(DiffpoError, match=r"(?s)cop.* the rows .*No space left.*data.cache=FOLDER"):
         load(streamed, streaming=True)
+
+
+def test_runs_that_start_together_make_one_copy(source, load, monkeypatch):
+    replace, made = tables.os.replace, []
+
+    def counted(old, new):
+        made.append(new)
+        replace(old, new)
+
+    monkeypatch.setattr(tables.os, "replace", counted)
+    with ThreadPoolExecutor(4) as pool:
+        hashes = list(pool.map(lambda _: load(source, streaming=True).data_hash, range(4)))
+    assert len(set(hashes)) == 1 and len(made) == len(set(made)) == 4
