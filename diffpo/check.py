@@ -39,13 +39,13 @@ def check(config: Config, picture: Path | None = None) -> None:
     say(config.to_yaml())
     problems: list[str] = []
     data, objective, groups = config.data, config.objective, None
-    if objective.on_policy:
-        prompts(config, say, problems)
+    texts = prompts(config, say, problems) if objective.on_policy else []
     if data.train:
         want = links.kind(objective.link)
         groups = scan(data, data.train, data.train_split, want, LIMIT, quiet=False)
         describe(groups, data, say, problems)
         needs(groups, config, say, problems)
+        texts += groups.captions
         if groups:
             from .data.picture import draw  # brings torch
 
@@ -55,6 +55,7 @@ def check(config: Config, picture: Path | None = None) -> None:
     if data.validation:
         found = scan(data, data.validation, data.validation_split, "pair", LIMIT, quiet=False)
         describe(found, data, say, problems)
+        texts += found.captions
 
     train = config.train
     update = train.batch_size * train.accumulation
@@ -72,6 +73,8 @@ def check(config: Config, picture: Path | None = None) -> None:
     from .footprint import footprint  # brings torch
 
     footprint(config, groups, say)
+    if long := cut(config, texts):
+        say(f"captions  {long}")
     problems += environment(config)
     if problems:
         raise DiffpoError("training would not start: " + "; ".join(problems))
@@ -87,8 +90,20 @@ def _picture(output: Path) -> Path:
     return output.parent / f"{name}-data.png"
 
 
-def prompts(config: Config, say: Any, problems: list[str]) -> None:
-    """What an on-policy objective samples for, and who judges."""
+def cut(config: Config, texts: list[str]) -> str:
+    """A sentence on the captions and prompts that the model does not read to their ends; empty if it reads all."""
+    if not texts:
+        return ""
+    from . import models
+
+    family = models.load(config.model, config.train.precision, config.data.resolution)
+    heavy = dict.fromkeys([family.component, "vae", *family.encoders])
+    pipe = models.load_pipeline(config.model, "float32", "cpu", **{**family.without, **heavy})
+    return models.too_long(pipe, sorted(set(texts)))
+
+
+def prompts(config: Config, say: Any, problems: list[str]) -> list[str]:
+    """What an on-policy objective samples for, and who judges; the prompts."""
     rollout, source = config.objective.rollout, config.data.prompts
     if rollout.labels:
         try:
@@ -97,7 +112,8 @@ def prompts(config: Config, say: Any, problems: list[str]) -> None:
             problems.append(str(error))
         else:
             say(f"{rollout.labels}\n  labels      {len(labels)} judged pairs of sampled trajectories, no sampling")
-        return
+            return [label.prompt for label in labels]
+        return []
     judges = [*rollout.scorers, *([rollout.step_scorer] if rollout.step_scorer else [])]
     for spec in judges:
         try:
@@ -105,6 +121,7 @@ def prompts(config: Config, say: Any, problems: list[str]) -> None:
         except DiffpoError as error:
             problems.append(str(error))
     say(f"judged by {', '.join(judges) or 'nobody: data against samples'}")
+    found: list[str] = []
     if source:
         try:
             found = load_prompts(source)
@@ -113,6 +130,7 @@ def prompts(config: Config, say: Any, problems: list[str]) -> None:
             problems.append(str(error))
     updates = "1 update" if rollout.updates == 1 else f"{rollout.updates} updates"
     say(f"samples   rounds of {rollout.prompts} prompts, {rollout.steps} model calls an image; {updates} on each")
+    return found
 
 
 def describe(groups: Groups, data: Data, say: Any, problems: list[str]) -> None:
@@ -120,7 +138,7 @@ def describe(groups: Groups, data: Data, say: Any, problems: list[str]) -> None:
     part = f" ({groups.rows} of {groups.total} rows looked at, evenly spaced)" if groups.rows < groups.total else ""
     say(f"{groups.source}{part}")
     names = ", ".join(f"{role}={name}" for role, name in groups.columns.model_dump().items() if name)
-    say(f"  columns     {names}")
+    say(f"  columns     {plain(names)}")
     each = ", one for each image" if groups.columns.caption_chosen else ""
     noun = _noun(groups.kind)
     say(f"  {noun:<11} {len(groups)} with {len(groups.captions)} captions{each}")
@@ -133,7 +151,11 @@ def describe(groups: Groups, data: Data, say: Any, problems: list[str]) -> None:
     say(f"  ties        {groups.ties} {groups.fate_of_ties}")
     if groups.unlabelled:
         say(f"  no label    {groups.unlabelled} left out")
+    if groups.identical:
+        say(f"  identical   {groups.identical} of one picture twice left out")
     say(f"  unusable    {groups.describe_bad() if groups.bad else 'none'}")
+    for remark in groups.remarks():
+        say(f"  {remark}")
     if groups.columns.user:
         users = Counter(group.user for group in groups.groups)
         say(f"  users       {len(users) - (None in users)}; {users[None]} {noun} of nobody")

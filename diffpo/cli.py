@@ -103,7 +103,10 @@ UserPairs = Annotated[
     str | None,
     typer.Option(help="Whom to paint for, if the LoRA knows users: his pairs, as for data.train; the first 4 count."),
 ]
-PROMPTS = typer.Option(help="A text file (one per line), a .jsonl with the key 'prompt', or shapes:heldout[:N].")
+PROMPTS = typer.Option(
+    help="A text file (one per line); .json, .jsonl, .csv, .tsv or .parquet with a column prompt, caption or text, or "
+    "FILE:COLUMN; or shapes:heldout[:N]."
+)
 Out = Annotated[Path, typer.Option(help="Where to write; the same command again continues.")]
 Count = Annotated[int | None, typer.Option("--n", min=1, help="Only the first N prompts.")]
 Seed = Annotated[int, typer.Option(help="First seed of every prompt.")]

@@ -66,12 +66,16 @@ class Data(Section):
     train: str | None = None
     validation: str | None = None  # pairs, for held-out accuracy
     prompts: str | None = None  # what on-policy objectives sample for: see `diffpo generate --prompts`
-    train_split: str = "train"  # the splits of a hub id
+    train_split: str = "train"  # of a hub id, or of a folder that holds several
     validation_split: str = "validation"
+    roots: list[str] = Field(
+        default_factory=list
+    )  # further folders whose files rows may name; without, only the data's own
     columns: Columns = Columns()
     limit: int | None = Field(None, gt=0)  # only the first rows of each source
     streaming: bool = False  # copy only the rows and columns that are needed, of a hub id or parquet: docs/data.md
     resolution: int = Field(gt=0, multiple_of=8)
+    background: str = "white"  # behind transparent pixels: a colour's name or #rrggbb
     buckets: bool = False  # aspect ratios are kept, sizes within a group may differ: docs/data.md
     crop: Literal["center", "random"] = "center"
     flip: bool = False
@@ -84,8 +88,18 @@ class Data(Section):
     cache: str = Field("~/.cache/diffpo", validate_default=True)  # latents and text embeddings, shared by all runs
     cache_latents: bool = True
 
+    @field_validator("background", mode="after")
+    @classmethod
+    def _colour(cls, background: str) -> str:
+        from PIL import ImageColor
 
-PLACES = ("train", "validation", "prompts")  # of the data
+        if len(ImageColor.getrgb(background)) != 3:
+            raise ValueError("expected a colour that lets nothing through, e.g. white or #808080")
+        return background
+
+
+# where the data are, which may change: a checkpoint knows a hash of what is learnt from
+PLACES = ("train", "validation", "prompts", "train_split", "validation_split", "roots")
 Output = Annotated[Path, AfterValidator(Path.expanduser)]
 
 

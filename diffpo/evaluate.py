@@ -9,6 +9,8 @@ OUT/grid.png, report.html        to look at
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
@@ -19,6 +21,7 @@ import numpy as np
 
 from . import charts, generate, lock, report, scorers
 from .compare import Evaluation, Pair, summarise
+from .data.images import is_picture, passed_over, remarks
 from .errors import DiffpoError
 from .manifest import ARMS, check_comparable, image_path, json_bytes, read_manifest, save
 from .prompts import load_prompts
@@ -48,7 +51,8 @@ def run(
 
     Either generates the images (``model``, ``lora``, ``prompts``; ``generation`` goes to `diffpo.generate.run`) or
     takes them from the folder ``images``: one made by ``diffpo generate``, or any with
-    images/base/<prompt index>_<seed>.png and images/tuned/..., to which ``prompts`` gives the texts.
+    images/base/<prompt index>_<seed>.png and images/tuned/..., to which ``prompts`` gives the texts (any suffix of a
+    picture).
     ``scorer_names``: see `diffpo.scorers.load`.
     ``train_scorer`` names the score that labelled the training pairs. ``run_folder`` holds metrics.jsonl for the
     training curves; by default the folder of the LoRA. Raises DiffpoError for missing images, unknown names and NaN.
@@ -112,7 +116,7 @@ def _folder_of(lora: str | Path) -> Path:
 def find_pairs(folder: Path, manifest: list[dict], prompts=None, n: int | None = None) -> list[Pair]:
     """The pairs that ``manifest`` lists, or that lie in ``folder`` when it is empty, of the first ``n`` prompts.
 
-    Both arms must hold the same images.
+    Both arms must hold the same images, under whatever suffixes; files that are no pictures are counted and named.
     """
     if manifest and prompts is not None:
         raise DiffpoError(f"{folder}/manifest.jsonl already says the prompts; leave out --prompts")
@@ -122,20 +126,30 @@ def find_pairs(folder: Path, manifest: list[dict], prompts=None, n: int | None =
         if prompts is None:
             raise DiffpoError(f"{folder} holds no manifest.jsonl; give the texts of its images with --prompts")
         texts, found = load_prompts(prompts), {}
-        for path in sorted(folder.glob("images/*/*.png")):
-            index, _, seed = path.stem.partition("_")
-            if path.parent.name not in ARMS or not index.isdigit() or not (seed or "0").isdigit():
+        others = []
+        for path in sorted(folder.glob("images/*/*")):
+            if path.name.startswith(".") or not is_picture(path.name):
+                others.append(path.relative_to(folder).as_posix())
+                continue
+            digits = re.fullmatch(r"([0-9]{1,9})(?:_([0-9]{1,18}))?", path.stem)
+            if path.parent.name not in ARMS or not digits:
                 raise DiffpoError(f"{path}: expected images/base or images/tuned/<prompt index>_<seed>.png")
-            if int(index) >= len(texts):
+            index, seed = int(digits[1]), int(digits[2] or 0)
+            if index >= len(texts):
                 raise DiffpoError(f"{path} has no prompt: {prompts} holds {len(texts)}, counted from 0")
-            found[path.parent.name, int(index), int(seed or 0)] = (texts[int(index)], path)
+            twin = found.setdefault((path.parent.name, index, seed), (texts[index], path))[1]
+            if twin != path:
+                raise DiffpoError(f"{twin} and {path} are the same prompt and seed: which of them is it?")
+        if others:
+            print(f"{folder}: passed over {passed_over(others)}")
     keys = {arm: {(i, s) for a, i, s in found if a == arm and (n is None or i < n)} for arm in ARMS}
     for arm, other in (ARMS, ARMS[::-1]):
         if lacking := sorted(keys[other] - keys[arm]):
             path = image_path(folder, arm, *lacking[0])
-            raise DiffpoError(
-                f"{path} is missing, {len(lacking)} in all; run the same `diffpo generate` again to fill in"
-            )
+            advice = "run the same `diffpo generate` again to fill in"
+            if not manifest:
+                advice = f"its counterpart is {found[other, *lacking[0]][1]}"
+            raise DiffpoError(f"{path} is missing, {len(lacking)} in all; {advice}")
     if not keys["base"]:
         raise DiffpoError(f"{folder} holds no images in images/base and images/tuned")
     return [
@@ -152,6 +166,7 @@ def score_pairs(
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
     scores: dict[str, dict[str, np.ndarray]] = {}
+    notes: dict[str, Counter] = {}
     with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn()) as progress:
         for spec in scorer_names:
             scorer = scorers.load(spec, device or scorers.default_device(spec))
@@ -164,12 +179,15 @@ def score_pairs(
                         [open_image(getattr(pair, arm)) for pair in batch],
                         [pair.prompt for pair in batch],
                     )
+                    notes.setdefault(spec, Counter()).update(note for image in images for note in image.info["notes"])
                     for name, values in scorer.score(images, prompts).items():
                         _check(name, values, batch, arm, name in scorer.optional)
                         parts.setdefault(name, []).append(values)
                     progress.advance(task, len(batch))
                 for name, values in parts.items():
                     scores.setdefault(name, {})[arm] = np.concatenate(values)
+    for remark in remarks(next(iter(notes.values()), Counter())):
+        print(remark)
     return scores
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw, ImageFont
 
 from . import charts
+from .data.images import ENCODED, BadRow, decode, read_file
 from .errors import DiffpoError
 from .text import plain
 
@@ -25,12 +26,15 @@ _THUMB = 192  # pixels; larger pictures are shown reduced, so that the file stay
 
 
 def open_image(path: Path) -> Image.Image:
-    """An RGB picture. Raises DiffpoError that names the file when it is missing, truncated or no picture."""
+    """An RGB picture, as `data.images.decode` gives it: transparency lies on white. Raises DiffpoError that names the
+    file when it is missing, truncated or no picture."""
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DiffpoError(f"cannot read the image {path}: {error}; delete it and generate again") from None
+        return decode(read_file(path, ENCODED))
+    except (OSError, ValueError, BadRow) as error:
+        reason = getattr(error, "strerror", None) or getattr(error, "detail", None) or error
+        raise DiffpoError(
+            f"cannot read the image {path}: {reason}; mend or delete it, and run the same command again"
+        ) from None
 
 
 def section(scorer: str) -> tuple[str, str]:

@@ -33,6 +33,7 @@ from typing import Any
 
 from PIL import Image
 
+from .data.images import rgb
 from .errors import DiffpoError
 
 PROTOCOL = 1
@@ -470,12 +471,7 @@ class Server:
         try:
             with Image.open(BytesIO(data), formats=("PNG",)) as image:
                 if image.width * image.height <= self.max_pixels:
-                    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                        clear = image.convert("RGBA")
-                        image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
-                    found = image.convert("RGB")
-                    found.info = {}  # texts and profiles, up to 64 MB, which nobody reads
-                    return found
+                    return rgb(image)
                 size = f"{image.width}x{image.height}"
         except Image.DecompressionBombError:
             pass

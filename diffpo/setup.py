@@ -81,6 +81,8 @@ def load_data(config: Config, family: Any, accelerator: Any) -> Sources:
         if objective.users:
             users.require_users(groups)
         say(f"{groups.source}: {groups.describe()}")
+        for remark in groups.remarks():
+            say(f"  {remark}")
         if groups.bad:
             say(f"  skipped: {groups.describe_bad()}")
     if data.train and data.cache_latents and not latents_can_be_cached(data):

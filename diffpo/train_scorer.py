@@ -175,7 +175,7 @@ def load_data(config: ScorerConfig, family: Any, device: Any) -> tuple[Batches, 
     data, found = config.data, []
     for source, split in ((data.train, data.train_split), (data.validation, data.validation_split)):
         found.append(load_groups(data, source, split, "pair", quiet=False))
-        print(f"{source}: {found[-1].describe()}")
+        print("\n  ".join([f"{source}: {found[-1].describe()}", *found[-1].remarks()]))
         if found[-1].bad:
             print(f"  skipped: {found[-1].describe_bad()}")
     family.load_encoders(device)

@@ -1,2 +1,2 @@
-"""Rows of preferences -> batches of latents and conditions: source, columns, rows, groups; transforms, cache, batches,
-curriculum."""
+"""Rows of preferences -> batches of latents and conditions: images, tables, source, columns, rows, groups; transforms,
+cache, batches, curriculum."""

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from ..config import Columns
 from ..errors import DiffpoError
-from .source import BadRow
+from ..text import plain
+from .images import BadRow, Place
 
 Kind = Literal["pair", "list", "single"]
 NOUN = {"pair": "pairs", "list": "ranked lists", "single": "single images"}
@@ -49,7 +50,7 @@ def find_columns(source: str, names: list[str], given: Columns) -> tuple[Kind, C
     DiffpoError names what is missing and what there is. Two ways of saying the same thing are never both kept: what
     the config names wins, then labels over chosen/rejected, one caption over one for each image, scores over ranks.
     """
-    there = ", ".join(names)
+    there = plain(", ".join(names), 2000)
     found: dict[str, str | None] = {}
     for role, usual in USUAL_NAMES.items():
         wanted = getattr(given, role)
@@ -112,6 +113,26 @@ def image_cells(row: dict, kind: Kind, columns: Columns) -> list[Any]:
     if cells[0] is not None and not isinstance(cells[0], list):
         raise BadRow("images are not a list", repr(cells[0])[:100])
     return cells[0] or []
+
+
+def image_names(row: dict, kind: Kind, columns: Columns) -> list[str]:
+    """What to call the images of a row in a message: their files, or else their columns."""
+    names = image_columns(kind, columns)
+    cells = image_cells(row, kind, columns)
+    own = [f"{names[0]}[{number}]" for number in range(len(cells))] if kind == "list" else names
+    return [_file(cell) or name for cell, name in zip(cells, own, strict=True)]
+
+
+def first_file(row: dict, kind: Kind, columns: Columns) -> str:
+    """Of the first image, where images are in files."""
+    cells = [row[name] for name in image_columns(kind, columns)]
+    return _file(cells[0][0] if kind == "list" and isinstance(cells[0], list) and cells[0] else cells[0])
+
+
+def _file(cell: Any) -> str:
+    if isinstance(cell, dict) and not cell.get("bytes"):
+        cell = cell.get("path")
+    return str(cell) if isinstance(cell, (str, Place)) else ""
 
 
 def _kind(found: dict[str, str | None], named: set[str]) -> Kind:

@@ -14,9 +14,10 @@ from PIL import Image
 
 from ..config import Columns, Data
 from ..errors import DiffpoError
-from .columns import NOUN, Kind, find_columns, image_cells, image_columns, serves
-from .rows import Group, Reading, picture_hash
-from .source import THREADS, BadRow, content, decode, open_source, undecoded
+from .columns import NOUN, Kind, find_columns, image_cells, image_columns, image_names, serves
+from .images import BadRow, content, decode, remarks
+from .rows import Group, Read, Reading, picture_hash
+from .source import THREADS, open_source, reading, undecoded
 
 
 @dataclass
@@ -32,18 +33,22 @@ class Groups:
     dataset: Any
     data: Kind
     columns: Columns
-    roots: tuple[Path, ...]
+    roots: list[Path]  # folders whose files rows may name
     kind: Kind
     members: int
     soft: bool  # ties are kept
+    background: str  # behind transparent pixels
     groups: list[Group] = field(default_factory=list)
     rows: int = 0  # rows looked at
     total: int = 0  # rows there are
     ties: int = 0
     unlabelled: int = 0  # rows that nobody judged
+    identical: int = 0  # pairs of one picture twice
     short: int = 0  # lists with too few images
     lengths: Counter = field(default_factory=Counter)  # images in a usable row
     bad: list[tuple[int, BadRow]] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)  # what else the source holds, in words
+    notes: Counter = field(default_factory=Counter)  # what was done to pictures: images.decode
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -94,14 +99,20 @@ class Groups:
         return self._read(self.groups[index], [member])[0]
 
     def _read(self, group: Group, members: Any) -> list[Image.Image]:
+        found, name = [], self.columns.caption or ""
         try:
-            cells = image_cells(self.dataset[group.row], self.data, self.columns)
-            encoded = [content(cells[group.images[member]], self.roots) for member in members]
-            # caches are keyed by the hashes that were taken when the row was first read
-            if [picture_hash(each) for each in encoded] != [group.pictures[member] for member in members]:
-                raise BadRow("another image is there")
-            return [decode(each) for each in encoded]
-        except BadRow as problem:
+            row = self.dataset[group.row]
+            names, cells = image_names(row, self.data, self.columns), image_cells(row, self.data, self.columns)
+            for number in (group.images[member] for member in members):
+                name = names[number]
+                encoded = content(cells[number], self.roots)
+                found.append(decode(encoded, self.background))
+                # caches are keyed by the hashes that were taken when the row was first read
+                if picture_hash(encoded, found[-1].info["altered"]) != group.pictures[group.images.index(number)]:
+                    raise BadRow("another image is there")
+            return found
+        except (BadRow, IndexError) as problem:
+            problem = problem.of(name) if isinstance(problem, BadRow) else "there are fewer images"
             raise DiffpoError(
                 f"{self.source}: row {group.row} could be read at the start of the run and now it cannot: {problem}"
             ) from None
@@ -153,9 +164,15 @@ class Groups:
             parts.append(f"{self.ties:,} {'tie' if self.ties == 1 else 'ties'} {self.fate_of_ties}")
         if self.unlabelled:
             parts.append(f"{self.unlabelled:,} without a label left out")
+        if self.identical:
+            parts.append(f"{self.identical:,} of identical pictures left out")
         if self.short:
             parts.append(f"{self.short:,} lists of fewer than {self.members} different images left out")
         return ", ".join(parts)
+
+    def remarks(self) -> list[str]:
+        """What else there is to know, a line each: what was not read, and what was done to pictures."""
+        return [*self.left, *remarks(self.notes, f"{self.background} (data.background)")]
 
     def describe_bad(self) -> str:
         reasons = ", ".join(f"{count} x {reason}" for reason, count in self.bad_reasons.most_common())
@@ -170,6 +187,8 @@ class Groups:
             return f"no usable list: all {self.short} have fewer than data.list_size={self.members} different images"
         if all(group.preference == 0.5 for group in self.groups):
             noun = "pairs" if self.kind == "pair" else NOUN[self.kind]
+            if self.identical and not self.bad:
+                return f"there is nothing to learn from: {self.describe()}"
             if self.ties:
                 which = " (label_0 == 0.5)" if self.data == "pair" else ""
                 return f"all {self.ties} usable {noun} are ties{which}, so there is nothing to learn from"
@@ -200,24 +219,29 @@ def scan(
     """
     from tqdm.auto import tqdm
 
-    dataset, roots = open_source(source, split, data, quiet)
+    found = open_source(source, split, data, quiet)
+    dataset, roots = found.rows, found.roots
     holds, columns = find_columns(source, dataset.column_names, data.columns)
     kind = serves(source, holds, want, data.ties)
-    dataset = undecoded(dataset, image_columns(holds, columns))
-    dataset = dataset.select_columns([name for name in columns.model_dump().values() if name])
+    with reading(source):
+        if hasattr(dataset, "features"):  # of the hub
+            dataset = undecoded(dataset, image_columns(holds, columns))
+        dataset = dataset.select_columns([name for name in columns.model_dump().values() if name])
     members = {"pair": 2, "single": 1, "list": data.list_size}[kind]
-    result = Groups(source, dataset, holds, columns, roots, kind, members, data.ties == "soft", total=len(dataset))
-    reading = Reading(holds, kind, columns, roots, data.ties, data.list_size, data.resolution, data.buckets)
+    soft, ways = data.ties == "soft", (data.ties, data.list_size, data.resolution, data.buckets, data.background)
+    result = Groups(source, dataset, holds, columns, roots, kind, members, soft, data.background, left=found.left)
+    result.total = len(dataset)
+    reader = Reading(holds, kind, columns, roots, *ways)
 
-    def inspect(index: int) -> tuple[list[Group], int, int] | BadRow | None:
+    def inspect(index: int) -> Read | BadRow | None:
         try:
-            row = dataset[index]
-        except Exception as error:  # text that is not UTF-8, a date of no year: met when Arrow makes Python's values
-            return BadRow("unreadable row", str(error))
-        try:
-            return reading.read(row, index)
+            return reader.read(dataset[index], index)
         except BadRow as problem:
             return problem
+        except DiffpoError:  # of the copy that rows are read from
+            raise
+        except Exception as error:  # text that is not UTF-8, a date of no year: met when Arrow makes Python's values
+            return BadRow("unreadable row", error)
 
     indices = range(len(dataset))
     if limit is not None and limit < len(dataset):
@@ -234,10 +258,11 @@ def scan(
                 if found is None:
                     result.unlabelled += 1
                     continue
-                groups, ties, images = found
-                result.groups += groups
-                result.ties += ties
-                result.short += kind == "list" and not groups
-                result.lengths[images] += 1
+                result.groups += found.groups
+                result.ties += found.ties
+                result.identical += found.identical
+                result.short += kind == "list" and not found.groups
+                result.lengths[found.images] += 1
+                result.notes.update(found.notes)
             bar.update(len(part))
     return result

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..config import Data
 from ..errors import DiffpoError
 from ..rng import generator
+from ..text import plain
 from .groups import Groups
 from .rows import spread
 from .transforms import shown, views
@@ -37,7 +38,8 @@ def draw(groups: Groups, data: Data, path: Path) -> None:
         small = tuple(round(length * scale) for length in group.target)
         for place, (image, view) in enumerate(zip(groups.images(index), seen, strict=True)):
             canvas.paste(shown(image, view).resize(small, how), (gap + place * (side + gap), top))
-        text = [_verdict(groups, index), *textwrap.wrap(" | ".join(group.captions), width // 7)]
+        captions = " | ".join(plain(caption) for caption in group.captions)
+        text = [_verdict(groups, index), *textwrap.wrap(captions, width // 7)]
         if len(text) > LINES + 1:
             text[LINES] += " ..."
         for number, words in enumerate(text[: LINES + 1]):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..config import Columns
 from .buckets import nearest
-from .columns import Kind, image_cells
-from .source import BadRow, content, decode
+from .columns import Kind, first_file, image_cells, image_names
+from .images import BadRow, content, decode
 
 
 @dataclass(frozen=True, slots=True)  # there may be a million
@@ -44,6 +45,17 @@ class Group:
         return blake2b(json.dumps(seen).encode(), digest_size=16).hexdigest()
 
 
+class Read(NamedTuple):
+    """What a row holds: its groups, how many ties were met (left out if ties are dropped), how many pairs of identical
+    pictures were left out, how many images it has, and what was done to them (images.decode)."""
+
+    groups: list[Group]
+    ties: int
+    identical: int
+    images: int
+    notes: list[str]
+
+
 @dataclass(frozen=True)
 class Reading:
     """How rows are read: what they hold, what becomes of them (`groups.scan`), and the options of `Data`."""
@@ -51,44 +63,64 @@ class Reading:
     kind: Kind
     want: Kind  # pair or list where rows hold lists
     columns: Columns
-    roots: tuple[Path, ...]  # where relative paths of images start from
+    roots: Sequence[Path]  # folders whose files rows may name
     ties: str  # drop or soft
     list_size: int
     resolution: int
     buckets: bool
+    background: str
 
-    def read(self, row: dict, index: int) -> tuple[list[Group], int, int] | None:
-        """The groups of a row, how many ties were met (left out if ties are dropped), and how many images it has; None
-        of a row that nobody judged.
+    def read(self, row: dict, index: int) -> Read | None:
+        """None of a row that nobody judged. Raises BadRow.
 
-        Raises BadRow. Ties are pairs of equal images, single images liked with probability 1/2, and in a ranked list
-        the pairs of images with equal score.
+        Ties are pairs of equal worth, single images liked with probability 1/2, and in a ranked list the pairs of
+        images with equal score.
         """
+        try:
+            return self._read(row, index)
+        except BadRow as problem:
+            file = first_file(row, self.kind, self.columns)
+            if problem.about or not file:
+                raise
+            raise BadRow(problem.reason, f"{problem.detail} ({file[:200]})".strip()) from None
+
+    def _read(self, row: dict, index: int) -> Read | None:
         columns = self.columns
-        if columns.has_label and row[columns.has_label] in (False,):
+        if columns.has_label and not _truth(row[columns.has_label], columns.has_label):
             return None
-        cells = image_cells(row, self.kind, columns)
         roles = (columns.caption_chosen, columns.caption_rejected) if columns.caption_chosen else (columns.caption,)
-        captions = tuple(_caption(row[name], cells) for name in roles)
+        captions = tuple(_caption(row[name], name) for name in roles)
         user = None if columns.user is None or row[columns.user] is None else str(row[columns.user])
         # read before the images, so that the cheap faults are found first
         judge = {"pair": self._pair, "single": self._single, "list": self._list}[self.kind]
         members, ties = judge(row)
-        encoded = [content(cell, self.roots) for cell in cells]
-        sizes = [decode(each).size for each in encoded]
-        for size in sizes[1:]:
+        names, cells = image_names(row, self.kind, columns), image_cells(row, self.kind, columns)
+        pictures, seen = [], []
+        for name, cell in zip(names, cells, strict=True):
+            try:
+                encoded = content(cell, self.roots)
+                seen.append(decode(encoded, self.background))
+            except BadRow as problem:
+                raise problem.of(name) from None
+            pictures.append(picture_hash(encoded, seen[-1].info["altered"]))
+        sizes = [image.size for image in seen]
+        for name, size in zip(names[1:], sizes[1:], strict=True):
             if size != sizes[0] and not self.buckets:
                 what = "chosen and rejected" if self.kind == "pair" else "images of a list"
                 both = " and ".join(f"{width}x{height}" for width, height in (sizes[0], size))
-                raise BadRow(f"{what} differ in size", both)
-        pictures = [picture_hash(each) for each in encoded]
+                advice = "data.buckets=true takes pictures of different sizes"
+                raise BadRow(f"{what} differ in size", f"{both}; {advice}", f"{names[0]} and {name}")
         # of the row's first image, whichever wins: the same latents serve under other labels
         target = nearest(sizes[0], self.resolution) if self.buckets else (self.resolution, self.resolution)
-        groups = []
+        groups, identical = [], 0
         for images, preference, scores in members:
             hashes, stored = (tuple(each[i] for i in images) for each in (pictures, sizes))
+            if len(images) == 2 and hashes[0] == hashes[1]:
+                identical += 1
+                continue
             groups.append(Group(index, images, hashes, stored, target, captions, preference, scores, user))
-        return groups, ties, len(encoded)
+        notes = [note for image in seen for note in image.info["notes"]]
+        return Read(groups, ties, identical, len(seen), notes)
 
     def _pair(self, row: dict) -> tuple[list[tuple], int]:
         probability, columns = _first_wins(row, self.columns), self.columns
@@ -101,7 +133,7 @@ class Reading:
         return ([] if preference is None else [(images, preference, scores)]), tie
 
     def _single(self, row: dict) -> tuple[list[tuple], int]:
-        probability = _number(row[self.columns.liked], "no like")
+        probability = _probability(row[self.columns.liked], "no like")
         if not 0 <= probability <= 1:
             raise BadRow("a like is not in 0..1", f"{probability:g}")
         preference, tie = self._hardened(probability)
@@ -145,8 +177,9 @@ class Reading:
         return [(images, 1.0, scores(images))], ties
 
 
-def picture_hash(encoded: bytes) -> str:
-    return blake2b(encoded, digest_size=16).hexdigest()
+def picture_hash(encoded: bytes, altered: str) -> str:
+    """Of a picture's bytes, and of what else its pixels depend on (images.decode)."""
+    return blake2b(encoded + altered.encode(), digest_size=16).hexdigest()
 
 
 def spread(total: int, number: int) -> list[int]:
@@ -154,11 +187,15 @@ def spread(total: int, number: int) -> list[int]:
     return [(2 * i * (total - 1) + number - 1) // (2 * (number - 1)) for i in range(number)]
 
 
-def _caption(value: Any, cells: list[Any]) -> str:
+def _caption(value: Any, column: str) -> str:
     if value is not None and not isinstance(value, str):  # also what `datasets` takes for a date
-        raise BadRow("caption is not text", repr(value))
+        raise BadRow("caption is not text", repr(value)[:200])
     if not value or not value.strip():
-        raise BadRow("empty caption", cells[0][:200] if cells and isinstance(cells[0], str) else "")
+        raise BadRow("empty caption", column)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise BadRow("caption holds half a character", value) from None
     return value.strip()
 
 
@@ -166,10 +203,34 @@ def _first_wins(row: dict, columns: Columns) -> float:
     """Probability that the first image of a pair is the better one."""
     if columns.label_0 is None:
         return 1.0
-    labels = [_number(row[name], "no label") for name in (columns.label_0, columns.label_1) if name]
+    labels = [_probability(row[name], "no label") for name in (columns.label_0, columns.label_1) if name]
     if not 0 <= labels[0] <= 1 or (len(labels) == 2 and abs(sum(labels) - 1) > 1e-6):
         raise BadRow("labels are not a preference", f"{labels}; label_0 and label_1 must lie in 0..1 and add up to 1")
     return labels[0]
+
+
+TRUE, FALSE = {"true", "t", "yes", "y", "on", "1"}, {"false", "f", "no", "n", "off", "0"}
+NONE = {"", "none", "null", "nan", "na", "n/a"}
+
+
+def _truth(value: Any, column: str) -> bool:
+    """Of a truth value, a number or text; nothing is false. BadRow if it is no truth value."""
+    if isinstance(value, str):
+        word = value.strip().lower().removesuffix(".0")
+        if word not in TRUE | FALSE | NONE:
+            raise BadRow("not a truth value", f"{column} is {value!r}"[:200])
+        return word in TRUE
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return False
+    if not isinstance(value, (bool, int, float)) or value not in (0, 1):
+        raise BadRow("not a truth value", f"{column} is {value!r}"[:200])
+    return bool(value)
+
+
+def _probability(value: Any, missing: str) -> float:
+    """A finite number, or a truth value as text."""
+    word = value.strip().lower() if isinstance(value, str) else None
+    return float(word in TRUE) if word in TRUE | FALSE else _number(value, missing)
 
 
 def _score(value: Any) -> float | None:

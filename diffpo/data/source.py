@@ -1,127 +1,349 @@
-"""Where rows come from, and how their images are read: files, folders, shards, or a hub id."""
+"""Where rows come from: files, folders, their splits, shards, or a hub id."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import io
+import json
 import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from PIL import Image, ImageOps
 
 from ..config import Data
 from ..errors import DiffpoError
 from ..hub import limit_waiting
-from . import files
+from ..text import plain
+from . import files, tables
+from .images import URL, inside, named, passed_over, read_file
 
 THREADS = min(16, os.cpu_count() or 1)
-SUFFIXES = (".parquet", ".json", ".jsonl", ".tar")
+SUFFIXES = (".parquet", ".tar", *tables.TEXT)
+METADATA = [f"metadata{suffix}" for suffix in (".jsonl", ".json", ".csv", ".tsv")]
+SIDES = ("chosen", "rejected")
+# the words by which a file or folder says which split it is, as the hub has them
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+_SPLIT_OF = {word: split for split, words in SPLITS.items() for word in words}
+DEPTH = 3  # folders that are looked through for splits: data/, train/
+SAVED = ("dataset_info.json", "state.json")  # of datasets.save_to_disk
+SAVED_SPLITS = "dataset_dict.json"
 
 
-class BadRow(Exception):
-    """Why one row cannot be used: a short reason, the same words for the same fault so that faults can be counted."""
+@dataclass
+class Source:
+    """``rows``: a table (tables.py) or a `datasets.Dataset`. ``roots``: the folders, resolved, whose files rows may
+    name. ``left``: what was not read, in words."""
 
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
+    rows: Any
+    roots: list[Path]
+    left: list[str] = field(default_factory=list)
 
 
-def open_source(source: str, split: str, data: Data, quiet: bool = True) -> tuple[Any, tuple[Path, ...]]:
-    """The first ``data.limit`` rows of the source as a `datasets.Dataset`, and the folders in which relative paths of
-    images are looked up."""
-    import datasets
+def open_source(source: str, split: str, data: Data, quiet: bool = True) -> Source:
+    """The first ``data.limit`` rows of a source. DiffpoError if it cannot be read, or has no such split."""
+    with reading(source):
+        found = _open(source, split, data, quiet)
+        if {"prompt_id", *files.RANKED} <= set(found.rows.column_names):
+            found.rows = files.ranked_by_prompt(found.rows)
+        if data.limit is not None:
+            found.rows = found.rows.select(range(min(data.limit, len(found.rows))))
+    return found
 
-    path = Path(source).expanduser()
+
+@contextlib.contextmanager
+def reading(source: str) -> Iterator[None]:
+    """Turns what libraries raise for a source, from a missing split to a torn file, into one message."""
     try:
-        if data.streaming:
-            from .stream import copied
-
-            dataset, roots = copied(source, path, split, data, quiet), (path.parent if path.is_file() else path,)
-        else:
-            dataset, roots = _open(source, path, split)
-        if {"prompt_id", *files.RANKED} <= set(dataset.column_names):
-            dataset = files.ranked_by_prompt(dataset)
-        return dataset if data.limit is None else dataset.select(range(min(data.limit, len(dataset)))), roots
+        yield
     except DiffpoError:
         raise
-    except Exception as error:  # `datasets` wraps everything from a missing split to a torn file in its own kinds
+    except Exception as error:
         while error.__cause__ is not None:
             error = error.__cause__
         where = ""
-        if not path.exists():
+        if not Path(source).expanduser().exists():
             where = (
                 f" (there is no such folder in {Path.cwd()}, so it was looked up on the hub: is it spelt right, and is "
                 f"there a network? `hf download --repo-type dataset {source}` fetches it once)"
             )
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        if getattr(error, "errno", None) == errno.ENOSPC:  # `datasets` keeps a copy
-            reason = (
-                f"the disk of {datasets.config.HF_DATASETS_CACHE} is full (HF_DATASETS_CACHE=FOLDER chooses another)"
-            )
-        elif str(datasets.config.HF_DATASETS_CACHE).startswith(str(getattr(error, "filename", None) or "?")):
+        reason = plain(" ".join(str(error).split()), 300) or type(error).__name__
+        if getattr(error, "errno", None) == errno.ENOSPC:  # `datasets` keeps a copy of what it fetches
+            reason = f"the disk of {_datasets_cache()} is full (HF_DATASETS_CACHE=FOLDER chooses another)"
+        elif (place := getattr(error, "filename", None)) and str(_datasets_cache()).startswith(str(place)):
             reason += "; `datasets` keeps a copy there (HF_DATASETS_CACHE=FOLDER chooses another)"
         raise DiffpoError(f"cannot read the rows of {source}{where}: {reason}") from error
 
 
-def _open(source: str, path: Path, split: str) -> tuple[Any, tuple[Path, ...]]:
+def _datasets_cache() -> Path:
     import datasets
-    import pyarrow.parquet
 
+    return Path(datasets.config.HF_DATASETS_CACHE)
+
+
+def _open(source: str, split: str, data: Data, quiet: bool) -> Source:
+    if URL.match(source):
+        raise DiffpoError(f"{source} is a URL; data sources are files, folders and hub ids: fetch it first")
+    path = Path(source).expanduser()
+    further = [_folder(each) for each in data.roots]
     if path.is_file():
-        if path.suffix not in SUFFIXES:
+        if path.suffix.lower() not in SUFFIXES:
             raise DiffpoError(
-                f"{source} is not a parquet file, nor .json, .jsonl or .tar; data sources are those, folders of "
-                f"parquet or .tar files, a folder with metadata.jsonl or with chosen/ and rejected/, or a hub id"
+                f"{source} is not a parquet file, nor .json, .jsonl, .csv, .tsv or .tar; data sources are those, "
+                f"folders of parquet or .tar files, a folder with metadata.jsonl or with chosen/ and rejected/, one of "
+                f"datasets.save_to_disk, or a hub id"
             )
-        found = {path.suffix: [path]}
-    else:
-        found = {suffix: sorted(path.glob(f"*{suffix}")) for suffix in (".parquet", ".tar")}
-        if (path / "metadata.jsonl").is_file():
-            found = {".jsonl": [path / "metadata.jsonl"]}
-    root = path.parent if path.is_file() else path
-    for suffix in (".json", ".jsonl"):
-        for file in found.get(suffix, ()):
-            if not file.stat().st_size:
-                raise DiffpoError(f"{file} has no rows")
-            # HPDv2 keeps the images of train.json in train/
-            return _load_local("json", [file]), (root, file.with_suffix(""))
-    if found.get(".parquet"):
-        # `datasets` stumbles over a file without rows
-        full = [p for p in found[".parquet"] if pyarrow.parquet.read_metadata(p).num_rows]
-        if not full:
-            raise DiffpoError(f"{source} has no rows")
-        return _load_local("parquet", full), (root,)
-    if found.get(".tar"):
-        return files.shards(found[".tar"]), (root,)
-    if (path / "chosen").is_dir() or (path / "rejected").is_dir():
-        return files.siblings(path), (path,)
-    if path.exists():
-        raise DiffpoError(
-            f"{source} holds neither metadata.jsonl nor parquet files, no .tar files and no folders chosen/ and "
-            "rejected/"
-        )
-    if source.count("/") != 1 or source.startswith((".", "/", "~")) or path.suffix in (*SUFFIXES, ".csv", ".gz"):
+        found = Layout(path.parent, files=[path.absolute()])
+    elif path.is_dir():
+        roots = [path.resolve(), *_blobs(path), *further]
+        links = sorted(each.name for each in os.scandir(path) if each.is_symlink() and not inside(path / each, roots))
+        found = layout(path.resolve(), split, source, roots)
+        if found is None:
+            folders = sorted(each.name for each in os.scandir(path) if each.is_dir() and each.name not in links)
+            raise DiffpoError(
+                f"{source} holds neither metadata.jsonl nor parquet files, no .tar files, no folders chosen/ and "
+                f"rejected/, nor any of these in a folder data/ or named as a split"
+                + (f"; it holds the folders {named(folders)}" if folders else "")
+                + (f"; links lead out of it (data.roots=[FOLDER] lets them be read): {named(links)}" if links else "")
+            )
+        found.passed += [f"{name} (leads out of the folder)" for name in links]
+    elif path.exists():
+        raise DiffpoError(f"{source} is no file and no folder")
+    elif source.count("/") != 1 or source.startswith((".", "/", "~")) or path.suffix in (*SUFFIXES, ".gz"):
         raise DiffpoError(f"{source} does not exist: no such file or folder (relative paths start from {Path.cwd()})")
-    limit_waiting()
-    return files.unpacked(datasets.load_dataset(source, split=split)), (Path.cwd(),)
+    else:
+        return _hub(source, split, data, further, quiet)
+    top = (path if path.is_dir() else path.parent).resolve()
+    near = [found.folder.resolve(), top, *_blobs(path)]
+    if found.files and not path.is_dir():
+        near.insert(1, path.with_suffix("").resolve())  # HPDv2 keeps the images of train.json in train/
+    allowed = [top, *_blobs(path), *further]
+    roots = list(dict.fromkeys([*(each for each in near if inside(each, allowed)), *further]))
+    rows, others = _rows(found, roots, data, quiet)
+    if not len(rows):
+        raise DiffpoError(f"{found.files[0] if len(found.files) == 1 else source} has no rows")
+    left = [f"split       {found.split} is read; left are {named(found.splits, 20)}"] if found.splits else []
+    passed = [*found.passed, *others]
+    return Source(rows, roots, left + [f"passed over {passed_over(passed)}"] * bool(passed))
 
 
-def _load_local(kind: str, files: list[Path]) -> Any:
-    """`datasets.load_dataset`, with its progress bar only where there is enough to wait for."""
-    import datasets
+def _folder(name: str) -> Path:
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        raise DiffpoError(f"data.roots: {name} is not a folder")
+    return path.resolve()
 
-    small = sum(file.stat().st_size for file in files) < 2**30 and not datasets.are_progress_bars_disabled()
-    if small:
-        datasets.disable_progress_bars()
+
+def _blobs(path: Path) -> list[Path]:
+    """Where the links in the hub's own cache lead."""
+    for folder in path.absolute().parents:
+        if folder.name == "snapshots" and (folder.parent / "blobs").is_dir():
+            return [(folder.parent / "blobs").resolve()]
+    return []
+
+
+# ---- what a folder holds
+
+
+@dataclass
+class Layout:
+    """``folder``: what the rows are relative to. ``files`` of one suffix; none: the folder has chosen/ and rejected/,
+    or was saved by `datasets`. ``splits``: those that are left. ``passed``: names of files that are not read."""
+
+    folder: Path
+    files: list[Path] = field(default_factory=list)
+    split: str = ""
+    splits: list[str] = field(default_factory=list)
+    passed: list[str] = field(default_factory=list)
+
+
+def layout(folder: Path, split: str | None, source: str, roots: Sequence[Path], depth: int = DEPTH) -> Layout | None:
+    """What ``folder`` (or a folder data/, or one named as a split) holds of a split; of all of it, if that is None.
+    None if it holds nothing; DiffpoError if it has splits, but not this one."""
+    names = sorted(each.name for each in folder.iterdir() if not each.name.startswith("."))
+    if SAVED_SPLITS in names and split is not None:
+        known = _json(folder / SAVED_SPLITS, roots).get("splits")
+        known = [each for each in known if each in names] if isinstance(known, list) else []
+        return _chosen({each: folder / each for each in known}, split, source, roots, depth)
+    if set(SAVED) <= set(names):
+        return Layout(folder)
+    here = [folder / name for name in names]
+    if metadata := [folder / name for name in METADATA if name in names]:
+        rest = [each.name for each in here if each.suffix.lower() in SUFFIXES and each != metadata[0]]
+        return Layout(folder, _safe(metadata[:1], roots, source), passed=rest)
+    for kind in (".parquet", ".tar"):
+        # a broken link is an error when it is read
+        if found := [each for each in here if each.suffix.lower() == kind and (each.is_file() or each.is_symlink())]:
+            rest = [each.name for each in here if each.suffix.lower() in SUFFIXES and each not in found]
+            return _by_names(folder, found, split, source, roots, depth, rest)
+    if any((folder / side).is_dir() for side in SIDES):
+        for side in SIDES:
+            _safe([folder / side], roots, source)
+        return Layout(folder)
+    if found := [each for each in here if each.suffix.lower() in tables.TEXT and split_of(each.name)]:
+        rest = [each.name for each in here if each.suffix.lower() in SUFFIXES and each not in found]
+        return _by_names(folder, found, split, source, roots, depth, rest)
+    if split is not None and (folders := _split_folders(here, split, source, roots, depth)):
+        return _chosen(folders, split, source, roots, depth)
+    inner = [each for each in here if each.is_dir() and inside(each, roots)]
+    inner = [each for each in inner if each.name == "data"] or (inner if len(inner) == 1 else [])
+    return layout(inner[0], split, source, roots, depth - 1) if inner and depth else None
+
+
+def split_of(name: str) -> str | None:
+    """The split that the name of a file tells: train-00000-of-00002.parquet, my_val.tar, dev.jsonl. None if it tells
+    none."""
+    if found := re.match(r"(.+?)-\d{5}-of-\d{5}", name):
+        return canonical(found[1])
+    words = re.split(r"[-._ 0-9]+", name.rpartition(".")[0])
+    return next((_SPLIT_OF[word.lower()] for word in words if word.lower() in _SPLIT_OF), None)
+
+
+def canonical(split: str) -> str:
+    return _SPLIT_OF.get(split.lower(), split)
+
+
+def _split_folders(here: Sequence[Path], split: str, source: str, roots: Sequence[Path], depth: int) -> dict[str, Path]:
+    """Folders named as splits that hold something."""
+    known = [each for each in here if each.name.lower() in _SPLIT_OF or each.name == split]
+    known = [each for each in known if depth and each.is_dir() and inside(each, roots)]
+    return {each.name: each for each in known if _holds(each, source, roots, depth - 1)}
+
+
+def _holds(folder: Path, source: str, roots: Sequence[Path], depth: int) -> bool:
     try:
-        return datasets.load_dataset(kind, data_files=[str(file) for file in files], split="train")
-    finally:
-        if small:
-            datasets.enable_progress_bars()
+        return layout(folder, None, source, roots, depth) is not None
+    except DiffpoError:  # said when this split is asked for
+        return True
 
 
-def undecoded(dataset: Any, image_columns: list[str]) -> Any:
+def _by_names(
+    folder: Path,
+    found: Sequence[Path],
+    split: str | None,
+    source: str,
+    roots: Sequence[Path],
+    depth: int,
+    rest: Sequence[str],
+) -> Layout:
+    """Of files that lie together, those whose names tell the split; all of them if the names tell none."""
+    splits: dict[str, list[Path]] = {}
+    for path in found:
+        splits.setdefault(split_of(path.name) or "", []).append(path)
+    unknown = not any(name in SPLITS or name == split for name in splits)
+    if split is None or (unknown and len(splits) == 1):  # e.g. part-00000-of-00004
+        return Layout(folder, _safe(found, roots, source), passed=list(rest))
+    nameless = [path.name for path in splits.pop("", [])]
+    choices: dict[str, Any] = {**_split_folders(sorted(folder.iterdir()), split, source, roots, depth), **splits}
+    chosen = _chosen(choices, split, source, roots, depth)
+    chosen.passed += [*nameless, *rest]
+    return chosen
+
+
+def _chosen(choices: dict[str, Any], split: str, source: str, roots: Sequence[Path], depth: int) -> Layout:
+    """One of several splits, by name each a folder or its files."""
+    mine = [name for name in choices if name == split] or [
+        name for name in choices if canonical(name) == canonical(split)
+    ]
+    if not mine:
+        raise DiffpoError(
+            f"{source} has no split {split!r}; it has {named(sorted(choices), 20)}. data.train_split=NAME and "
+            f"data.validation_split=NAME choose one"
+        )
+    part = choices[mine[0]]
+    found = layout(part, None, source, roots, depth - 1) if isinstance(part, Path) else None
+    if found is None:
+        if isinstance(part, Path):
+            raise DiffpoError(f"{source}: the split {mine[0]!r} in {part} holds no rows")
+        found = Layout(part[0].parent, _safe(part, roots, source))
+    found.split = plain(mine[0], 100)
+    for name, part in sorted(choices.items()):
+        if name != mine[0]:
+            what = "a folder" if isinstance(part, Path) else f"{len(part)} file{'s' * (len(part) != 1)}"
+            found.splits.append(f"{plain(name, 100)} ({what})")
+    return found
+
+
+def _safe(paths: Sequence[Path], roots: Sequence[Path], source: str) -> list[Path]:
+    for path in paths:
+        if not inside(path, roots):
+            raise DiffpoError(
+                f"{source}: {plain(path.name, 200)} leads out of the folder, to {plain(path.resolve(), 500)}; "
+                f"data.roots=[FOLDER] lets it be read"
+            )
+    return list(paths)
+
+
+# ---- rows
+
+
+def _rows(found: Layout, roots: Sequence[Path], data: Data, quiet: bool) -> tuple[Any, list[str]]:
+    """The table, and the names of what is in the files or folders beside it."""
+    suffix = found.files[0].suffix.lower() if found.files else ""
+    if suffix == ".parquet":
+        return _parquet(found.files, data, quiet), []
+    if data.streaming:
+        raise DiffpoError(f"data.streaming is for parquet and hub ids; {found.folder} is read in place: leave it out")
+    if not found.files:
+        saved = (found.folder / SAVED[1]).is_file()
+        return (_saved(found.folder, roots), []) if saved else files.siblings(found.folder, roots)
+    if suffix == ".tar":
+        return files.shards(found.files)
+    parts = [tables.read_rows(read_file(path, tables.LIMIT), suffix, path.name) for path in found.files]
+    names = list(dict.fromkeys(name for part in parts for name in part.column_names))
+    return tables.Table([row for part in parts for row in part.rows], names), []
+
+
+def _parquet(paths: Sequence[Path], data: Data, quiet: bool) -> tables.Parquet:
+    if data.streaming:
+        return tables.Parquet(paths, Path(data.cache).expanduser(), "data.cache", quiet)
+    return tables.Parquet(paths, _datasets_cache() / "diffpo", "HF_DATASETS_CACHE", quiet)
+
+
+def _saved(folder: Path, roots: Sequence[Path]) -> tables.Arrow:
+    """A folder of `datasets.save_to_disk`, read in place."""
+    state = _json(folder / SAVED[1], roots)
+    names = state.get("_data_files")
+    names = [each.get("filename") for each in names if isinstance(each, dict)] if isinstance(names, list) else [None]
+    if state.get("_indices_files") or not all(isinstance(each, str) and Path(each).name == each for each in names):
+        raise DiffpoError(f"{folder / SAVED[1]} does not list the files of datasets.save_to_disk")
+    found = [(path, tables.read_arrow(path)) for path in _safe([folder / name for name in names], roots, str(folder))]
+    columns = list(dict.fromkeys(name for _, table in found for name in table.column_names))
+    return tables.Arrow([(path, table.num_rows) for path, table in found], columns)
+
+
+def _json(path: Path, roots: Sequence[Path]) -> dict:
+    try:
+        value = json.loads(read_file(_safe([path], roots, str(path.parent))[0], files.TEXT_LIMIT))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DiffpoError(f"cannot read {path}: {plain(error, 200)}") from None
+    if not isinstance(value, dict):
+        raise DiffpoError(f"{path} is not a file of datasets.save_to_disk")
+    return value
+
+
+def _hub(source: str, split: str, data: Data, further: list[Path], quiet: bool) -> Source:
+    """A data set of the hub. Of local files its rows may name only what was fetched for it."""
+    import datasets
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    limit_waiting()
+    if data.streaming:
+        from .stream import copied
+
+        rows = copied(source, split, data, quiet)
+    else:
+        rows = files.unpacked(datasets.load_dataset(source, split=split))
+    fetched = Path(HF_HUB_CACHE) / f"datasets--{source.replace('/', '--')}"
+    return Source(rows, [fetched.resolve(), Path(datasets.config.EXTRACTED_DATASETS_PATH).resolve(), *further])
+
+
+def undecoded(dataset: Any, image_columns: Sequence[str]) -> Any:
     """The data set with its images as bytes: they are wanted for their hash, and bad ones are to be met by `decode`."""
     import datasets
 
@@ -132,41 +354,3 @@ def undecoded(dataset: Any, image_columns: list[str]) -> Any:
         elif isinstance(getattr(feature, "feature", None), datasets.Image):  # a list of images
             dataset = dataset.cast_column(name, type(feature)(raw))
     return dataset
-
-
-def content(value: Any, roots: tuple[Path, ...]) -> bytes:
-    """The encoded bytes of an image cell: bytes, `datasets`' {bytes, path}, a path relative to one of ``roots``, or a
-    place in a shard (files.shards)."""
-    if isinstance(value, dict) and value.get("size") is not None:
-        try:
-            return files.member(value)
-        except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:  # also of a place that is none
-            raise BadRow("unreadable image", f"{str(value.get('path'))[:200]}: {error}") from None
-    if isinstance(value, dict):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, str) and value:
-        try:
-            there = [root / value for root in roots if (root / value).is_file()]
-            return (there or [roots[0] / value])[0].read_bytes()
-        except OSError as error:
-            raise BadRow("unreadable image", f"{value[:200]}: {error.strerror}") from None
-        except ValueError as error:  # a NUL in the name
-            raise BadRow("unreadable image", f"{value[:200]!r}: {error}") from None
-    if not isinstance(value, bytes) or not value:
-        raise BadRow("missing image")
-    return value
-
-
-def decode(encoded: bytes) -> Image.Image:
-    """RGB, upright, 8 bits; BadRow if the bytes are no whole image."""
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            image = ImageOps.exif_transpose(image)  # decodes in full, so a truncated file shows here
-            if image.mode.startswith("I"):  # 16 bits of grey: Pillow would clip them to 8
-                image = image.convert("I").point(lambda value: value / 256).convert("L")
-            if image.mode == "P" and "transparency" in image.info:
-                image = image.convert("RGBA")  # as Pillow asks for with a warning
-            return image.convert("RGB")
-    except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead to: struct.error, KeyError, ...
-        text = str(error) if "BytesIO" not in str(error) else "not an image"
-        raise BadRow("unreadable image", text) from None

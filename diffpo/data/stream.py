@@ -1,8 +1,8 @@
-"""`data.streaming`: rows of a source that is too large to download or to convert, read once, in order, into a copy.
+"""`data.streaming` of a hub id: rows of a source that is too large to download, read once, in order, into a copy.
 
 Training draws its groups in any order, resumes anywhere and caches latents by content, so it needs rows that it can
 find again; a stream has none. What streaming saves is all that is not needed: other columns, and rows beyond
-``data.limit``.
+``data.limit``. (Of parquet files there is such a copy anyway: tables.Parquet.)
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ from typing import Any
 from ..checkpoint import write_atomic
 from ..config import Data
 from ..errors import DiffpoError
-from ..hub import limit_waiting
 from .cache import content_key
 from .columns import find_columns, image_columns
 from .files import column
 from .source import undecoded
+from .tables import Arrow
 
 ROWS = 1000  # in a file of the copy; after an interruption at most so many are read again
 
 
-def copied(source: str, path: Path, split: str, data: Data, quiet: bool = True) -> Any:
-    """The first ``data.limit`` rows of a parquet source or hub id as a memory-mapped `datasets.Dataset`, copied into
-    ``data.cache``; what is there already is not read again, and a larger limit goes on from it. DiffpoError if the
-    source cannot be streamed."""
+def copied(source: str, split: str, data: Data, quiet: bool = True) -> Arrow:
+    """The first ``data.limit`` rows of a hub id, copied into ``data.cache``; what is there already is not read again,
+    and a larger limit goes on from it. DiffpoError if the source cannot be streamed."""
     import datasets
     from tqdm.auto import tqdm
 
-    stream = _open(source, path, split)
+    stream = datasets.load_dataset(source, split=split, streaming=True)
+    if "__key__" in (stream.column_names or ()):
+        stream = stream.rename_columns({name: column(name) for name in stream.column_names})
     if stream.column_names is None:
         raise DiffpoError(
             f"data.streaming needs a source that tells its columns before it is read, and {source} does not"
@@ -38,7 +39,7 @@ def copied(source: str, path: Path, split: str, data: Data, quiet: bool = True) 
     kind, columns = find_columns(source, stream.column_names, data.columns)
     names = [name for name in dict.fromkeys(columns.model_dump().values()) if name]
     stream = undecoded(stream.select_columns(names), image_columns(kind, columns))
-    key = content_key(source, split, names, [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in _files(path)])
+    key = content_key(source, split, names, [])
     folder = Path(data.cache).expanduser() / f"rows-{key[:16]}"
     about = folder / "about.json"
     state = json.loads(about.read_text()) if about.exists() else {"rows": 0, "files": 0, "ended": False, "at": None}
@@ -66,26 +67,8 @@ def copied(source: str, path: Path, split: str, data: Data, quiet: bool = True) 
             _replace(about, json.dumps(state).encode())
     if not state["rows"]:
         raise DiffpoError(f"{source} has no rows")
-    found = [datasets.Dataset.from_file(str(folder / f"{number:05d}.arrow")) for number in range(state["files"])]
-    return datasets.concatenate_datasets(found)
-
-
-def _open(source: str, path: Path, split: str) -> Any:
-    import datasets
-
-    if files := _files(path):
-        return datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train", streaming=True)
-    if path.exists():
-        raise DiffpoError(f"data.streaming is for parquet and hub ids; {source} is read in place: leave it out")
-    limit_waiting()
-    stream = datasets.load_dataset(source, split=split, streaming=True)
-    if "__key__" in (stream.column_names or ()):
-        stream = stream.rename_columns({name: column(name) for name in stream.column_names})
-    return stream
-
-
-def _files(path: Path) -> list[Path]:
-    return [path] if path.suffix == ".parquet" and path.is_file() else sorted(path.glob("*.parquet"))
+    parts = [(folder / f"{n:05d}.arrow", min(ROWS, state["rows"] - n * ROWS)) for n in range(state["files"])]
+    return Arrow(parts, names, trusted=True)
 
 
 def _write(path: Path, dataset: Any) -> None:

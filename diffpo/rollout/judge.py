@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import scorers
 from ..errors import DiffpoError
+from ..text import read_text
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -129,7 +130,7 @@ def read_labels(path: Path) -> list[Label]:
     """
     path = Path(path).expanduser()
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = read_text(path).split("\n")
     except (OSError, ValueError) as error:
         raise DiffpoError(
             f"cannot read the labels {path} (objective.rollout.labels): {error}. `diffpo collect CONFIG` samples "
@@ -172,8 +173,10 @@ def image_name(group: int, sample: int) -> str:
 
 
 def _place(name: str) -> tuple[str, int]:
-    """images/00003-1.png -> the group 00003 and the sample 1."""
-    group, _, sample = Path(name).stem.rpartition("-")
+    """images/00003-1.png (or images\\00003-1.png) -> the group 00003 and the sample 1."""
+    if not isinstance(name, str):
+        raise ValueError(f"{name!r} is not the name of an image")
+    group, _, sample = Path(name.replace("\\", "/")).stem.rpartition("-")
     if not group.isdecimal():
         raise ValueError(f"{name!r} is not an image of `diffpo collect`")
     return group, int(sample)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..data.images import rgb
 from . import missing
 from .clip import load_open_clip
 
@@ -76,6 +77,6 @@ class Aesthetic:
 
     @torch.inference_mode()
     def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
-        pixels = torch.stack([self.transform(image.convert("RGB")) for image in images]).to(self.device)
+        pixels = torch.stack([self.transform(rgb(image)) for image in images]).to(self.device)
         features = self.model.encode_image(pixels, normalize=True).float()
         return {"aesthetic": self.head(features)[:, 0].double().cpu().numpy()}

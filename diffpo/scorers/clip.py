@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..data.images import rgb
 from . import missing
 
 MODEL = "ViT-L-14:openai"
@@ -60,7 +61,7 @@ class ClipScore:
 
     @torch.inference_mode()
     def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
-        pixels = torch.stack([self.transform(image.convert("RGB")) for image in images]).to(self.device)
+        pixels = torch.stack([self.transform(rgb(image)) for image in images]).to(self.device)
         image_features = self.model.encode_image(pixels, normalize=True)
         text_features = self.model.encode_text(self.tokenizer(prompts).to(self.device), normalize=True)
         return {"clip": (image_features * text_features).sum(1).double().cpu().numpy()}

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import InterpolationMode, normalize, pad, resize, to_tensor
 
+from ..data.images import rgb
 from . import missing
 
 ARCHITECTURE = "ViT-H-14"
@@ -25,7 +26,7 @@ def preprocess(image: Image.Image, size: int) -> torch.Tensor:
     Not open_clip's own transform, which cuts the sides of a non-square picture off; and the tensor is resized, not the
     PIL picture (HPSv2, src/open_clip/transform.py).
     """
-    pixels = to_tensor(image.convert("RGB"))
+    pixels = to_tensor(rgb(image))
     height, width = pixels.shape[1:]
     scale = size / max(height, width)
     height, width = max(1, round(height * scale)), max(1, round(width * scale))

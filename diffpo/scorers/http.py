@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
+from ..data.images import rgb
 from ..errors import DiffpoError
 from ..serve_scorer import NAME, PROTOCOL
 from ..text import plain
@@ -201,7 +202,7 @@ def _left(end: float) -> float:
 
 def _png(image: Image.Image) -> str:
     buffer = BytesIO()
-    image.convert("RGB").save(buffer, "PNG", compress_level=1)  # five times as fast as the default, a tenth larger
+    rgb(image).save(buffer, "PNG", compress_level=1)  # five times as fast as the default, a tenth larger
     return base64.b64encode(buffer.getvalue()).decode()
 
 

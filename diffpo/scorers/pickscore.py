@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..data.images import rgb
 from . import missing
 
 MODEL = "yuvalkirstain/PickScore_v1"
@@ -44,7 +45,7 @@ class PickScore:
 
     @torch.inference_mode()
     def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
-        pixels = self.processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
+        pixels = self.processor(images=[rgb(image) for image in images], return_tensors="pt")
         text = self.processor(text=prompts, padding=True, truncation=True, max_length=77, return_tensors="pt")
         image_features = _projected(self.model.get_image_features(**pixels.to(self.device)))
         text_features = _projected(self.model.get_text_features(**text.to(self.device)))

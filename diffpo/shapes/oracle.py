@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from ..data.images import rgb
 from . import scenes
 from .scenes import BACKGROUNDS, COLOURS, SHAPES, SIZE, Scene
 
@@ -78,7 +79,7 @@ def _softmax(x: np.ndarray) -> np.ndarray:
 
 def _as_array(image) -> np.ndarray:
     if isinstance(image, Image.Image):
-        image = image.convert("RGB")
+        image = rgb(image)
         if image.size != (SIZE, SIZE):
             image = image.resize((SIZE, SIZE), Image.Resampling.BOX)
         image = np.asarray(image)

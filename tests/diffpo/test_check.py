@@ -128,3 +128,30 @@ def test_sizes_of_buckets_and_rows_without_a_label_are_told(tmp_path):
     lines, problems = [], []
     describe(scan(data, str(source), "train"), data, lines.append, problems)
     assert "  no label    1 left out" in lines and "  trained at  16x16 (2), 24x8 (1)" in lines and not problems
+
+
+def test_captions_that_are_cut_are_counted_as_in_training(tiny_sd, make_config, tmp_path, capsys):
+    rows = pick_a_pic_rows(3)
+    rows[1]["caption"] = "very " * 40
+    check(make_config(tiny_sd, data=write_parquet(tmp_path / "a.parquet", rows)))
+    said(capsys, "captions  1 of 3 texts have more than the 16 tokens that the model reads")
+    (tmp_path / "prompts.txt").write_text("a cat\n" + "very " * 40)
+    options = ("objective.source=trajectory", "objective.rollout.scorers=[shapes.total]", "data.train=null")
+    check(make_config(tiny_sd, *options, f"data.prompts={tmp_path / 'prompts.txt'}"))
+    said(capsys, "captions  1 of 2 texts have more than the 16 tokens that the model reads")
+
+
+def test_what_was_left_out_and_passed_over_is_told(tmp_path):
+    rows = pick_a_pic_rows(3)
+    rows[1]["jpg_1"] = rows[1]["jpg_0"]
+    for name in ("train", "test"):
+        write_parquet(tmp_path / f"{name}-00000-of-00001.parquet", rows)
+    (tmp_path / "more.jsonl").write_text("{}")
+    lines, problems = [], []
+    data = Data(resolution=16)
+    describe(scan(data, str(tmp_path), "train"), data, lines.append, problems)
+    assert not problems and {
+        "  identical   1 of one picture twice left out",
+        "  split       train is read; left are test (1 file)",
+        "  passed over 1 file: more.jsonl",
+    } <= set(lines)

@@ -147,3 +147,61 @@ def test_folders_that_are_not_there(folder, tmp_path):
         compare(tmp_path / "nowhere")
     with pytest.raises(DiffpoError, match=r"nowhere is not the folder of a training run: it holds no metrics\.jsonl"):
         compare(folder, run_folder=tmp_path / "nowhere")
+
+
+def test_pictures_of_any_suffix_are_compared_in_either_arm(folder, capsys):
+    expected = compare(folder).row("shapes.appearance")
+    for path in sorted((folder / "images" / "tuned").iterdir())[:6]:
+        with Image.open(path) as image:
+            image.save(path.with_suffix(".webp"), lossless=True)
+            image.convert("RGBA").save(path.with_suffix(".TIF"), "TIFF")
+        path.unlink()
+        path.with_suffix(".TIF" if path.name < "00003" else ".webp").unlink()
+    (folder / "images" / "tuned" / "notes.txt").write_text("x")
+    (folder / "images" / "base" / ".DS_Store").write_text("x")
+    capsys.readouterr()
+    assert compare(folder).row("shapes.appearance") == expected
+    assert "passed over 2 files: images/base/.DS_Store, images/tuned/notes.txt" in capsys.readouterr().out
+
+
+def test_two_pictures_of_one_prompt_and_seed_are_refused(folder):
+    twin = folder / "images" / "base" / "3_0.jpg"
+    twin.write_bytes((folder / "images" / "base" / "00003_0.png").read_bytes())
+    with pytest.raises(DiffpoError, match=r"00003_0\.png and .*3_0\.jpg are the same prompt and seed"):
+        compare(folder)
+
+
+def test_a_picture_that_needs_a_package_is_named(folder):
+    path = folder / "images" / "tuned" / "00003_0.png"
+    path.unlink()
+    path.with_suffix(".heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    with pytest.raises(DiffpoError, match=r"tuned/00003_0\.heic: "):
+        compare(folder)
+
+
+def test_transparency_lies_on_white_and_photos_stand_upright(folder, capsys):
+    expected = compare(folder).row("shapes.appearance")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees to the right
+    for path in (folder / "images" / "base").iterdir():
+        with Image.open(path) as image:
+            layered = image.convert("RGBA")
+        white = Image.new("RGB", layered.size, "white")
+        alpha = Image.composite(Image.new("L", white.size), Image.new("L", white.size, 255), _whites(layered))
+        layered.paste((9, 9, 9), mask=_whites(layered))  # what was white hides another colour
+        layered.putalpha(alpha)
+        layered.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    assert compare(folder).row("shapes.appearance") == expected
+    assert "have transparency, shown on white" in capsys.readouterr().out
+
+
+def _whites(image):
+    return Image.fromarray(np.where((np.asarray(image)[..., :3] == 255).all(-1), 255, 0).astype(np.uint8))
+
+
+def test_a_manifest_names_no_picture_elsewhere(folder, tmp_path):
+    for file in ("/etc/passwd", "../other/0.png"):
+        line = json.dumps({"arm": "base", "index": 0, "seed": 0, "prompt": "x", "file": file})
+        (folder / "manifest.jsonl").write_text(f"{line}\n{line}\n")
+        with pytest.raises(DiffpoError, match=r"manifest\.jsonl:1 is not a manifest line"):
+            evaluate.run(folder / "eval", images=folder, show=False)

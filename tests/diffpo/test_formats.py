@@ -193,7 +193,7 @@ def test_two_folders_with_equal_names(siblings):
     [
         ("rejected/a.png", "row 0: unreadable image: rejected/a.png: No such file"),
         ("chosen/deep/b.png", "row 1: unreadable image: chosen/deep/b.png: No such file"),
-        ("chosen/a.txt", "row 0: empty caption: chosen/a.png"),
+        ("chosen/a.txt", "row 0: missing caption: chosen/a.txt: No such file"),
     ],
 )
 def test_files_without_their_counterpart_are_named(siblings, gone, words):
@@ -216,7 +216,7 @@ def test_folders_that_cannot_be_paired(siblings, tmp_path):
     with pytest.raises(DiffpoError, match=r"half/rejected holds no pictures; pairs are chosen/NAME\.png and"):
         load(tmp_path / "half")
     (tmp_path / "half" / "chosen" / "a.txt").write_bytes(b"\xff\xfe\xfa")
-    with pytest.raises(DiffpoError, match=r"cannot read the caption .*a\.txt"):
+    with pytest.raises(DiffpoError, match=r"row 0: cannot read the caption: chosen/a\.txt"):
         save(tmp_path / "half" / "rejected" / "a.png", 0)
         load(tmp_path / "half")
 

@@ -138,9 +138,9 @@ def test_images_of_a_list_are_read_in_all_forms(tmp_path, form):
         ({"images": [png(picture(0))], "scores": [1.0]}, "a list of fewer than two images: 1"),
         (
             {"images": [png(picture(0)), png(picture(1, (24, 16))), png(picture(2))]},
-            "images of a list differ in size: 16x16 and 24x16",
+            r"images of a list differ in size: images\[0\] and images\[1\]: 16x16 and 24x16",
         ),
-        ({"images": [png(picture(0)), b"x", png(picture(2))]}, "unreadable image: not an image"),
+        ({"images": [png(picture(0)), b"x", png(picture(2))]}, r"unreadable image: images\[1\]: not an image"),
     ],
 )
 def test_bad_lists_are_named(tmp_path, change, words):

@@ -95,3 +95,12 @@ def test_bad_labels_are_named(tmp_path, rows, message):
 def test_missing_labels_say_where_they_come_from(tmp_path):
     with pytest.raises(DiffpoError, match="diffpo collect CONFIG"):
         judge.read_labels(tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize("how", ["utf-8-sig", "utf-16", "crlf"])
+def test_labels_as_people_save_them(tmp_path, how):
+    rows = [row(1), row(0, "images\\00003-0.png", "images\\00003-1.png")]
+    text = "\r\n".join(json.dumps({**each, "prompt": "caf\xe9"}, ensure_ascii=False) for each in rows)
+    (tmp_path / "l.jsonl").write_bytes(text.encode("utf-8" if how == "crlf" else how))
+    found = judge.read_labels(tmp_path / "l.jsonl")
+    assert [(label.prompt, label.chosen, label.rejected) for label in found] == [("caf\xe9", 0, 2), ("caf\xe9", 1, 0)]

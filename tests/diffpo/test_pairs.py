@@ -87,12 +87,12 @@ def _spoil(fault: str) -> list[dict]:
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("truncated", "unreadable image: image file is truncated"),
-        ("not an image", "unreadable image: not an image"),
+        ("truncated", "unreadable image: jpg_0: image file is truncated"),
+        ("not an image", "unreadable image: jpg_1: not an image"),
         ("missing", "missing image"),
         ("empty caption", "empty caption"),
         ("no caption", "empty caption"),
-        ("sizes", "chosen and rejected differ in size: 24x16 and 16x16"),
+        ("sizes", "chosen and rejected differ in size: jpg_0 and jpg_1: 24x16 and 16x16; data.buckets=true"),
         ("no label", "no label"),
         ("labels", "labels are not a preference"),
     ],
@@ -180,7 +180,7 @@ def test_sixteen_bit_grey_is_scaled_and_palette_transparency_makes_no_noise(tmp_
     [
         ({"prompt": 7}, "caption is not text: 7"),
         ({"chosen_file_name": "images/\0.png"}, "unreadable image: .*null byte"),
-        ({"chosen_file_name": "x" * 5000}, "unreadable image: x{200}: File name too long"),
+        ({"chosen_file_name": "x" * 5000}, "unreadable image: x{197}...: File name too long"),
     ],
 )
 def test_odd_cells_of_a_metadata_file_are_bad_rows(tmp_path, change, words):
@@ -232,8 +232,10 @@ def test_a_full_disk_of_the_datasets_cache_is_named(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr("diffpo.data.tables.os.replace", full)
+    rows = [{**row, "caption": "in no other test"} for row in pick_a_pic_rows(2)]
+    with pytest.raises(DiffpoError, match=r"cannot copy the rows of .*No space left.*HF_DATASETS_CACHE=FOLDER"):
+        load(write_parquet(tmp_path / "a.parquet", rows))
     monkeypatch.setattr(datasets, "load_dataset", full)
-    with pytest.raises(
-        DiffpoError, match=r"cannot read the rows of .*the disk of .* is full .HF_DATASETS_CACHE=FOLDER"
-    ):
-        load(write_parquet(tmp_path / "a.parquet", pick_a_pic_rows(2)))
+    with pytest.raises(DiffpoError, match=r"cannot read the rows of .*the disk of .* is full .HF_DATASETS_CACHE=FOLD"):
+        load("someone/pairs")

@@ -14,7 +14,7 @@ from diffpo import checkpoint, lora
 from diffpo.config import Data, load_config
 from diffpo.data.cache import Cache
 from diffpo.data.groups import load_groups
-from diffpo.data.source import BadRow, content, decode
+from diffpo.data.images import BadRow, Place, content, decode
 from diffpo.errors import DiffpoError
 from diffpo.manifest import read_manifest
 from diffpo.prompts import load_prompts
@@ -74,10 +74,16 @@ def test_rows_that_are_not_utf8_are_bad_rows(tmp_path):
     assert load_groups(Data(resolution=8, bad_rows="skip"), str(tmp_path), "train").captions == ["caf\xe9"]
 
 
-@pytest.mark.parametrize("place", [{"path": None, "size": 1}, {"size": 1}, {"path": 0, "offset": 0, "size": 9}])
+@pytest.mark.parametrize("place", [(Path("nowhere.tar"), 0, 9), (Path(), 0, 9), (Path(__file__), -1, 9)])
 def test_places_in_shards_that_are_none(place):
     with pytest.raises(BadRow, match="unreadable image"):
-        content(place, (Path(),))
+        content(Place(*place, "0.png"), (Path(),))
+
+
+@pytest.mark.parametrize("cell", [{"path": None, "size": 1}, {"size": 1}, {"path": 0, "offset": 0, "size": 9}])
+def test_cells_that_look_like_places_are_none(cell):
+    with pytest.raises(BadRow, match="missing image"):
+        content(cell, (Path(),))
 
 
 def test_decoders_that_raise_what_they_like(monkeypatch):

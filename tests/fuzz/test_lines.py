@@ -16,8 +16,12 @@ from diffpo.scorers.steps import read_about
 
 @settings(max_examples=80)
 @given(
-    suffix=st.sampled_from(["txt", "jsonl"]),
+    suffix=st.sampled_from(["txt", "jsonl", "json", "csv", "tsv", "parquet"]),
     content=damaged(b'{"prompt": "a cat"}\n{"prompt": "\xc3\xa9"}\n')
+    | damaged(b'id,prompt\n1,"a ""big"" cat"\n2,\xc3\xa9\n')
+    | (st.lists(values, max_size=3) | st.dictionaries(st.sampled_from(["prompt", "x"]), values)).map(
+        lambda tree: lines([tree])
+    )
     | st.lists(st.fixed_dictionaries({"prompt": values}) | values, max_size=3).map(lines)
     | st.sampled_from([b"[" * 9000, b"9" * 5000]),
     n=st.sampled_from([None, None, 1, 2, 0, -1]),

@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import given, settings
@@ -87,8 +88,30 @@ def test_metadata_with_odd_cells(fresh, table, want, given, data):
 @settings(max_examples=60)
 @given(table=tables, want=kinds, given=options, data=st.data())
 def test_metadata_of_which_bytes_were_changed(fresh, table, want, given, data):
-    folder = fresh()
-    (folder / "metadata.jsonl").write_bytes(data.draw(damaged(lines(ROWS[table]))))
+    folder, form = fresh(), data.draw(st.sampled_from(["jsonl", "json", "csv"]))
+    (folder / f"metadata.{form}").write_bytes(data.draw(damaged(text(ROWS[table], form))))
+    try_source(folder, want, given)
+
+
+def text(rows, form) -> bytes:
+    if form == "jsonl":
+        return lines(rows)
+    if form == "json":
+        return json.dumps(rows).encode()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [names, *([str(row.get(name, "")) for name in names] for row in rows)]
+    return "\n".join(",".join(f'"{cell}"' for cell in line) for line in cells).encode("utf-16")
+
+
+@settings(max_examples=40)
+@given(want=kinds, given=options, data=st.data())
+def test_saved_datasets_of_which_bytes_were_changed(fresh, want, given, data):
+    folder = fresh() / "saved"
+    datasets.Dataset.from_list([{"prompt": "a", "chosen": PNG[0], "rejected": PNG[1]}] * 3).save_to_disk(folder)
+    path = next(folder.glob("*.arrow")) if data.draw(st.booleans()) else folder / "state.json"
+    content = data.draw(damaged(path.read_bytes()))
+    path.unlink()
+    path.write_bytes(content)
     try_source(folder, want, given)
 
 
