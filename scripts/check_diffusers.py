@@ -56,6 +56,8 @@ class Case:
 MIN = {"final_sigmas_type": "sigma_min"}
 LAST_LABEL = "it steps by 1000 // steps and not to its next label (issues 11347, 12633)"
 SIGMA_0 = "its last step goes to the last label; with that end they agree"
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+CUT = "it cuts the network's labels to whole numbers"
 ROUNDED = "it rounds the network's labels of these sigmas to whole numbers"
 
 
@@ -86,6 +88,9 @@ def cases() -> list[Case]:
     add("DDPMScheduler", {**plain, **trailing}, "DDPM")
     large = "'fixed_large' is another variance than DDIM's at eta = 1"
     add("DDPMScheduler", {**plain, **trailing, "variance_type": "fixed_large"}, "DDPM", why=large)
+    add("DDPMScheduler", {"clip_sample": True, **trailing}, "DDPM")
+    kept = "it steps with the noise of the x_0 before clipping; use_clipped_model_output=True of its step agrees"
+    add("DDIMScheduler", {"clip_sample": True, **trailing}, "DDIM", why=kept)
 
     dpm, single = "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"
     for order in (1, 2, 3):
@@ -169,7 +174,15 @@ def cases() -> list[Case]:
 
     flow = {"shift": 3.0}
     add("FlowMatchEulerDiscreteScheduler", flow, "Euler", nodes="steps")
+    for more in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"):
+        add("FlowMatchEulerDiscreteScheduler", {**flow, more: True}, "Euler", nodes="steps")
+    add("FlowMatchEulerDiscreteScheduler", {**flow, "shift_terminal": 0.1}, "Euler", nodes="steps")
     add("FlowMatchHeunDiscreteScheduler", flow, "Heun", nodes="steps")
+    add(unipc, FLOW, "UniPC", why=CUT, nodes="sigmas")
+    add(unipc, {**FLOW, "use_karras_sigmas": True}, "UniPC", why=CUT, nodes="steps")
+    add(dpm, FLOW, "DPMSolverPP2M", why=CUT, nodes="sigmas")
+    logrho = {"solver_type": "logrho", **MIN}
+    add("DEISMultistepScheduler", FLOW, "DEIS", logrho, "its last step has length 0; " + CUT, nodes="sigmas")
     for name, solver in (("EDMEulerScheduler", "euler"), ("EDMDPMSolverMultistepScheduler", "dpmpp")):
         add(name, {}, "samplers.sample", {"solver": solver})
     return rows
@@ -215,10 +228,10 @@ def difference(case: Case) -> float:
     """The largest difference of the two results; NaN if theirs raises or returns NaN."""
     if case.theirs.startswith("EDM"):
         return edm_difference(case)
-    flow = case.theirs.startswith("FlowMatch")
+    flow = case.theirs.startswith("FlowMatch") or "use_flow_sigmas" in case.settings
     theirs = getattr(diffusers, case.theirs)(**({} if flow else SD), **case.settings)
     theirs.set_timesteps(case.steps)
-    schedule = samplers.RectifiedFlow(case.settings["shift"]) if flow else samplers.VPDiscrete.scaled_linear()
+    schedule = samplers.RectifiedFlow(case.settings.get("shift", 1.0)) if flow else samplers.VPDiscrete.scaled_linear()
     model = MIXTURE.model(schedule, "flow" if flow else "epsilon")
     # diffusers draws the noise of its SDE solvers in float32
     x = NOISE.float() if "sde" in case.settings.get("algorithm_type", "") else NOISE
@@ -251,7 +264,7 @@ def _once(values: torch.Tensor) -> list[float]:
 
 
 def row(case: Case, gap: float) -> str:
-    said = {name: value for name, value in case.settings.items() if name not in ("clip_sample", "tau_func")}
+    said = {name: v for name, v in case.settings.items() if name != "tau_func" and (name, v) != ("clip_sample", False)}
     if "tau_func" in case.settings:
         said["tau"] = case.settings["tau_func"](0)
     said |= {"steps": case.steps} if case.steps != 10 else {}

@@ -7,6 +7,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from check_diffusers import DOC
 from tiny_pipes import SD, gen
 
 import samplers
@@ -84,6 +85,16 @@ def test_the_betas_are_those_of_the_class(name, tmp_path):
         assert ours.config.clip_sample == bool(theirs.config.get("clip_sample"))
     back = type(theirs).from_config(ours.config)
     torch.testing.assert_close(back.alphas_cumprod, theirs.alphas_cumprod)
+
+
+def test_the_document_says_what_happens_to_each_class():
+    table = DOC.read_text().split("## Whose configs are read")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in table.splitlines() if line.startswith("| ")]
+    said = {f"{name}Scheduler": verdict for names, verdict in rows[2:-1] for name in names.split(", ")}
+    assert {name: verdict.split(":")[0].split(";")[0] for name, verdict in said.items()} == {
+        **dict.fromkeys((*DIFFUSION, *FLOW), "read"),
+        **dict.fromkeys(REFUSED, "refused"),
+    }
 
 
 def test_a_class_that_nobody_knows():
