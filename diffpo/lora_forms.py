@@ -86,9 +86,12 @@ def read(path: Path, parts: Mapping[str, torch.nn.Module]) -> Changes:
             raise _twice(path, fields[field][0], key)
         fields[field] = (key, weights[key])
     if strange:
+        some = f"{len(strange)} of the {len(weights)} weights of {path} are not understood"
+        if len(strange) == len(weights):
+            some = f"{path} holds no LoRA: none of its {len(weights)} weights is understood"
         raise DiffpoError(
-            f"{len(strange)} of the {len(weights)} weights of {path} are not understood, e.g. {_some(strange)}: read "
-            f"are LoRA, DoRA, LoHa, LoKr and differences of weights. Nothing was applied"
+            f"{some}, e.g. {_some(strange)}. Read are LoRA, DoRA, LoHa, LoKr and differences of weights. Nothing was "
+            f"applied"
         )
     # what is zero changes nothing, whether or not the model has its layer
     if keys := [key for fields in lost.values() if not _idle(fields) for key, _ in fields.values()]:
@@ -99,7 +102,7 @@ def read(path: Path, parts: Mapping[str, torch.nn.Module]) -> Changes:
             f"another model, or adapts what this one does not have. Nothing was applied"
         )
     if not found:
-        raise DiffpoError(f"{path} changes nothing: it holds no LoRA, or a LoRA that is zero")
+        raise DiffpoError(f"{path} changes nothing: it is empty, or zero")
     changes: Changes = {}
     abouts = {name: _about(path, settings, name) for name, _ in found}
     for (name, place), fields in found.items():
