@@ -64,7 +64,7 @@ def run(
     weights, about = ({}, full.read_about(file)) if whole else lora_module.read_lora(file)
     lora_hash = trained.file_hash(file)
     measured = evaluation_table(Path(results).expanduser(), lora_hash) if results else ""
-    base_model = Model(path=model, config=model_config and str(model_config))
+    base_model = models.named(model, model_config)
     pipeline = models.pipeline_class(base_model)
     family = models.family_class(pipeline, model)
     if to in ("kohya", "single"):
@@ -204,6 +204,8 @@ def _whole(out: Path) -> Iterator[Path]:
         part.mkdir(parents=True)
         yield part
         for path in (*part.rglob("*"), part):
+            if path.is_file():
+                path.chmod(part.stat().st_mode & 0o666)  # safetensors writes for the user alone
             sync(path)
         os.replace(part, out)
     except Exception as error:

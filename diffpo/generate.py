@@ -69,7 +69,7 @@ def run(
     if not math.isfinite(guidance):
         raise DiffpoError(f"guidance must be a number, not {guidance}")
     out, prompts = Path(out), load_prompts(prompts, n)
-    base = Model(path=str(model), config=model_config and str(model_config))
+    base = models.named(model, model_config)
     settings = {
         "model": str(model),
         "model_hash": models.source(base).fingerprint(),

@@ -176,6 +176,47 @@ def mmdit(state, config, prefix="model.diffusion_model."):
     return {prefix + name: value for name, value in found.items()}
 
 
+def flux(state, config):
+    """FLUX's transformer, block by block as in model.py and layers.py."""
+    found = {}
+
+    def take(original, *theirs, swap=False):
+        for kind in ("weight", "bias"):
+            value = torch.cat([state[f"{each}.{kind}"] for each in theirs])
+            found[f"{original}.{kind}"] = torch.cat(value.chunk(2)[::-1]) if swap else value
+
+    take("img_in", "x_embedder")
+    take("txt_in", "context_embedder")
+    embedders = {"time_in": "timestep_embedder", "vector_in": "text_embedder", "guidance_in": "guidance_embedder"}
+    for original, theirs in embedders.items():
+        take(f"{original}.in_layer", f"time_text_embed.{theirs}.linear_1")
+        take(f"{original}.out_layer", f"time_text_embed.{theirs}.linear_2")
+    for n in range(config["num_layers"]):
+        theirs = f"transformer_blocks.{n}"
+        for half, q, out, norm, ff in (
+            ("img", "attn.to_{}", "attn.to_out.0", "norm1", "ff"),
+            ("txt", "attn.add_{}_proj", "attn.to_add_out", "norm1_context", "ff_context"),
+        ):
+            block, added = f"double_blocks.{n}.{half}", "" if half == "img" else "added_"
+            take(f"{block}_attn.qkv", *(f"{theirs}.{q.format(part)}" for part in "qkv"))
+            take(f"{block}_attn.proj", f"{theirs}.{out}")
+            take(f"{block}_mod.lin", f"{theirs}.{norm}.linear")
+            take(f"{block}_mlp.0", f"{theirs}.{ff}.net.0.proj")
+            take(f"{block}_mlp.2", f"{theirs}.{ff}.net.2")
+            for part, name in (("q", "query"), ("k", "key")):
+                found[f"{block}_attn.norm.{name}_norm.scale"] = state[f"{theirs}.attn.norm_{added}{part}.weight"]
+    for n in range(config["num_single_layers"]):
+        theirs, block = f"single_transformer_blocks.{n}", f"single_blocks.{n}"
+        take(f"{block}.linear1", *(f"{theirs}.attn.to_{part}" for part in "qkv"), f"{theirs}.proj_mlp")
+        take(f"{block}.linear2", f"{theirs}.proj_out")
+        take(f"{block}.modulation.lin", f"{theirs}.norm.linear")
+        for part, name in (("q", "query"), ("k", "key")):
+            found[f"{block}.norm.{name}_norm.scale"] = state[f"{theirs}.attn.norm_{part}.weight"]
+    take("final_layer.linear", "proj_out")
+    take("final_layer.adaLN_modulation.1", "norm_out.linear", swap=True)
+    return found
+
+
 # ---- whole files
 
 

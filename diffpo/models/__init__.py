@@ -15,9 +15,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from ..config import Model
 from ..errors import DiffpoError
 from ..hub import limit_waiting
+from ..text import plain
 
 # the class that model_index.json names -> file here, class in it
 FAMILIES = {
@@ -29,6 +32,17 @@ FAMILIES = {
     "FluxPipeline": ("flux", "Flux"),
     "DiTPipeline": ("dit", "DiT"),
 }
+
+
+def named(path: str | Path, config: str | Path | None = None) -> Model:
+    """The settings of a model of which no more is said, as on the command line. DiffpoError for a name that is none."""
+    try:
+        return Model(path=str(path), config=None if config is None else str(config))
+    except ValidationError as error:
+        (problem, *_) = error.errors()
+        option = "--model-config" if problem["loc"] == ("config",) else "--model"
+        reason = problem["msg"].removeprefix("Value error, ")
+        raise DiffpoError(f"{option} {plain(repr(problem['input']), 200)}: {reason}") from None
 
 
 def load(settings: Model, precision: str = "no", resolution: int = 1024) -> Any:
@@ -87,7 +101,7 @@ def load_pipeline(
         raise DiffpoError(f"the device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
     dtypes = {part: getattr(torch, name) for part, name in dtype.items()} if isinstance(dtype, dict) else None
     limit_waiting()
-    settings = model if isinstance(model, Model) else Model(path=model)
+    settings = model if isinstance(model, Model) else named(model)
     return source(settings).pipeline(dtypes or getattr(torch, dtype), **parts).to(device)
 
 
@@ -95,6 +109,7 @@ HARMLESS = (
     "No LoRA keys associated to CLIPTextModel",  # our LoRAs adapt the UNet alone
     "Token indices sequence length is longer than",  # it is truncated; `too_long` counts what is
     "The following part of your input was truncated",  # the same, with all of the text
+    "should be kept in float32: []",  # none should; of networks from one file
 )
 # peft imports bitsandbytes whether it is used or not, which then misses kernels of the hub
 logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
@@ -109,7 +124,7 @@ def hush() -> None:
 
 
 def _worth_saying(record: logging.LogRecord) -> bool:
-    return not record.getMessage().startswith(HARMLESS)
+    return not any(words in record.getMessage() for words in HARMLESS)
 
 
 def too_long(pipe: Any, texts: Sequence[str]) -> str:
@@ -149,8 +164,8 @@ def vae_factor(pipe: Any) -> int:
 
 def local(path: str) -> str:
     """``~`` expanded where the path is a folder here; a hub id as it is."""
-    folder = Path(path).expanduser()
-    return str(folder) if folder.is_dir() else path
+    folder = os.path.expanduser(path)
+    return folder if os.path.isdir(folder) else path
 
 
 def dtype_option(dtype: Any) -> dict[str, Any]:
@@ -170,7 +185,7 @@ def readable(path: str) -> Iterator[None]:
         if not hub_failed(error):
             raise
         reason, first = (" ".join(str(each).split())[:300] for each in (error, _first_cause(error)))
-        if Path(path).expanduser().is_dir():
+        if os.path.isdir(local(path)):
             raise DiffpoError(f"cannot read the model in {path}: {reason}") from error
         if path.startswith(("/", "~", ".")) or path.count("/") > 1:
             raise DiffpoError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 from collections import Counter
 from hashlib import file_digest, sha256
@@ -38,7 +39,7 @@ class Pipeline:
         """Its model_index.json."""
         index = Path(self.place) / "model_index.json"
         with readable(self.path):
-            if not index.parent.is_dir():
+            if not os.path.isdir(self.place):
                 from huggingface_hub import hf_hub_download
 
                 limit_waiting()
@@ -75,7 +76,7 @@ class Pipeline:
 
     def fingerprint(self) -> str:
         """Of a folder, the hash of everything in it that decides an image; of a hub id, the commit in the cache."""
-        if not Path(self.place).is_dir():
+        if not os.path.isdir(self.place):
             return f"commit:{self._folder.name}"
         return hash_of(self._folder, ".safetensors", ".json", ".txt", ".bin")
 
@@ -97,7 +98,7 @@ class Pipeline:
         """The folder, or the hub's whole pipeline in the cache."""
         from diffusers import DiffusionPipeline
 
-        if Path(self.place).is_dir():
+        if os.path.isdir(self.place):
             return Path(self.place)
         limit_waiting()
         with readable(self.path):

@@ -1,7 +1,7 @@
 """The configs of the released Stable Diffusion pipelines: a single file of theirs needs nothing from the hub.
 
-Numbers are those of the released config files where they differ from the classes' defaults. The vocabulary is that of
-OpenAI's CLIP (MIT licence), which the package open_clip brings.
+Numbers are those of the released config files where they differ from the classes' defaults, and where diffusers'
+converters look for them. The vocabulary is OpenAI's CLIP's (MIT licence), which the package open_clip brings.
 """
 
 from __future__ import annotations
@@ -64,7 +64,13 @@ CLIP_G = CLIP_L | {
     "num_hidden_layers": 32,
     "projection_dim": 1280,
 }
-UNET = {"_class_name": "UNet2DConditionModel", "in_channels": 4, "sample_size": 64, "cross_attention_dim": 768}
+UNET = {
+    "_class_name": "UNet2DConditionModel",
+    "in_channels": 4,
+    "sample_size": 64,
+    "layers_per_block": 2,
+    "cross_attention_dim": 768,
+}
 UNET_2 = UNET | {
     "cross_attention_dim": 1024,
     "attention_head_dim": [5, 10, 20, 20],

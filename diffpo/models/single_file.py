@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from ..config import Model
 from ..errors import DiffpoError
 from ..hub import limit_waiting
 from ..text import plain
-from . import dtype_option, hub_failed, original, released
+from . import dtype_option, hub_failed, hush, local, original, released
 from .pipeline import Pipeline, hash_of, read_config, read_index
 
 if TYPE_CHECKING:
@@ -114,8 +115,9 @@ class Weight(NamedTuple):
 
 def is_one(path: str) -> bool:
     """Does ``path`` mean a file, rather than a folder or a hub id?"""
-    place = Path(path).expanduser()
-    return not place.is_dir() and (place.suffix.lower() in SUFFIXES or place.is_file() or "://" in path)
+    place = os.path.expanduser(path)  # os.path knows no errors, of names that are too long for example
+    named = place.lower().endswith(SUFFIXES) or "://" in path
+    return not os.path.isdir(place) and (named or os.path.isfile(place))
 
 
 class SingleFile:
@@ -131,7 +133,7 @@ class SingleFile:
     """
 
     def __init__(self, settings: Model) -> None:
-        self.settings, self.file = settings, Path(settings.path).expanduser()
+        self.settings, self.file = settings, Path(os.path.expanduser(settings.path))
         self.weights, self.metadata = read_header(self.file, settings.path)
         self.kind = kind_of(self.file, self.weights)
         self.layout = original.LAYOUTS[self.kind]
@@ -168,7 +170,7 @@ class SingleFile:
     @property
     def lender(self) -> Pipeline:
         """The pipeline that has the parts which the file lacks."""
-        here = self.released or Path(self.name).expanduser().is_dir()
+        here = self.released or os.path.isdir(local(self.name))
         return Pipeline(self.settings.model_copy(update={"path": self.place if here else self.name, "config": None}))
 
     @functools.cached_property
@@ -176,8 +178,8 @@ class SingleFile:
         """Where its configs are on this machine."""
         if self.released:
             return released.folder(self.name.removesuffix(VELOCITY))
-        folder = Path(self.name).expanduser()
-        if folder.is_dir():
+        folder = Path(local(self.name))
+        if os.path.isdir(folder):
             if not (folder / "model_index.json").is_file():
                 raise DiffpoError(f"model.config={self.name} is not the folder of a pipeline: no model_index.json")
             return folder
@@ -192,15 +194,21 @@ class SingleFile:
         except Exception as error:
             if not hub_failed(error):
                 raise
-            wanted = [*CONFIGS, *(f"{part}/*.safetensors" for part in self.missing)]
-            include = " ".join(f"--include '{pattern}'" for pattern in wanted)
-            lacking = f" and what it lacks ({', '.join(self.missing)})" if self.missing else ""
-            raise DiffpoError(
-                f"{self.file} is {self.layout.title}. Its configs{lacking} are taken from {self.name!r}, which is no "
-                f"folder in {Path.cwd()}, and the hub did not give it. With a network, run `hf download {self.name} "
-                f"{include}` once (log in with `hf auth login` if the model is gated). Without, set model.config (or "
-                f"--model-config) to a pipeline's folder. ({' '.join(str(error).split())[:300]})"
-            ) from error
+            raise self._fetch(plain(error, 300)) from error
+
+    def _fetch(self, reason: str) -> DiffpoError:
+        """What to have fetched from the hub."""
+        wanted = [*CONFIGS, *(f"{part}/*.safetensors" for part in self.missing)]
+        include = " ".join(f"--include '{pattern}'" for pattern in wanted)
+        lacking = f" and what it lacks ({', '.join(self.missing)})" if self.missing else ""
+        known = ", ".join([*released.PIPELINES, *(name + VELOCITY for name in ("sd2", "sdxl"))])
+        none = f"none of {known} and " if "/" not in self.name else ""
+        return DiffpoError(
+            f"{self.file} is {self.layout.title}. Its configs{lacking} are taken from {self.name!r}, which is {none}no "
+            f"folder in {Path.cwd()}, and the hub did not give it. With a network, run `hf download {self.name} "
+            f"{include}` once (log in with `hf auth login` if the model is gated). Without, set model.config (or "
+            f"--model-config) to a pipeline's folder. ({reason})"
+        )
 
     def index(self) -> dict[str, Any]:
         index = read_index(self.folder / "model_index.json")
@@ -234,10 +242,15 @@ class SingleFile:
                 f"the network in {self.file} takes {channels} channels, and one by the configs of {self.name} takes "
                 f"{wanted}.{known} Name a text-to-image model, or its own configs with model.config (--model-config)"
             )
-        absent = [part for part in self.missing if part in parts]
-        if self.lender.place == self.place:
-            absent = [part for part in absent if not any((self.folder / part).glob("*.safetensors"))]
-        if absent:
+        absent = [
+            part for part in self.missing if part in parts and not any((self.folder / part).glob("*.safetensors"))
+        ]
+        if absent and self.lender.place != self.place:  # of the hub
+            from huggingface_hub import constants
+
+            if constants.HF_HUB_OFFLINE:
+                raise self._fetch(f"HF_HUB_OFFLINE is set, and the cache has no {', '.join(absent)}")
+        elif absent:
             vae = ", or model.vae to a VAE" if absent == ["vae"] else ""
             raise DiffpoError(
                 f"{self.file} holds {', '.join(self.parts)} alone. Set model.config (or --model-config) to the folder "
@@ -374,7 +387,7 @@ def read_vae(path: str, place: str) -> torch.nn.Module:
     from diffusers import AutoencoderKL
     from safetensors import safe_open
 
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     weights, _ = read_header(file, path)
     prefixes = [each for each in (*original.VAE, "") if f"{each}decoder.conv_in.weight" in weights]
     if not prefixes:
@@ -387,6 +400,7 @@ def read_vae(path: str, place: str) -> torch.nn.Module:
 
 def _converted(cls: Any, state: dict[str, torch.Tensor], place: str, part: str, dtype: torch.dtype) -> torch.nn.Module:
     """By diffusers. ValueError if a weight is missing: it stays without a value there, and without a word."""
+    hush()
     module = cls.from_single_file(state, config=place, subfolder=part, **dtype_option(dtype))
     if empty := [name for name, value in module.state_dict().items() if value.is_meta]:
         raise ValueError(f"{len(empty)} of its weights are missing, e.g. {empty[0]}")
@@ -398,10 +412,9 @@ def _reading(what: str, configs: str) -> Iterator[None]:
     """Turns what the loaders raise for weights or configs of another model into one message."""
     try:
         yield
-    except Exception as error:
-        known = isinstance(error, (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError))
-        if not known and type(error).__name__ != "SingleFileComponentError":
-            raise
+    except DiffpoError:
+        raise
+    except Exception as error:  # of diffusers' converters, whatever weights with odd names lead them to
         reason = plain(error, 300) or type(error).__name__
         raise DiffpoError(
             f"cannot read {what} by the configs of {configs}: {reason}. Those of another model are set with "
@@ -447,7 +460,7 @@ def read_header(file: Path, path: str) -> tuple[dict[str, Weight], dict[str, str
 
     if "://" in path:
         raise DiffpoError(f"{path} is an address: fetch the file (`hf download OWNER/NAME FILE`) and name it here")
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise DiffpoError(
             f"there is no file {file} (relative paths start from {Path.cwd()}). One of the hub is fetched with `hf "
             f"download OWNER/NAME FILE`, which prints its place"
@@ -513,10 +526,10 @@ def _unet_kind(file: Path, weights: dict[str, Weight], has: Callable[[str], bool
         return "sdxl"
     if has(r"^cond_stage_model\."):
         return "sd2" if has(r"^cond_stage_model\.model\.") else "sd1"
-    width = next((weight.shape[-1] for name, weight in weights.items() if name.endswith(".attn2.to_k.weight")), 0)
+    width = next((weight.shape[-1:] for name, weight in weights.items() if name.endswith(".attn2.to_k.weight")), ())
     if not has(rf"^{re.escape(original.UNET)}label_emb\."):
-        return "sd2" if width == 1024 else "sd1"
-    if width == 1280:
+        return "sd2" if width == (1024,) else "sd1"
+    if width == (1280,):
         raise DiffpoError(f"{file} is the UNet of SDXL's refiner: {FAMILY}")
     return "sdxl"
 

@@ -147,6 +147,13 @@ def test_an_export_is_the_merged_pipeline_by_the_original_names(one, tmp_path, n
     assert str(tmp_path) not in (single / "README.md").read_text()
 
 
+def test_fluxs_transformer_by_the_original_names(tiny_folder):
+    """Alone: diffusers reads FLUX in its released width only, so that no tiny one can be read back."""
+    state, config = original_format.part(tiny_folder("flux"), "transformer")
+    network = models.load(Model(path=str(tiny_folder("flux"))), resolution=16).load_network()
+    same(original.flux(network.state_dict(), network.config), original_format.flux(state, config))
+
+
 def test_what_is_read_back_otherwise_is_not_kept(tiny_folder, tmp_path):
     """SD3 whose first CLIP projects its embedding, which the format cannot say."""
     exports.train(tiny_folder("sd3"), tmp_path / "run")
@@ -255,6 +262,31 @@ def test_a_vae_in_a_file_of_its_own(one, tmp_path):
             family = models.load(model, resolution=16)
             family.load_encoders()
             same(family.pipe.vae.state_dict(), moved)
+
+
+def test_configs_and_missing_parts_from_the_hubs_cache(tiny_sd3, tmp_path, monkeypatch):
+    """Without a network: what `hf download` left. A file that holds the transformer alone, as ComfyUI keeps it."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--stabilityai--stable-diffusion-3.5-medium"
+    shutil.copytree(tiny_sd3, repository / "snapshots" / ("a" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    whole = original_format.sd3(tiny_sd3, tmp_path / "whole.safetensors")
+    state = original_format.mmdit(*original_format.part(tiny_sd3, "transformer"), prefix="")
+    save_file(state, tmp_path / "alone.safetensors")
+    expected = models.load_pipeline(str(tiny_sd3), device="cpu").components
+    for file in (whole, tmp_path / "alone.safetensors"):
+        found = models.load_pipeline(str(file), device="cpu").components
+        for part in ("transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3"):
+            same(found[part].state_dict(), expected[part].state_dict())
+        family = models.load(Model(path=str(file)), resolution=16)
+        family.load_encoders()
+        assert family.prediction == "flow" and models.source(Model(path=str(file))).fingerprint()
+    (repository / "snapshots" / ("a" * 40) / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    models.load(Model(path=str(whole)), resolution=16)
+    with pytest.raises(DiffpoError, match=r"alone\.safetensors .*the cache has no vae\)"):
+        models.load(Model(path=str(tmp_path / "alone.safetensors")), resolution=16)
 
 
 def test_the_transformer_alone_says_what_else_is_needed(tmp_path, monkeypatch):
@@ -368,7 +400,7 @@ def test_names_and_shapes_of_the_released_networks(name):
     prefix = "" if cls == "AutoencoderKL" else "model.diffusion_model."
     assert {prefix + key: tuple(value.shape) for key, value in found.items()} == expected
     back = SINGLE_FILE_LOADABLE_CLASSES[cls]["checkpoint_mapping_fn"]
-    given = back(checkpoint={prefix + key: value for key, value in found.items()}, config=network.config)
+    given = back(checkpoint={prefix + key: value for key, value in found.items()}, config=dict(config))
     assert {k: v.shape for k, v in given.items()} == {k: v.shape for k, v in state.items()}
 
 
