@@ -264,7 +264,7 @@ def test_a_run_goes_on_with_data_that_were_moved_and_not_with_others(tiny_sd, ma
     train(make_config(tiny_sd, *options, data=there))
     assert [each["step"] for each in metrics_of(tmp_path / "run")] == [1, 2, 3]
     save(there / "images" / "1-chosen.png", 30)
-    with pytest.raises(DiffpoError, match=r"the training pairs are not those .*Bring those back, or .*output=FOLDER"):
+    with pytest.raises(DiffpoError, match=r"the training pairs are not those .*data.train.*output=FOLDER"):
         train(make_config(tiny_sd, "train.steps=4", data=there))
 
 

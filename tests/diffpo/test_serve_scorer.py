@@ -366,7 +366,7 @@ def test_texts_and_profiles_in_a_png_are_not_kept():
     with serve_scorer.Server(Brightness(), port=0) as server:
         texts = [chunk(b"zTXt", b"k%d\0\0" % k + zlib.compress(bytes(2**19), 9)) for k in range(8)]
         image = server.decode(0, with_chunks(*texts))
-        assert image.getpixel((0, 0)) == (10, 20, 30) and not image.info
+        assert image.getpixel((0, 0)) == (10, 20, 30) and image.info.keys() <= {"notes", "altered"}
         for bomb in (
             chunk(b"zTXt", b"k\0\0" + BOMB),
             chunk(b"iTXt", b"k\0\1\0\0\0" + BOMB),
