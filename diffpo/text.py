@@ -24,7 +24,10 @@ def decoded(content: bytes) -> str:
     """UTF-8, or UTF-16 and UTF-32 that begin with a byte order mark; the mark is dropped and lines end in a line feed.
     ValueError if it is none of these."""
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
-    return content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n")
+    text = content.decode(encoding)
+    if "\0" in text:  # of a binary file, or of UTF-16 without a mark, which is UTF-8 by chance
+        raise ValueError("it holds the character NUL, so it is no text, or UTF-16 without a byte order mark")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_text(path: str | Path, limit: int = LIMIT) -> str:

@@ -232,7 +232,8 @@ def _rgb(image: Image.Image, background: str, bits: int, notes: list[str]) -> Im
     notes = [*notes, *["scaled"] * bool(altered)]
     if image.mode in ("La", "RGBa"):  # multiplied by their alpha
         image = image.convert(image.mode.upper())
-    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
+    layered = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
+    if layered or (image.mode == "P" and image.palette is not None and image.palette.mode == "RGBA"):
         layer = image.convert("RGBA")
         if layer.getextrema()[3][0] < 255:
             colour = ImageColor.getrgb(background)[:3]

@@ -308,6 +308,13 @@ def test_captions_and_texts_of_shards_in_every_way_of_saving(tmp_path, how):
     assert seen(load(write_tar(tmp_path / "b.tar", [*pair, *texts]))) == [("café", 1, (1, 0))]
 
 
+def test_a_caption_that_is_no_text_is_a_bad_row(tmp_path):
+    folder = siblings(tmp_path / "ds")
+    for content in ("caf\xe9".encode("latin-1"), "a cat".encode("utf-16-le"), b"\xff\xfea"):
+        (folder / "chosen" / "0.txt").write_bytes(content)
+        assert fault(folder).startswith("cannot read the caption: chosen/0.txt: ")
+
+
 def test_json_of_other_shapes(folder):
     rows = [row("0.png"), row("2.png", "3.png")]
     expected = [("x", 1, (0, 1)), ("x", 1, (2, 3))]

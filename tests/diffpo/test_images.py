@@ -70,6 +70,9 @@ def test_every_way_of_being_transparent():
     assert pixels(encoded(image_of("RGB", COLOURS), transparency=COLOURS[1])) == [COLOURS[0], white, *COLOURS[2:]]
     assert pixels(encoded(image_of("L", [0, 50, 99]), transparency=50)) == [(0,) * 3, white, (99,) * 3]
     assert pixels(encoded(image_of("LA", [(0, 255), (50, 0), (99, 255)]))) == [(0,) * 3, white, (99,) * 3]
+    indexed.putpalette([*COLOURS[0], 255, *COLOURS[1], 0, *COLOURS[2], 255, *COLOURS[3], 0], "RGBA")
+    for image in (indexed, indexed.convert("PA"), indexed.convert("RGBA").convert("RGBa")):
+        assert [tuple(each) for each in np.asarray(rgb(image))[0].tolist()] == [COLOURS[0], white, COLOURS[2], white]
     deep = Image.fromarray(np.array([[0, 512, 65535]], dtype=np.uint16))
     assert pixels(encoded(deep, transparency=512), "red") == [(0,) * 3, (255, 0, 0), white]
 

@@ -118,6 +118,8 @@ def test_hpdv2s_test_file_and_parti_prompts_as_published(tmp_path):
         ("a.parquet", b"PAR1", r"a\.parquet"),
         ("a.txt", b"caf\xe9", r"a\.txt"),
         ("a.txt", b"\xff\xfea", r"a\.txt"),
+        ("a.txt", "a cat".encode("utf-16-le"), "NUL.*UTF-16 without a byte order mark"),
+        ("a.csv", "prompt\na cat".encode("utf-16-le"), "NUL.*UTF-16 without a byte order mark"),
     ],
 )
 def test_what_is_no_prompt_is_named_with_its_place(tmp_path, name, content, words):
