@@ -40,11 +40,11 @@ PROTOCOL = 1
 NAME = re.compile("[A-Za-z0-9_.-]{1,100}")  # of a number: it is part of a URL, of a table and of the names of metrics
 
 HEAD = 2**14  # bytes that the request line and the headers may have
-SMALL = 2**18  # bytes of a body that are received at once; for more, one of SLOTS must be free
-SLOTS = 4
+BODIES = 4  # of the largest size; so much of all bodies together is in memory
 TEXT = 2**16  # bytes that a prompt may have in JSON
 CHUNK = 2**16
-PACE = 1.0  # s: whoever sends less than CHUNK in that time makes room for others
+BACKLOG = 1024  # connections that the system may hold until they are accepted
+PACE = 1.0  # s: a client that sends less than CHUNK in that time is slow, and makes room where memory is short
 GRACE = 30.0  # s: what is being scored when the server stops may take that long to end
 LINGER = 2.0  # s that the client has to read an answer and close
 
@@ -70,16 +70,23 @@ class Client:
     """A connection: one request and its answer. What a client pipelines behind it is not read.
 
     Attributes:
+        began, moved: when it came, and when it had last sent what it was asked for, by time.monotonic.
         left: s in which the rest of the request must come.
-        moved: when it last sent a good part, by time.monotonic.
+        size: of the body, once it is known.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, deadline: float) -> None:
         self.reader, self.writer, self.task = reader, writer, asyncio.current_task()
-        self.left, self.moved = deadline, time.monotonic()
+        self.began = self.moved = time.monotonic()
+        self.left, self.answered = deadline, False
         self.method = self.path = self.version = ""
         self.headers: dict[str, str] = {}
-        self.body = bytearray()
+        self.size, self.body = 0, bytearray()
+
+    @property
+    def missing(self) -> int:
+        """Bytes of the body that are still to come."""
+        return self.size - len(self.body)
 
     async def head(self) -> None:
         """Receive the request line and the headers. Raises Refused, ConnectionError if nothing comes."""
@@ -123,18 +130,15 @@ class Client:
             raise Refused(400, "a header is not of the form NAME: VALUE")
         key = name.decode().lower()
         if key in ONCE and key in self.headers:
-            raise Refused(400, f"the header {key} stands there twice")
+            raise Refused(400, f"the header {key} is there twice")
         self.headers[key] = value.strip(b" \t").decode("latin-1")
 
-    async def receive(self, size: int) -> None:
-        """Receive the body up to ``size`` bytes."""
-        while len(self.body) < size:
-            missing = size - len(self.body)
-            try:
-                self.body += await self.reader.readexactly(min(missing, CHUNK))
-            except asyncio.IncompleteReadError:
-                raise Refused(400, f"{missing} bytes of the body did not come") from None
-            self.moved = time.monotonic()
+    async def receive(self) -> None:
+        """Receive the next chunk of the body. Raises Refused if the client ends before."""
+        try:
+            self.body += await self.reader.readexactly(min(self.missing, CHUNK))
+        except asyncio.IncompleteReadError:
+            raise Refused(400, f"{self.missing} bytes of the body did not come") from None
 
     def answer(self, status: int, content: dict) -> None:
         data = json.dumps(content, allow_nan=False).encode()
@@ -143,7 +147,8 @@ class Client:
             f"Content-Length: {len(data)}\r\nConnection: close\r\n\r\n"
         )
         self.writer.write(head.encode() + (b"" if self.method == "HEAD" else data))
-        self.moved, self.left = 0.0, LINGER + len(data) / CHUNK
+        self.answered, self.left = True, LINGER + len(data) / CHUNK
+        self.size, self.body = 0, bytearray()
 
     async def close(self) -> None:
         """Wait until the client has the answer and closes: if it still sends, closing first would reset the connection
@@ -190,7 +195,7 @@ class Server:
         }
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
-            self.socket = socket.create_server((host, port), family=family, backlog=128)
+            self.socket = socket.create_server((host, port), family=family, backlog=BACKLOG)
         except (OSError, OverflowError, ValueError) as error:
             reason = str(getattr(error, "strerror", None) or error).partition(" (while attempting")[0]
             raise DiffpoError(
@@ -205,7 +210,6 @@ class Server:
 
         self.clients: set[Client] = set()
         self.awaited: set[Client] = set()  # those who have to do something now
-        self.large: set[Client] = set()  # those whose bodies have more than SMALL bytes in memory
         self.work: queue.SimpleQueue = queue.SimpleQueue()
         self.loop: Any = None
         self.asked_to_stop, self.ended = False, threading.Event()
@@ -227,10 +231,10 @@ class Server:
             self.ended.set()
 
     async def _serve(self) -> None:
-        self.turn, self.wake = asyncio.Lock(), asyncio.Event()
+        self.wake = asyncio.Event()
         self.loop = asyncio.get_running_loop()
         self.loop.set_exception_handler(_say)
-        listening = await asyncio.start_server(self._connected, sock=self.socket, limit=HEAD, backlog=128)
+        listening = await asyncio.start_server(self._connected, sock=self.socket, limit=HEAD, backlog=BACKLOG)
         if not self.asked_to_stop:
             await self.wake.wait()
         print("stopping", file=sys.stderr, flush=True)
@@ -270,7 +274,7 @@ class Server:
             try:
                 if len(self.clients) > self.connections and not self._drop_slowest(self.awaited):
                     raise Refused(503, "too many requests at a time; send it again later")
-                content = await self._content(client)
+                status, content = await self._content(client)
             except Refused as refused:
                 status, content = refused.status, {"error": refused.sentence}
             except asyncio.CancelledError:
@@ -285,30 +289,28 @@ class Server:
             pass
         finally:
             self.clients.discard(client)
-            self.large.discard(client)
             writer.transport.abort()
+            client.task = None  # no cycle keeps the body in memory
 
-    async def _content(self, client: Client) -> dict:
-        """The answer to a request. Raises Refused."""
+    async def _content(self, client: Client) -> tuple[int, dict]:
+        """Status and answer to a request. Raises Refused."""
         await self._wait(client, client.head())
         size = self._body_size(client)
         if size is None:
-            return self.about
+            return 200, self.about
+        client.size = size
         if client.headers.get("expect") and client.version != "1.0":
             client.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        await self._wait(client, client.receive(min(size, SMALL)))
-        if size > SMALL:
-            await self._free_slot()
-            self.large.add(client)
-            client.moved = time.monotonic()
-            await self._wait(client, client.receive(size))
+        while client.missing:
+            await self._room(client)
+            await self._wait(client, client.receive())
         done = self.loop.create_future()
         self.work.put((client.body, done))
         return await done
 
     async def _wait(self, client: Client, coroutine: Coroutine) -> None:
         """Wait for the client, who may be dropped meanwhile. Raises Refused when its time is over."""
-        began = time.monotonic()
+        client.moved = time.monotonic()
         self.awaited.add(client)
         try:
             await asyncio.wait_for(coroutine, client.left)
@@ -316,24 +318,34 @@ class Server:
             raise Refused(408, f"the request did not come whole within {self.deadline:g} s") from None
         finally:
             self.awaited.discard(client)
-            client.left -= time.monotonic() - began
+            client.left -= time.monotonic() - client.moved
 
-    async def _free_slot(self) -> None:
-        """Wait, first come first served, until there is memory for another large body."""
-        async with self.turn:
-            while len(self.large) >= SLOTS:
-                late = time.monotonic() - PACE
-                self._drop_slowest(each for each in self.large & self.awaited if each.moved < late)
-                await asyncio.sleep(0.02)
+    async def _room(self, client: Client) -> None:
+        """Wait until memory holds the next chunk of the client's body, beside the rest of all bodies that miss less:
+        else many would begin and none could end. Slow clients are not waited for, and dropped where memory is short."""
+        while True:
+            late = time.monotonic() - PACE
+            slow = {each for each in self.awaited if each.missing and each.moved < late}
+            chunk, place = min(client.missing, CHUNK), (client.missing, client.began)
+            first = [each for each in self.clients - slow if (each.missing, each.began) < place]
+            room = BODIES * self.max_bytes - sum(len(each.body) for each in self.clients)
+            if chunk + sum(each.missing for each in first) <= room:
+                return
+            if not self._drop_slowest(each for each in slow if each.body) and chunk > room:
+                holders = [each for each in self.clients if each.body]
+                if all(each.missing and each not in self.awaited for each in holders):  # they wait for each other
+                    self._drop(max(holders, key=lambda each: each.began))
+            await asyncio.sleep(0.02)
 
     def _drop_slowest(self, clients: Iterable[Client]) -> bool:
-        slowest = min(clients, key=lambda client: client.moved, default=None)
+        slowest = min(clients, key=lambda each: (not each.answered, each.moved), default=None)
         if slowest:
             self._drop(slowest)
         return slowest is not None
 
     def _drop(self, client: Client) -> None:
         self.awaited.discard(client)
+        client.body = bytearray()
         client.task.cancel()
 
     def _body_size(self, client: Client) -> int | None:
@@ -369,19 +381,18 @@ class Server:
 
     def _work(self) -> None:
         for body, done in iter(self.work.get, None):
-            if done.cancelled():
-                continue
             try:
-                answer: Any = self.score(body)
+                answer = 200, self.score(body)
             except Refused as refused:
-                answer = refused
+                answer = refused.status, {"error": refused.sentence}
             except Exception as error:  # what nobody foresaw; the server stays
                 traceback.print_exc()
-                answer = Refused(500, f"the server failed: {type(error).__name__}")
+                answer = 500, {"error": f"the server failed: {type(error).__name__}"}
             try:
                 self.loop.call_soon_threadsafe(_settle, done, answer)
             except RuntimeError:  # the server has stopped
                 return
+            del body, done  # not kept until the next request
 
     def score(self, body: bytes) -> dict:
         """The answer to a request's body. Raises Refused."""
@@ -498,9 +509,9 @@ def _say(_loop: Any, context: dict) -> None:
     print(f"{context['message']}: {context.get('exception')!r}", file=sys.stderr, flush=True)
 
 
-def _settle(done: asyncio.Future, answer: Any) -> None:
-    if not done.done():  # its client may have been dropped
-        done.set_exception(answer) if isinstance(answer, Refused) else done.set_result(answer)
+def _settle(done: asyncio.Future, answer: tuple[int, dict]) -> None:
+    if not done.done():  # its client may be gone
+        done.set_result(answer)
 
 
 def serve(scorer: Any, host: str = "127.0.0.1", port: int = 8000, **limits: int) -> None:

@@ -1,6 +1,7 @@
 """The server, asked by hand: what it says, what it refuses, and clients that misbehave."""
 
 import ast
+import asyncio
 import base64
 import http.client
 import json
@@ -15,6 +16,7 @@ import tracemalloc
 import zlib
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -254,36 +256,86 @@ def test_slow_clients_do_not_stop_another(capfd, count, start):
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_whoever_sends_slowly_gives_the_memory_for_large_bodies_to_others(monkeypatch):
+def held(server):
+    return sum(len(client.body) for client in server.clients)
+
+
+@pytest.mark.parametrize("sent", [2**17, 2**18 - 1])
+def test_whoever_sends_slowly_makes_room_for_others(monkeypatch, sent):
     monkeypatch.setattr(serve_scorer, "PACE", 0.1)
-    body = one(GOOD).encode().ljust(2**20)
-    with served(Brightness()) as server, ExitStack() as opened:
-        slow = [opened.enter_context(socket.create_connection(server.server_address, timeout=30)) for _ in range(6)]
+    body = one(GOOD).encode().ljust(2**18)
+    with served(Brightness(), max_bytes=2**18) as server, ExitStack() as opened:
+        slow = [opened.enter_context(socket.create_connection(server.server_address)) for _ in range(20)]
         for each in slow:
-            each.sendall(request(body=body)[: 2**19])
-        found = [understood(said(server, request(body=body)))[0] for _ in range(3)]
-        assert found == [200] * 3
+            each.sendall(request(body=body)[: sent + 90])
+        for k in range(3):
+            assert understood(said(server, request(body=body)))[0] == 200
+            assert held(server) <= serve_scorer.BODIES * server.max_bytes
+            slow[k].sendall(b" ")
+        slow[0].settimeout(30)
         assert understood(slow[0].recv(2**16))[0] == 503  # the client tries again
-        assert len(server.large) <= serve_scorer.SLOTS
 
 
-def test_a_large_body_waits_for_memory_while_others_are_scored():
-    go_on = threading.Event()
+class Waiting(SimpleNamespace):
+    __hash__ = object.__hash__
+
+
+def test_of_bodies_that_wait_for_each_other_the_last_one_makes_room():
+    def client(began, body, missing):
+        made = Waiting(began=began, moved=began, body=bytearray(body), missing=missing, answered=False)
+        made.task = SimpleNamespace(cancel=lambda: dropped.append(began) or server.clients.discard(made))
+        return made
+
+    with serve_scorer.Server(Brightness(), port=0, max_bytes=100) as server:
+        for scored in (0, 50):
+            dropped = []
+            first, second, third = client(1, 130 - scored, 70), client(2, 130, 60), client(3, 130, 50)
+            server.clients = {first, second, third, client(0, scored, 0)}
+            waiting = asyncio.wait_for(server._room(first), 0.2)
+            if scored:  # its memory will be free
+                with pytest.raises(asyncio.TimeoutError):
+                    asyncio.run(waiting)
+                assert not dropped
+            else:
+                asyncio.run(waiting)
+                assert dropped == [3]
+
+
+def test_bodies_wait_for_memory_while_others_are_scored():
+    go_on, found = threading.Event(), []
     body = one(GOOD).encode().ljust(2**20)
-    with served(Fixed(lambda: go_on.wait() and {"fixed": [3]}), deadline=0.5) as server:
-        found = []
-        asking = [
-            threading.Thread(target=lambda: found.append(post(server, body))) for _ in range(serve_scorer.SLOTS + 2)
-        ]
+    with served(Fixed(lambda: go_on.wait() and {"fixed": [3]}), max_bytes=2**20, deadline=0.5) as server:
+        asking = [threading.Thread(target=lambda: found.append(post(server, body))) for _ in range(9)]
         for each in asking:
             each.start()
         time.sleep(1)  # the deadline is for what the clients have to do
-        assert len(server.large) == serve_scorer.SLOTS and not found
+        assert held(server) <= serve_scorer.BODIES * server.max_bytes and not found
         assert post(server, None, "/", "GET")[0] == 200
         go_on.set()
         for each in asking:
             each.join(60)
     assert found == [(200, {"scores": {"fixed": [3.0]}})] * len(asking)
+
+
+@pytest.mark.parametrize("count", [3, 12])
+def test_many_large_requests_at_once_are_all_answered(count):
+    """More than memory holds; each is sent in small parts, so that all are on their way at the same time."""
+    body, found = one(GOOD).encode().ljust(2**20), []
+
+    def ask(server):
+        data = request(body=body)
+        with socket.create_connection(server.server_address, timeout=60) as connection:
+            for start in range(0, len(data), 2**15):
+                connection.sendall(data[start : start + 2**15])
+            found.append(understood(connection.recv(2**16))[0])
+
+    with served(Brightness(), max_bytes=2**20) as server:
+        asking = [threading.Thread(target=ask, args=(server,)) for _ in range(count)]
+        for each in asking:
+            each.start()
+        for each in asking:
+            each.join(60)
+    assert found == [200] * count
 
 
 # ---- memory
