@@ -183,6 +183,8 @@ class SingleFile:
             if not (folder / "model_index.json").is_file():
                 raise DiffpoError(f"model.config={self.name} is not the folder of a pipeline: no model_index.json")
             return folder
+        if self.name.startswith(("/", ".", "~")) or self.name.count("/") > 1:
+            raise DiffpoError(f"model.config={self.name}: there is no such folder; paths start from {Path.cwd()}")
         from huggingface_hub import snapshot_download
 
         limit_waiting()
@@ -222,7 +224,7 @@ class SingleFile:
     def config(self, part: str) -> dict[str, Any]:
         with self._reading(part):
             config = read_config(self.folder, part)
-        if part == "scheduler":
+        if part == "scheduler" and self.kind in released.PIPELINES:
             if "v_pred" in self.weights or (self.released and self.name.endswith(VELOCITY)):
                 config["prediction_type"] = "v_prediction"
             if "ztsnr" in self.weights:  # its last timestep is pure noise, where sampling begins (arXiv 2305.08891)
@@ -277,9 +279,7 @@ class SingleFile:
             if not hasattr(cls, "from_single_file"):
                 return self._text_encoder(cls, part, dtype)
             state = {self.parts[part][name]: value for name, value in self._state(part, dtype).items()}
-            module = _converted(cls, state, self.place, part, dtype)
-        self.fits(part, module)
-        return module
+            return _converted(cls, state, self.place, part, dtype)
 
     def _text_encoder(self, cls: Any, part: str, dtype: torch.dtype) -> torch.nn.Module:
         import torch
@@ -294,9 +294,11 @@ class SingleFile:
         elif "clip_l" in prefix and cls.__name__ == "CLIPTextModelWithProjection":
             # SD3's own code does not project this embedding, for which diffusers has the identity
             state["text_projection.weight"] = torch.eye(config.hidden_size, dtype=dtype)
+        elif not prefix.endswith("t5xxl.transformer."):
+            state = original.clip(state)  # old merges lack a part of the names
         # what it would say of weights that do not fit is said below
         before = transformers.utils.logging.get_verbosity()
-        transformers.utils.logging.set_verbosity(transformers.logging.CRITICAL)
+        transformers.utils.logging.set_verbosity(transformers.utils.logging.CRITICAL)
         try:
             module, found = cls.from_pretrained(
                 None,
@@ -333,11 +335,11 @@ class SingleFile:
         return _reading(f"the {part} of {self.file}", self.name)
 
     def pipeline(self, dtype: torch.dtype | dict[str, torch.dtype], **parts: Any) -> Any:
-        import diffusers
-        import transformers
+        from diffusers import DiffusionPipeline
 
         index = self.index()
-        there = {name for name, value in index.items() if isinstance(value, list) and value[0]} - parts.keys()
+        there = {name for name, value in index.items() if isinstance(value, list) and len(value) == 2 and value[0]}
+        there -= parts.keys()
         self.require(there)
         if self.strangers:
             print(
@@ -345,15 +347,9 @@ class SingleFile:
                 f"e.g. {plain(self.strangers[0])}"
             )
         for name in there.intersection(self.parts):
-            library = {"diffusers": diffusers, "transformers": transformers}.get(index[name][0])
-            cls = getattr(library, index[name][1], None)
-            if cls is None:
-                raise DiffpoError(f"{self.folder / 'model_index.json'}: there is no class {'.'.join(index[name])}")
-            chosen = dtype[name] if isinstance(dtype, dict) else dtype
-            parts[name] = self.module(cls, name, chosen)
+            parts[name] = self.module(self._class(name), name, dtype[name] if isinstance(dtype, dict) else dtype)
         if "scheduler" in there:
-            scheduler = getattr(diffusers, index["scheduler"][1])
-            parts["scheduler"] = scheduler.from_config(self.config("scheduler"))
+            parts["scheduler"] = self._class("scheduler").from_config(self.config("scheduler"))
         for name in there.intersection(OPTIONAL):
             parts[name] = None
         if "safety_checker" in there:
@@ -361,7 +357,18 @@ class SingleFile:
         if there.intersection(self.missing):
             return self.lender.pipeline(dtype, **parts)
         with self._reading("tokenizer"):
-            return diffusers.DiffusionPipeline.from_pretrained(self.place, **dtype_option(dtype), **parts)
+            return DiffusionPipeline.from_pretrained(self.place, **dtype_option(dtype), **parts)
+
+    def _class(self, part: str) -> Any:
+        """The class of a part, of diffusers' and transformers' alone."""
+        import diffusers
+        import transformers
+
+        library, name = self.index()[part]
+        found = getattr({"diffusers": diffusers, "transformers": transformers}.get(library), str(name), None)
+        if found is None:
+            raise DiffpoError(f"{self.folder / 'model_index.json'}: {part} is no class of diffusers or transformers")
+        return found
 
     def fingerprint(self) -> str:
         """A hash of the file and of all else that decides an image."""
@@ -399,11 +406,14 @@ def read_vae(path: str, place: str) -> torch.nn.Module:
 
 
 def _converted(cls: Any, state: dict[str, torch.Tensor], place: str, part: str, dtype: torch.dtype) -> torch.nn.Module:
-    """By diffusers. ValueError if a weight is missing: it stays without a value there, and without a word."""
+    """By diffusers. ValueError if weights are missing or left over, on which it does not insist."""
     hush()
+    there = sum(value.numel() for value in state.values())
     module = cls.from_single_file(state, config=place, subfolder=part, **dtype_option(dtype))
     if empty := [name for name, value in module.state_dict().items() if value.is_meta]:
         raise ValueError(f"{len(empty)} of its weights are missing, e.g. {empty[0]}")
+    if there != (here := sum(value.numel() for value in module.state_dict().values())):
+        raise ValueError(f"it has {there:,} weights, and one by these configs has {here:,}")
     return module
 
 
@@ -542,6 +552,6 @@ def _parts(layout: original.Layout, weights: dict[str, Weight]) -> tuple[dict[st
         for prefix in layout.parts[part]:
             if names := {name.removeprefix(prefix): name for name in left if name.startswith(prefix)}:
                 found[part] = names
-                left = dict.fromkeys(left.keys() - set(names.values()))
+                left = dict.fromkeys(name for name in left if not name.startswith(prefix))
                 break
     return {part: found[part] for part in layout.parts if part in found}, sorted(left)

@@ -162,6 +162,39 @@ def test_what_is_read_back_otherwise_is_not_kept(tiny_folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_sd2_with_a_layer_more_than_is_computed(tiny_sd, tmp_path):
+    """Its text encoder is open_clip's, in which diffusers leaves out the last layer and the projection."""
+    folder, file = tmp_path / "sd2", tmp_path / "sd2.safetensors"
+    shutil.copytree(tiny_sd, folder)
+    text, config = original_format.part(folder, "text_encoder")
+    (folder / "text_encoder" / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
+    prefix = "cond_stage_model.model."
+    parts = original_format.unet(*original_format.part(folder, "unet"))
+    parts |= original_format.vae(*original_format.part(folder, "vae")) | original_format.open_clip(text, prefix)
+    first = f"{prefix}transformer.resblocks.0."
+    more = {name.replace("resblocks.0.", "resblocks.2."): value + 1 for name, value in parts.items() if first in name}
+    save_file(
+        parts | more | {f"{prefix}text_projection": torch.ones(16, 16), f"{prefix}logit_scale": torch.ones(())}, file
+    )
+    found = models.load_pipeline(model_of(file, folder), device="cpu").text_encoder
+    same(found.state_dict(), models.load_pipeline(str(folder), device="cpu").text_encoder.state_dict())
+    exports.train(folder, tmp_path / "run")
+    for name, base, options in (("a", folder, {}), ("b", file, {"model_config": folder})):
+        out = export.run(tmp_path / "run", "single", str(base), tmp_path / name, **options)
+        written = load_file(out / f"{name}.safetensors")
+        assert written.keys() == parts.keys()
+        same({key: written[key] for key in parts if key.startswith(prefix)}, original_format.open_clip(text, prefix))
+
+
+def test_old_names_of_the_text_encoder(one, tmp_path):
+    folder, file = one("sd")
+    state = {name.replace("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer."): value
+             for name, value in load_file(file).items()}  # fmt: skip
+    save_file(state, tmp_path / "old.safetensors")
+    found = models.load_pipeline(model_of(tmp_path / "old.safetensors", folder), device="cpu").text_encoder
+    same(found.state_dict(), models.load_pipeline(str(folder), device="cpu").text_encoder.state_dict())
+
+
 @pytest.mark.parametrize("name", ["pixart", "dit"])
 def test_families_without_such_a_format_are_refused(tiny_folder, tmp_path, name):
     exports.train(tiny_folder(name), tmp_path / "run")
@@ -616,6 +649,10 @@ def test_files_that_are_not_there(one, tmp_path):
         models.load(Model(path=str(file.parent)))
     with pytest.raises(DiffpoError, match=r"model\.config .* is for a model that is one file"):
         models.load(model_of(folder, folder))
+    with pytest.raises(DiffpoError, match=r"model\.config=.*nowhere: there is no such folder"):
+        models.load(model_of(file, tmp_path / "nowhere"))
+    with pytest.raises(DiffpoError, match=r"'sdxxl', which is none of sd1, sd2, sdxl, sd2-v, sdxl-v and no folder"):
+        models.load(model_of(file, "sdxxl"))
     with pytest.raises(DiffpoError, match="is not the folder of a pipeline"):
         models.load(model_of(file, tmp_path))
     with pytest.raises(DiffpoError, match=r"cannot read the scheduler|cannot read the unet"):
