@@ -22,7 +22,7 @@ from .errors import DiffpoError
 from .manifest import ARMS, image_path, json_bytes, read_manifest, save
 from .prompts import load_prompts
 from .report import open_image
-from .text import plain
+from .text import plain, whole
 
 
 def run(
@@ -142,7 +142,7 @@ def score_pairs(
                     batch = pairs[start : start + batch_size]
                     images, prompts = (
                         [open_image(getattr(pair, arm)) for pair in batch],
-                        [pair.prompt for pair in batch],
+                        [whole(pair.prompt) for pair in batch],
                     )
                     for name, values in scorer.score(images, prompts).items():
                         _check(name, values, batch, arm, name in scorer.optional)
