@@ -481,6 +481,8 @@ class Server:
         try:
             with Image.open(BytesIO(data), formats=("PNG",)) as image:
                 if image.width * image.height <= self.max_pixels:
+                    if image.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+                        image = image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L")
                     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                         clear = image.convert("RGBA")
                         image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
