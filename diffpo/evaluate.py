@@ -26,7 +26,7 @@ from .errors import DiffpoError
 from .manifest import ARMS, check_comparable, image_path, json_bytes, read_manifest, save
 from .prompts import load_prompts
 from .report import open_image
-from .text import plain
+from .text import plain, whole
 
 FILES = ("scores.parquet", "summary.json", "grid.png", "report.html")
 COLUMNS = ["prompt_id", "seed", "arm", "scorer", "value"]  # of scores.parquet
@@ -177,7 +177,7 @@ def score_pairs(
                     batch = pairs[start : start + batch_size]
                     images, prompts = (
                         [open_image(getattr(pair, arm)) for pair in batch],
-                        [pair.prompt for pair in batch],
+                        [whole(pair.prompt) for pair in batch],
                     )
                     notes.setdefault(spec, Counter()).update(note for image in images for note in image.info["notes"])
                     for name, values in scorer.score(images, prompts).items():

@@ -54,3 +54,8 @@ def plain(text: object, limit: int = 1000) -> str:
         text = text[: max(0, limit - 3)] + "..."
     shown = (" " if c in "\n\r\t" or unicodedata.category(c) in ("Zl", "Zp") else c for c in text)
     return "".join(c for c in shown if c in "\u200c\u200d" or unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
+
+
+def whole(text: str) -> str:
+    """``text`` for models, whose tokenizers refuse half characters (lone surrogates): each becomes U+FFFD."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)

@@ -324,3 +324,15 @@ class Settings:
 
     def to_yaml(self):
         return f"data: {self.text}"
+
+
+def test_scorers_get_texts_that_a_tokenizer_reads(tmp_path, monkeypatch):
+    class Reading(Brightness):
+        def score(self, images, prompts):
+            assert prompts == ["a \ufffd b"] * len(images)
+            return super().score(images, prompts)
+
+    monkeypatch.setattr(evaluate.scorers, "load", lambda spec, device=None: Reading())
+    manifest_of(tmp_path, ["a \ud800 b"])
+    (pair,) = evaluate.find_pairs(tmp_path, manifest.read_manifest(tmp_path))
+    assert evaluate.score_pairs([pair], ["clip"], "cpu") and pair.prompt == "a \ud800 b"

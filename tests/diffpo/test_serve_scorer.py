@@ -436,6 +436,14 @@ def test_texts_and_profiles_in_a_png_are_not_kept():
             assert peak < 2**27
 
 
+def test_16_bits_are_scaled():
+    values = (np.arange(16, dtype=np.uint16) * 4369).reshape(4, 4)
+    with serve_scorer.Server(Brightness(), port=0) as server:
+        found = server.decode(0, png(Image.fromarray(values)))
+    assert found.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(found)[..., 1], np.arange(0, 256, 17).reshape(4, 4))
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparency_is_seen_on_white(mode):
     image = Image.new("RGBA", (2, 1), (100, 100, 100, 255))
