@@ -102,9 +102,13 @@ def _settings(output: Path) -> Iterator[tuple[Path, dict]]:
         try:
             yield where, Config.model_validate(settings).identity()
         except (ValidationError, RecursionError) as error:
+            what = "they are nested too deep"
+            if isinstance(error, ValidationError):
+                fault = error.errors(include_url=False)[0]
+                what = plain(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}", 200)
             raise DiffpoError(
-                f"{where} holds settings that this version of diffpo does not know ({plain(error, 300)}); choose "
-                f"another folder with output=FOLDER"
+                f"{where} holds settings that this version of diffpo does not know ({what}); go on with the version "
+                f"that wrote them, or choose another folder with output=FOLDER"
             ) from None
     written = output / CONFIG_NAME
     if not found and not written.exists():

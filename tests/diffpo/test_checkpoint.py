@@ -257,6 +257,17 @@ def test_checkpoints_of_older_versions_are_held_against_config_yaml(finished, tm
         train(config)
 
 
+def test_checkpoints_of_newer_versions_are_not_guessed_at(finished, tmp_path):
+    config = finished(tmp_path / "run", "train.steps=6")
+    path = config.output / "checkpoint-000004" / "checkpoint.json"
+    manifest = json.loads(path.read_text())
+    manifest["settings"]["train"]["warmth"] = 1
+    del manifest["hash"]
+    path.write_text(json.dumps({**manifest, "hash": checkpoint._digest(manifest)}))
+    with pytest.raises(DiffpoError, match=r"checkpoint.json holds settings that .* \(train.warmth: Extra"):
+        train(config)
+
+
 def test_a_finished_run_without_its_checkpoints_is_not_overwritten(finished, tmp_path):
     config = finished(tmp_path / "run", "objective.beta=100")
     for path in config.output.glob("checkpoint-*"):
