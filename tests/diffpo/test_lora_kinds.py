@@ -190,7 +190,7 @@ def test_diffusers_reads_a_dora_and_its_networks_a_lokr(tiny_sdxl, tmp_path):
     network = train_nothing(tiny_sdxl, tmp_path / "run", kind="dora")
     made = export.run(tmp_path / "run", "diffusers", str(tiny_sdxl), tmp_path / "out")
     pipe = fresh(tiny_sdxl)
-    pipe.load_lora_weights(made)
+    pipe.load_lora_weights(made, weight_name=lora.FILE_NAME)
     torch.testing.assert_close(output(pipe.unet), output(network), rtol=1e-4, atol=1e-5)
     network = train_nothing(tiny_sdxl, tmp_path / "lokr", kind="lokr")
     pipe = fresh(tiny_sdxl)
