@@ -16,7 +16,7 @@ from .errors import DiffpoError
 from .header import number
 from .lora import FILE_NAME
 from .manifest import read_manifest
-from .models import pipeline_class
+from .models import family_class, pipeline_class
 from .models.single_file import is_one
 from .text import markdown, plain, read_text
 
@@ -51,8 +51,13 @@ def write_card(config: Config, about: dict[str, Any], size: str, output: Path) -
         trained, tags, more = "all weights", [], ", " + kind
         load = f'pipe.{network.name} = {kind}.from_pretrained("FOLDER_OF_THIS_FILE", subfolder="{network.name}")'
     else:
-        trained, tags, more, title = f"rank {config.lora.rank}", ["lora"], "", LORA
+        kind = {"lora": "", "dora": "DoRA of ", "lokr": "LoKr of "}[config.lora.kind]
+        trained, tags, more, title = f"{kind}rank {config.lora.rank}", ["lora"], "", LORA
         load = f'pipe.load_lora_weights("FOLDER_OF_THIS_FILE", weight_name="{FILE_NAME}")'
+        if config.lora.kind == "lokr":  # which diffusers' pipelines do not read, and its networks do
+            part = family_class(pipeline_class(config.model), config.model.path).component
+            file = f'"FOLDER_OF_THIS_FILE", weight_name="{FILE_NAME}", prefix="{part}"'
+            load = f"pipe.{part}.load_lora_adapter({file})"
     tags += ["text-to-image", "preference-optimization", method]
     write_atomic(
         output / "README.md",

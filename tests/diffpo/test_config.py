@@ -121,7 +121,8 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{i + 1}: &a{i + 1} {{<<: [{', '.join([f
         ("!!python/object/apply:os.system [ls]", "could not determine a constructor"),
         ("a: *b", "undefined alias"),
         ("x: " + "y" * 200_000, "too many"),
-        ("\0\1\2", "special characters"),
+        ("\1\2", "special characters"),
+        ("\0\1", "NUL"),
     ],
 )
 @pytest.mark.parametrize("kind", [Config, ScorerConfig])
