@@ -2,8 +2,8 @@
 
 import contextlib
 import os
+import secrets
 import stat
-import tempfile
 
 
 def write_whole(path, content: bytes) -> None:
@@ -14,26 +14,21 @@ def write_whole(path, content: bytes) -> None:
         OSError: the folder is missing or cannot be written to, or the disk is full.
     """
     path = os.path.realpath(path)  # a link stays one
-    if os.path.lexists(path) and not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError(f"{path} is not a regular file: it is not overwritten")
-    handle, beside = tempfile.mkstemp(prefix=".samplers-", suffix=".tmp", dir=os.path.dirname(path))
+    mode = None
+    if os.path.lexists(path):
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode):
+            raise ValueError(f"{path} is not a regular file: it is not overwritten")
+    beside = os.path.join(os.path.dirname(path), f".samplers-{secrets.token_hex(8)}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(beside, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(beside, _usual_mode(path))
+        if mode is not None:
+            os.chmod(beside, stat.S_IMODE(mode))
         os.replace(beside, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(beside)
         raise
-
-
-def _usual_mode(path: str) -> int:
-    """Of the file that stands there, else what `open` would give a new one (mkstemp lets only the owner read)."""
-    with contextlib.suppress(OSError):
-        return stat.S_IMODE(os.stat(path).st_mode)
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask

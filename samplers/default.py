@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ._names import unknown
-from .grid import Grid
+from .grid import MOST_CALLS, Grid
 from .plan import Plan
 from .schedule import Schedule
 from .solvers.adams import abm, ipndm
@@ -54,6 +54,8 @@ def default_solver(calls: int, guidance: float, schedule: Schedule, end: str = "
     """
     if not isinstance(calls, (int, np.integer)) or calls < 1:
         raise ValueError(f"calls must be a whole number of at least 1, got {calls!r}")
+    if calls > MOST_CALLS:
+        raise ValueError(f"{calls} calls are more than the {MOST_CALLS} that a plan may have")
     if not math.isfinite(guidance):
         raise ValueError(f"guidance must be finite, got {guidance!r}")
     if end not in ("t_end", "zero"):

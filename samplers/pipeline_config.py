@@ -16,6 +16,7 @@ from .default import Choice, default_solver
 from .foreign import PROCESS, read
 from .grid import GRIDS, LABEL_GRIDS
 from .prediction import BLIND, PREDICTIONS, blind
+from .sample import check_kinds
 from .schedule import RectifiedFlow, Schedule, VPDiscrete, training_betas
 from .solvers import SOLVERS
 
@@ -67,6 +68,7 @@ def chosen_by_name(config, fixed: dict) -> Choice:
         if name not in known:
             raise unknown(f"option of solver {config.solver!r}", name, known)
         options[name] = value
+    check_kinds(build, options)
     return Choice(build, None, options)
 
 
@@ -92,7 +94,7 @@ _RULES = {  # option -> whether a value is valid, and what it must be
     "dynamic_thresholding_ratio": (_number(0, 1), "a number above 0, at most 1"),
     "sample_max_value": (_number(0, _LARGEST), "a number above 0"),
     "clip_sample_range": (_number(0, _LARGEST), "a number above 0"),
-    "flow_shift": (_number(0, _LARGEST), "a number above 0"),
+    "flow_shift": (_number(0, _LARGEST), "a number above 0, at most a million"),
     "guidance": (_number(-_LARGEST, _LARGEST), "a finite number"),
     "eta": (_number(-_LARGEST, _LARGEST, unset=True), "a finite number or None"),
     "sigma_min": (_number(0, _LARGEST, unset=True), "a number above 0 or None"),
@@ -288,6 +290,14 @@ class PipelineConfig(SchedulerMixin, ConfigMixin):
         if flow:  # kept for the way back
             scheduler.register_to_config(**{**flow, "shift": scheduler.config.flow_shift})
         return made
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path=None, *args, **kwargs):
+        """As diffusers' `from_pretrained`."""
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except RecursionError:
+            raise ValueError(f"{str(pretrained_model_name_or_path)!r}: the config is nested too deeply") from None
 
     def to_json_file(self, json_file_path) -> None:
         """Write the config as JSON, whole or not at all."""

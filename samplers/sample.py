@@ -92,6 +92,7 @@ def _known(solver: str | Callable[..., Plan], options: dict, calls: int) -> Call
     for option in options:
         if option not in known:
             raise unknown(f"option of solver {name!r}", option, known)
+    check_kinds(build, options)
     for option in {"order", "predictor_order"} & set(known):
         order = options.get(option, parameters[option].default)
         if isinstance(order, int) and isinstance(calls, int) and 0 < calls < order:
@@ -100,6 +101,26 @@ def _known(solver: str | Callable[..., Plan], options: dict, calls: int) -> Call
                 f"pass {option}={calls}, or more steps"
             )
     return build
+
+
+def check_kinds(build: Callable[..., Plan], options: dict) -> None:
+    """That options are of the kind of their defaults: a switch, a name, or a number that is not huge."""
+    parameters = inspect.signature(build).parameters
+    for option in options.keys() & parameters.keys() if build in SOLVERS.values() else ():
+        value, default = options[option], parameters[option].default
+        if isinstance(value, tuple | list) and "tuple" in str(parameters[option].annotation):
+            continue
+        if isinstance(default, bool):
+            good, what = isinstance(value, bool | np.bool_) or option == "as_published", "true or false"
+        elif isinstance(default, str):
+            good, what = isinstance(value, str), "a name"
+        elif isinstance(default, int | float):
+            number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+            good, what = number and (not abs(value) > 1e6 or value == default), "a number of at most a million"
+        else:
+            continue
+        if not good:
+            raise ValueError(f"option {option!r} of solver {build.__name__!r} must be {what}, got {value!r}")
 
 
 def _same(one: Schedule, other: Schedule, t: np.ndarray) -> bool:

@@ -189,8 +189,8 @@ class RectifiedFlow(Schedule):
     default_grid = "time"  # lambda is -inf at t = 1
 
     def __init__(self, shift: float = 1.0, num_train_timesteps: int = 1000, t_min: float | None = None):
-        if not 0 < shift < np.inf:
-            raise ValueError(f"RectifiedFlow needs a finite shift > 0, got {shift}")
+        if not 1e-6 <= shift <= 1e6:
+            raise ValueError(f"RectifiedFlow needs shift > 0 (from 1e-6 to 1e6), got {shift}")
         if not (isinstance(num_train_timesteps, (int, np.integer)) and num_train_timesteps >= 1):
             raise ValueError(f"RectifiedFlow needs at least one training timestep, got {num_train_timesteps!r}")
         self.shift, self.num_train_timesteps = float(shift), num_train_timesteps
@@ -200,14 +200,15 @@ class RectifiedFlow(Schedule):
 
     def sigma(self, t):
         t = np.asarray(t, np.float64)
-        return self.shift * t / (1.0 + (self.shift - 1.0) * t)
+        return self.shift * t / (self.shift * t + (1.0 - t))
 
     def alpha(self, t):
         t = np.asarray(t, np.float64)
-        return (1.0 - t) / (1.0 + (self.shift - 1.0) * t)
+        return (1.0 - t) / (self.shift * t + (1.0 - t))
 
     def rates(self, t):
-        d_sigma = self.shift / (1.0 + (self.shift - 1.0) * np.asarray(t, np.float64)) ** 2
+        t = np.asarray(t, np.float64)
+        d_sigma = self.shift / (self.shift * t + (1.0 - t)) ** 2
         return -d_sigma, d_sigma
 
     def log_alpha(self, t):
@@ -225,7 +226,7 @@ class RectifiedFlow(Schedule):
     def t_of_noise_level(self, level):
         level = np.asarray(level, np.float64)
         inside = np.clip(level, 0.0, 1.0)
-        t = inside / (self.shift - (self.shift - 1.0) * inside)
+        t = inside / (self.shift * (1.0 - inside) + inside)
         return np.where(np.abs(level - inside) < 1e-6, t, np.copysign(np.inf, level))  # float32's 1 may be above 1
 
     def model_time(self, t):

@@ -122,7 +122,7 @@ def _two_stages(name: str, target: str, grid: Grid, steps: int, eta: float, s_no
 
 
 def _outer(grid: Grid, steps: int, stages: int, eta: float, s_noise: float) -> tuple[Nodes, int]:
-    if eta < 0 or s_noise < 0:
+    if not (eta >= 0 and s_noise >= 0):
         raise ValueError(f"eta and s_noise must not be negative, got {eta} and {s_noise}")
     nodes, of_first = outer_nodes(grid, steps, stages)
     if eta and nodes.lam[-1] < nodes.lam[0]:

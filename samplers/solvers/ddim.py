@@ -18,7 +18,7 @@ def ddim(grid: Grid, steps: int, *, eta: float = 0.0, target: str = "sample") ->
     """
     if target not in ("sample", "epsilon"):
         raise unknown("target", target, ("sample", "epsilon"))
-    if eta < 0:
+    if not eta >= 0:
         raise ValueError(f"eta must not be negative, got {eta}")
     nodes = grid.nodes(steps)
     rows = []

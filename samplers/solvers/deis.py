@@ -50,6 +50,8 @@ def deis(
         raise unknown("variant", variant, VARIANTS)
     if as_published not in (False, True, "diff-sampler"):
         raise unknown("as_published", as_published, ("False", "True", "diff-sampler"))
+    if not isinstance(time, Schedule | None):
+        raise ValueError(f"time must be a schedule, got {time!r}")
     nodes = grid.nodes(steps)
     line = Line(nodes, space)
     time = time or grid.schedule

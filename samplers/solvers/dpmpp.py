@@ -73,7 +73,7 @@ def check_options(solver_type: str, target: str, eta: float) -> None:
         raise unknown("solver_type", solver_type, ("midpoint", "heun"))
     if target not in ("sample", "epsilon"):
         raise unknown("target", target, ("sample", "epsilon"))
-    if eta < 0:
+    if not eta >= 0:
         raise ValueError(f"eta must not be negative, got {eta}")
 
 

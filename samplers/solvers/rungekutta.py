@@ -113,8 +113,8 @@ def heun(
             Ralston's.
         space, s_churn, s_tmin, s_tmax, s_noise: see `runge_kutta`.
     """
-    if not 0 < alpha <= 1:
-        raise ValueError(f"heun needs alpha in (0, 1], got {alpha}")
+    if not 1e-6 < alpha <= 1:
+        raise ValueError(f"heun needs alpha in (0, 1], above 1e-6, got {alpha}")
     tableau = Tableau(((alpha,),), (1 - 1 / (2 * alpha), 1 / (2 * alpha)))
     return _explicit("heun", grid, steps, lambda *_: tableau, space, s_churn, s_tmin, s_tmax, s_noise)
 
@@ -136,8 +136,8 @@ def dpm2(
         r: where between the ends, in log(sigma / alpha), the second stage lies, in (0, 1].
         s_churn, s_tmin, s_tmax, s_noise: see `runge_kutta`.
     """
-    if not 0 < r <= 1:
-        raise ValueError(f"dpm2 needs r in (0, 1], got {r}")
+    if not 1e-6 < r <= 1:
+        raise ValueError(f"dpm2 needs r in (0, 1], above 1e-6, got {r}")
 
     def tableau(u: float, v: float, space: str) -> Tableau:
         kappa = (lambda u: u / (1 - u)) if space == "flow" else lambda u: u
@@ -192,7 +192,7 @@ def _explicit(
     """The plan of the Runge-Kutta method with the coefficients `tableau(u, v, space)` in a step from u to v."""
     if space not in (None, "time", *SPACES):
         raise unknown("space", space, ("time", *SPACES))
-    if s_churn < 0 or s_noise < 0:
+    if not (s_churn >= 0 and s_noise >= 0):
         raise ValueError(f"s_churn and s_noise must not be negative, got {s_churn} and {s_noise}")
     schedule = grid.schedule
     nodes, of_first = outer_nodes(grid, calls, len(tableau(0.9, 0.5, "kappa").b))

@@ -254,6 +254,39 @@ def test_odd_values_are_named(option):
         assert type(caught.value) is ValueError and len(str(caught.value)) < 8000, value
 
 
+def test_options_of_solvers_have_the_kind_of_their_defaults():
+    """In solver_options, which only the solver knows, as in calls of `build_plan`."""
+    for solver, option, values in (
+        ("heun", "s_churn", (NAN, INF, "1", None, [1.0], 1e308, True)),
+        ("heun", "alpha", (NAN, 0.0, 1e-308, "1")),
+        ("euler_ancestral", "eta", (NAN, INF, -1.0, "1", {})),
+        ("dpmpp", "lower_order_final", ("false", 1, None)),
+        ("dpmpp", "solver_type", (1, None, ["heun"], "midpiont")),
+        ("sa_solver", "pece", (10**9, "no")),
+        ("sa_solver", "tau", (-1.0, "1", NAN, [1.0, 2.0])),
+        ("lms", "order", (0, NAN, 10**9, "4")),
+        ("deis", "time", (1.0, "sd", {})),
+        ("unipc", "disable_corrector", (5, 1.5)),
+        ("runge_kutta", "method", ([], 4, "rk5")),
+    ):
+        for value in values:
+            with pytest.raises(ValueError, match=r".{15}"):
+                SolverScheduler(**SD, solver=solver, solver_options={option: value}).set_timesteps(7)
+        if solver not in ("sa_solver", "unipc"):
+            with pytest.raises(ValueError, match=r".{15}"):
+                samplers.build_plan(samplers.VPDiscrete.scaled_linear(), solver, 7, **{option: values[-1]})
+    assert len(samplers.build_plan(samplers.EDM(), "heun", 7, s_tmax=INF, s_churn=5)) == 7
+
+
+def test_numbers_of_steps_that_no_memory_holds():
+    schedule = samplers.VPDiscrete.scaled_linear()
+    for solver in (None, "dpmpp", "sa_solver"):
+        with pytest.raises(ValueError, match="more than the 100000"):
+            SolverScheduler(**SD, solver=solver).set_timesteps(10**10)
+        with pytest.raises(ValueError, match="more than the 100000"):
+            samplers.build_plan(schedule, solver, 10**10)
+
+
 def test_ranges_of_the_flags():
     """sigma_min and sigma_max, as EulerDiscreteScheduler has them."""
     settings = {**SD, "use_karras_sigmas": True, "sigma_min": 0.05, "sigma_max": 9.0}
@@ -277,4 +310,7 @@ def test_a_config_is_written_whole_or_not_at_all(tmp_path):
     assert (tmp_path / "scheduler_config.json").read_bytes() == before
     (tmp_path / "scheduler_config.json").write_text('[{"_class_name": "DDIMScheduler"}]')
     with pytest.raises(ValueError, match="takes a scheduler's config"):
+        SolverScheduler.from_pretrained(tmp_path)
+    (tmp_path / "scheduler_config.json").write_text('{"a":' * 100_000)
+    with pytest.raises(ValueError, match="nested too deeply"):
         SolverScheduler.from_pretrained(tmp_path)

@@ -149,6 +149,18 @@ def test_the_image_of_diffusers_own_scheduler(make, kind, given):
     assert close(outs[1], outs[0], 2e-4)  # their tables are float32
 
 
+@pytest.mark.parametrize("flag", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"])
+def test_flow_placing_in_a_pipeline(flag):
+    """SD3 by number of steps and by sigmas, with a shift that it computes from the size."""
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.1, **{flag: True})
+    for given in ({"num_inference_steps": 6}, {"sigmas": [1.0, 0.7, 0.4, 0.2]}):
+        outs = []
+        for scheduler in (theirs, samplers.Euler.from_config(theirs.config)):
+            pipe = pipes.sd3(scheduler)
+            outs.append(pipe(**inputs(pipe), latents=NOISE, **given).images)
+        assert close(outs[1], outs[0], 2e-4)
+
+
 @pytest.mark.parametrize("solver", ["dpmpp", "heun", "dpm2", "lms", "unipc"])
 def test_base_and_refiner_share_one_schedule(solver):
     """SDXL's denoising_end and denoising_start: together all labels once."""
