@@ -80,7 +80,9 @@ def read(config: dict, ours: dict) -> tuple[dict, dict, dict]:
         ValueError: it describes something else; the text says what.
     """
     flow = _describes_flow(config, ours)
-    unsaid = config.get("_use_default_values") or ()
+    unsaid = config.get("_use_default_values", [])
+    if not isinstance(unsaid, list | tuple):
+        raise ValueError(f"_use_default_values must be a list of options, got {unsaid!r}")
     implied = {name: config[name] for name in PROCESS if name in unsaid and config.get(name) != ours[name]}
     if config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction":
         raise ValueError("this config is of an EDM-preconditioned network, told log(sigma) / 4: use samplers.EDM")
@@ -154,7 +156,10 @@ def _options(name: str) -> set[str]:
 def _karras_range_of_unipc(config: dict) -> dict:
     """UniPC on a flow places Karras' levels sigma / alpha, between those of its betas where it names none."""
     kind = config["beta_schedule"] if config["trained_betas"] is None else config["trained_betas"]
-    betas = training_betas(kind, config["beta_start"], config["beta_end"], config["num_train_timesteps"])
-    schedule = VPDiscrete(betas)
+    try:
+        betas = training_betas(kind, config["beta_start"], config["beta_end"], config["num_train_timesteps"])
+        schedule = VPDiscrete(betas)
+    except (TypeError, ValueError):
+        return {}  # which option is wrong is said where all are checked
     ends = {"sigma_min": schedule.t_min, "sigma_max": schedule.t_max}
     return {name: float(schedule.noise_level(t)) for name, t in ends.items() if config.get(name) is None}

@@ -94,7 +94,7 @@ _RULES = {  # option -> whether a value is valid, and what it must be
     "dynamic_thresholding_ratio": (_number(0, 1), "a number above 0, at most 1"),
     "sample_max_value": (_number(0, _LARGEST), "a number above 0"),
     "clip_sample_range": (_number(0, _LARGEST), "a number above 0"),
-    "flow_shift": (_number(0, _LARGEST), "a number above 0, at most a million"),
+    "flow_shift": (_number(0, _LARGEST), "a number above 0, at most a million (shift in FlowMatch configs)"),
     "guidance": (_number(-_LARGEST, _LARGEST), "a finite number"),
     "eta": (_number(-_LARGEST, _LARGEST, unset=True), "a finite number or None"),
     "sigma_min": (_number(0, _LARGEST, unset=True), "a number above 0 or None"),

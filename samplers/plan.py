@@ -169,6 +169,12 @@ class Plan:
         """The state before the first call. x: (batch, ...) at the first noise level; half precision becomes float32."""
         if not isinstance(x, torch.Tensor) or not x.is_floating_point():
             raise TypeError(f"the initial state must be a floating-point tensor, got {getattr(x, 'dtype', type(x))}")
+        for name, shape in {"rows": self.rows.shape[3:], "reads": self.reads.shape[2:]}.items():
+            sample = tuple(x.shape[1:])
+            if len(shape) > len(sample) or any(
+                n not in (1, m) for n, m in zip(shape[::-1], sample[::-1], strict=False)
+            ):
+                raise ValueError(f"plan {self.name!r}: its {name} vary over samples of shape {shape}, not {sample}")
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         first, anchor, *past = (_combine(terms, (x, noise), "the start") for terms in self._start)
         return State(first, anchor, tuple(past))

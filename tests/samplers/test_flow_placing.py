@@ -165,6 +165,17 @@ def test_levels_that_a_flow_has_not(given, message):
             flow.set_timesteps(**given)
 
 
+def test_given_timesteps_are_what_the_network_is_told():
+    """With a shift diffusers' sigmas are not those of its labels; without, both say the same."""
+    labels = [1000.0, 640.0, 250.0, 31.25]
+    for shift, same in ((1.0, True), (3.0, False)):
+        theirs = FM(shift=shift)
+        theirs.set_timesteps(timesteps=labels)
+        ours = placed(samplers.Euler.from_config(theirs.config), timesteps=labels)
+        assert ours == pytest.approx([1.0, 0.64, 0.25, 0.03125, 0.0])
+        assert torch.allclose(theirs.sigmas.double(), torch.from_numpy(ours)) == same
+
+
 def test_ays_is_published_in_sigma_over_alpha():
     nodes = Grid(RectifiedFlow(shift=3.0), "ays").nodes(10)
     published = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152)

@@ -103,6 +103,20 @@ def test_a_class_that_nobody_knows():
             SolverScheduler.from_config({"_class_name": name, **SD})
     with pytest.raises(ValueError, match="has the option 'beta_stat'"):
         SolverScheduler.from_config({"beta_stat": 0.1})
+    unipc = {
+        "predict_x0": True,
+        "use_flow_sigmas": True,
+        "use_karras_sigmas": True,
+        "prediction_type": "flow_prediction",
+    }
+    for config, option in (
+        ({"_use_default_values": 5}, "_use_default_values"),
+        ({**unipc, "beta_start": "0.1"}, "beta_start"),
+        ({**unipc, "trained_betas": [[]]}, "trained_betas"),
+        ({"shift": "3"}, "flow_shift .*shift in FlowMatch"),
+    ):
+        with pytest.raises(ValueError, match=option):
+            SolverScheduler.from_config(config)
     for config in (None, [1], "folder", 3, SolverScheduler()):
         with pytest.raises(ValueError, match="takes a scheduler's config"):
             SolverScheduler.from_config(config)

@@ -1,5 +1,6 @@
 """Saved plans: every solver's comes back the same, and whatever else a file holds is refused in one sentence."""
 
+import dataclasses
 import json
 import os
 import struct
@@ -247,6 +248,10 @@ def test_calls_and_results_that_are_not_there(z):
             plan.step(k, state, z)
     with pytest.raises(ValueError, match="call 1 uses more outputs than the state holds"):
         plan.step(1, state, z)
+    for shape in ((3,), (2, 2), (4, 1, 1, 2)):  # coefficients that vary over samples of another shape
+        wide = {"rows": plan.rows.reshape(*plan.rows.shape, *(1 for _ in shape)) * np.ones(shape)}
+        with pytest.raises(ValueError, match=r"rows vary over samples of shape .*, not \(1, 1, 2\)"):
+            dataclasses.replace(plan, **wide).begin(z)
     steep = Plan.build("steep", "epsilon", Grid(SD).nodes(1), [row(1e30, 1e30)])
     with pytest.raises(FloatingPointError, match="the result of plan 'steep' is not"):
         steep.run(lambda x, t: x, 1e20 * z.float())
