@@ -192,10 +192,13 @@ def _pngs(pipe, family, batch: list[dict]) -> list[bytes]:
     options = family.painting(pipe, prompts, batch[0]["negative_prompt"], latents, batch[0]["guidance"])
     if "latents" not in options:  # the pipeline draws them itself
         generators = [noise_generator(row["seed"], row["index"]) for row in batch]
-    with torch.inference_mode():
-        images = pipe(
-            **options, generator=list(generators), num_inference_steps=batch[0]["steps"], output_type="pt"
-        ).images
+    try:
+        with torch.inference_mode():
+            images = pipe(
+                **options, generator=list(generators), num_inference_steps=batch[0]["steps"], output_type="pt"
+            ).images
+    except ValueError as error:  # a number of calls that the solver cannot make, a size that the model does not take
+        raise DiffpoError(f"cannot generate with {batch[0]['model']}: {' '.join(str(error).split())[:500]}") from error
     pngs = []
     for row, image in zip(batch, images.float().cpu(), strict=True):
         if not image.isfinite().all():

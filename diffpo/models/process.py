@@ -9,12 +9,16 @@ import torch
 from torch import Tensor
 
 from samplers import RectifiedFlow, VPDiscrete
+from samplers.foreign import REFUSED
 
 from ..config import Model
 from ..errors import DiffpoError
 from . import readable
 
 PREDICTIONS = ("epsilon", "v_prediction")  # of networks that were trained on betas; the others are flows
+# no solver here takes the place of these, and the model's betas or flow are read from their configs all the same
+SAME_PROCESS = {"LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler", "UnCLIPScheduler", "RePaintScheduler"}
+SAME_PROCESS |= {"DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler"}
 UNSUPPORTED = ("shift_terminal", "invert_sigmas")  # options of flow schedulers that would need another forward process
 
 
@@ -32,6 +36,12 @@ class ForwardProcess:
 
     def _read_schedule(self, config: dict[str, Any], resolution: int) -> None:
         """``config``: the scheduler's; some flows shift their timesteps by the ``resolution`` in pixels."""
+        name = config.get("_class_name", "")
+        if name in REFUSED and name not in SAME_PROCESS:
+            raise DiffpoError(
+                f"{self.settings.path}: its scheduler is a {name}, and diffpo trains on discrete betas or rectified "
+                f"flow. Put the scheduler's config of the base model there, e.g. of a DDIMScheduler"
+            )
         if "FlowMatch" in config.get("_class_name", "") or config.get("use_flow_sigmas"):
             self._flow(config, resolution)
         else:

@@ -1,11 +1,12 @@
 import json
+import shutil
 
 import pytest
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, StableDiffusionXLPipeline
 from tiny import make_sdxl
 
-from diffpo import lora, models
+from diffpo import generate, lora, models
 from diffpo.config import Lora, Model, ObjectiveSettings
 from diffpo.data.batches import Batches
 from diffpo.data.groups import load_groups
@@ -242,3 +243,21 @@ def test_a_damaged_model_index_is_named(tmp_path, content):
     (tmp_path / "model_index.json").write_text(content)
     with pytest.raises(DiffpoError, match=r"model_index\.json does not describe a diffusers pipeline"):
         models.load(Model(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["DDPMWuerstchenScheduler", "EDMEulerScheduler", "KarrasVeScheduler"])
+def test_a_scheduler_of_another_noise_is_refused_before_training(tiny_sd, tmp_path, name):
+    copy = tmp_path / "model"
+    shutil.copytree(tiny_sd, copy)
+    (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": name}))
+    with pytest.raises(DiffpoError, match=name):
+        models.load(Model(path=str(copy)))
+
+
+def test_what_a_solver_cannot_do_is_one_message(tiny_sd, tmp_path):
+    copy = tmp_path / "model"
+    shutil.copytree(tiny_sd, copy)
+    path = copy / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "beta_schedule": "squaredcos_cap_v2"}))
+    with pytest.raises(DiffpoError, match="prediction"):
+        generate.run(str(copy), ["a cat"], tmp_path / "out", steps=2, guidance=1.0)
