@@ -252,7 +252,11 @@ def test_slow_clients_do_not_stop_another(capfd, count, start):
             slow.enter_context(socket.create_connection(server.server_address)).sendall(start)
         threads = threading.active_count()
         assert post(server, one(GOOD)) == (200, {"scores": {"shapes.total": [1.0]}})
-        assert threading.active_count() == threads and len(server.clients) <= server.connections
+        assert threading.active_count() == threads
+        end = time.monotonic() + 20
+        while len(server.clients) > server.connections and time.monotonic() < end:  # those that are dropped still close
+            time.sleep(0.01)
+        assert len(server.clients) <= server.connections
     assert "Traceback" not in capfd.readouterr().err
 
 
