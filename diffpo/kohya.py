@@ -23,29 +23,14 @@ from torch import Tensor
 
 from .errors import DiffpoError
 from .lora import HEADER, _sorted_header, network_of, tuned_layers
+from .models import original
 from .rng import generator
 
 if TYPE_CHECKING:
     from .lora_change import Change
 
 # which layers of diffusers' blocks are side by side in a layer of the original's
-FLUX_DOUBLE = {
-    "img_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-    "txt_attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-    "img_attn_proj": ("attn.to_out.0",),
-    "txt_attn_proj": ("attn.to_add_out",),
-    "img_mlp_0": ("ff.net.0.proj",),
-    "img_mlp_2": ("ff.net.2",),
-    "txt_mlp_0": ("ff_context.net.0.proj",),
-    "txt_mlp_2": ("ff_context.net.2",),
-    "img_mod_lin": ("norm1.linear",),
-    "txt_mod_lin": ("norm1_context.linear",),
-}
-FLUX_SINGLE = {
-    "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
-    "linear2": ("proj_out",),
-    "modulation_lin": ("norm.linear",),
-}
+FLUX_DOUBLE, FLUX_SINGLE = (original.flat(table) for table in (original.FLUX_DOUBLE, original.FLUX_SINGLE))
 SDXL_OUTER = {
     "conv_in": "input_blocks_0_0",
     "conv_out": "out_2",
@@ -266,7 +251,7 @@ def sdxl_name(layer: str, config: Any) -> tuple[str, tuple[str, ...]]:
 
 
 def _flux(layer: str, config: Any) -> tuple[str, tuple[str, ...]]:
-    for blocks, original, table in (
+    for blocks, theirs, table in (
         ("transformer_blocks", "double_blocks", FLUX_DOUBLE),
         ("single_transformer_blocks", "single_blocks", FLUX_SINGLE),
     ):
@@ -274,7 +259,7 @@ def _flux(layer: str, config: Any) -> tuple[str, tuple[str, ...]]:
             for name, parts in table.items():
                 if found[2] in parts:
                     whole = tuple(f"{blocks}.{found[1]}.{part}" for part in parts)
-                    return f"{original}_{found[1]}_{name}", whole
+                    return f"{theirs}_{found[1]}_{name}", whole
     raise _nameless(layer)
 
 

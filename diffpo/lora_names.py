@@ -18,20 +18,11 @@ from .errors import DiffpoError
 from .identity import ADAPTED
 from .kohya import FLUX_DOUBLE, FLUX_SINGLE, sdxl_name
 from .lora_change import Part, Place
+from .models import original
 
 # the other layers, which are read only; a layer's halves, if the original has shift before scale
-FLUX_OUTER = {
-    "img_in": ("x_embedder",),
-    "txt_in": ("context_embedder",),
-    "time_in_in_layer": ("time_text_embed.timestep_embedder.linear_1",),
-    "time_in_out_layer": ("time_text_embed.timestep_embedder.linear_2",),
-    "vector_in_in_layer": ("time_text_embed.text_embedder.linear_1",),
-    "vector_in_out_layer": ("time_text_embed.text_embedder.linear_2",),
-    "guidance_in_in_layer": ("time_text_embed.guidance_embedder.linear_1",),
-    "guidance_in_out_layer": ("time_text_embed.guidance_embedder.linear_2",),
-    "final_layer_adaLN_modulation_1": ("norm_out.linear:second", "norm_out.linear:first"),
-    "final_layer_linear": ("proj_out",),
-}
+SHIFT_FIRST = {"final_layer_adaLN_modulation_1": ("norm_out.linear:second", "norm_out.linear:first")}
+FLUX_OUTER = original.flat(original.FLUX_OUTER) | SHIFT_FIRST
 XLABS_DOUBLE = {  # XLabs' attention processors: 1 the picture's stream, 2 the text's
     "qkv1": FLUX_DOUBLE["img_attn_qkv"],
     "qkv2": FLUX_DOUBLE["txt_attn_qkv"],
@@ -39,33 +30,11 @@ XLABS_DOUBLE = {  # XLabs' attention processors: 1 the picture's stream, 2 the t
     "proj2": FLUX_DOUBLE["txt_attn_proj"],
 }
 XLABS_SINGLE = {"qkv": FLUX_SINGLE["linear1"][:3], "proj": FLUX_SINGLE["linear2"]}
-SD3_BLOCK = {
-    "x_block_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-    "x_block_attn_proj": ("attn.to_out.0",),
-    "x_block_attn2_qkv": ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
-    "x_block_attn2_proj": ("attn2.to_out.0",),
-    "x_block_mlp_fc1": ("ff.net.0.proj",),
-    "x_block_mlp_fc2": ("ff.net.2",),
-    "x_block_adaLN_modulation_1": ("norm1.linear",),
-    "context_block_attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-    "context_block_attn_proj": ("attn.to_add_out",),
-    "context_block_mlp_fc1": ("ff_context.net.0.proj",),
-    "context_block_mlp_fc2": ("ff_context.net.2",),
-    "context_block_adaLN_modulation_1": ("norm1_context.linear",),
-}
+SD3_BLOCK = original.flat(original.SD3_BLOCK)
 SD3_LAST = SD3_BLOCK | {
     "context_block_adaLN_modulation_1": ("norm1_context.linear:second", "norm1_context.linear:first")
 }
-SD3_OUTER = {
-    "x_embedder_proj": ("pos_embed.proj",),
-    "context_embedder": ("context_embedder",),
-    "t_embedder_mlp_0": ("time_text_embed.timestep_embedder.linear_1",),
-    "t_embedder_mlp_2": ("time_text_embed.timestep_embedder.linear_2",),
-    "y_embedder_mlp_0": ("time_text_embed.text_embedder.linear_1",),
-    "y_embedder_mlp_2": ("time_text_embed.text_embedder.linear_2",),
-    "final_layer_adaLN_modulation_1": ("norm_out.linear:second", "norm_out.linear:first"),
-    "final_layer_linear": ("proj_out",),
-}
+SD3_OUTER = original.flat(original.SD3_OUTER) | SHIFT_FIRST
 PIXART_BLOCK = {
     "attn_qkv": ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
     "attn_proj": ("attn1.to_out.0",),

@@ -394,3 +394,8 @@ def weights(layout: Layout, pipe: Any, parts: Iterable[str]) -> Iterator[tuple[s
             found = t5(state) if prefix == _T5 else clip(state)
         for name, value in found.items():
             yield prefix + name, value
+
+
+def flat(table: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """A table with kohya's names of the original's layers, which have underscores for dots."""
+    return {name.replace(".", "_"): parts for name, parts in table.items()}
