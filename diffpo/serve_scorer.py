@@ -72,13 +72,14 @@ class Client:
     Attributes:
         began, moved: when it came, and when it had last sent what it was asked for, by time.monotonic.
         left: s in which the rest of the request must come.
+        dropped: it makes room for others.
         size: of the body, once it is known.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, deadline: float) -> None:
         self.reader, self.writer, self.task = reader, writer, asyncio.current_task()
         self.began = self.moved = time.monotonic()
-        self.left, self.answered = deadline, False
+        self.left, self.answered, self.dropped = deadline, False, False
         self.method = self.path = self.version = ""
         self.headers: dict[str, str] = {}
         self.size, self.body = 0, bytearray()
@@ -269,7 +270,7 @@ class Server:
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         client = Client(reader, writer, self.deadline)
         self.clients.add(client)
-        status, content, dropped = 200, {}, False
+        status, content = 200, {}
         try:
             try:
                 if len(self.clients) > self.connections and not self._drop_slowest(self.awaited):
@@ -278,12 +279,12 @@ class Server:
             except Refused as refused:
                 status, content = refused.status, {"error": refused.sentence}
             except asyncio.CancelledError:
-                status, content, dropped = 503, {"error": "the server makes room; send the request again"}, True
+                status, content = 503, {"error": "the server makes room; send the request again"}
             if status != 200:
                 place = (writer.get_extra_info("peername") or ["?"])[0]
                 print(f"{place}: {status} {content['error']}", file=sys.stderr, flush=True)
             client.answer(status, content)
-            if not dropped:
+            if not client.dropped:
                 await self._wait(client, client.close())
         except (Refused, OSError, asyncio.CancelledError):  # it has hung up, or does not
             pass
@@ -314,6 +315,8 @@ class Server:
         self.awaited.add(client)
         try:
             await asyncio.wait_for(coroutine, client.left)
+            if client.dropped:  # before Python 3.12, wait_for swallows a cancellation that comes with its result
+                raise asyncio.CancelledError
         except LATE:
             raise Refused(408, f"the request did not come whole within {self.deadline:g} s") from None
         finally:
@@ -345,7 +348,7 @@ class Server:
 
     def _drop(self, client: Client) -> None:
         self.awaited.discard(client)
-        client.body = bytearray()
+        client.body, client.dropped = bytearray(), True
         client.task.cancel()
 
     def _body_size(self, client: Client) -> int | None:

@@ -260,6 +260,22 @@ def test_slow_clients_do_not_stop_another(capfd, count, start):
     assert "Traceback" not in capfd.readouterr().err
 
 
+def test_a_client_is_dropped_even_at_the_moment_its_request_comes():
+    """`asyncio.wait_for` of Python 3.11 swallows a cancellation that comes with its result."""
+
+    async def dropped(server):
+        client = serve_scorer.Client(None, None, 9.0)
+
+        async def come():
+            asyncio.get_running_loop().call_soon(server._drop, client)
+
+        await server._wait(client, come())
+        await asyncio.sleep(0)
+
+    with serve_scorer.Server(Brightness(), port=0) as server, pytest.raises(asyncio.CancelledError):
+        asyncio.run(dropped(server))
+
+
 def held(server):
     return sum(len(client.body) for client in server.clients)
 
