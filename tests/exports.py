@@ -6,9 +6,10 @@ import diffusers
 import tiny_transformers as tiny
 import torch
 
-from diffpo import lora, models
+from diffpo import models
 from diffpo.config import Lora, Model
-from diffpo.identity import base_identity
+from diffpo.models.identity import base_identity
+from diffpo.weights import lora
 
 MAKE = {
     "sd3": tiny.make_sd3,

@@ -2,9 +2,10 @@
 
 from tiny import metrics_of, picture, png, write_parquet
 
-from diffpo import links, lora, objectives
+from diffpo import links, methods
 from diffpo.config import ObjectiveSettings
-from diffpo.train import train
+from diffpo.train.loop import train
+from diffpo.weights import lora
 
 CAPTIONS = ("a red circle on a white background", "two blue squares on a black background")
 ON_POLICY = (
@@ -21,7 +22,7 @@ ON_POLICY = (
 )
 # methods whose first loss compares errors, not rewards, or that know no reference
 FREE = {
-    name for name in objectives.names() if objectives.load(name).settings.get("reference", {}).get("policy") == "none"
+    name for name in methods.names() if methods.load(name).settings.get("reference", {}).get("policy") == "none"
 }
 
 

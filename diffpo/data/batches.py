@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..common.errors import DiffpoError
+from ..common.rng import generator
 from ..config import Data
-from ..errors import DiffpoError
-from ..rng import generator
 from .cache import Cache, content_key
 from .groups import Groups
 from .source import THREADS
 from .transforms import View, pixels, views
 
 if TYPE_CHECKING:
-    from ..users import Tastes
+    from ..objective.users import Tastes
 
 PIXELS = 2**20  # that go through the VAE at once
 

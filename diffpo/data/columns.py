@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from ..common.errors import DiffpoError
+from ..common.images import BadRow, Place
+from ..common.text import plain
 from ..config import Columns
-from ..errors import DiffpoError
-from ..text import plain
-from .images import BadRow, Place
 
 Kind = Literal["pair", "list", "single"]
 NOUN = {"pair": "pairs", "list": "ranked lists", "single": "single images"}

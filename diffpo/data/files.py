@@ -12,9 +12,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import DiffpoError
-from ..text import decoded, plain
-from .images import BadRow, Place, is_picture, locate, open_file, read_file
+from ..common.errors import DiffpoError
+from ..common.images import BadRow, Place, is_picture, locate, open_file, read_file
+from ..common.text import decoded, plain
 from .tables import Table
 
 TEXTS = ("txt", "text", "cls")

@@ -12,10 +12,10 @@ from typing import Any
 
 from PIL import Image
 
+from ..common.errors import DiffpoError
+from ..common.images import BadRow, content, decode, remarks
 from ..config import Columns, Data
-from ..errors import DiffpoError
 from .columns import NOUN, Kind, find_columns, image_cells, image_columns, image_names, serves
-from .images import BadRow, content, decode, remarks
 from .rows import Group, Read, Reading, picture_hash
 from .source import THREADS, open_source, reading, undecoded
 

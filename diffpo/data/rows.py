@@ -11,10 +11,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..common.images import BadRow, content, decode
 from ..config import Columns
 from .buckets import nearest
 from .columns import Kind, first_file, image_cells, image_names
-from .images import BadRow, content, decode
 
 
 @dataclass(frozen=True, slots=True)  # there may be a million

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..common.errors import DiffpoError
+from ..common.hub import limit_waiting
+from ..common.images import URL, inside, named, passed_over, read_file
+from ..common.text import plain
 from ..config import Data
-from ..errors import DiffpoError
-from ..hub import limit_waiting
-from ..text import plain
 from . import files, tables
-from .images import URL, inside, named, passed_over, read_file
 
 THREADS = min(16, os.cpu_count() or 1)
 SUFFIXES = (".parquet", ".tar", *tables.TEXT)

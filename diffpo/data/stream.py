@@ -11,9 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import write_atomic
+from ..common.errors import DiffpoError
 from ..config import Data
-from ..errors import DiffpoError
+from ..train.checkpoint import write_atomic
 from .cache import content_key
 from .columns import find_columns, image_columns
 from .files import column

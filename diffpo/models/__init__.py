@@ -17,10 +17,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ..common.errors import DiffpoError
+from ..common.hub import limit_waiting
+from ..common.text import plain
 from ..config import Model
-from ..errors import DiffpoError
-from ..hub import limit_waiting
-from ..text import plain
 
 # the class that model_index.json names -> file here, class in it
 FAMILIES = {

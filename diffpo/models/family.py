@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..common.errors import DiffpoError
 from ..config import Model
 from ..data.cache import content_key, module_key
-from ..errors import DiffpoError
 from . import dtype_option, load_pipeline, local, readable, source, storage, vae_factor
 from .process import ForwardProcess
 from .single_file import is_one, read_vae

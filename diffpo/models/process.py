@@ -11,8 +11,8 @@ from torch import Tensor
 from samplers import RectifiedFlow, VPDiscrete
 from samplers.foreign import REFUSED
 
+from ..common.errors import DiffpoError
 from ..config import Model
-from ..errors import DiffpoError
 from . import readable
 
 PREDICTIONS = ("epsilon", "v_prediction")  # of networks that were trained on betas; the others are flows

@@ -12,17 +12,18 @@ from typing import Any
 
 import torch
 
-from .. import trained
+from ..common.errors import DiffpoError
+from ..common.rng import generator
 from ..config import ObjectiveSettings, Rollout
 from ..data.cache import content_key
-from ..errors import DiffpoError
-from ..rng import generator
-from ..states import Regression, trajectory
-from ..states.forward import Forward
-from ..states.trajectory import Transition, sampler_steps
-from .harvest import Item, against_itself, harvest, noised, transitions
-from .judge import read_labels
-from .rounds import Rounds, by_reference
+from ..problems import transitions as trajectory
+from ..problems.forward import Forward
+from ..problems.regression import Regression
+from ..problems.transitions import Transition, sampler_steps
+from ..scorers.judge import read_labels
+from ..weights import trained
+from .groups import Item, against_itself, harvest, noised, transitions
+from .round import Rounds, by_reference
 
 
 class OnPolicy:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.images import rgb
+from ..common.images import rgb
 from . import missing
 from .clip import load_open_clip
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.images import rgb
+from ..common.images import rgb
 from . import missing
 
 MODEL = "ViT-L-14:openai"

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import InterpolationMode, normalize, pad, resize, to_tensor
 
-from ..data.images import rgb
+from ..common.images import rgb
 from . import missing
 
 ARCHITECTURE = "ViT-H-14"

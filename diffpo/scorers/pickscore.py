@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.images import rgb
+from ..common.images import rgb
 from . import missing
 
 MODEL = "yuvalkirstain/PickScore_v1"

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from junk import damaged, mutated, values
 from safetensors.torch import save
 
-from diffpo import checkpoint, lora
+from diffpo.common.errors import DiffpoError
 from diffpo.config import Lora, load_config
 from diffpo.data.cache import Cache
-from diffpo.errors import DiffpoError
-from diffpo.identity import base_identity
+from diffpo.models.identity import base_identity
 from diffpo.rollout.feed import read_trajectories
-from diffpo.track import Tracker
+from diffpo.train import checkpoint
+from diffpo.train.metrics import Tracker
+from diffpo.weights import lora
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 DEEP = ["[" * 9000, "9" * 5000, "{", "", "null", "[]", "7"]

@@ -10,18 +10,19 @@ from junk import places
 from safetensors.torch import save
 from tiny import picture, png
 
-from diffpo import checkpoint, lora
+from diffpo.common.errors import DiffpoError
+from diffpo.common.images import BadRow, Place, content, decode
 from diffpo.config import Data, load_config
 from diffpo.data.cache import Cache
 from diffpo.data.groups import load_groups
-from diffpo.data.images import BadRow, Place, content, decode
-from diffpo.errors import DiffpoError
-from diffpo.manifest import read_manifest
-from diffpo.prompts import load_prompts
-from diffpo.rollout.judge import read_labels
-from diffpo.scorers.steps import read_about
-from diffpo.setup import make_optimizer
-from diffpo.track import Tracker
+from diffpo.data.prompts import load_prompts
+from diffpo.evaluate.manifest import read_manifest
+from diffpo.scorers.judge import read_labels
+from diffpo.scorers.step.base import read_about
+from diffpo.train import checkpoint
+from diffpo.train.build import make_optimizer
+from diffpo.train.metrics import Tracker
+from diffpo.weights import lora
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 DEEP = "[" * 100_000
