@@ -24,7 +24,7 @@ from bench_faults import ROOT, config
 
 from diffpo.common.errors import DiffpoError
 from diffpo.train.loop import train
-from diffpo.weights.lora import FILE_NAME, read_lora
+from diffpo.weights.lora_file import FILE_NAME, read_lora
 
 DAMAGE = {
     "cut off": lambda picture: picture[: len(picture) // 2],

@@ -16,7 +16,7 @@ from pathlib import Path
 from bench_faults import OBJECTIVES, ambush, config, prepare, train
 
 from diffpo.common.errors import DiffpoError
-from diffpo.weights.lora import FILE_NAME
+from diffpo.weights.lora_file import FILE_NAME
 
 DISK, MESSAGE = 2**25, "the disk is full"
 

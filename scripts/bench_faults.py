@@ -24,7 +24,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from diffpo.commands.quickstart import ROOT
 from diffpo.config import load_config
-from diffpo.weights.lora import FILE_NAME
+from diffpo.weights.lora_file import FILE_NAME
 
 STEPS, KILLS_A_RUN = 12, 6
 OPERATIONS = ("fsync", "replace", "rename", "rmdir", "unlink", "open")  # of the module os, and the built-in open

@@ -16,7 +16,8 @@ from ..config import Config, Data
 from ..data.columns import NOUN, Kind
 from ..data.groups import Groups, scan
 from ..data.prompts import load_prompts
-from ..scorers.judge import check_scorer, read_labels
+from ..rollout.labels import read_labels
+from ..scorers.judge import check_scorer
 from ..scorers.step.base import is_folder, read_about
 from . import disk
 

@@ -15,17 +15,17 @@ from tqdm.auto import tqdm
 from .. import models
 from ..common import lock
 from ..common.errors import DiffpoError
+from ..common.files import write_atomic
 from ..common.text import plain, read_text
 from ..config import Config
 from ..data.prompts import load_prompts
 from ..evaluate.manifest import writing
 from ..models.identity import base_identity
 from ..rollout.feed import KEPT, trajectory_file
+from ..rollout.labels import image_name
 from ..rollout.round import Rounds
-from ..scorers.judge import image_name
 from ..scorers.step.base import pictures
 from ..train import build
-from ..train.checkpoint import write_atomic
 from ..train.feeds import Conditions
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..config import Config
 from ..data.groups import Groups
+from ..weights import copies
 from . import disk
 
 CHECKPOINTED = (  # what diffusers recomputes in the backward pass
@@ -22,7 +23,6 @@ def footprint(config: Config, groups: Groups | None, say: Any) -> None:
     from .. import models
     from ..data.batches import latents_can_be_cached
     from ..models import storage
-    from ..objective import reference
     from ..weights.full import BASE
     from ..weights.lora import add_lora
 
@@ -40,7 +40,7 @@ def footprint(config: Config, groups: Groups | None, say: Any) -> None:
     if config.lora is None:
         trained, what, held = total, "all of them", "network"
         half = weights if config.train.precision != "no" else 0  # autocast's copy of what is trained
-        weights = sum(weights if name == BASE else 4 * total for name in reference.copies(config.objective))
+        weights = sum(weights if name == BASE else 4 * total for name in copies.needed(config.objective))
     else:
         trained = sum(parameter.numel() for parameter in add_lora(network, config.lora, family.lora_targets))
         name = {"lora": "LoRA", "dora": "DoRA", "lokr": "LoKr"}[config.lora.kind]

@@ -15,7 +15,7 @@ from ..common.errors import DiffpoError
 if TYPE_CHECKING:
     from ..evaluate.compare import Evaluation
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 RECIPES = {"tiny-sdxl": "quickstart.yaml", "tiny-dit": "quickstart_dit.yaml"}  # by the model in assets/

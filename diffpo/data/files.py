@@ -255,3 +255,16 @@ def ranked_by_prompt(dataset: Any) -> Ranked:
         lists.setdefault(repr((row["prompt_id"], row[RANKED[0]])), []).append(index)
     rows = [json.dumps(indices).encode() for indices in lists.values()]
     return Ranked(rows, ["prompt", "images", "ranks"], dataset)
+
+
+def undecoded(dataset: Any, image_columns: Sequence[str]) -> Any:
+    """The data set with its images as bytes: they are wanted for their hash, and bad ones are to be met by `decode`."""
+    import datasets
+
+    for name in image_columns:
+        feature, raw = dataset.features[name], datasets.Image(decode=False)
+        if isinstance(feature, datasets.Image):
+            dataset = dataset.cast_column(name, raw)
+        elif isinstance(getattr(feature, "feature", None), datasets.Image):  # a list of images
+            dataset = dataset.cast_column(name, type(feature)(raw))
+    return dataset

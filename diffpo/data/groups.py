@@ -16,8 +16,9 @@ from ..common.errors import DiffpoError
 from ..common.images import BadRow, content, decode, remarks
 from ..config import Columns, Data
 from .columns import NOUN, Kind, find_columns, image_cells, image_columns, image_names, serves
+from .files import undecoded
 from .rows import Group, Read, Reading, picture_hash
-from .source import THREADS, open_source, reading, undecoded
+from .source import THREADS, open_source, reading
 
 
 @dataclass

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import DiffpoError
+from ..common.files import write_atomic
 from ..config import Data
-from ..train.checkpoint import write_atomic
 from .cache import content_key
 from .columns import find_columns, image_columns
-from .files import column
-from .source import undecoded
+from .files import column, undecoded
 from .tables import Arrow
 
 ROWS = 1000  # in a file of the copy; after an interruption at most so many are read again

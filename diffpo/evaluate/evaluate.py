@@ -27,8 +27,7 @@ from ..common.text import plain, whole
 from ..data.prompts import load_prompts
 from . import charts, generate, report
 from .compare import Evaluation, Pair, summarise
-from .manifest import ARMS, check_comparable, image_path, json_bytes, read_manifest, save
-from .report import open_image
+from .manifest import ARMS, check_comparable, image_path, json_bytes, open_image, read_manifest, save
 
 FILES = ("scores.parquet", "summary.json", "grid.png", "report.html")
 COLUMNS = ["prompt_id", "seed", "arm", "scorer", "value"]  # of scores.parquet

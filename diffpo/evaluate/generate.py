@@ -74,7 +74,7 @@ def run(
     base = models.named(model, model_config)
     settings = {
         "model": str(model),
-        "model_hash": models.source(base).fingerprint(),
+        "model_hash": models.source_of(base).fingerprint(),
         "steps": steps,
         "solver": solver,
         "guidance": float(guidance),

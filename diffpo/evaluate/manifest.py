@@ -13,9 +13,12 @@ from hashlib import file_digest
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from PIL import Image
+
 from ..common.errors import DiffpoError
+from ..common.files import write_atomic
+from ..common.images import ENCODED, BadRow, decode, read_file
 from ..common.text import plain, read_text
-from ..train.checkpoint import write_atomic
 
 ARMS = ("base", "tuned")
 # what makes two images comparable; a folder never mixes values of these
@@ -177,3 +180,15 @@ def line(row: dict) -> bytes:
 def json_bytes(value: object, indent: int | None = None) -> bytes:
     """``value`` as JSON in UTF-8; half characters, which UTF-8 does not have, as JSON's own escapes."""
     return json.dumps(value, ensure_ascii=False, indent=indent).encode(errors="backslashreplace")
+
+
+def open_image(path: Path) -> Image.Image:
+    """An RGB picture, as `data.images.decode` gives it: transparency lies on white. Raises DiffpoError that names the
+    file when it is missing, truncated or no picture."""
+    try:
+        return decode(read_file(path, ENCODED))
+    except (OSError, ValueError, BadRow) as error:
+        reason = getattr(error, "strerror", None) or getattr(error, "detail", None) or error
+        raise DiffpoError(
+            f"cannot read the image {path}: {reason}; mend or delete it, and run the same command again"
+        ) from None

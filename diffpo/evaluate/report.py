@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..common.errors import DiffpoError
-from ..common.images import ENCODED, BadRow, decode, read_file
 from ..common.text import plain
 from . import charts
+from .manifest import open_image
 
 if TYPE_CHECKING:
     from .compare import Evaluation, Pair, Row
@@ -23,18 +22,6 @@ _AXES = {"following": "prompt following", "appearance": "appearance"}
 SHOWN = 1000  # characters of a text
 _GRID_LIMIT = 240  # pairs in the HTML grid; of more, the best, the middle and the worst third of this number
 _THUMB = 192  # pixels; larger pictures are shown reduced, so that the file stays small
-
-
-def open_image(path: Path) -> Image.Image:
-    """An RGB picture, as `data.images.decode` gives it: transparency lies on white. Raises DiffpoError that names the
-    file when it is missing, truncated or no picture."""
-    try:
-        return decode(read_file(path, ENCODED))
-    except (OSError, ValueError, BadRow) as error:
-        reason = getattr(error, "strerror", None) or getattr(error, "detail", None) or error
-        raise DiffpoError(
-            f"cannot read the image {path}: {reason}; mend or delete it, and run the same command again"
-        ) from None
 
 
 def section(scorer: str) -> tuple[str, str]:

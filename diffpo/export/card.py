@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import DiffpoError
+from ..common.files import write_atomic
 from ..common.text import markdown, plain, read_text
 from ..config import Config
 from ..evaluate.charts import read_metrics
 from ..evaluate.manifest import read_manifest
 from ..models import family_class, pipeline_class
 from ..models.single_file import is_one
-from ..train.checkpoint import write_atomic
 from ..weights import full
 from ..weights.header import number
-from ..weights.lora import FILE_NAME
+from ..weights.lora_file import FILE_NAME
 
 SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "error/chosen_delta", "error/rejected_delta")
 

@@ -23,13 +23,13 @@ import torch
 from .. import models
 from ..common import hub, lock
 from ..common.errors import DiffpoError
+from ..common.files import beside, sync
+from ..common.run_folder import CHECKPOINT
 from ..common.text import plain
 from ..config import Model
 from ..models import original, single_file
-from ..train.checkpoint import PREFIX, beside, sync
-from ..weights import full, lora_change, trained
-from ..weights import lora as lora_module
-from ..weights.lora import FILE_NAME
+from ..weights import full, lora_apply, lora_change, lora_file, trained
+from ..weights.lora_file import FILE_NAME
 from . import kohya
 from .card import evaluation_table, export_card, is_hub_id, training_table, usage
 
@@ -64,7 +64,7 @@ def run(
     whole = file.is_dir()
     if whole and (to not in MERGED or scale != 1):
         raise DiffpoError(f"{file} is a whole network, not a LoRA: export it with --to merged or single, no --scale")
-    weights, about = ({}, full.read_about(file)) if whole else lora_module.read_lora(file)
+    weights, about = ({}, full.read_about(file)) if whole else lora_file.read_lora(file)
     lora_hash = trained.file_hash(file)
     measured = evaluation_table(Path(results).expanduser(), lora_hash) if results else ""
     base_model = models.named(model, model_config)
@@ -77,15 +77,15 @@ def run(
 
     with lock.held(out, beside(out, "lock")), _quiet_diffusers():
         pipe, source = _load(base_model, family, to, dtype)
-        changes = {} if whole else lora_module.check_lora(pipe, file)
+        changes = {} if whole else lora_apply.check_lora(pipe, file)
         layers = lora_change.by_layer(changes[family.component]) if to not in MERGED else {}
         if to == "kohya":
             kohya.check_kind(lora_change.kind_of(layers))
         with _whole(out) as part:
             if to == "diffusers":
                 shutil.copyfile(file, part / FILE_NAME)
-                if lora_module.users_file(file).is_file():
-                    shutil.copyfile(lora_module.users_file(file), part / lora_module.USERS_FILE_NAME)
+                if lora_file.users_file(file).is_file():
+                    shutil.copyfile(lora_file.users_file(file), part / lora_file.USERS_FILE_NAME)
                 name = FILE_NAME
             elif to == "kohya":
                 name = f"{out.name}.safetensors"
@@ -102,7 +102,7 @@ def run(
                 else:
                     pipe.save_pretrained(part)
                     _tidy(part, source.index())
-            run_folder = file.parent.parent if file.parent.name.startswith(PREFIX) else file.parent
+            run_folder = file.parent.parent if file.parent.name.startswith(CHECKPOINT) else file.parent
             curves = training_table(run_folder, about["step"]) if "step" in about else ""
             base = model if is_hub_id(model) else about.get("base", {}).get("name") or model
             how = usage(to, name, base, pipeline, trained.knows_users(file))
@@ -160,7 +160,7 @@ def _quiet_diffusers() -> Iterator[None]:
 
 def _load(model: Model, family: Any, to: str, dtype: str | None) -> tuple[Any, Any]:
     """The pipeline, in ``dtype`` or as it is stored, and its source; the network alone unless it is merged."""
-    source = models.source(model)
+    source = models.source_of(model)
     parts = [name for name, value in source.index().items() if isinstance(value, list) and value[0]]
     left_out: dict[str, Any] = {}
     if to not in MERGED:

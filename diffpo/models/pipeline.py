@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..common.errors import DiffpoError
 from ..common.hub import limit_waiting
 from ..config import Model
-from . import dtype_option, local, readable
+from .pretrained import dtype_option, local, readable
 
 if TYPE_CHECKING:
     import torch

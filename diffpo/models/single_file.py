@@ -24,8 +24,9 @@ from ..common.errors import DiffpoError
 from ..common.hub import limit_waiting
 from ..common.text import plain
 from ..config import Model
-from . import dtype_option, hub_failed, hush, local, original, released
+from . import original, released
 from .pipeline import Pipeline, hash_of, read_config, read_index
+from .pretrained import dtype_option, hub_failed, hush, local
 
 if TYPE_CHECKING:
     import torch

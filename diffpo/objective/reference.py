@@ -18,67 +18,17 @@ stands for the adapter that is off, and another one for the second adapter.
 from __future__ import annotations
 
 import contextlib
-import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..common.errors import DiffpoError
-from ..config import ObjectiveSettings, ReferenceSettings
-from ..weights.lora import ADAPTER, adapter_parameters, inject
+from ..config import ReferenceSettings
+from ..weights import copies, full
+from ..weights.lora import ADAPTER
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-NAME = "reference"  # of the second adapter
-
-
-def switched(network: torch.nn.Module, adapter: str | None) -> contextlib.AbstractContextManager[torch.nn.Module]:
-    """What ``network`` is with ``adapter`` alone active (None: all off), without gradients."""
-    from ..weights import full
-
-    return network.frozen_copies.on(adapter or full.BASE) if full.trains(network) else _switched(network, adapter)
-
-
-@contextlib.contextmanager
-def _switched(network: torch.nn.Module, adapter: str | None) -> Iterator[torch.nn.Module]:
-    """The module with ``adapter`` alone active (None: all off), blind to users (users.py), without gradients.
-
-    Afterwards the active adapters and every `requires_grad` are as they were: peft's switches set them, and optimiser
-    and DDP know the policy's parameters as trainable. ``network`` is the bare module, not its DDP wrapper: a forward
-    pass of the wrapper would wait for a backward pass.
-    """
-    import torch
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    from .users import silenced
-
-    layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
-    active = [(list(layer.active_adapters), layer.disable_adapters) for layer in layers]
-    trainable = [(parameter, parameter.requires_grad) for layer in layers for parameter in layer.parameters()]
-    try:
-        for layer in layers:
-            if adapter is None:
-                layer.enable_adapters(False)
-            else:
-                layer.set_adapter([adapter])
-                layer.enable_adapters(True)
-        for parameter, was in trainable:  # at once: FSDP keeps what it sees when it gathers a block
-            parameter.requires_grad_(was)
-        with torch.no_grad(), silenced(network):
-            yield network
-    finally:
-        for layer, (names, off) in zip(layers, active, strict=True):
-            layer.set_adapter(names)
-            layer.enable_adapters(not off)
-        for parameter, was in trainable:
-            parameter.requires_grad_(was)
-
-
-def adapter_off(network: torch.nn.Module) -> contextlib.AbstractContextManager[torch.nn.Module]:
-    """The base model: the policy's own module with its adapter switched off, and no second copy of it unless the whole
-    network is trained."""
-    return switched(network, None)
 
 
 class Reference:
@@ -93,7 +43,7 @@ class Reference:
 
     def on(self, network: torch.nn.Module) -> contextlib.AbstractContextManager[torch.nn.Module]:
         """A context whose value is the module to evaluate as the reference; no gradients within it."""
-        return adapter_off(network)
+        return copies.adapter_off(network)
 
     def after_update(self, network: torch.nn.Module, step: int) -> None:
         """To be called after each optimiser step, on every process; ``step`` counts the updates so far, this one
@@ -130,19 +80,17 @@ class Moving(Reference):
     """
 
     def __init__(self, settings: ReferenceSettings, network: torch.nn.Module) -> None:
-        from ..weights import full
-
         super().__init__()
         self.settings = settings
         if not full.trains(network):  # otherwise the copy is there
-            _add_adapter(network)
-        self.weights, policy = _weights(network, NAME), _weights(network, ADAPTER)
+            copies.add_adapter(network)
+        self.weights, policy = copies.weights(network, copies.NAME), copies.weights(network, ADAPTER)
         # theta', where the rule looks back
         looks_back = settings.policy in ("accelerated", "fast_slow")
         self.before = {name: weight.detach().clone() for name, weight in policy.items()} if looks_back else {}
 
     def on(self, network: torch.nn.Module) -> contextlib.AbstractContextManager[torch.nn.Module]:
-        return switched(network, NAME)
+        return copies.switched(network, copies.NAME)
 
     def after_update(self, network: torch.nn.Module, step: int) -> None:
         import torch
@@ -150,7 +98,7 @@ class Moving(Reference):
         if step % self.settings.every:
             return
         with torch.no_grad():
-            for name, theta in _weights(network, ADAPTER).items():
+            for name, theta in copies.weights(network, ADAPTER).items():
                 self._step(theta, self.weights[name], self.before.get(name))
 
     def _step(self, theta: Tensor, reference: Tensor, before: Tensor | None) -> None:
@@ -185,18 +133,6 @@ class Moving(Reference):
             weight.data.copy_(state[name])
 
 
-def copies(objective: ObjectiveSettings) -> list[str]:
-    """Which frozen copies of a network that is trained as a whole its objective needs."""
-    from ..weights import full
-
-    policy = objective.reference.policy
-    samples = objective.source == "self_play" or objective.rollout.sampler == "reference"
-    # a step scorer may read the base's features
-    base = objective.weighting == "measured" or objective.source == "pool" or (policy == "none" and samples)
-    names = [full.BASE] if base or policy == "adapter_off" else []
-    return names + ([] if policy in ("adapter_off", "none") else [NAME])
-
-
 def make(settings: ReferenceSettings, network: torch.nn.Module, started: bool = False) -> Reference:
     """The reference of ``settings`` for the bare module ``network``, which has the policy's adapter as it starts.
 
@@ -208,36 +144,3 @@ def make(settings: ReferenceSettings, network: torch.nn.Module, started: bool = 
     if settings.policy == "adapter_off" and not started:
         return Reference()
     return Moving(settings, network)
-
-
-def _add_adapter(network: torch.nn.Module) -> None:
-    """A second adapter with the policy's LoraConfig and weights; the policy's stays the active one."""
-    import warnings
-
-    import torch
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # its random start is overwritten
-        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # having two is meant
-        inject(network, copy.deepcopy(network.peft_config[ADAPTER]), NAME)
-    for module in network.modules():
-        if isinstance(module, BaseTunerLayer):
-            module.set_adapter(ADAPTER)
-    for parameter in trainable:  # adding an adapter freezes the others
-        parameter.requires_grad_(True)
-    policy = _weights(network, ADAPTER)
-    for name, weight in _weights(network, NAME).items():
-        weight.requires_grad_(False)
-        weight.data = policy[name].detach().clone()  # in the policy's precision, float32
-
-
-def _weights(network: torch.nn.Module, adapter: str) -> dict[str, torch.nn.Parameter]:
-    """The parameters of one adapter, by names that do not tell which; of a network that is trained as a whole, its own
-    or its copy's."""
-    from ..weights import full
-
-    if full.trains(network):
-        module = network if adapter == ADAPTER else network.frozen_copies.modules[adapter]
-        return dict(module.named_parameters())
-    return adapter_parameters(network, adapter)

@@ -21,23 +21,22 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import models
 from ..common.errors import DiffpoError
+from ..common.files import write_atomic
 from ..common.rng import generator
 from ..config import Data, Model
+from ..data.batches import Batches
 from ..data.columns import NOUN
 from ..data.groups import Groups, load_groups
 from ..data.transforms import pixels, view
-from ..train.checkpoint import write_atomic
-from ..weights.lora import _sorted_header, network_of, users_file
-
-if TYPE_CHECKING:
-    from ..data.batches import Batches
+from ..weights.lora import network_of
+from ..weights.lora_file import sorted_header, users_file
 
 TOKENS, HIDDEN = 4, 128
 SHOTS = 4  # pairs that a user is known by, as in the paper
@@ -83,6 +82,10 @@ class Tastes:
                 order = torch.randperm(len(others), generator=generator(seed, f"{purpose} shots", position))
                 found[row] = self.differences[[others[i] for i in order[:SHOTS].tolist()]].mean(0)
         return found
+
+    def condition(self, seed: int, indices: Sequence[int], purpose: str, positions: Sequence[int]) -> dict[str, Tensor]:
+        """`rows`, as `Batches.further` takes them."""
+        return {"user": self.rows(indices, seed, purpose, positions)}
 
 
 def require_users(groups: Groups) -> None:
@@ -154,20 +157,6 @@ def _add(network: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple
 
 
 @contextlib.contextmanager
-def silenced(network: torch.nn.Module) -> Iterator[None]:
-    """Within it the module ignores users, if it knows any."""
-    module = getattr(network, "user_tokens", None)
-    if module is None:
-        yield
-        return
-    before, module.silent = module.silent, True
-    try:
-        yield
-    finally:
-        module.silent = before
-
-
-@contextlib.contextmanager
 def painting_for(network: torch.nn.Module, user: Tensor | None) -> Iterator[None]:
     """Within it every call of ``network`` is for the user with this taste, (F,): wrap a pipeline's call in it."""
     before, network.user_tokens.user = network.user_tokens.user, user
@@ -183,7 +172,7 @@ def save(path: Path, network: torch.nn.Module, resolution: int) -> None:
 
     state = {name: value.detach().cpu().contiguous() for name, value in network.user_tokens.state_dict().items()}
     state["resolution"] = torch.tensor(resolution)
-    write_atomic(path, _sorted_header(serialize(state, {"format": "pt"})))
+    write_atomic(path, sorted_header(serialize(state, {"format": "pt"})))
 
 
 def read_user(source: str | Path, lora: str | Path) -> tuple[Groups, str]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import DiffpoError
-from .reference import adapter_off
+from ..weights.copies import adapter_off
 
 if TYPE_CHECKING:
     import torch

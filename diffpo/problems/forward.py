@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .. import config
 from ..common.errors import DiffpoError
 from ..common.rng import generator
-from ..config import settings as config
 from .regression import Regression
 
 if TYPE_CHECKING:

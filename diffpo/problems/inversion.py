@@ -11,9 +11,9 @@ from torch import Tensor
 
 from samplers.prediction import convert
 
+from .. import config
 from ..common.errors import DiffpoError
 from ..common.rng import generator
-from ..config import settings as config
 from ..data.cache import Cache, content_key
 from ..models.identity import base_identity
 from .regression import Regression

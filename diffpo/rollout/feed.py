@@ -20,9 +20,9 @@ from ..problems import transitions as trajectory
 from ..problems.forward import Forward
 from ..problems.regression import Regression
 from ..problems.transitions import Transition, sampler_steps
-from ..scorers.judge import read_labels
 from ..weights import trained
 from .groups import Item, against_itself, harvest, noised, transitions
+from .labels import read_labels
 from .round import Rounds, by_reference
 
 

@@ -17,11 +17,12 @@ from tqdm.auto import tqdm
 from ..common.errors import DiffpoError
 from ..common.rng import generator
 from ..config import ObjectiveSettings
-from ..data.batches import PIXELS, order
+from ..data.batches import PIXELS
 from ..data.groups import Groups
+from ..data.order import order
 from ..scorers.judge import Judge
-from ..scorers.step.base import load as load_step_scorer
 from ..scorers.step.base import pictures
+from ..scorers.step.load import load as load_step_scorer
 from .groups import Sampled
 from .sampler import Walker
 

@@ -92,9 +92,3 @@ def load(spec: str, device: str = "cpu") -> Scorer:
     from .aesthetic import Aesthetic
 
     return Aesthetic.load(source, device)
-
-
-def missing(what: str, error: Exception, advice: str) -> DiffpoError:
-    """The one error of a scorer whose weights are not at hand."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return DiffpoError(f"cannot load {what}: {reason}\n{advice}")

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from ..common.images import rgb
-from . import missing
 from .clip import load_open_clip
+from .missing import missing
 
 BACKBONE = "ViT-L-14:openai"
 HEAD = ("trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth")

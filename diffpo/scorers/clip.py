@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ..common.images import rgb
-from . import missing
+from .missing import missing
 
 MODEL = "ViT-L-14:openai"
 

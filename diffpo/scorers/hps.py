@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.transforms.functional import InterpolationMode, normalize, pad, resize, to_tensor
 
 from ..common.images import rgb
-from . import missing
+from .missing import missing
 
 ARCHITECTURE = "ViT-H-14"
 # of OpenAI's CLIP, as published

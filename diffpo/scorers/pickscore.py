@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from ..common.images import rgb
-from . import missing
+from .missing import missing
 
 MODEL = "yuvalkirstain/PickScore_v1"
 PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from ..objective import reference, users, weighting
 from ..objective.reward import Objective, predict
 from ..problems.forward import Forward
 from ..problems.regression import Regression
-from ..scorers.judge import read_labels
+from ..rollout.labels import read_labels
 from .feeds import Conditions, Feed, Offline
 from .heldout import HeldOut
 
@@ -52,6 +53,7 @@ class Sources:
     batches: Batches | None
     conditions: Conditions | None
     held_out: HeldOut | None
+    tastes: users.Tastes | None = None  # of the training data's users
 
     @property
     def hash(self) -> str:
@@ -109,16 +111,18 @@ def load_data(config: Config, family: Any, accelerator: Any) -> Sources:
     if long := models.too_long(family.pipe, sorted(captions)):
         say(f"captions: {long}")
     accelerator.wait_for_everyone()
-    for each in batches.values():
+    tastes = {}
+    for name, each in batches.items():
         each.check()
         if objective.users:
-            each.tastes = users.read_tastes(each)
+            tastes[name] = users.read_tastes(each)
+            each.further = partial(tastes[name].condition, each.seed)
     family.free_encoders(keep_vae=objective.on_policy or not all(each.cached for each in batches.values()))
     held_out = None
     if "validation" in batches:
         # without gradients twice the pairs fit
         held_out = HeldOut(batches["validation"], config.train.eval_pairs, 2 * config.train.batch_size, accelerator)
-    return Sources(batches.get("train"), conditions, held_out)
+    return Sources(batches.get("train"), conditions, held_out, tastes.get("train"))
 
 
 def make_optimizer(settings: Optimisation, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:

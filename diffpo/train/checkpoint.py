@@ -11,10 +11,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from hashlib import blake2b, sha256
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,16 +23,15 @@ from pydantic import ValidationError
 
 from ..common import lock
 from ..common.errors import DiffpoError
+from ..common.files import sync, write_atomic
+from ..common.run_folder import CHECKPOINT, CONFIG_NAME, METRICS_NAME
 from ..common.text import plain, read_text
 from ..config import Config, load_config
 from ..config.reader import parsed
 
-CONFIG_NAME = "config.yaml"
-METRICS_NAME = "metrics.jsonl"
 STATE_NAME = "state.pt"
 MANIFEST_NAME = "checkpoint.json"
 MANIFEST_KEYS = ("step", "base", "data_hash", "pairs_per_update", "files")  # what resuming relies on
-PREFIX = "checkpoint-"
 
 
 def check_folder(config: Config) -> None:
@@ -159,7 +157,7 @@ def save(output: Path, step: int, write: Callable[[Path], Any], state: dict, abo
     ``write(folder)`` writes what is trained; ``about`` (JSON) goes into the manifest. If the disk is full, what is half
     written is removed, the checkpoints that exist stay, and a DiffpoError says so.
     """
-    final = output / f"{PREFIX}{step:06d}"
+    final = output / f"{CHECKPOINT}{step:06d}"
     part = output / f".{final.name}.part"
     with disk_errors(output):
         try:
@@ -238,9 +236,9 @@ def read_state(folder: Path) -> dict:
 def _folders(output: Path) -> list[Path]:
     """Newest first."""
     found = {
-        path: int(path.name.removeprefix(PREFIX))
-        for path in output.glob(f"{PREFIX}*")
-        if path.is_dir() and path.name.removeprefix(PREFIX).isdecimal()
+        path: int(path.name.removeprefix(CHECKPOINT))
+        for path in output.glob(f"{CHECKPOINT}*")
+        if path.is_dir() and path.name.removeprefix(CHECKPOINT).isdecimal()
     }
     return sorted(found, key=found.get, reverse=True)  # not by name: a millionth step has a digit more
 
@@ -278,38 +276,6 @@ def _fingerprint(path: Path) -> list:
         while block := file.read(1 << 20):
             digest.update(block)
     return [path.stat().st_size, digest.hexdigest()]
-
-
-def sync(path: Path) -> None:
-    """What was written to a file or folder is on the disk afterwards."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def beside(path: Path, ending: str) -> Path:
-    """The hidden name beside ``path`` for what it is made of: .NAME.ENDING, with a hash for a name that is too long."""
-    name = f".{path.name}.{ending}"
-    if len(os.fsencode(name)) > 255:
-        name = f".{blake2b(os.fsencode(path.name), digest_size=16).hexdigest()}.{ending}"
-    return path.with_name(name)
-
-
-def write_atomic(path: Path, content: bytes, shared: bool = False) -> None:
-    """All of ``content`` or nothing. ``shared``: another run may be writing the same file now."""
-    part = beside(path, f"{secrets.token_hex(8)}.part" if shared else "part")
-    try:
-        with open(part, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise
 
 
 @contextlib.contextmanager

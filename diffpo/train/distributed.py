@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..common.errors import DiffpoError
 from ..config import Config
+from ..weights.sharding import like
 
 # what the networks repeat
 BLOCKS = ("BasicTransformerBlock", "JointTransformerBlock", "FluxTransformerBlock", "FluxSingleTransformerBlock")
@@ -111,23 +112,6 @@ def prepare(accelerator: Any, network: torch.nn.Module, optimizer: Any) -> tuple
 def parameters(optimizer: Any) -> list[torch.nn.Parameter]:
     """What ``optimizer`` trains, in its order."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def whole(value: Any) -> Any:
-    """``value`` (a tensor, or dicts and lists with tensors in them) with sharded tensors gathered: to be called by all
-    processes alike."""
-    from torch.utils._pytree import tree_map
-
-    return tree_map(lambda each: each.full_tensor() if hasattr(each, "full_tensor") else each, value)
-
-
-def like(value: Tensor, here: Tensor) -> Tensor:
-    """The whole tensor ``value``, sharded as ``here`` is; to be called by all processes alike."""
-    if not hasattr(here, "full_tensor"):
-        return value
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(value.to(here.to_local().device, here.dtype), here.device_mesh, here.placements)
 
 
 def load_optimizer(optimizer: Any, state: Mapping[str, Any]) -> None:

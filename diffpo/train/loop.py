@@ -19,13 +19,14 @@ from tqdm.auto import tqdm
 
 from .. import models
 from ..common.errors import DiffpoError
+from ..common.run_folder import CHECKPOINT
 from ..common.text import plain
 from ..common.threads import Threads
 from ..config import Config
 from ..export.card import write_card
 from ..models import identity
 from ..objective import users
-from ..weights import lora, trained
+from ..weights import lora_file, sharding, trained
 from . import checkpoint, distributed
 from .build import load_data, make_accelerator, make_objective, make_optimizer, make_schedule
 from .metrics import Meter, Tracker, Watch, headline
@@ -56,19 +57,19 @@ def _train(config: Config, accelerator: Any) -> Path:
     sources = load_data(config, family, accelerator)
     network = trained.load_network(config, family, distributed.place(accelerator))
     meter = Meter(network, accelerator)
-    for copy in trained.copies(network):
+    for copy in trained.frozen(network):
         meter.watch(copy)
     base = identity.base_identity(network, config.model.path)
     parameters = trained.begin(config, family, network)
     if config.objective.users:
-        parameters += users.attach(network, sources.batches.tastes.scale, settings.seed).parameters()
+        parameters += users.attach(network, sources.tastes.scale, settings.seed).parameters()
     objective, feed = make_objective(config, sources, family, network, accelerator)
     if objective.perceptual is not None:
         meter.watch(objective.perceptual.encoder)
     if settings.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     if settings.compile:
-        for each in (network, *trained.copies(network)):
+        for each in (network, *trained.frozen(network)):
             distributed.compile_blocks(each)
     optimizer = make_optimizer(settings, parameters)
     schedule = make_schedule(settings, optimizer)
@@ -94,7 +95,7 @@ def _train(config: Config, accelerator: Any) -> Path:
         say(f"resuming from {found[0]} (step {step})")
 
     def save(step: int) -> Path | None:
-        calls, moments, weights = meter.state(), distributed.whole(optimizer.state_dict()), trained.gather(network)
+        calls, moments, weights = meter.state(), sharding.whole(optimizer.state_dict()), trained.gather(network)
         if not accelerator.is_main_process:
             return None
         state = {"optimizer": moments, "schedule": schedule.state_dict(), "calls": calls}
@@ -135,7 +136,7 @@ def _train(config: Config, accelerator: Any) -> Path:
                 if step and last_saved != step and not error.spoilt:
                     save(step)
                     last_saved = step
-                good = output / f"{checkpoint.PREFIX}{last_saved:06d}" if last_saved else None
+                good = output / f"{CHECKPOINT}{last_saved:06d}" if last_saved else None
                 kept = f"the state before it is in {good}" if good else "there is no good state yet"
                 advice = (
                     "Lower train.lr or raise objective.beta (in a new output folder), or use precision bf16, not fp16"
@@ -181,7 +182,7 @@ def _train(config: Config, accelerator: Any) -> Path:
         weights = trained.gather(network)
         if accelerator.is_main_process:
             if config.objective.users:
-                users.save(output / lora.USERS_FILE_NAME, network, config.data.resolution)
+                users.save(output / lora_file.USERS_FILE_NAME, network, config.data.resolution)
             trained.save(output, network, weights, family.component, {**about, "step": step})
             write_card(config, about, sources.size, output)
     accelerator.wait_for_everyone()

@@ -125,7 +125,8 @@ class Tracker:
     first."""
 
     def __init__(self, output: Path, step: int, tensorboard: bool) -> None:
-        from .checkpoint import METRICS_NAME, write_atomic
+        from ..common.files import write_atomic
+        from ..common.run_folder import METRICS_NAME
 
         path = output / METRICS_NAME
         kept: list[str] = []

@@ -21,14 +21,16 @@ from tqdm.auto import tqdm
 from .. import models
 from ..common import lock
 from ..common.errors import DiffpoError
+from ..common.files import write_atomic
 from ..common.text import plain
 from ..config import ScorerConfig
-from ..data.batches import Batches, order
+from ..data.batches import Batches
 from ..data.groups import load_groups
-from ..scorers.step import base
+from ..data.order import order
+from ..scorers.step import base, load
 from . import step_heldout
 from .build import make_accelerator, make_optimizer, make_schedule
-from .checkpoint import check_unused, differences, disk_errors, write_atomic, write_config
+from .checkpoint import check_unused, differences, disk_errors, write_config
 from .loop import Interrupted, interruption
 from .metrics import Tracker, accuracy
 
@@ -137,7 +139,7 @@ def _train(config: ScorerConfig, accelerator: Any) -> Path:
                 raise Interrupted(f"interrupted: step {step} is saved in {output}; the same command resumes there")
 
     module.eval()
-    compared = {"this": scorer, **{spec: base.load(spec, family, network) for spec in choice.compare}}
+    compared = {"this": scorer, **{spec: load.load(spec, family, network) for spec in choice.compare}}
     limits = (settings.eval_pairs, settings.eval_draws, settings.batch_size)
     lines = step_heldout.measure(compared, validation, network, choice.guidance, *limits)
     table = step_heldout.table(lines)
@@ -183,7 +185,7 @@ def load_data(config: ScorerConfig, family: Any, device: Any) -> tuple[Batches, 
     family.load_encoders(device)
     seeds = (config.train.seed, 0)
     batches = [Batches(groups, data, family, seed, device) for groups, seed in zip(found, seeds, strict=True)]
-    pictures = config.scorer.kind == "pixel" or any(base.needs_vae(spec) for spec in config.scorer.compare)
+    pictures = config.scorer.kind == "pixel" or any(load.needs_vae(spec) for spec in config.scorer.compare)
     family.free_encoders(keep_vae=pictures or not batches[0].cached)
     return batches[0], batches[1]
 

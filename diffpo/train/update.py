@@ -12,6 +12,7 @@ import torch
 from ..common.errors import DiffpoError
 from ..config import Train
 from ..objective.reward import Objective, Outcome, group_losses, score
+from ..weights import sharding
 from . import distributed
 from .feeds import Feed
 from .metrics import summarize
@@ -69,7 +70,7 @@ class Updater:
                 schedule.step()
             return {**metrics, "lr": lr}
         table = self.accelerator.gather(torch.cat(tables))
-        norm = distributed.whole(self.accelerator.clip_grad_norm_(parameters, settings.max_grad_norm or math.inf))
+        norm = sharding.whole(self.accelerator.clip_grad_norm_(parameters, settings.max_grad_norm or math.inf))
         # the loss scale of fp16 is found by overflowing now and then, which the scaler answers by skipping the update
         if not table.isfinite().all() or (self.accelerator.scaler is None and not torch.isfinite(norm)):
             raise Diverged(

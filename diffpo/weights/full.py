@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import DiffpoError
+from ..common.files import sync
 from ..common.text import read_text
 from ..models.identity import base_identity, same_base
-from ..train.checkpoint import sync
 from .header import known
 from .lora import network_of
 

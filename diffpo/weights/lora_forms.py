@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ..common.errors import DiffpoError
 from ..common.text import plain
-from .lora import read_lora, settings_of
 from .lora_change import FACTORS, Change, Changes, Part, Place
+from .lora_file import read_lora, settings_of
 from .lora_names import layer_shapes, matching, places_of, prefixes_of
 
 KEY = re.compile(

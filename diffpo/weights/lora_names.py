@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from ..common.errors import DiffpoError
-from ..export.kohya import FLUX_DOUBLE, FLUX_SINGLE, sdxl_name
 from ..models import original
 from ..models.identity import ADAPTED
+from ..models.kohya_names import FLUX_DOUBLE, FLUX_SINGLE, sdxl_name
 from .lora_change import Part, Place
 
 # the other layers, which are read only; a layer's halves, if the original has shift before scale

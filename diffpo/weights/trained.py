@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import Config
-from ..objective import reference
-from . import full, lora
+from . import copies, full, lora, lora_apply, lora_file
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +19,7 @@ def load_network(config: Config, family: Any, device: Any) -> torch.nn.Module:
     """The network before training; a fully trained one with the frozen copies that the objective compares it with."""
     if config.lora is not None:
         return family.load_network(device)
-    return full.load(family, device, reference.copies(config.objective))
+    return full.load(family, device, copies.needed(config.objective))
 
 
 def begin(config: Config, family: Any, network: torch.nn.Module) -> list[torch.nn.Parameter]:
@@ -29,11 +28,11 @@ def begin(config: Config, family: Any, network: torch.nn.Module) -> list[torch.n
         return list(network.parameters())
     parameters = lora.add_lora(network, config.lora, family.lora_targets, config.train.seed)
     if config.lora.start:
-        lora.start_from(network, config.lora)
+        lora_apply.start_from(network, config.lora)
     return parameters
 
 
-def copies(network: torch.nn.Module) -> list[torch.nn.Module]:
+def frozen(network: torch.nn.Module) -> list[torch.nn.Module]:
     """The frozen copies that are computed beside it."""
     return list(network.frozen_copies.modules.values()) if full.trains(network) else []
 
@@ -61,7 +60,7 @@ def gather(network: torch.nn.Module) -> dict[str, torch.Tensor] | None:
 
 def place(folder: Path, network: torch.nn.Module, component: str) -> Path:
     """Where `save` writes to: the LoRA file, or the folder of the network."""
-    return folder / (component if full.trains(network) else lora.FILE_NAME)
+    return folder / (component if full.trains(network) else lora_file.FILE_NAME)
 
 
 def save(
@@ -71,9 +70,9 @@ def save(
     if full.trains(network):
         full.save(folder, network, component, about)
     else:
-        part = folder / f".{lora.FILE_NAME}.part"
+        part = folder / f".{lora_file.FILE_NAME}.part"
         lora.save_lora(part, network, component, about, weights)
-        part.replace(folder / lora.FILE_NAME)
+        part.replace(folder / lora_file.FILE_NAME)
 
 
 def restore(folder: Path, network: torch.nn.Module, component: str) -> None:
@@ -81,32 +80,32 @@ def restore(folder: Path, network: torch.nn.Module, component: str) -> None:
     if full.trains(network):
         full.read_into(network, folder / component)
     else:
-        weights, _ = lora.read_lora(folder)
+        weights, _ = lora_file.read_lora(folder)
         lora.set_lora_state(network, {name.split(".", 1)[1]: value for name, value in weights.items()})
 
 
 def find(path: str | Path) -> Path:
     """What ``path`` (a file, or the folder of a run or checkpoint) means: a LoRA file, or the folder of a fully trained
     network. DiffpoError if there is neither."""
-    return full.find(path) or lora.lora_file(path)
+    return full.find(path) or lora_file.lora_file(path)
 
 
 def file_hash(path: str | Path) -> str:
     """sha256 of what ``path`` means."""
     found = find(path)
-    return full.weights_hash(found) if found.is_dir() else lora.file_hash(found)
+    return full.weights_hash(found) if found.is_dir() else lora_file.file_hash(found)
 
 
 def knows_users(path: str | Path) -> bool:
     """Was it trained with users?"""
     found = find(path)
-    return not found.is_dir() and lora.users_file(found).is_file()
+    return not found.is_dir() and lora_file.users_file(found).is_file()
 
 
 def check(pipe: Any, path: str | Path) -> None:
     """Does it belong to the base model ``pipe``? DiffpoError as of `lora.check_lora` if not."""
     found = find(path)
-    full.check(pipe, found) if found.is_dir() else lora.check_lora(pipe, found)
+    full.check(pipe, found) if found.is_dir() else lora_apply.check_lora(pipe, found)
 
 
 def load_into(pipe: Any, path: str | Path) -> None:
@@ -116,4 +115,4 @@ def load_into(pipe: Any, path: str | Path) -> None:
         full.check(pipe, found)
         full.read_into(lora.network_of(pipe), found)
     else:
-        lora.load_lora(pipe, found)
+        lora_apply.load_lora(pipe, found)

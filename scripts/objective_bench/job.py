@@ -150,7 +150,7 @@ def draw(lora: Path | None, indices: Iterable[int], seed: int = 0) -> dict[str, 
     from diffpo.evaluate.generate import initial_noise
     from diffpo.scorers.shapes import ShapesScorer
     from diffpo.shapes import heldout_captions
-    from diffpo.weights.lora import load_lora
+    from diffpo.weights.lora_apply import load_lora
 
     pipe = pipeline()
     if lora is not None:

@@ -2,4 +2,3 @@
 
 import diffusers.loaders.peft  # noqa: F401
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel  # noqa: F401
-

@@ -17,12 +17,12 @@ from diffpo.data.cache import Cache
 from diffpo.data.groups import load_groups
 from diffpo.data.prompts import load_prompts
 from diffpo.evaluate.manifest import read_manifest
-from diffpo.scorers.judge import read_labels
+from diffpo.rollout.labels import read_labels
 from diffpo.scorers.step.base import read_about
 from diffpo.train import checkpoint
 from diffpo.train.build import make_optimizer
 from diffpo.train.metrics import Tracker
-from diffpo.weights import lora
+from diffpo.weights import lora_apply, lora_file
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 DEEP = "[" * 100_000
@@ -130,19 +130,21 @@ def test_metrics_of_another_form_are_left_out(tmp_path, line):
 def test_lora_headers_of_another_form(tmp_path, header):
     path, network = tmp_path / "lora.safetensors", torch.nn.Linear(2, 2)
     weights = {"transformer.x.lora_A.weight": torch.zeros(1)}
-    path.write_bytes(save(weights, {lora.HEADER: header, "lora_adapter_metadata": "{}"}))
+    path.write_bytes(save(weights, {lora_file.HEADER: header, "lora_adapter_metadata": "{}"}))
     with pytest.raises(DiffpoError, match=r"lora\.safetensors"):
-        lora.check_lora(SimpleNamespace(transformer=network), path)
+        lora_apply.check_lora(SimpleNamespace(transformer=network), path)
     path.write_bytes(save(weights, {"lora_adapter_metadata": DEEP}))
     with pytest.raises(DiffpoError, match=r"lora\.safetensors"):
-        lora.settings_of(path)
+        lora_file.settings_of(path)
 
 
 def test_a_number_that_changed_in_a_manifest_is_met(tmp_path):
     """Sizes and hashes of the other files are right, and still it would have resumed at another step."""
     for step in (2, 4):
         about = {"base": {"hash": "x", "sample": [0.5]}, "data_hash": "h", "pairs_per_update": 4, "beta": 1.5}
-        checkpoint.save(tmp_path, step, lambda folder: (folder / lora.FILE_NAME).write_bytes(b"x"), {}, about, keep=2)
+        checkpoint.save(
+            tmp_path, step, lambda folder: (folder / lora_file.FILE_NAME).write_bytes(b"x"), {}, about, keep=2
+        )
     path = tmp_path / "checkpoint-000004" / checkpoint.MANIFEST_NAME
     whole = json.loads(path.read_text())
     for way in places(whole):

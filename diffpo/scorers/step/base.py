@@ -16,7 +16,6 @@ from ...common.errors import DiffpoError
 from ...common.text import read_text
 from ...weights.header import known
 from .. import is_url
-from ..judge import Judge
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,30 +36,6 @@ class StepScorer(Protocol):
 
     def score(self, x_t: Tensor, x_0: Tensor, t: Tensor, captions: Sequence[str], cond: dict[str, Tensor]) -> Tensor:
         """DiffpoError that names scorer and prompt if a number is not finite."""
-
-
-def load(spec: str, family: Any, network: nn.Module) -> StepScorer:
-    """The scorer of a folder or of the name ``NUMBER`` or ``NAME=SOURCE``, as in `diffpo eval --scorers`.
-
-    ``network``: the run's own module; whatever adapters it has are off while a scorer looks at its features. Raises
-    DiffpoError: no such folder or scorer, damaged files, a latent scorer of another base model.
-    """
-    device = next(network.parameters()).device
-    if not is_folder(spec):
-        return Pictures(spec, family, str(device))
-    folder = Path(spec).expanduser()
-    if read_about(folder)["kind"] == "latent":
-        from .latent import LatentScorer
-
-        return LatentScorer.load(folder, family, network)
-    from .pixel import StepAwareScorer
-
-    return StepAwareScorer.load(folder, family, device)
-
-
-def needs_vae(spec: str) -> bool:
-    """`StepScorer.needs_vae` before anything large is loaded."""
-    return not is_folder(spec) or read_about(Path(spec).expanduser())["kind"] != "latent"
 
 
 def is_folder(spec: str) -> bool:
@@ -124,16 +99,3 @@ def pictures(pixels: Tensor) -> list[Image.Image]:
 
     array = (pixels.float() / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray((each * 255).round().astype("uint8")) for each in array]
-
-
-class Pictures:
-    """One number of an ordinary scorer, of the decoded x_0 estimate. Time-blind."""
-
-    needs_vae = True
-
-    def __init__(self, spec: str, family: Any, device: str) -> None:
-        self.family, self.judge = family, Judge([spec], device)
-
-    def score(self, x_t: Tensor, x_0: Tensor, t: Tensor, captions: Sequence[str], cond: dict[str, Tensor]) -> Tensor:
-        found = self.judge.scores(pictures(self.family.decode(x_0)), list(captions))
-        return found[:, 0].float().to(x_0.device)

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from ...common.errors import DiffpoError
 from ...models.identity import base_identity, same_base
-from ...objective.reference import adapter_off
+from ...weights.copies import adapter_off
 from . import base as steps
 
 WEIGHTS = "head.safetensors"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...common.errors import DiffpoError
-from .. import missing
+from ..missing import missing
 from . import base
 
 WEIGHTS = "time.safetensors"
@@ -158,7 +158,7 @@ def _read(path: str, processor: str) -> tuple[Any, Any, Any]:
     from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
     from transformers.utils.logging import disable_progress_bar
 
-    from ...models import local
+    from ...models.pretrained import local
 
     disable_progress_bar()
     try:

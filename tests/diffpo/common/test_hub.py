@@ -100,7 +100,7 @@ def told(tmp_path_factory):
             **{name: value for name, value in os.environ.items() if not name.startswith("HF_")},
             **{"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_TOKEN": "hf_none", "HF_HUB_DISABLE_TELEMETRY": "1"},
         }
-        root = Path(__file__).parents[2]
+        root = Path(__file__).parents[3]
         run = subprocess.run(
             [sys.executable, "-c", CHILD], env=environment, cwd=root, capture_output=True, text=True, timeout=60
         )

@@ -6,7 +6,7 @@ import yaml
 from diffpo.common.errors import DiffpoError
 from diffpo.config import Config, ScorerConfig, load_config
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 QUICKSTART = CONFIGS / "quickstart.yaml"
 
 

@@ -8,9 +8,10 @@ from tiny import pick_a_pic_rows, picture, png, write_parquet
 
 from diffpo.common.errors import DiffpoError
 from diffpo.config import Columns, Data
-from diffpo.data.batches import Batches, order
+from diffpo.data.batches import Batches
 from diffpo.data.curriculum import Curriculum
 from diffpo.data.groups import load_groups
+from diffpo.data.order import order
 
 
 class Family:

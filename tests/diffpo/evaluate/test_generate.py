@@ -13,7 +13,8 @@ from diffpo.config import Lora
 from diffpo.data.prompts import load_prompts
 from diffpo.evaluate import evaluate, generate, manifest
 from diffpo.models.identity import base_identity
-from diffpo.weights.lora import FILE_NAME, add_lora, save_lora
+from diffpo.weights.lora import add_lora, save_lora
+from diffpo.weights.lora_file import FILE_NAME
 
 PROMPTS = ["a cat", "a dog", "two birds", "a red house", "a green fish"]
 FAST = {"steps": 2, "guidance": 3.0}

@@ -16,7 +16,7 @@ from diffpo import cli, models
 from diffpo.common import hub
 from diffpo.common.errors import DiffpoError
 from diffpo.export import export
-from diffpo.weights import lora
+from diffpo.weights import lora, lora_apply, lora_file
 
 
 @pytest.mark.parametrize("name", ["sd", "sdxl", *MAKE])
@@ -40,9 +40,9 @@ def test_diffusers_is_the_file_from_a_checkpoint_too(tiny_folder, trained, tmp_p
     run.rename(checkpoint)
     export.run(checkpoint, "diffusers", str(tiny_folder("pixart")), tmp_path / "out")
     pipe = fresh(tiny_folder("pixart"))
-    lora.load_lora(pipe, tmp_path / "out")
+    lora_apply.load_lora(pipe, tmp_path / "out")
     torch.testing.assert_close(output(pipe.transformer), output(network))
-    assert lora.file_hash(tmp_path / "out") == lora.file_hash(checkpoint)
+    assert lora_file.file_hash(tmp_path / "out") == lora_file.file_hash(checkpoint)
 
 
 def test_precision_is_as_stored_unless_it_is_asked_for(tiny_sd, trained, tmp_path):
@@ -63,7 +63,7 @@ def test_precision_is_as_stored_unless_it_is_asked_for(tiny_sd, trained, tmp_pat
     export.run(run, "kohya", str(tmp_path / "half"), tmp_path / "c")  # the base's precision is not the LoRA's
     export.run(run, "kohya", str(tmp_path / "half"), tmp_path / "d", dtype="bfloat16")
     assert stored(tmp_path / "c" / "c.safetensors") == {"F32"} and stored(tmp_path / "d" / "d.safetensors") == {"BF16"}
-    exact, own = load_file(tmp_path / "c" / "c.safetensors"), load_file(run / lora.FILE_NAME)
+    exact, own = load_file(tmp_path / "c" / "c.safetensors"), load_file(run / lora_file.FILE_NAME)
     name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     key = f"lora_unet_{name.replace('.', '_')}.lora_down.weight"
     assert torch.equal(exact[key], own[f"unet.{name}.lora_A.weight"])
@@ -90,8 +90,8 @@ def test_bad_input_is_said_before_anything_is_loaded(tiny_sd, trained, tmp_path,
     spoilt, foreign = tmp_path / "spoilt", tmp_path / "foreign"
     for each, change in ((spoilt, lambda k, v: (k, v / 0)), (foreign, lambda k, v: (f"text_encoder.{k}", v))):
         each.mkdir()
-        state = load_file(run / lora.FILE_NAME)
-        save_file(dict(change(*item) for item in state.items()), each / lora.FILE_NAME)
+        state = load_file(run / lora_file.FILE_NAME)
+        save_file(dict(change(*item) for item in state.items()), each / lora_file.FILE_NAME)
     for source, to, out, options, said in (
         (run, "merged", "full", {}, "is not empty"),
         (run, "kohya", "x.safetensors", {}, "--out is a folder"),
@@ -131,7 +131,7 @@ def test_the_card_tells_how_it_was_made_and_measured(tiny_sd, trained, tmp_path)
     run, _ = trained("sd")
     lines = [{"step": step, "rewards/accuracies": step / 10} for step in range(1, 8)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    results = results_of(tmp_path / "results", lora.file_hash(run))
+    results = results_of(tmp_path / "results", lora_file.file_hash(run))
     export.run(run, "kohya", str(tiny_sd), tmp_path / "out", results=results)
     card = (tmp_path / "out" / "README.md").read_text()
     for words in (
@@ -141,7 +141,7 @@ def test_the_card_tells_how_it_was_made_and_measured(tiny_sd, trained, tmp_path)
         "| pickscore | 20.5 | 20.75 | +0.25 (0.125 to 0.375) | 62.5% (50.0% to 75.0%) | 64 | no |",
         "32 prompts, 20 steps of unipc, guidance 5, float32.",
         "`out.safetensors`",
-        lora.file_hash(run),
+        lora_file.file_hash(run),
     ):
         assert words in card, words
     assert "\nlicense" not in card and str(tmp_path) not in card
@@ -184,7 +184,7 @@ def test_push(tiny_sd, trained, tmp_path, monkeypatch):
     Api.fails = "upload_folder"
     with pytest.raises(DiffpoError, match=r"The export is whole, in .*: `hf upload me/style "):
         export.run(run, "diffusers", str(tiny_sd), tmp_path / "b", push="me/style")
-    assert (tmp_path / "b" / lora.FILE_NAME).is_file()
+    assert (tmp_path / "b" / lora_file.FILE_NAME).is_file()
 
 
 def test_nobody_is_logged_in_without_a_network(monkeypatch):
@@ -221,7 +221,7 @@ def test_a_style_from_elsewhere_is_merged_with_its_text_encoder(tiny_sdxl, tmp_p
                 )  # as it is published
                 tensors |= {f"{part}.{name}.lora_A.weight": down, f"{part}.{name}.lora_B.weight": up}
                 module.weight.data += 0.5 * up @ down
-    save_file(tensors, tmp_path / lora.FILE_NAME, {"format": "pt"})
+    save_file(tensors, tmp_path / lora_file.FILE_NAME, {"format": "pt"})
     made = export.run(tmp_path, "merged", str(tiny_sdxl), tmp_path / "styled", scale=0.5)
     found = models.load_pipeline(str(made), device="cpu")
     with torch.no_grad():

@@ -15,7 +15,7 @@ from diffpo.config import Lora, Model
 from diffpo.evaluate import generate
 from diffpo.models.identity import base_identity
 from diffpo.problems.transitions import guided
-from diffpo.weights import lora
+from diffpo.weights import lora, lora_apply, lora_file
 
 MAKE = {
     "sd3": tiny.make_sd3,
@@ -126,9 +126,9 @@ def test_a_lora_comes_back_through_the_pipeline(folder, tmp_path, name):
     draw = torch.Generator().manual_seed(0)
     for parameter in parameters:
         torch.nn.init.normal_(parameter, std=0.3, generator=draw)
-    lora.save_lora(tmp_path / lora.FILE_NAME, network, family.component, {"base": base})
+    lora.save_lora(tmp_path / lora_file.FILE_NAME, network, family.component, {"base": base})
     pipe = models.load_pipeline(str(folder(name)), device="cpu")
-    lora.load_lora(pipe, tmp_path)
+    lora_apply.load_lora(pipe, tmp_path)
     cond = conditions(family, ["1" if name == "dit" else "a cat"] * 2)
     x_t, t = torch.randn(2, 4, 8, 8, generator=draw), torch.tensor([50, 700])
     with torch.no_grad():
@@ -145,10 +145,10 @@ def test_both_arms_are_painted_from_the_same_noise(folder, tmp_path, name):
     network = family.load_network()
     base = base_identity(network, name)
     lora.add_lora(network, Lora(rank=2), family.lora_targets)
-    lora.save_lora(tmp_path / lora.FILE_NAME, network, family.component, {"base": base})
+    lora.save_lora(tmp_path / lora_file.FILE_NAME, network, family.component, {"base": base})
     prompts = [methods.CAPTIONS[0], methods.CAPTIONS[1]]
     size = {} if name == "dit" else {"height": SIDE, "width": SIDE}  # FLUX and PixArt-alpha would take 128 latents
-    options = {"lora": tmp_path / lora.FILE_NAME, "steps": 2, "guidance": 2.0, "device": "cpu", **size}
+    options = {"lora": tmp_path / lora_file.FILE_NAME, "steps": 2, "guidance": 2.0, "device": "cpu", **size}
     rows = generate.run(folder(name), prompts, tmp_path / "out", batch_size=2, **options)
     shots = {arm: [row["sha256"] for row in rows if row["arm"] == arm] for arm in ("base", "tuned")}
     assert shots["base"] == shots["tuned"] and len(set(shots["base"])) == 2

@@ -14,11 +14,12 @@ from diffpo.data.groups import load_groups
 from diffpo.evaluate import generate
 from diffpo.models.identity import base_identity
 from diffpo.models.released import UNET_XL
-from diffpo.objective.reference import Reference, adapter_off
+from diffpo.objective.reference import Reference
 from diffpo.objective.reward import Objective, score
 from diffpo.problems.forward import Forward
 from diffpo.problems.regression import Regression
-from diffpo.weights import lora
+from diffpo.weights import lora, lora_apply, lora_file
+from diffpo.weights.copies import adapter_off
 
 SD15 = {"_class_name": "UNet2DConditionModel", "sample_size": 64, "cross_attention_dim": 768}
 
@@ -170,18 +171,20 @@ def adapted(tiny_sdxl, tmp_path):
     draw = torch.Generator().manual_seed(0)
     for parameter in lora.add_lora(unet, Lora(rank=4, alpha=16), family.lora_targets):
         torch.nn.init.normal_(parameter, std=0.3, generator=draw)
-    lora.save_lora(tmp_path / lora.FILE_NAME, unet, "unet", {"base": base, "objective": "diffusion_dpo", "beta": 5.0})
+    lora.save_lora(
+        tmp_path / lora_file.FILE_NAME, unet, "unet", {"base": base, "objective": "diffusion_dpo", "beta": 5.0}
+    )
     return tmp_path, unet
 
 
 def test_equal_loras_are_equal_files(adapted):
     folder, unet = adapted
-    weights, about = lora.read_lora(folder)
+    weights, about = lora_file.read_lora(folder)
     contents = set()
     for i in range(8):  # safetensors orders a header's metadata anew each time
         lora.save_lora(folder / f"{i}.safetensors", unet, "unet", about)
         contents.add((folder / f"{i}.safetensors").read_bytes())
-    assert contents == {(folder / lora.FILE_NAME).read_bytes()}
+    assert contents == {(folder / lora_file.FILE_NAME).read_bytes()}
     assert {name: value.shape for name, value in weights.items()} == {
         f"unet.{name}": value.shape for name, value in lora.lora_state(unet).items()
     }
@@ -199,7 +202,7 @@ def test_diffusers_loads_the_file_with_the_right_alpha_and_it_says_what_it_is(ad
         without = pipe.unet(*inputs, added_cond_kwargs=cond).sample
     torch.testing.assert_close(theirs, ours, rtol=0, atol=0)
     assert (ours - without).abs().max() > 0.01
-    _, about = lora.read_lora(folder)
+    _, about = lora_file.read_lora(folder)
     assert (about["objective"], about["beta"], about["base"]["name"]) == ("diffusion_dpo", 5.0, "the base")
 
 
@@ -207,11 +210,11 @@ def test_load_lora_takes_the_same_base_in_any_precision_and_refuses_another(adap
     folder, _ = adapted
     for dtype in ("float32", "bfloat16", "float16"):
         pipe = models.load_pipeline(str(tiny_sdxl), dtype, "cpu")
-        lora.load_lora(pipe, folder)
+        lora_apply.load_lora(pipe, folder)
         assert pipe.get_active_adapters()
     other = models.load_pipeline(str(make_sdxl(tmp_path / "other", seed=1)), device="cpu")
     with pytest.raises(DiffpoError, match=r"trained on another base model: the base"):
-        lora.load_lora(other, folder)
+        lora_apply.load_lora(other, folder)
     assert not other.get_active_adapters()
 
 
@@ -219,11 +222,11 @@ def test_lora_files_that_are_missing_or_damaged(adapted, tiny_sdxl, tmp_path):
     folder, _ = adapted
     pipe = models.load_pipeline(str(tiny_sdxl), device="cpu")
     with pytest.raises(DiffpoError, match="no LoRA at"):
-        lora.load_lora(pipe, tmp_path / "nowhere")
-    whole = (folder / lora.FILE_NAME).read_bytes()
+        lora_apply.load_lora(pipe, tmp_path / "nowhere")
+    whole = (folder / lora_file.FILE_NAME).read_bytes()
     (folder / "torn.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DiffpoError, match=r"cannot read the LoRA .*torn.safetensors"):
-        lora.load_lora(pipe, folder / "torn.safetensors")
+        lora_apply.load_lora(pipe, folder / "torn.safetensors")
 
 
 def test_models_that_cannot_be_had(tmp_path, tiny_sd):

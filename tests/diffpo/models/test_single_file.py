@@ -20,7 +20,7 @@ from diffpo.evaluate import generate
 from diffpo.export import export
 from diffpo.models import original, released, single_file
 from diffpo.train.loop import train
-from diffpo.weights import lora
+from diffpo.weights import lora_file
 
 EMBEDDED = ROOT / "assets" / "tiny-sdxl"
 
@@ -93,7 +93,7 @@ def test_training_and_pictures_are_the_folders_to_the_last_bit(one, make_config,
     runs = [tmp_path / "by-folder", tmp_path / "by-file"]
     train(make_config(folder, "train.steps=2", f"output={runs[0]}"))
     train(make_config(file, f"model.config={folder}", "train.steps=2", f"output={runs[1]}"))
-    same(*(load_file(run / lora.FILE_NAME) for run in runs))
+    same(*(load_file(run / lora_file.FILE_NAME) for run in runs))
     cards = [(run / "README.md").read_text() for run in runs]
     assert f'from_single_file("{file.name}")' in cards[1].replace("'", '"')
     assert not any(str(path.parent) in card for path, card in zip((folder, file), cards, strict=True))
@@ -115,7 +115,7 @@ def test_training_goes_on_from_a_lora_of_the_folder(one, make_config, tmp_path):
         f"output={tmp_path / 'second'}",
     )
     train(make_config(file, *more))
-    before, after = (load_file(tmp_path / run / lora.FILE_NAME) for run in ("first", "second"))
+    before, after = (load_file(tmp_path / run / lora_file.FILE_NAME) for run in ("first", "second"))
     assert before.keys() == after.keys() and any(not torch.equal(before[name], after[name]) for name in before)
 
 
@@ -319,7 +319,7 @@ def test_configs_and_missing_parts_from_the_hubs_cache(tiny_sd3, tmp_path, monke
             same(found[part].state_dict(), expected[part].state_dict())
         family = models.load(Model(path=str(file)), resolution=16)
         family.load_encoders()
-        assert family.prediction == "flow" and models.source(Model(path=str(file))).fingerprint()
+        assert family.prediction == "flow" and models.source_of(Model(path=str(file))).fingerprint()
     (repository / "snapshots" / ("a" * 40) / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     models.load(Model(path=str(whole)), resolution=16)
     with pytest.raises(DiffpoError, match=r"alone\.safetensors .*the cache has no vae\)"):

@@ -18,10 +18,10 @@ from diffpo.common.errors import DiffpoError
 from diffpo.config import Lora, Model, ScorerConfig, load_config
 from diffpo.models import storage
 from diffpo.models.identity import base_identity
-from diffpo.objective.reference import adapter_off
 from diffpo.train import distributed
 from diffpo.train.loop import train
 from diffpo.weights import lora
+from diffpo.weights.copies import adapter_off
 
 needs_bitsandbytes = pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="no bitsandbytes")
 SMALL = ["fp8", pytest.param("nf4", marks=needs_bitsandbytes)]

@@ -8,7 +8,7 @@ from diffpo.config import Lora, Model, ReferenceSettings
 from diffpo.models.identity import base_identity
 from diffpo.objective import reference
 from diffpo.train import checkpoint
-from diffpo.weights import lora
+from diffpo.weights import copies, lora, lora_file
 
 MOVING = ("ema", "sync", "accelerated", "fast_slow")
 
@@ -73,7 +73,7 @@ def test_a_moving_reference_starts_as_the_policy_and_leaves_it_as_it_was(tiny_sd
     made = reference.make(settings(policy), unet)
     with made.on(unet) as module:
         assert torch.equal(output(family, module), alone)  # so that u is exactly 0
-        with reference.adapter_off(unet):
+        with copies.adapter_off(unet):
             assert not torch.allclose(output(family, unet), alone, atol=1e-4)
         assert torch.equal(output(family, module), alone)
     # the optimiser, DDP and the files see nothing of the second adapter
@@ -88,7 +88,7 @@ def test_a_moving_reference_starts_as_the_policy_and_leaves_it_as_it_was(tiny_sd
         assert torch.equal(output(family, module), alone)
     output(family, unet).square().sum().backward()
     assert all(parameter.grad is not None for parameter in parameters)
-    assert all(p.grad is None for n, p in unet.named_parameters() if f".{reference.NAME}." in n)
+    assert all(p.grad is None for n, p in unet.named_parameters() if f".{copies.NAME}." in n)
 
 
 def test_the_context_puts_back_what_it_found_also_after_an_error(tiny_sdxl):
@@ -160,13 +160,13 @@ def test_a_resumed_reference_goes_on_bit_for_bit(tiny_sdxl, policy, tmp_path):
     about = {"base": {}, "data_hash": "", "pairs_per_update": 1}
     state = {"reference": made.state()}
     checkpoint.save(
-        tmp_path, 2, lambda part: lora.save_lora(part / lora.FILE_NAME, unet, "unet", about), state, about, 1
+        tmp_path, 2, lambda part: lora.save_lora(part / lora_file.FILE_NAME, unet, "unet", about), state, about, 1
     )
     folder, _ = checkpoint.latest(tmp_path)
 
     _, again, others = policy_on(tiny_sdxl, seed=5)
     resumed = reference.make(settings(policy), again)
-    weights, _ = lora.read_lora(folder)
+    weights, _ = lora_file.read_lora(folder)
     lora.set_lora_state(again, {name.split(".", 1)[1]: value for name, value in weights.items()})
     resumed.load(checkpoint.read_state(folder)["reference"])
     for module, trained, each in ((unet, parameters, made), (again, others, resumed)):

@@ -14,7 +14,7 @@ from diffpo.common.errors import DiffpoError
 from diffpo.evaluate import generate
 from diffpo.objective import users
 from diffpo.train.loop import train
-from diffpo.weights import lora
+from diffpo.weights import lora_file
 
 FAST = {"steps": 2, "guidance": 3.0, "batch_size": 4}
 PROMPTS = ["a cat", "a dog"]
@@ -54,7 +54,7 @@ def trained(tiny_sdxl, make_config, data):
     """A run of a few updates, its user tokens made strong enough to be seen in a picture of 16 pixels."""
     config = config_of(make_config, tiny_sdxl, data)
     train(config)
-    path = config.output / lora.USERS_FILE_NAME
+    path = config.output / lora_file.USERS_FILE_NAME
     state = load_file(path)
     from safetensors.torch import save_file
 
@@ -69,7 +69,7 @@ def test_a_run_with_users_starts_at_its_reference_and_learns_tokens(tiny_sdxl, m
     first, *_, last = metrics_of(config.output)
     assert first["rewards/margins"] == first["error/chosen_delta"] == 0.0 != last["rewards/margins"]
     assert 0 <= last["eval/accuracy"] <= 1
-    state = load_file(config.output / lora.USERS_FILE_NAME)
+    state = load_file(config.output / lora_file.USERS_FILE_NAME)
     assert state["tokens.weight"].abs().max() > 0 and state["resolution"] == 16
     assert "--user-pairs" in (config.output / "README.md").read_text()
 
@@ -80,10 +80,10 @@ def test_resumed_equals_straight_bit_for_bit(tiny_sdxl, make_config, data, tmp_p
     whole = config_of(make_config, tiny_sdxl, data, "data.caption_dropout=0.3")
     train(whole)
     shutil.rmtree(whole.output / "checkpoint-000004")
-    for name in (lora.FILE_NAME, lora.USERS_FILE_NAME):
+    for name in (lora_file.FILE_NAME, lora_file.USERS_FILE_NAME):
         (whole.output / name).unlink()
     train(whole)
-    for name in (lora.FILE_NAME, lora.USERS_FILE_NAME):
+    for name in (lora_file.FILE_NAME, lora_file.USERS_FILE_NAME):
         ours, theirs = (load_file(config.output / name) for config in (whole, straight))
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
     for ours, theirs in zip(metrics_of(whole.output), metrics_of(straight.output), strict=True):
@@ -94,7 +94,7 @@ def test_opposite_users_get_different_pictures_and_nobody_gets_the_plain_loras(t
     one, other = opposite(tmp_path)
     plain = tmp_path / "plain"  # the LoRA without its tokens
     plain.mkdir()
-    shutil.copy(trained / lora.FILE_NAME, plain)
+    shutil.copy(trained / lora_file.FILE_NAME, plain)
     found = {}
     for name, folder, pairs in (
         ("one", trained, one),
@@ -126,12 +126,12 @@ def test_a_picture_for_a_user_is_that_of_his_taste_in_a_plain_pipeline(tiny_sdxl
     pipe = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = samplers.SolverScheduler.from_config(pipe.scheduler.config, solver="dpmpp")
-    pipe.load_lora_weights(trained, weight_name=lora.FILE_NAME)
+    pipe.load_lora_weights(trained, weight_name=lora_file.FILE_NAME)
     images = torch.stack([torch.from_numpy(np.array(picture(50 + i))) for i in range(8)]).permute(0, 3, 1, 2)
     with torch.no_grad():
         latents = pipe.vae.encode(images / 127.5 - 1).latent_dist.mean * pipe.vae.config.scaling_factor
         his = users.taste(latents[::2], latents[1::2])
-        state = load_file(trained / lora.USERS_FILE_NAME)
+        state = load_file(trained / lora_file.USERS_FILE_NAME)
         hidden = torch.nn.functional.silu(state["hidden.weight"] @ (his / state["scale"]) + state["hidden.bias"])
         tokens = (state["tokens.weight"] @ hidden + state["tokens.bias"]).view(1, 4, -1)
         embeds, negative, pooled, negative_pooled = pipe.encode_prompt(PROMPTS[0])
@@ -185,7 +185,7 @@ def test_what_cannot_be_used_is_refused(tiny_sdxl, make_config, data, trained, p
         generate.run(tiny_sdxl, PROMPTS, tmp_path / "out", lora=trained, user_pairs=ties, **FAST)
     with pytest.raises(DiffpoError, match="name its LoRA with --lora"):
         generate.run(tiny_sdxl, PROMPTS, tmp_path / "out", user_pairs=his, **FAST)
-    (trained / lora.USERS_FILE_NAME).unlink()
+    (trained / lora_file.USERS_FILE_NAME).unlink()
     with pytest.raises(DiffpoError, match="knows no users"):
         generate.run(tiny_sdxl, PROMPTS, tmp_path / "out", lora=trained, user_pairs=his, **FAST)
     assert not (tmp_path / "out").exists()
@@ -207,4 +207,4 @@ def test_users_go_with_other_choices(tiny_sdxl, make_config, data, choice, fresh
     train(config)
     first, second = metrics_of(config.output)
     assert first["rewards/margins"] == 0.0 != second["rewards/margins"] and first["grad_norm"] > 0
-    assert load_file(config.output / lora.USERS_FILE_NAME)["tokens.weight"].abs().max() > 0
+    assert load_file(config.output / lora_file.USERS_FILE_NAME)["tokens.weight"].abs().max() > 0

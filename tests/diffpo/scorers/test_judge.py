@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from diffpo.common.errors import DiffpoError
+from diffpo.rollout import labels
 from diffpo.scorers import judge
 
 
@@ -67,7 +68,7 @@ def row(label, first="images/00003-0.png", second="images/00003-2.png"):
 
 
 def test_labels_say_who_is_better(tmp_path):
-    found = judge.read_labels(write(tmp_path / "l.jsonl", [row(1), row(0), row(0.5), row(None), row(0.2)]))
+    found = labels.read_labels(write(tmp_path / "l.jsonl", [row(1), row(0), row(0.5), row(None), row(0.2)]))
     assert [(label.group, label.chosen, label.rejected, label.preference) for label in found] == [
         ("00003", 0, 2, 1),
         ("00003", 2, 0, 1),
@@ -89,12 +90,12 @@ def test_labels_say_who_is_better(tmp_path):
 )
 def test_bad_labels_are_named(tmp_path, rows, message):
     with pytest.raises(DiffpoError, match=message):
-        judge.read_labels(write(tmp_path / "labels.jsonl", rows))
+        labels.read_labels(write(tmp_path / "labels.jsonl", rows))
 
 
 def test_missing_labels_say_where_they_come_from(tmp_path):
     with pytest.raises(DiffpoError, match="diffpo collect CONFIG"):
-        judge.read_labels(tmp_path / "none.jsonl")
+        labels.read_labels(tmp_path / "none.jsonl")
 
 
 @pytest.mark.parametrize("how", ["utf-8-sig", "utf-16", "crlf"])
@@ -102,5 +103,5 @@ def test_labels_as_people_save_them(tmp_path, how):
     rows = [row(1), row(0, "images\\00003-0.png", "images\\00003-1.png")]
     text = "\r\n".join(json.dumps({**each, "prompt": "caf\xe9"}, ensure_ascii=False) for each in rows)
     (tmp_path / "l.jsonl").write_bytes(text.encode("utf-8" if how == "crlf" else how))
-    found = judge.read_labels(tmp_path / "l.jsonl")
+    found = labels.read_labels(tmp_path / "l.jsonl")
     assert [(label.prompt, label.chosen, label.rejected) for label in found] == [("caf\xe9", 0, 2), ("caf\xe9", 1, 0)]

@@ -11,13 +11,13 @@ from step_scorers import family_of, inputs
 from diffpo import models
 from diffpo.common.errors import DiffpoError
 from diffpo.config import Lora, Model
-from diffpo.objective.reference import adapter_off
 from diffpo.scorers.step import base as steps
-from diffpo.scorers.step import latent
+from diffpo.scorers.step import latent, load
 from diffpo.scorers.step.pixel import StepAware, StepAwareScorer
 from diffpo.train.step_scorer import train_scorer
+from diffpo.weights.copies import adapter_off
 
-ASSETS = Path(__file__).parents[2] / "assets"
+ASSETS = Path(__file__).parents[3] / "assets"
 
 # ---- the pixel scorer
 
@@ -160,17 +160,17 @@ def test_the_shipped_clip_tells_colours_and_backgrounds_apart():
 def test_what_cannot_be_loaded_is_one_message(tiny_sd, tiny_sdxl, make_scorer_config, tmp_path):
     family, unet = family_of(tiny_sd)
     with pytest.raises(DiffpoError, match=r"no step scorer in .*nowhere.*train-scorer"):
-        steps.load(str(tmp_path / "nowhere"), family, unet)
+        load.load(str(tmp_path / "nowhere"), family, unet)
     with pytest.raises(DiffpoError, match=r"did you mean shapes\.total"):
-        steps.load("shapes.totl", family, unet)
+        load.load("shapes.totl", family, unet)
     folder = train_scorer(make_scorer_config(tiny_sd, "train.steps=1"))
     other, its_unet = family_of(tiny_sdxl)
     with pytest.raises(DiffpoError, match="another base model"):
-        steps.load(str(folder), other, its_unet)
+        load.load(str(folder), other, its_unet)
     content = (folder / "head.safetensors").read_bytes()
     (folder / "head.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(DiffpoError, match=r"head\.safetensors"):
-        steps.load(str(folder), family, unet)
+        load.load(str(folder), family, unet)
 
 
 def test_an_ordinary_scorer_looks_at_the_decoded_estimate(tiny_sd, monkeypatch):
@@ -185,9 +185,9 @@ def test_an_ordinary_scorer_looks_at_the_decoded_estimate(tiny_sd, monkeypatch):
     monkeypatch.setattr(scorers, "load", lambda *_: Brightness())
     family, unet = family_of(tiny_sd)
     x_t, x_0, t, captions, cond = inputs(family)
-    found = steps.load("shapes.total", family, unet).score(x_t, x_0, t, captions, cond)
+    found = load.load("shapes.total", family, unet).score(x_t, x_0, t, captions, cond)
     pixels = family.decode(x_0).div(2).add(0.5).clamp(0, 1).mean((1, 2, 3))
     torch.testing.assert_close(found, pixels, atol=2e-3, rtol=0)
     Brightness.score = lambda self, images, prompts: {"shapes.total": np.array([0.1, np.nan, 0.2])}
     with pytest.raises(DiffpoError, match=r"shapes\.total.*'cat 1'"):
-        steps.load("shapes.total", family, unet).score(x_t, x_0, t, captions, cond)
+        load.load("shapes.total", family, unet).score(x_t, x_0, t, captions, cond)

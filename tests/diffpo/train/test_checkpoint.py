@@ -5,12 +5,13 @@ import pytest
 import torch
 from tiny import metrics_of, pick_a_pic_rows, write_parquet
 
+from diffpo.common import files
 from diffpo.common.errors import DiffpoError
 from diffpo.config import Config, load_config
 from diffpo.train import checkpoint
 from diffpo.train import metrics as track
 from diffpo.train.loop import train
-from diffpo.weights import lora
+from diffpo.weights import lora, lora_file
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def test_checkpoints_are_rotated_and_named_by_step(finished, tmp_path):
     train(config)
     found = sorted(path.name for path in config.output.glob("checkpoint-*"))
     assert found == ["checkpoint-000006", "checkpoint-000009", "checkpoint-000010"]
-    assert lora.read_lora(config.output)[1]["step"] == 10
+    assert lora_file.read_lora(config.output)[1]["step"] == 10
 
 
 @pytest.mark.parametrize("fault", ["torn state", "torn lora", "no manifest", "half manifest", "flipped bit"])
@@ -61,7 +62,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(finished, tmp_
         case "torn state":
             state.write_bytes(state.read_bytes()[:-100])
         case "torn lora":
-            (newest / lora.FILE_NAME).write_bytes(b"")
+            (newest / lora_file.FILE_NAME).write_bytes(b"")
         case "no manifest":
             manifest.unlink()
         case "half manifest":
@@ -70,11 +71,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(finished, tmp_
             content = bytearray(state.read_bytes())
             content[len(content) // 2] ^= 1
             state.write_bytes(bytes(content))
-    final = lora.read_lora(config.output)[0]
+    final = lora_file.read_lora(config.output)[0]
     train(config)
     out = capsys.readouterr().out
     assert "checkpoint-000004 is damaged" in out and "resuming from" in out and "checkpoint-000002 (step 2)" in out
-    assert all(torch.equal(value, final[name]) for name, value in lora.read_lora(config.output)[0].items())
+    assert all(torch.equal(value, final[name]) for name, value in lora_file.read_lora(config.output)[0].items())
 
 
 def test_when_every_checkpoint_is_damaged_the_run_stops(finished, tmp_path):
@@ -117,7 +118,7 @@ def test_a_disk_that_fills_up_within_a_file(finished, tmp_path):
 
     config = finished(tmp_path / "run", "train.steps=6")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    size = (config.output / lora.FILE_NAME).stat().st_size
+    size = (config.output / lora_file.FILE_NAME).stat().st_size
     assert size + 8192 < (config.output / "checkpoint-000004" / "state.pt").stat().st_size
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 8192, hard))
@@ -130,7 +131,7 @@ def test_a_disk_that_fills_up_within_a_file(finished, tmp_path):
 
 def test_full_disk_while_the_metrics_are_rewritten(finished, tmp_path, monkeypatch):
     config = finished(tmp_path / "run", "train.steps=6")
-    write = checkpoint.write_atomic
+    write = files.write_atomic
 
     def full(path, content):
         if path.name == "metrics.jsonl":
@@ -149,19 +150,19 @@ def test_two_runs_may_write_the_same_file_at_once(tmp_path, monkeypatch):
         fsync(handle)
         calls.append(handle)
         if len(calls) == 1:
-            checkpoint.write_atomic(tmp_path / "rows", b"x" * 100, shared=True)
+            files.write_atomic(tmp_path / "rows", b"x" * 100, shared=True)
             assert (tmp_path / "rows").read_bytes() == b"x" * 100
 
     monkeypatch.setattr(checkpoint.os, "fsync", meanwhile)
-    checkpoint.write_atomic(tmp_path / "rows", b"x" * 100, shared=True)
+    files.write_atomic(tmp_path / "rows", b"x" * 100, shared=True)
     assert (tmp_path / "rows").read_bytes() == b"x" * 100 and [p.name for p in tmp_path.iterdir()] == ["rows"]
 
 
 @pytest.mark.parametrize("name", ["n" * 255, "é" * 127, "short"])
 def test_names_of_any_length_have_a_hidden_one_beside_them(tmp_path, name):
-    checkpoint.write_atomic(tmp_path / name, b"content")
+    files.write_atomic(tmp_path / name, b"content")
     assert (tmp_path / name).read_bytes() == b"content"
-    assert len({checkpoint.beside(tmp_path / each, "part") for each in (name, name[:-1], name[1:] + "x")}) == 3
+    assert len({files.beside(tmp_path / each, "part") for each in (name, name[:-1], name[1:] + "x")}) == 3
 
 
 def test_a_folder_that_cannot_be_made_is_not_called_a_full_disk(finished, tmp_path):
@@ -235,7 +236,7 @@ def test_the_settings_in_the_checkpoint_decide_whatever_happened_to_config_yaml(
         train(finished_with(config, "objective.beta=100", tmp_path))
     assert contents(config.output) == before
     train(config)
-    _, about = lora.read_lora(config.output)
+    _, about = lora_file.read_lora(config.output)
     assert (about["step"], about["beta"]) == (6, 500.0)
     assert load_config(written) == config and "(beta 500)" in (config.output / "README.md").read_text()
     assert [row["step"] for row in metrics_of(config.output)] == [1, 2, 3, 4, 5, 6]
@@ -251,7 +252,7 @@ def test_checkpoints_of_older_versions_are_held_against_config_yaml(finished, tm
     with pytest.raises(DiffpoError, match=r"objective.beta: 500.0 there, 100.0 here, by .*config\.yaml"):
         train(finished_with(config, "objective.beta=100", tmp_path))
     train(config)
-    assert lora.read_lora(config.output)[1]["step"] == 6
+    assert lora_file.read_lora(config.output)[1]["step"] == 6
     (config.output / "config.yaml").unlink()
     for path in config.output.glob("checkpoint-*/checkpoint.json"):
         path.write_text("{}")
@@ -310,7 +311,7 @@ def test_what_one_run_left_before_its_first_checkpoint_is_not_part_of_the_next(f
     train(straight)
     for one, two in zip(metrics_of(other.output), metrics_of(straight.output), strict=True):
         assert one["loss"] == two["loss"] and one["step"] == two["step"]
-    assert lora.read_lora(other.output)[1]["beta"] == 100 and load_config(other.output / "config.yaml") == other
+    assert lora_file.read_lora(other.output)[1]["beta"] == 100 and load_config(other.output / "config.yaml") == other
     assert "(beta 100)" in (other.output / "README.md").read_text()
 
 
@@ -343,7 +344,7 @@ def test_data_may_move_between_two_runs_but_not_change(finished, tmp_path):
         train(config)
     write_parquet(moved["validation"], pick_a_pic_rows(8))
     train(config)
-    assert lora.read_lora(config.output)[1]["step"] == 6
+    assert lora_file.read_lora(config.output)[1]["step"] == 6
     assert moved["train"].name in (config.output / "README.md").read_text()
     write_parquet(moved["train"], pick_a_pic_rows(7))
     with pytest.raises(DiffpoError, match=r"Point data.train or data.prompts at the same data, or start a new run"):
@@ -352,7 +353,7 @@ def test_data_may_move_between_two_runs_but_not_change(finished, tmp_path):
 
 def test_a_run_does_not_resume_on_another_lora_to_start_from(finished, tmp_path):
     finished(tmp_path / "run")
-    first, other = (tmp_path / "run" / f"checkpoint-00000{step}" / lora.FILE_NAME for step in (2, 4))
+    first, other = (tmp_path / "run" / f"checkpoint-00000{step}" / lora_file.FILE_NAME for step in (2, 4))
     start = tmp_path / "start.safetensors"
     shutil.copy(first, start)
     config = finished(tmp_path / "run", f"lora.start={start}", f"output={tmp_path / 'new'}", "train.steps=2")

@@ -11,8 +11,9 @@ from tiny import metrics_of, pick_a_pic_rows, write_parquet
 from diffpo import models
 from diffpo.common.errors import DiffpoError
 from diffpo.config import Train, load_config
-from diffpo.data.batches import Batches, order
+from diffpo.data.batches import Batches
 from diffpo.data.groups import load_groups
+from diffpo.data.order import order
 from diffpo.objective.reference import Reference
 from diffpo.objective.reward import Objective, score
 from diffpo.problems.forward import Forward
@@ -20,7 +21,7 @@ from diffpo.train import metrics as track
 from diffpo.train import update as module
 from diffpo.train.build import make_optimizer
 from diffpo.train.loop import Interrupted, train
-from diffpo.weights import lora
+from diffpo.weights import lora, lora_file
 
 
 def run(config) -> tuple[dict[str, torch.Tensor], list[dict]]:
@@ -232,9 +233,9 @@ def test_nan_stops_the_run_and_the_state_before_it_is_kept(tiny_sd, make_config)
         DiffpoError, match=r"not finite at step 2; stopped, the state before it is in .*checkpoint-000001"
     ):
         train(config)
-    weights, about = lora.read_lora(config.output / "checkpoint-000001")
+    weights, about = lora_file.read_lora(config.output / "checkpoint-000001")
     assert about["step"] == 1 and all(value.isfinite().all() for value in weights.values())
-    assert not (config.output / lora.FILE_NAME).exists()
+    assert not (config.output / lora_file.FILE_NAME).exists()
     assert [row["step"] for row in metrics_of(config.output)] == [1]
 
 
@@ -309,7 +310,7 @@ def test_run_folder_holds_the_resolved_config_a_card_and_tensorboard(tiny_sd, ma
     assert f'base_model: "{tiny_sd.name}"' in card and str(tiny_sd) not in card  # whose disk it was is no matter
     assert list((config.output / "tensorboard").iterdir())
     assert rows[-1]["eval/pairs"] == 12
-    _, about = lora.read_lora(config.output)
+    _, about = lora_file.read_lora(config.output)
     assert about["objective"] == "diffusion_dpo" and about["beta"] == 500 and about["step"] == 4
     assert about["data_hash"] == load_groups(config.data, config.data.train, "train").data_hash
     # what is finished stays as it is when the command is run again

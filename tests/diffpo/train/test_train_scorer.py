@@ -14,7 +14,7 @@ from diffpo import models
 from diffpo.common.errors import DiffpoError
 from diffpo.config import Model, ScorerConfig, load_config
 from diffpo.models.sd import StableDiffusion
-from diffpo.scorers.step import base
+from diffpo.scorers.step import load
 from diffpo.train import step_heldout
 from diffpo.train.checkpoint import check_folder
 from diffpo.train.step_scorer import STATE_NAME, load_data, preference_loss, train_scorer
@@ -57,10 +57,10 @@ def test_a_scorer_learns_its_pairs_is_saved_and_scores_the_same_when_loaded(
     assert about["kind"] == kind and [line["times"] for line in about["held_out"]][:2] == ["clean", "0-199"]
     assert about["held_out"][0]["accuracy"][0] == 1.0 and about["held_out"][0]["pairs"] == 8  # ties are left out
 
-    assert base.needs_vae(str(folder)) == (kind == "pixel")
+    assert load.needs_vae(str(folder)) == (kind == "pixel")
     family, unet = family_of(tiny_sdxl)
     x_t, x_0, t, captions, cond = inputs(family)
-    scorer = base.load(str(folder), family, unet)
+    scorer = load.load(str(folder), family, unet)
     scores = scorer.score(x_t, x_0, t, captions, cond)
     assert scores.shape == (3,) and scores.dtype == torch.float32 and not scores.requires_grad
     one = [
@@ -78,7 +78,7 @@ def test_a_scorer_learns_its_pairs_is_saved_and_scores_the_same_when_loaded(
         train_scorer(config)
     with pytest.raises(DiffpoError, match="'cat 1'"):
         x_t[1] = x_0[1] = float("nan")
-        base.load(str(folder), family, unet).score(x_t, x_0, t, captions, cond)
+        load.load(str(folder), family, unet).score(x_t, x_0, t, captions, cond)
 
 
 def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tiny_sd, make_scorer_config, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from diffpo.common.errors import DiffpoError
 from diffpo.train import update
 from diffpo.train.loop import train
 from diffpo.train.metrics import Meter, summarize
-from diffpo.weights import lora
+from diffpo.weights import lora_file
 
 SAMPLED = (
     "objective.name=spo",
@@ -33,7 +33,7 @@ def test_rounds_without_a_valid_pair_are_counted_and_twenty_of_them_stop_the_run
     assert len(rows) == 19 and all(row["rollout/empty"] == 1 and "loss" not in row for row in rows)
     assert all(row["calls/backward"] == 0 for row in rows) and rows[-1]["calls/forward"] > 0
     # 4 checkpoints are due on the way: the state is that of the start, and an empty round changes nothing
-    weights, _ = lora.read_lora(config.output / "checkpoint-000018")
+    weights, _ = lora_file.read_lora(config.output / "checkpoint-000018")
     assert all(not value.any() for name, value in weights.items() if "lora_B" in name)
 
 

@@ -16,9 +16,8 @@ from whole_networks import file_of, move, ready, same
 from diffpo import models
 from diffpo.commands import check
 from diffpo.common.errors import DiffpoError
-from diffpo.objective import reference
 from diffpo.train.loop import train
-from diffpo.weights import full, lora, trained
+from diffpo.weights import copies, full, lora, trained
 
 CLASSES = {"sd": "UNet2DConditionModel", "pixart": "PixArtTransformer2DModel", "dit": "DiTTransformer2DModel"}
 
@@ -40,7 +39,7 @@ def test_all_weights_are_trained_and_the_copy_stays(tiny_folder, make_config, na
             return network(**arguments).sample.float()
 
     before = policy()
-    with made.on(network) as module, reference.adapter_off(network) as off:
+    with made.on(network) as module, copies.adapter_off(network) as off:
         still = module(**arguments).sample
         assert off is module and not still.requires_grad and still.dtype == torch.float32
         assert torch.equal(still, before)  # to the last bit: u = 0
@@ -90,8 +89,9 @@ def lora_part(name):
 
 def test_the_first_update_is_minus_lr_times_the_gradient_of_the_loss(tiny_sd, make_config):
     """At u = 0 the loss is log 2 with slope -1/2, so the step is that of (beta/4) (error of chosen - of rejected)."""
-    from diffpo.data.batches import Batches, order
+    from diffpo.data.batches import Batches
     from diffpo.data.groups import load_groups
+    from diffpo.data.order import order
     from diffpo.problems.forward import Forward
 
     sgd = ("train.optimizer=torch.optim.SGD", "train.lr=1e-3", "train.max_grad_norm=null", "train.steps=1")
@@ -151,9 +151,9 @@ def test_references_that_move_move_by_their_rule(tiny_sd, make_config, policy):
 
 def test_without_a_reference_there_is_no_copy(tiny_sd, make_config):
     _, network, _, made = ready(make_config(tiny_sd, "lora=null", "objective.name=simpo"))
-    assert made.free and trained.copies(network) == []
+    assert made.free and trained.frozen(network) == []
     measured = make_config(tiny_sd, "lora=null", "objective.name=simpo", "objective.weighting=measured")
-    assert reference.copies(measured.objective) == [full.BASE]  # what it measures on
+    assert copies.needed(measured.objective) == [full.BASE]  # what it measures on
 
 
 def test_on_policy(tiny_sd, make_config, tmp_path, monkeypatch):

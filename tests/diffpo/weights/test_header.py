@@ -16,7 +16,7 @@ from diffpo.evaluate import charts
 from diffpo.export import card
 from diffpo.objective import users
 from diffpo.scorers.step import base as steps
-from diffpo.weights import full, lora
+from diffpo.weights import full, lora_file
 from diffpo.weights.header import known
 
 ABOUT = {
@@ -149,9 +149,9 @@ def test_a_base_that_is_no_record_is_refused():
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda value: repr(value)[:30])
 def test_the_lora_file_gives_known_values_only(tmp_path, text):
     about = {**ABOUT, "objective": text, "data_hash": text, "more": text}
-    header = {lora.HEADER: json.dumps(about), "lora_adapter_metadata": "{}"}
-    save_file({"unet.x.lora_A.weight": torch.zeros(1)}, tmp_path / lora.FILE_NAME, header)
-    _, found = lora.read_lora(tmp_path)
+    header = {lora_file.HEADER: json.dumps(about), "lora_adapter_metadata": "{}"}
+    save_file({"unet.x.lora_A.weight": torch.zeros(1)}, tmp_path / lora_file.FILE_NAME, header)
+    _, found = lora_file.read_lora(tmp_path)
     assert found == {key: ABOUT[key] for key in ("beta", "base", "pairs_per_update", "step")}
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / full.ABOUT).write_text(json.dumps(about))
@@ -277,7 +277,7 @@ def test_user_tokens_of_another_form_are_refused(tmp_path, monkeypatch, change):
         device = "cpu"
 
     monkeypatch.setattr(users.models, "text_width", lambda network: 5)
-    path, network = tmp_path / lora.USERS_FILE_NAME, Network()
+    path, network = tmp_path / lora_file.USERS_FILE_NAME, Network()
     users.attach(network, torch.ones(3))
     state = {**network.user_tokens.state_dict(), "resolution": torch.tensor(16)}
     save_file(state, path)

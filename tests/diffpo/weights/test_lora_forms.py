@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from diffpo import models
 from diffpo.common.errors import DiffpoError
 from diffpo.export import kohya
-from diffpo.weights import lora, lora_change, lora_forms, lora_names
+from diffpo.weights import lora, lora_apply, lora_change, lora_file, lora_forms, lora_names
 
 ATTENTION = "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
 LAYERS = [f"{ATTENTION}.{part}" for part in ("to_q", "to_v", "to_out.0")] + ["mid_block.attentions.0.proj_in"]
@@ -69,7 +69,7 @@ def does(network, file, deltas):
     expected = with_weights(network, deltas)
     same_weights(merged(network, file), expected)
     pipe = SimpleNamespace(unet=copy.deepcopy(network))
-    lora.load_lora(pipe, file)
+    lora_apply.load_lora(pipe, file)
     found, wanted, base = (output(each) for each in (pipe.unet, expected, network))
     assert (wanted - base).abs().max() > 1e-3
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
@@ -208,7 +208,7 @@ def test_one_lora_of_several_layers_changes_each_of_them(tiny_folder, tmp_path):
         expected = with_weights(network, deltas)
         same_weights(found, expected)
         pipe = SimpleNamespace(transformer=copy.deepcopy(network))
-        lora.load_lora(pipe, tmp_path / "a.safetensors")
+        lora_apply.load_lora(pipe, tmp_path / "a.safetensors")
         torch.testing.assert_close(output(pipe.transformer), output(expected), rtol=1e-4, atol=1e-4)
 
     bfl = "diffusion_model.double_blocks.1.img_attn.qkv"
@@ -386,7 +386,7 @@ def test_in_half_precision_a_merge_rounds_once_and_a_dora_keeps_its_norms(unet, 
     found = merged(half, file).get_submodule(layer).weight
     assert torch.equal(found, (base + expected).to(torch.bfloat16)) or (found - base - expected).abs().max() < 2e-3
     pipe = SimpleNamespace(unet=half)
-    lora.load_lora(pipe, file)
+    lora_apply.load_lora(pipe, file)
     assert {p.dtype for p in lora.adapter_parameters(pipe.unet).values()} == {torch.float32}
     assert {p.dtype for n, p in pipe.unet.named_parameters() if "lora_" not in n} == {torch.bfloat16}
     assert output(copy.deepcopy(unet)).shape == output(pipe.unet.float()).shape
@@ -417,7 +417,7 @@ def test_text_encoders_are_changed_too(tiny_sdxl, tmp_path, names):
             sides = ("A", "B") if "lora_{}" in name and "text_encoder" in name[:12] else ("down", "up")
             tensors |= {name.format(spelt, side): value for side, value in zip(sides, (down, up), strict=True)}
             deltas.setdefault(part, {})[layer] = up @ down
-    lora.load_lora(pipe, written(tmp_path / "a.safetensors", tensors))
+    lora_apply.load_lora(pipe, written(tmp_path / "a.safetensors", tensors))
     for part, changed in deltas.items():
         own = dict(before[part].named_modules())
         own = {layer if layer in own else layer.removeprefix("text_model."): delta for layer, delta in changed.items()}
@@ -431,7 +431,7 @@ def test_processors_of_a_text_encoder_and_a_name_that_two_encoders_have(tiny_sd,
     file = written(tmp_path / "a.safetensors", {f"{stem}.down.weight": down, f"{stem}.up.weight": up})
     pipe = models.load_pipeline(str(tiny_sd), device="cpu")
     before = copy.deepcopy(pipe.text_encoder)
-    lora.load_lora(pipe, file)
+    lora_apply.load_lora(pipe, file)
     layer = next(name for name, _ in before.named_modules() if name.endswith("layers.1.self_attn.out_proj"))
     same_weights(pipe.text_encoder, with_weights(before, {layer: up @ down}))
     bare = {
@@ -441,7 +441,7 @@ def test_processors_of_a_text_encoder_and_a_name_that_two_encoders_have(tiny_sd,
     written(tmp_path / "b.safetensors", bare)
     pipe = models.load_pipeline(str(tiny_sdxl), device="cpu")
     with pytest.raises(DiffpoError, match=r"b\.safetensors: .*fc1.*text_encoder or of text_encoder_2"):
-        lora.load_lora(pipe, tmp_path / "b.safetensors")
+        lora_apply.load_lora(pipe, tmp_path / "b.safetensors")
 
 
 def test_t5_is_the_third_of_kohyas_encoders(tiny_folder, tmp_path):
@@ -453,7 +453,7 @@ def test_t5_is_the_third_of_kohyas_encoders(tiny_folder, tmp_path):
         down, up = rand(2, weight.shape[1]), rand(len(weight), 2, seed=1)
         stem = f"lora_te3_{layer.replace('.', '_')}"
         file = written(tmp_path / "a.safetensors", {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up})
-        lora.load_lora(pipe, file)
+        lora_apply.load_lora(pipe, file)
         torch.testing.assert_close(encoder.get_submodule(layer).weight, weight + up @ down)
 
 
@@ -491,17 +491,17 @@ def test_settings_scale_each_layer(unet, tmp_path, settings, scales, place):
     tensors = peft_tensors(unet, ranks, "unet." if place == "header" else "base_model.model.")
     if place == "header":
         told = {f"unet.{key}": value for key, value in settings.items()}
-        path = written(tmp_path / lora.FILE_NAME, tensors, {"lora_adapter_metadata": json.dumps(told)})
+        path = written(tmp_path / lora_file.FILE_NAME, tensors, {"lora_adapter_metadata": json.dumps(told)})
     else:
         path = written(tmp_path / "adapter_model.safetensors", tensors).parent
         told = {**settings, "peft_type": "LORA", "target_modules": ["attn1.to_q", "attn1.to_v"], "bias": "none"}
         told["exclude_modules"] = ["mid_block"]  # so that not all layers of these names are promised
-        before = lora.file_hash(path)
+        before = lora_file.file_hash(path)
         (tmp_path / "adapter_config.json").write_text("\ufeff" + json.dumps(told))
-        assert lora.file_hash(path) != before  # it says what the pictures will be
+        assert lora_file.file_hash(path) != before  # it says what the pictures will be
     products = list(zip(*[iter(tensors.values())] * 2, strict=True))
     deltas = {layer: scales[name] * b @ a for (name, layer), (a, b) in zip(layers.items(), products, strict=True)}
-    does(unet, lora.lora_file(path), deltas)
+    does(unet, lora_file.lora_file(path), deltas)
 
 
 def test_pefts_own_files_are_read(unet, tmp_path):
@@ -519,9 +519,9 @@ def test_pefts_own_files_are_read(unet, tmp_path):
         folder = tmp_path / f"{config.peft_type}-{config.target_modules}"
         model.save_pretrained(folder)
         expected = model.merge_and_unload()
-        same_weights(merged(unet, lora.lora_file(folder)), expected)
+        same_weights(merged(unet, lora_file.lora_file(folder)), expected)
         pipe = SimpleNamespace(unet=copy.deepcopy(unet))
-        lora.load_lora(pipe, folder)
+        lora_apply.load_lora(pipe, folder)
         torch.testing.assert_close(output(pipe.unet), output(expected), rtol=1e-3, atol=1e-3)
 
 
@@ -572,7 +572,7 @@ def test_what_cannot_be_applied_is_named_and_changes_nothing(unet, tmp_path, nam
     tensors, said = REFUSED[name]
     pipe = SimpleNamespace(unet=copy.deepcopy(unet))
     with pytest.raises(DiffpoError, match=said) as error:
-        lora.load_lora(pipe, written(tmp_path / "a.safetensors", tensors))
+        lora_apply.load_lora(pipe, written(tmp_path / "a.safetensors", tensors))
     assert str(tmp_path / "a.safetensors") in str(error.value)
     same_weights(pipe.unet, unet)
 
@@ -597,14 +597,14 @@ def test_settings_that_are_not_understood_are_named(unet, tmp_path, settings, sa
     header = {"lora_adapter_metadata": json.dumps({f"unet.{key}": value for key, value in settings.items()})}
     path = written(tmp_path / "a.safetensors", low(), header)
     with pytest.raises(DiffpoError, match=rf"a\.safetensors.*{said}"):
-        lora.check_lora(SimpleNamespace(unet=unet), path)
+        lora_apply.check_lora(SimpleNamespace(unet=unet), path)
 
 
 def test_an_alpha_that_contradicts_the_settings_is_refused(unet, tmp_path):
     header = {"lora_adapter_metadata": json.dumps({"unet.r": 2, "unet.lora_alpha": 2})}
     tensors = {**low(), f"{KOHYA}.alpha": torch.tensor(4.0)}
     with pytest.raises(DiffpoError, match="alpha says a scale of 2, and its settings say 1"):
-        lora.check_lora(SimpleNamespace(unet=unet), written(tmp_path / "a.safetensors", tensors, header))
+        lora_apply.check_lora(SimpleNamespace(unet=unet), written(tmp_path / "a.safetensors", tensors, header))
 
 
 def test_zeros_for_layers_that_the_model_lacks_change_nothing(unet, tmp_path):
@@ -619,10 +619,10 @@ def test_a_config_beside_the_weights_that_cannot_be_read(unet, tmp_path):
     for text in ("{", "[]", "[" * 9000, '{"r": ' + "9" * 5000 + "}"):
         (tmp_path / "adapter_config.json").write_text(text)
         with pytest.raises(DiffpoError, match=r"cannot read .*adapter_config\.json"):
-            lora.check_lora(SimpleNamespace(unet=unet), tmp_path)
+            lora_apply.check_lora(SimpleNamespace(unet=unet), tmp_path)
 
 
 def test_pickled_files_are_refused_with_the_way_out(unet, tmp_path):
     torch.save(low(), tmp_path / "a.pt")
     with pytest.raises(DiffpoError, match=r"a\.pt is not read: .* convert it to safetensors"):
-        lora.load_lora(SimpleNamespace(unet=unet), tmp_path / "a.pt")
+        lora_apply.load_lora(SimpleNamespace(unet=unet), tmp_path / "a.pt")

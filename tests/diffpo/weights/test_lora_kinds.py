@@ -18,7 +18,7 @@ from diffpo.export import export
 from diffpo.models import identity
 from diffpo.objective import reference
 from diffpo.train.loop import train
-from diffpo.weights import lora
+from diffpo.weights import copies, lora, lora_apply, lora_file
 
 KINDS = ["lora", "dora", "lokr"]
 
@@ -55,7 +55,7 @@ def test_a_run_starts_as_its_reference_resumes_bit_for_bit_and_is_merged(tiny_sd
     first, second, _ = metrics_of(straight.output)
     for key in ("rewards/margins", "error/chosen_delta", "error/rejected_delta"):
         assert first[key] == 0.0 and second[key] != 0.0
-    one, other = load_file(straight.output / lora.FILE_NAME), load_file(file)
+    one, other = load_file(straight.output / lora_file.FILE_NAME), load_file(file)
     assert one.keys() == other.keys()
     for name, value in one.items():
         torch.testing.assert_close(value, other[name], rtol=1e-5, atol=1e-6)
@@ -63,7 +63,7 @@ def test_a_run_starts_as_its_reference_resumes_bit_for_bit_and_is_merged(tiny_sd
     shutil.copytree(straight.output, tmp_path / "again")
     shutil.rmtree(tmp_path / "again" / "checkpoint-000003")
     again = train(make_config(tiny_sdxl, *common, f"output={tmp_path / 'again'}"))
-    assert again.read_bytes() == (straight.output / lora.FILE_NAME).read_bytes()
+    assert again.read_bytes() == (straight.output / lora_file.FILE_NAME).read_bytes()
 
     expected = closed_form(file, fresh(tiny_sdxl).unet)
     merged = fresh(export.run(file, "merged", str(tiny_sdxl), tmp_path / "merged")).unet
@@ -71,7 +71,7 @@ def test_a_run_starts_as_its_reference_resumes_bit_for_bit_and_is_merged(tiny_sd
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6, msg=name)
     pipe = fresh(tiny_sdxl)
     before = output(pipe.unet)
-    lora.load_lora(pipe, file)
+    lora_apply.load_lora(pipe, file)
     torch.testing.assert_close(output(pipe.unet), output(merged), rtol=1e-4, atol=1e-5)
     assert (output(merged) - before).abs().max() > 1e-3
 
@@ -82,10 +82,10 @@ def test_every_family_trains_it_and_its_reference_is_the_base(tiny_folder, tmp_p
     base = fresh(tiny_folder(family))
     network = train_nothing(tiny_folder(family), tmp_path / "run", kind=kind)
     assert identity.base_identity(network) == identity.base_identity(lora.network_of(base))
-    with reference.adapter_off(network) as off:
+    with copies.adapter_off(network) as off:
         torch.testing.assert_close(output(off), output(lora.network_of(base)), rtol=1e-5, atol=1e-5)
     assert (output(network) - output(lora.network_of(base))).abs().max() > 1e-2
-    lora.load_lora(base, tmp_path / "run")
+    lora_apply.load_lora(base, tmp_path / "run")
     torch.testing.assert_close(output(lora.network_of(base)), output(network), rtol=1e-4, atol=1e-5)
     merged = fresh(export.run(tmp_path / "run", "merged", str(tiny_folder(family)), tmp_path / "merged"))
     torch.testing.assert_close(output(lora.network_of(merged)), output(network), rtol=1e-4, atol=1e-4)
@@ -187,7 +187,7 @@ def test_a_lokr_in_kohyas_format_is_what_it_was(tiny_folder, tmp_path, family, r
     expected = tuned(x) - tuned.get_base_layer()(x)
     torch.testing.assert_close(x @ (scale * torch.kron(own["lokr_w1"], w2)).T, expected, rtol=1e-4, atol=1e-5)
     pipe = fresh(tiny_folder(family))
-    lora.load_lora(pipe, made / "style.safetensors")
+    lora_apply.load_lora(pipe, made / "style.safetensors")
     torch.testing.assert_close(output(pipe.unet), output(network), rtol=1e-4, atol=1e-5)
 
 
@@ -195,12 +195,12 @@ def test_diffusers_reads_a_dora_and_its_networks_a_lokr(tiny_sdxl, tmp_path):
     network = train_nothing(tiny_sdxl, tmp_path / "run", kind="dora")
     made = export.run(tmp_path / "run", "diffusers", str(tiny_sdxl), tmp_path / "out")
     pipe = fresh(tiny_sdxl)
-    pipe.load_lora_weights(made, weight_name=lora.FILE_NAME)
+    pipe.load_lora_weights(made, weight_name=lora_file.FILE_NAME)
     torch.testing.assert_close(output(pipe.unet), output(network), rtol=1e-4, atol=1e-5)
     network = train_nothing(tiny_sdxl, tmp_path / "lokr", kind="lokr")
     pipe = fresh(tiny_sdxl)
     try:
-        pipe.unet.load_lora_adapter(tmp_path / "lokr", prefix="unet", weight_name=lora.FILE_NAME)
+        pipe.unet.load_lora_adapter(tmp_path / "lokr", prefix="unet", weight_name=lora_file.FILE_NAME)
     except (ValueError, KeyError, IndexError):
         pytest.skip("this diffusers reads no LoKr")
     torch.testing.assert_close(output(pipe.unet), output(network), rtol=1e-4, atol=1e-5)
@@ -240,5 +240,5 @@ def test_the_header_says_what_it_is(tiny_sd, tmp_path):
         "lokr": '"unet.alpha": 3, "unet.r": 2',
     }.items():
         train_nothing(tiny_sd, tmp_path / kind, kind=kind)
-        with safe_open(tmp_path / kind / lora.FILE_NAME, "pt") as file:
+        with safe_open(tmp_path / kind / lora_file.FILE_NAME, "pt") as file:
             assert expected in file.metadata()["lora_adapter_metadata"]

@@ -11,7 +11,7 @@ from diffpo.common.errors import DiffpoError
 from diffpo.config import Lora, Model
 from diffpo.export import export
 from diffpo.train.loop import train
-from diffpo.weights import lora
+from diffpo.weights import lora, lora_apply, lora_file
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def test_policy_and_reference_start_from_it(tiny_sdxl, make_config, start, tmp_p
     first = metrics_of(config.output)[0]
     assert first["rewards/chosen"] == first["error/chosen_delta"] == 0.0 and first["grad_norm"] > 0
     # at no learning rate to speak of it stays what it was, which is not a fresh adapter's B = 0
-    before, after = (lora.read_lora(path)[0] for path in (start, config.output))
+    before, after = (lora_file.read_lora(path)[0] for path in (start, config.output))
     assert before.keys() == after.keys()
     for name in before:
         torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-9)
@@ -38,9 +38,9 @@ def test_the_error_of_the_reference_is_that_of_the_pipeline_with_the_lora(tiny_s
     family = models.load(config.model)
     network = family.load_network()
     lora.add_lora(network, config.lora, family.lora_targets)
-    lora.start_from(network, config.lora)
+    lora_apply.start_from(network, config.lora)
     pipe = models.load_pipeline(str(tiny_sdxl), device="cpu")
-    lora.load_lora(pipe, start)
+    lora_apply.load_lora(pipe, start)
     from diffpo.objective import reference
 
     made = reference.make(config.objective.reference, network, started=True)
@@ -68,7 +68,7 @@ def test_a_resumed_run_equals_a_straight_one(tiny_sdxl, make_config, start, tmp_
     whole = train(make_config(tiny_sdxl, f"lora.start={start}", straight))
     train(make_config(tiny_sdxl, f"lora.start={start}", halves, "train.steps=2"))
     resumed = train(make_config(tiny_sdxl, f"lora.start={start}", halves))
-    one, other = (lora.read_lora(path)[0] for path in (whole, resumed))
+    one, other = (lora_file.read_lora(path)[0] for path in (whole, resumed))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -98,7 +98,7 @@ def started(path, file, **settings):
     family = models.load(Model(path=str(path)))
     network, settings = family.load_network(), Lora(start=str(file), **settings)
     lora.add_lora(network, settings, family.lora_targets)
-    lora.start_from(network, settings)
+    lora_apply.start_from(network, settings)
     return lora.lora_state(network)
 
 
@@ -109,7 +109,7 @@ def test_it_may_be_of_any_form(tiny_sdxl, tmp_path, form):
         file = export.run(tmp_path / "run", "kohya", str(tiny_sdxl), tmp_path / "out") / "out.safetensors"
     else:
         before = {"peft": "base_model.model.", "bare": ""}[form]
-        tensors = load_file(tmp_path / "run" / lora.FILE_NAME)
+        tensors = load_file(tmp_path / "run" / lora_file.FILE_NAME)
         file = tmp_path / "adapter_model.safetensors"
         save_file({before + name.removeprefix("unet."): value for name, value in tensors.items()}, file)
     found = started(tiny_sdxl, file, rank=2, alpha=3 if form == "kohya" else 2)
@@ -126,7 +126,7 @@ def test_layers_that_are_one_in_kohyas_flux_are_taken_apart(tiny_folder, tmp_pat
     targets += [f"single_transformer_blocks.1.{part}" for part in ("attn.to_k", "proj_mlp", "proj_out")]
     network = exports.train(tiny_folder("flux"), tmp_path / "run", rank=2, alpha=3, targets=targets)
     bare = models.load(Model(path=str(tiny_folder("flux")))).load_network()
-    changed = lora_forms.read(tmp_path / "run" / lora.FILE_NAME, {"transformer": bare})["transformer"]
+    changed = lora_forms.read(tmp_path / "run" / lora_file.FILE_NAME, {"transformer": bare})["transformer"]
     state = kohya.convert("FluxPipeline", bare, lora_change.by_layer(changed))
     assert state["lora_unet_single_blocks_1_linear1.lora_down.weight"].shape[0] == 8
     save_file(state, tmp_path / "kohya.safetensors")
@@ -137,7 +137,7 @@ def test_layers_that_are_one_in_kohyas_flux_are_taken_apart(tiny_folder, tmp_pat
 
 def test_what_cannot_be_trained_on_is_refused_with_the_way_out(tiny_sdxl, tmp_path):
     exports.train(tiny_sdxl, tmp_path / "run", rank=2, alpha=2)
-    tensors = load_file(tmp_path / "run" / lora.FILE_NAME)
+    tensors = load_file(tmp_path / "run" / lora_file.FILE_NAME)
     layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
     q = f"{layer}.lora_A.weight"
     narrow = {name: value[:1] if name == q else value for name, value in tensors.items()}
