@@ -1,4 +1,4 @@
-"""Writes docs/papers.md, the index of published methods, from the presets in diffpo/objectives/.
+"""Writes docs/papers.md, the index of published methods, from the presets in diffpo/methods/.
 
 python scripts/paper_index.py [--check]    (--check: say whether the page is up to date, write nothing)
 """
@@ -33,7 +33,7 @@ GROUPS = {
 HEAD = """\
 # Paper index
 
-*Made by `python scripts/paper_index.py` from the presets in `diffpo/objectives/`; edit those.*
+*Made by `python scripts/paper_index.py` from the presets in `diffpo/methods/`; edit those.*
 
 Every method is a preset of the same few choices, selected by `objective.name`; whatever you write beside the name
 replaces the preset's choice. How to compose your own is told in [composition.md](composition.md).

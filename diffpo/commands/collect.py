@@ -26,7 +26,7 @@ from ..rollout.labels import image_name
 from ..rollout.round import Rounds
 from ..scorers.step.base import pictures
 from ..train import build
-from ..train.feeds import Conditions
+from ..train.feeds import PromptConditions
 
 
 def collect(config: Config, out: Path | None = None) -> Path:
@@ -54,7 +54,7 @@ def _collect(config: Config, labels: Path, accelerator: Any) -> Path:
     _check_target(labels)
     family = models.load(config.model, config.train.precision, config.data.resolution)
     family.load_encoders(accelerator.device)
-    conditions = Conditions(prompts, config.data, family, accelerator.device)
+    conditions = PromptConditions(prompts, config.data, family, accelerator.device)
     family.free_encoders(keep_vae=True)
     network = family.load_network(accelerator.device)
     # nobody is asked for a preference yet

@@ -55,7 +55,7 @@ class BadRow(Exception):
         return BadRow(self.reason, self.detail, self.about or name)
 
 
-class Place(NamedTuple):
+class ShardMember(NamedTuple):
     """A picture within a shard. Only `files.shards` makes these: a cell of a foreign table never becomes one."""
 
     shard: Path
@@ -151,9 +151,9 @@ def locate(name: str, roots: Sequence[Path]) -> Path:
 
 def content(value: Any, roots: Sequence[Path]) -> bytes:
     """The encoded bytes of an image cell: bytes, `datasets`' {bytes, path}, the name of a file in one of ``roots``, or
-    a `Place`. BadRow if there are none."""
+    a `ShardMember`. BadRow if there are none."""
     try:
-        if isinstance(value, Place):
+        if isinstance(value, ShardMember):
             if value.size > ENCODED:
                 raise ValueError(f"it has {value.size:,} bytes, more than the {ENCODED:,} that are read")
             with open_file(value.shard) as file:

@@ -5,7 +5,7 @@ Imports `methods`, `links` and `common`; no torch, so that `diffpo check` can re
 
 from __future__ import annotations
 
-from .objective import Forward, Inversion, ObjectiveSettings, ReferenceSettings, Rollout
+from .objective import ForwardSettings, InversionSettings, ObjectiveSettings, ReferenceSettings, RolloutSettings
 from .section import Section
 from .settings import PLACES, Columns, Config, Data, Log, Lora, Model, Optimisation, Output, Train, load_config
 from .step_scorer import ScorerConfig, ScorerTrain, StepScorerSettings
@@ -15,8 +15,8 @@ __all__ = [
     "Columns",
     "Config",
     "Data",
-    "Forward",
-    "Inversion",
+    "ForwardSettings",
+    "InversionSettings",
     "Log",
     "Lora",
     "Model",
@@ -24,7 +24,7 @@ __all__ = [
     "Optimisation",
     "Output",
     "ReferenceSettings",
-    "Rollout",
+    "RolloutSettings",
     "ScorerConfig",
     "ScorerTrain",
     "Section",

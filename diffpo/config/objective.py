@@ -16,14 +16,14 @@ OF_REFERENCE |= {"reference_error", "drift"}
 TRANSITIONS = ("trajectory", "pool")  # sources whose problems are steps of a sampler
 
 
-class Forward(Section):
+class ForwardSettings(Section):
     """Noise added to the images of the data."""
 
     shared_noise: bool = True  # one noise and one timestep for all members of a group
     timesteps: list[int] | None = Field(None, min_length=1)  # draw from these, e.g. a distilled model's; null: all
 
 
-class Inversion(Section):
+class InversionSettings(Section):
     """DDIM inversion by the reference onto levels of its own grid."""
 
     steps: int = Field(10, gt=0)  # of the inversion: levels that t is drawn from
@@ -33,7 +33,7 @@ class Inversion(Section):
     cache: bool = False
 
 
-class Rollout(Section):
+class RolloutSettings(Section):
     """On-policy sampling: a round of ``prompts`` is sampled, judged and trained on for ``updates`` updates."""
 
     prompts: int = Field(8, gt=0)  # of a round, over all processes
@@ -64,7 +64,7 @@ class ReferenceSettings(Section):
 
 
 class ObjectiveSettings(Section):
-    """A preset of diffpo/objectives/, and what replaces its choices."""
+    """A preset of diffpo/methods/, and what replaces its choices."""
 
     name: str
     # the project's beta: r = beta/2 * (reference error - policy error), errors are means over the dimensions
@@ -81,9 +81,9 @@ class ObjectiveSettings(Section):
     clip: float | None = Field(None, gt=0, lt=1)  # of the likelihood ratio of a transition, to 1 - clip .. 1 + clip
     winner_safeguard: float | None = Field(None, ge=0, le=1)  # Diffusion-SDPO's mu
     users: bool = False  # the policy also sees whose preference it is (data.columns.user)
-    forward: Forward = Forward()
-    inversion: Inversion = Inversion()
-    rollout: Rollout = Rollout()
+    forward: ForwardSettings = ForwardSettings()
+    inversion: InversionSettings = InversionSettings()
+    rollout: RolloutSettings = RolloutSettings()
     reference: ReferenceSettings = ReferenceSettings()
 
     @model_validator(mode="before")

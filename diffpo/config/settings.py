@@ -107,7 +107,7 @@ class Lora(Section):
 
 
 class Optimisation(Section):
-    """How anything is trained here: a LoRA (`Train`) or a scorer (scorers/config.py)."""
+    """How anything is trained here: a LoRA (`Train`) or a scorer (step_scorer.py)."""
 
     steps: int = Field(gt=0)
     batch_size: int = Field(gt=0)  # pairs (or lists, images, transitions' pairs) per device and forward pass

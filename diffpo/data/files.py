@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..common.errors import DiffpoError
-from ..common.images import BadRow, Place, is_picture, locate, open_file, read_file
+from ..common.images import BadRow, ShardMember, is_picture, locate, open_file, read_file
 from ..common.text import decoded, plain
 from .tables import Table
 
@@ -93,7 +93,7 @@ class Shards(Table):
 
     def parse(self, row: bytes) -> dict[str, Any]:
         values, places = json.loads(row)
-        return values | {name: Place(self.paths[place[0]], *place[1:]) for name, place in places.items()}
+        return values | {name: ShardMember(self.paths[place[0]], *place[1:]) for name, place in places.items()}
 
     def _with(self, rows: Sequence[bytes | BadRow], names: Sequence[str]) -> Shards:
         return Shards(rows, names, self.paths)

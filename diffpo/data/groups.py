@@ -17,7 +17,7 @@ from ..common.images import BadRow, content, decode, remarks
 from ..config import Columns, Data
 from .columns import NOUN, Kind, find_columns, image_cells, image_columns, image_names, serves
 from .files import undecoded
-from .rows import Group, Read, Reading, picture_hash
+from .rows import Group, Read, RowReader, picture_hash
 from .source import THREADS, open_source, reading
 
 
@@ -232,7 +232,7 @@ def scan(
     soft, ways = data.ties == "soft", (data.ties, data.list_size, data.resolution, data.buckets, data.background)
     result = Groups(source, dataset, holds, columns, roots, kind, members, soft, data.background, left=found.left)
     result.total = len(dataset)
-    reader = Reading(holds, kind, columns, roots, *ways)
+    reader = RowReader(holds, kind, columns, roots, *ways)
 
     def inspect(index: int) -> Read | BadRow | None:
         try:

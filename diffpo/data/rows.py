@@ -57,7 +57,7 @@ class Read(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Reading:
+class RowReader:
     """How rows are read: what they hold, what becomes of them (`groups.scan`), and the options of `Data`."""
 
     kind: Kind

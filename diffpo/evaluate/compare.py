@@ -29,7 +29,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Row:
+class Comparison:
     """One line of the table. ``difference`` is tuned - base; ``training_signal``: yes, same scorer, or no."""
 
     scorer: str
@@ -45,7 +45,7 @@ class Row:
 class Evaluation:
     """``primary`` names the row that sorts the prompts; ``by_prompt`` is sorted by its difference, best first."""
 
-    rows: list[Row]
+    rows: list[Comparison]
     primary: str
     diversity: dict[str, float]
     by_prompt: list[dict]
@@ -53,7 +53,7 @@ class Evaluation:
     scores: dict[str, dict[str, np.ndarray]]
     files: dict[str, Path]
 
-    def row(self, scorer: str) -> Row:
+    def row(self, scorer: str) -> Comparison:
         return next(row for row in self.rows if row.scorer == scorer)
 
 
@@ -69,7 +69,7 @@ def summarise(pairs: Sequence[Pair], scores: dict[str, dict[str, np.ndarray]], t
             continue
         base, tuned, asked_ids = base[asked], tuned[asked], ids[asked]
         rows.append(
-            Row(
+            Comparison(
                 name,
                 float(base.mean()),
                 float(tuned.mean()),

@@ -55,7 +55,7 @@ def run(
 
     ``model`` is a pipeline folder, a hub id or one file, to which ``model_config`` gives the configs (`Model.config`),
     ``lora`` a LoRA file or the folder of a run, ``prompts`` anything
-    `diffpo.data.prompts.load_prompts` reads, ``user_pairs`` pairs of the user that the tuned arm paints for (users.py).
+    `diffpo.data.prompts.load_prompts` reads, ``user_pairs`` pairs of the user that the tuned arm paints for (objective/users.py).
     Seeds are ``seed, ..., seed + images_per_prompt - 1``; ``height`` and ``width`` default to the model's. Returns the
     manifest rows of this call, arm by arm. Raises DiffpoError when ``out`` was made with other settings or is in use,
     the model or LoRA cannot be loaded, or an image comes out as NaN.

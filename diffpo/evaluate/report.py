@@ -15,7 +15,7 @@ from . import charts
 from .manifest import open_image
 
 if TYPE_CHECKING:
-    from .compare import Evaluation, Pair, Row
+    from .compare import Comparison, Evaluation, Pair
 
 COLUMNS = ("scorer", "base", "tuned", "difference [95 %]", "win rate [95 %]", "n", "trained on?")
 _AXES = {"following": "prompt following", "appearance": "appearance"}
@@ -30,7 +30,7 @@ def section(scorer: str) -> tuple[str, str]:
     return name, "axes" if key in _AXES else "total" if key == "total" else "parts"
 
 
-def cells(row: Row) -> tuple[str, ...]:
+def cells(row: Comparison) -> tuple[str, ...]:
     """The row as texts, in the order of COLUMNS."""
     d, w = row.difference, row.win_rate
     return (

@@ -42,7 +42,7 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Preset:
-    """The preset in diffpo/objectives/``name``.py; ValueError with the nearest name if there is none."""
+    """The preset in diffpo/methods/``name``.py; ValueError with the nearest name if there is none."""
     if name not in names():
         near = get_close_matches(name, names(), 1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names())}"

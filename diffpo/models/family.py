@@ -97,7 +97,7 @@ class Family(ForwardProcess):
 
     @staticmethod
     def _user(cond: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Whom the picture is for, where the network takes that (users.py)."""
+        """Whom the picture is for, where the network takes that (objective/users.py)."""
         return {"user": cond["user"]} if "user" in cond else {}
 
     def latent_shape(self, network: torch.nn.Module, resolution: int) -> tuple[int, int, int]:

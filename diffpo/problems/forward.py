@@ -26,7 +26,7 @@ class Forward:
     """
 
     family: Any
-    settings: config.Forward = field(default_factory=config.Forward)
+    settings: config.ForwardSettings = field(default_factory=config.ForwardSettings)
 
     def __post_init__(self) -> None:
         last = self.family.train_timesteps - 1

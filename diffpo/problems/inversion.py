@@ -47,7 +47,9 @@ class Inversion:
     clean image is told as t = 0, the least there is.
     """
 
-    def __init__(self, settings: config.Inversion, family: Any, network: torch.nn.Module, reference: Reference) -> None:
+    def __init__(
+        self, settings: config.InversionSettings, family: Any, network: torch.nn.Module, reference: Reference
+    ) -> None:
         self.settings, self.family, self.network, self.reference = settings, family, network, reference
         steps, total = settings.steps, family.train_timesteps
         if steps > total:

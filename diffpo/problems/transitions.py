@@ -23,7 +23,7 @@ from samplers.plan import ANCHOR, HISTORY, NOISE
 from samplers.prediction import conversion
 
 from ..common.errors import DiffpoError
-from ..config import Rollout
+from ..config import RolloutSettings
 from .regression import Regression
 
 
@@ -52,7 +52,7 @@ class Step:
         return self.of_out**2 / (2 * self.noise**2)
 
 
-def sampler_steps(settings: Rollout, schedule: Any, prediction: str) -> list[Step]:
+def sampler_steps(settings: RolloutSettings, schedule: Any, prediction: str) -> list[Step]:
     """The steps of ``settings``' sampler on the trailing grid of the model's timesteps, from noise to data. The last
     one ends at sigma = 0: without noise, and so no transition to train on.
 

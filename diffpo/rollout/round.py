@@ -32,7 +32,7 @@ LATENTS = 2**15  # latent pixels that go through the network at once: 8 rows of 
 class Rounds:
     """Samples rounds by the current policy or by the reference.
 
-    ``conditions``: of the prompts to sample for (feeds.Conditions); self_play takes the captions of ``batches``.
+    ``conditions``: of the prompts to sample for (train.feeds.PromptConditions); self_play takes the captions of ``batches``.
     """
 
     def __init__(

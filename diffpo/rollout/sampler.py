@@ -16,7 +16,7 @@ from torch import Tensor
 
 from samplers.prediction import convert
 
-from ..config import Rollout
+from ..config import RolloutSettings
 from ..problems.transitions import guided, sampler_steps
 from ..scorers.step.base import finite
 
@@ -44,7 +44,7 @@ class Walker:
     """
 
     def __init__(
-        self, settings: Rollout, family: Any, autocast: Callable[[], AbstractContextManager] = nullcontext
+        self, settings: RolloutSettings, family: Any, autocast: Callable[[], AbstractContextManager] = nullcontext
     ) -> None:
         self.settings, self.family, self.autocast = settings, family, autocast
         self.steps = sampler_steps(settings, family.schedule(), family.prediction)

@@ -4,7 +4,7 @@
     POST /score  {"images": [PNG in base64, ...], "prompts": [text, ...]}  -> {"scores": {name: [number, ...], ...}}
 
 A number is null where a prompt does not ask for it. An error is {"error": one sentence} with its status. The client is
-scorers/http.py, the page docs/serve_scorer.md. This file asks for Python 3.8 and Pillow only, so that it can be
+client.py, the page docs/serve_scorer.md. This file asks for Python 3.8 and Pillow only, so that it can be
 imported where the scorer's own packages live.
 
 One thread receives and answers all requests (`Client`, and the coroutines of `Server`), so a slow client costs a few

@@ -25,7 +25,7 @@ from ..objective.reward import Objective, predict
 from ..problems.forward import Forward
 from ..problems.regression import Regression
 from ..rollout.labels import read_labels
-from .feeds import Conditions, Feed, Offline
+from .feeds import Feed, Offline, PromptConditions
 from .heldout import HeldOut
 
 
@@ -51,7 +51,7 @@ class Sources:
     prompts that an on-policy objective samples for."""
 
     batches: Batches | None
-    conditions: Conditions | None
+    conditions: PromptConditions | None
     held_out: HeldOut | None
     tastes: users.Tastes | None = None  # of the training data's users
 
@@ -106,7 +106,7 @@ def load_data(config: Config, family: Any, accelerator: Any) -> Sources:
             prompts = sorted({label.prompt for label in read_labels(objective.rollout.labels)})
         else:
             prompts = load_prompts(data.prompts)
-        conditions = Conditions(prompts, data, family, *place)
+        conditions = PromptConditions(prompts, data, family, *place)
         captions |= set(conditions.captions)
     if long := models.too_long(family.pipe, sorted(captions)):
         say(f"captions: {long}")

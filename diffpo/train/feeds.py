@@ -55,7 +55,7 @@ class Offline:
         pass
 
 
-class Conditions:
+class PromptConditions:
     """The conditions of a list of prompts, from a text cache that is filled when this is made (with the text encoders
     loaded): ``conditions(indices)`` gives those of the prompts and those of the empty prompt, a row for each index."""
 

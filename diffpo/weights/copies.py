@@ -29,15 +29,13 @@ def switched(network: torch.nn.Module, adapter: str | None) -> contextlib.Abstra
 
 @contextlib.contextmanager
 def _switched(network: torch.nn.Module, adapter: str | None) -> Iterator[torch.nn.Module]:
-    """The module with ``adapter`` alone active (None: all off), blind to users (users.py), without gradients.
+    """The module with ``adapter`` alone active (None: all off), blind to users (objective/users.py), without gradients.
 
     Afterwards the active adapters and every `requires_grad` are as they were: peft's switches set them, and optimiser
     and DDP know the policy's parameters as trainable. ``network`` is the bare module, not its DDP wrapper: a forward
     pass of the wrapper would wait for a backward pass.
     """
     import torch
-
-    from .users import silenced
 
     layers = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
     active = [(list(layer.active_adapters), layer.disable_adapters) for layer in layers]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 FILE_NAME = "pytorch_lora_weights.safetensors"  # diffusers looks for this name in a folder
 PEFT_FILE_NAME = "adapter_model.safetensors"  # and peft for this one
-USERS_FILE_NAME = "user_tokens.safetensors"  # beside it, if the run trained with users (users.py)
+USERS_FILE_NAME = "user_tokens.safetensors"  # beside it, if the run trained with users (objective/users.py)
 HEADER = "diffpo"  # our key in the safetensors header, beside diffusers' lora_adapter_metadata
 
 

@@ -10,7 +10,7 @@ def feed(tiny_sd, make_config, monkeypatch):
     from diffpo.config import Lora, Model, ObjectiveSettings
     from diffpo.objective import reference
     from diffpo.rollout.feed import OnPolicy
-    from diffpo.train.feeds import Conditions
+    from diffpo.train.feeds import PromptConditions
     from diffpo.weights import lora
 
     monkeypatch.setattr("diffpo.scorers.judge.scorers.load", lambda spec, device: Brightness())
@@ -18,7 +18,7 @@ def feed(tiny_sd, make_config, monkeypatch):
     family = models.load(Model(path=str(tiny_sd)))
     family.load_encoders()
     data = make_config(tiny_sd).data
-    conditions = Conditions(PROMPTS, data, family, "cpu")
+    conditions = PromptConditions(PROMPTS, data, family, "cpu")
     family.free_encoders(keep_vae=True)
 
     def make(name="d3po", machine=None, per_update=4, objective=None, batches=None, **rollout):

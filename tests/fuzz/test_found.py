@@ -11,7 +11,7 @@ from safetensors.torch import save
 from tiny import picture, png
 
 from diffpo.common.errors import DiffpoError
-from diffpo.common.images import BadRow, Place, content, decode
+from diffpo.common.images import BadRow, ShardMember, content, decode
 from diffpo.config import Data, load_config
 from diffpo.data.cache import Cache
 from diffpo.data.groups import load_groups
@@ -78,7 +78,7 @@ def test_rows_that_are_not_utf8_are_bad_rows(tmp_path):
 @pytest.mark.parametrize("place", [(Path("nowhere.tar"), 0, 9), (Path(), 0, 9), (Path(__file__), -1, 9)])
 def test_places_in_shards_that_are_none(place):
     with pytest.raises(BadRow, match="unreadable image"):
-        content(Place(*place, "0.png"), (Path(),))
+        content(ShardMember(*place, "0.png"), (Path(),))
 
 
 @pytest.mark.parametrize("cell", [{"path": None, "size": 1}, {"size": 1}, {"path": 0, "offset": 0, "size": 9}])

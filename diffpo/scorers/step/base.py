@@ -1,6 +1,6 @@
 """Scorers that judge a picture while it is being sampled: noisy latents, an x_0 estimate and a time in, a number out.
 
-`load` takes a folder written by `diffpo train-scorer` (a step-aware preference model over pictures, step_aware.py, or
+`load` takes a folder written by `diffpo train-scorer` (a step-aware preference model over pictures, pixel.py, or
 one over latents, latent.py), or the number of an ordinary scorer such as ``shapes.total``, which then looks at the
 decoded x_0 estimate and knows nothing of the time.
 """

@@ -65,7 +65,7 @@ def test_every_link_has_a_preset():
 
 
 def test_presets_and_the_validation_of_a_config_do_without_torch():
-    code = "import sys, paper_index as p; [p.settings(n) for n in p.objectives.names()]; print('torch' in sys.modules)"
+    code = "import sys, paper_index as p; [p.settings(n) for n in p.methods.names()]; print('torch' in sys.modules)"
     env_path = [path for path in sys.path if path]
     run = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path[:0] = {env_path!r}; {code}"], capture_output=True, text=True

@@ -7,7 +7,7 @@ import torch
 
 from diffpo import models
 from diffpo.common.errors import DiffpoError
-from diffpo.config import Inversion as Settings
+from diffpo.config import InversionSettings as Settings
 from diffpo.config import Lora, Model, ReferenceSettings
 from diffpo.objective import reference, reward
 from diffpo.problems.inversion import Inversion

@@ -4,7 +4,7 @@ from torch.distributions import Normal
 
 from diffpo import models
 from diffpo.common.errors import DiffpoError
-from diffpo.config import Lora, Model, Rollout
+from diffpo.config import Lora, Model, RolloutSettings
 from diffpo.problems.transitions import Transition, guided, regression, sampler_steps
 from diffpo.weights import lora
 from samplers import VPDiscrete, convert
@@ -20,7 +20,7 @@ def random(*shape, seed=0):
 @pytest.mark.parametrize("step", ["ddim", "renoise"])
 def test_the_weighted_error_is_the_log_likelihood_ratio_of_the_step(prediction, step):
     """Against DDIM written out from its paper (eq. 12, 16), or re-noising, and torch's Normal."""
-    settings = Rollout(steps=10, eta=0.7, step=step)
+    settings = RolloutSettings(steps=10, eta=0.7, step=step)
     cumulative = torch.tensor(SCHEDULE.alpha((torch.arange(1000).double() + 1) / 1000)) ** 2
     steps = sampler_steps(settings, SCHEDULE, prediction)
     assert [each.t for each in steps] == list(range(999, 0, -100))
@@ -43,7 +43,7 @@ def test_the_weighted_error_is_the_log_likelihood_ratio_of_the_step(prediction, 
 
 @pytest.mark.parametrize("step", ["ddim", "renoise"])
 def test_the_last_step_has_no_noise_and_gives_the_image_estimate(step):
-    last = sampler_steps(Rollout(steps=5, step=step), SCHEDULE, "v_prediction")[-1]
+    last = sampler_steps(RolloutSettings(steps=5, step=step), SCHEDULE, "v_prediction")[-1]
     x, out = random(1, 4, 8, 8), random(1, 4, 8, 8, seed=1)
     assert last.noise == 0
     torch.testing.assert_close(last.mean(x, out), convert(x, out, "v_prediction", "sample", last.alpha, last.sigma))
@@ -51,7 +51,7 @@ def test_the_last_step_has_no_noise_and_gives_the_image_estimate(step):
 
 def test_more_steps_than_labels_are_refused_by_name():
     with pytest.raises(DiffpoError, match=r"objective\.rollout\.steps=1001"):
-        sampler_steps(Rollout(steps=1001), SCHEDULE, "epsilon")
+        sampler_steps(RolloutSettings(steps=1001), SCHEDULE, "epsilon")
 
 
 def test_guidance_extrapolates_from_the_empty_prompt(tiny_sd):
@@ -79,7 +79,7 @@ def test_a_regression_is_laid_out_by_member_and_starts_at_no_reward(tiny_sd_v):
     family = models.load(Model(path=str(tiny_sd_v)))
     unet = family.load_network()
     lora.add_lora(unet, Lora(rank=2), family.lora_targets)
-    steps = sampler_steps(Rollout(steps=4), family.schedule(), family.prediction)
+    steps = sampler_steps(RolloutSettings(steps=4), family.schedule(), family.prediction)
     states = random(2, 5, 4, 8, 8).float()
     items = [
         Transition(7, k, (states[0, k], states[1, k]), (states[0, k + 1], states[1, k + 1]), (2.0, 1.0)) for k in (0, 2)

@@ -127,6 +127,6 @@ def test_an_empty_round_is_counted_and_gives_nothing(feed, monkeypatch):
 def test_conditions_are_read_by_prompt(feed):
     made = feed()
     prompted, empty = made.conditions([1, 1, 3])
-    assert isinstance(made.conditions, feeds.Conditions)
+    assert isinstance(made.conditions, feeds.PromptConditions)
     assert torch.equal(prompted["prompt_embeds"][0], prompted["prompt_embeds"][1])
     assert torch.equal(empty["prompt_embeds"][0], empty["prompt_embeds"][2])

@@ -6,7 +6,7 @@ import torch
 from on_policy import Brightness, StepBrightness, accelerator
 
 from diffpo.common.errors import DiffpoError
-from diffpo.config import ObjectiveSettings, Rollout
+from diffpo.config import ObjectiveSettings, RolloutSettings
 from diffpo.objective.reward import Objective, group_losses, score
 from diffpo.rollout import round
 from diffpo.rollout.feed import OnPolicy
@@ -44,7 +44,7 @@ def own_noise(draw):
 
 def test_the_pool_takes_best_and_worst_of_one_state_and_goes_on_without_another_call():
     toy, scorer = Toy(), StepBrightness()
-    settings = Rollout(steps=6, pool=3, start=2, threshold=0.0, guidance=1.0, eta=1.0)
+    settings = RolloutSettings(steps=6, pool=3, start=2, threshold=0.0, guidance=1.0, eta=1.0)
     walker = Walker(settings, toy)
     draws = [torch.Generator().manual_seed(i) for i in range(2)]
     x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(9))
@@ -82,7 +82,7 @@ def test_the_threshold_is_on_the_difference_of_the_softmax():
             return torch.tensor([0.0, 0.4, 1.0]).repeat(len(x_t) // 3)
 
     def groups(threshold):
-        walker = Walker(Rollout(steps=4, pool=3, start=0, threshold=threshold, guidance=1.0), Toy())
+        walker = Walker(RolloutSettings(steps=4, pool=3, start=0, threshold=threshold, guidance=1.0), Toy())
         x = torch.zeros(1, 1, 2, 2)
         return walker.forks(None, x, [torch.Generator()], {"c": torch.zeros(1, 1)}, None, Fixed(), ["a"])[0]
 
@@ -97,7 +97,7 @@ def test_a_step_scorer_that_returns_nan_is_named():
         def score(self, x_t, *_):
             return torch.full((len(x_t),), torch.nan)
 
-    walker = Walker(Rollout(steps=4, start=0, guidance=1.0, step_scorer="mine"), Toy())
+    walker = Walker(RolloutSettings(steps=4, start=0, guidance=1.0, step_scorer="mine"), Toy())
     with pytest.raises(DiffpoError, match="mine gave nan for the prompt 'a cat'"):
         walker.forks(
             None, torch.zeros(1, 1, 2, 2), [torch.Generator()], {"c": torch.zeros(1, 1)}, None, Broken(), ["a cat"]
