@@ -78,6 +78,22 @@ def convert(
     return a * x + b * output
 
 
+def guide(cond: torch.Tensor, uncond: torch.Tensor, scale: float, rescale: float = 0.0) -> torch.Tensor:
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): `uncond + scale (cond - uncond)`.
+
+    Args:
+        cond, uncond: the network's outputs with and without the condition, (batch, ...).
+        scale: 1 gives `cond`, up to rounding.
+        rescale: 0 to 1; pulls the standard deviation per sample back to that of `cond` (arXiv 2305.08891, eq. 15-16).
+    """
+    guided = uncond + scale * (cond - uncond)
+    if rescale:
+        dims = tuple(range(1, cond.ndim))
+        matched = guided * (cond.std(dims, keepdim=True) / guided.std(dims, keepdim=True))
+        guided = torch.lerp(guided, matched, rescale)
+    return guided
+
+
 @dataclass(frozen=True)
 class Guidance:
     """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): `uncond + scale (cond - uncond)`.
@@ -101,12 +117,7 @@ class Guidance:
         if self.scale == 1.0 or not lo <= noise_level <= hi:
             return cond
         uncond = fitting(cond, self.uncond(x, label), "the unconditional model returned")
-        guided = torch.lerp(uncond, cond, self.scale)
-        if self.rescale:
-            dims = tuple(range(1, cond.ndim))
-            matched = guided * (cond.std(dims, keepdim=True) / guided.std(dims, keepdim=True))
-            guided = torch.lerp(guided, matched, self.rescale)
-        return guided
+        return guide(cond, uncond, self.scale, self.rescale)
 
 
 def dynamic_threshold(

@@ -334,7 +334,7 @@ class SolverScheduler(PipelineConfig):
             # Noise that the plan adds before its first call is already in the pipeline's latents (init_noise_sigma,
             # add_noise): they are at the level of the first label.
             x = sample.to(torch.promote_types(sample.dtype, torch.float32))
-            return State(x, x, ()) if self._run._noisy_start else self._run.begin(sample)
+            return State(x, x, ()) if self._run.start[:, 1].any() else self._run.begin(sample)
         if sample is self._returned and _version(sample) == self._version:
             return self._state
         state = self._state

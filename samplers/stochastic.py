@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from ._names import unknown
 from .grid import Grid, Nodes
 from .plan import Plan, Row, State, row
 from .schedule import EDM, VPLinear
+from .transition import Transition
 
 
 class Forward(NamedTuple):
@@ -166,7 +167,9 @@ class LangevinPlan(Plan):
     pace: tuple[float, ...] = ()
     batch_norms: bool = False
 
-    def __post_init__(self):
+    _minus_sigma: list[float] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "_minus_sigma", (-self.sigma).tolist())
 
@@ -185,6 +188,15 @@ class LangevinPlan(Plan):
         size = 2 * (pace * length.view(-1, *[1] * (score.ndim - 1))) ** 2
         x = state.input + size * score + (2 * size).sqrt() * noise  # Algorithms 4 and 5, the corrector's lines
         return after._replace(input=x, anchor=x)
+
+    def transition(self, k: int) -> Transition:
+        found = super().transition(k)
+        if self.pace[k - len(self)]:
+            raise ValueError(
+                f"call {k} of plan {self.name!r} is a Langevin corrector. Its noise depends on the network's output, so "
+                "what it draws is no Gaussian of a fixed standard deviation: use corrector='ald' or 'none'"
+            )
+        return found
 
     def save(self, path) -> None:
         raise ValueError(f"plan {self.name!r} is not a table alone and cannot be saved: build it where it is used")
