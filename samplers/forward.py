@@ -1,4 +1,4 @@
-"""The forward process on tensors, `x_t = alpha x_0 + sigma eps`: noising, what a network is trained to return, and back.
+"""The forward process on tensors, `x_t = alpha x_0 + sigma eps`: noising, training targets, and x_0 from an output.
 
 `alpha` and `sigma` are floats or tensors that broadcast over the samples, e.g. (batch, 1, 1, 1). The result has the
 dtype that torch gives the products; nothing is converted on the way.

@@ -15,17 +15,12 @@ from ._names import unknown
 from .default import Choice, default_solver
 from .foreign import PROCESS, read
 from .grid import GRIDS, LABEL_GRIDS
+from .placing import SIGMA_FLAGS
 from .prediction import BLIND, PREDICTIONS, blind
 from .sample import check_kinds
 from .schedule import RectifiedFlow, Schedule, VPDiscrete, training_betas
 from .solvers import SOLVERS
 
-SIGMA_FLAGS = {
-    "use_karras_sigmas": "karras",
-    "use_exponential_sigmas": "exponential",
-    "use_lu_lambdas": "logsnr",
-    "use_beta_sigmas": "beta",
-}
 # The options that the diffusers scheduler of a family has too: our name -> the config's. Others are in solver_options.
 _SHARED = {"order": "solver_order", "lower_order_final": "lower_order_final"}
 SHARED = {

@@ -11,19 +11,19 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput  # noqa: F401 (see __init__)
 
-from .grid import Grid, Nodes, falling
-from .pipeline_config import SIGMA_FLAGS, PipelineConfig, chosen_by_name, chosen_by_rule, signature_of
-from .plan import ANCHOR, Plan, State, randn
+from .forward import add_noise
+from .grid import Grid, falling
+from .pipeline_config import PipelineConfig, chosen_by_name, chosen_by_rule, signature_of
+from .pipeline_run import Run
+from .placing import place, shifted
+from .plan import Plan, State, randn
 from .prediction import convert, dynamic_threshold
 from .sample import build_on_given
-from .schedule import EDM, RectifiedFlow, Schedule
 from .tail import tail
 
 
@@ -63,14 +63,15 @@ class SolverScheduler(PipelineConfig):
         self.num_inference_steps: int | None = None
         self.timesteps = torch.arange(len(self) - 1, -1, -1, dtype=torch.float32)
         self.plan: Plan | None = None
-        self._reset()
+        self._run: Run | None = None
+        self._begin_index: int | None = None
 
     # -- what pipelines read ------------------------------------------------------------------------------------------
 
     @property
     def step_index(self) -> int | None:
         """The next call, once the first has been made."""
-        return self._step_index
+        return None if self._run is None else self._run.index
 
     @property
     def begin_index(self) -> int | None:
@@ -98,7 +99,7 @@ class SolverScheduler(PipelineConfig):
         alpha, sigma = (
             torch.from_numpy(f(t)).to(**like).reshape(shape) for f in (self.schedule.alpha, self.schedule.sigma)
         )
-        return alpha * original_samples + sigma * noise
+        return add_noise(original_samples, noise, alpha, sigma)
 
     def scale_noise(self, sample: torch.Tensor, timestep: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """`add_noise` by the name and argument order that flow pipelines use."""
@@ -136,13 +137,13 @@ class SolverScheduler(PipelineConfig):
             raise ValueError(f"num_inference_steps is a whole number of calls, at least 1; got {num_inference_steps!r}")
         given = {name: falling(name, values) for name, values in given.items()}
         if self.config.use_dynamic_shifting:
-            self.schedule = self._shifted_by(mu)
+            self.schedule = shifted(self.config, mu)
         calls = num_inference_steps or len(*given.values())
         if self.config.solver is None:
             self._choice = chosen_by_rule(self.config, calls, self.schedule)
         else:
             self._choice = chosen_by_name(self.config, self.fixed_options)
-        self._grid = self._place(**given)
+        self._grid = place(self.config, self.schedule, self._choice.grid, given)
         plan = self._compile(self._grid, None if given else num_inference_steps)
         if num_inference_steps not in (None, len(plan)):
             raise ValueError(
@@ -158,76 +159,7 @@ class SolverScheduler(PipelineConfig):
         levels = self.plan.sigma if self.config.use_flow_sigmas else self.plan.sigma / self.plan.alpha
         self.sigmas = torch.tensor(levels, dtype=torch.float32)
         self.num_inference_steps = len(self.plan)
-        self._reset()
-
-    def _shifted_by(self, mu) -> RectifiedFlow:
-        """The schedule of a flow that is shifted by the image's size; its smallest time is shifted once."""
-        if mu is None:
-            raise ValueError("this config has use_dynamic_shifting: pass mu= to set_timesteps")
-        steps = self.config.num_train_timesteps
-        try:
-            shift = math.exp(mu) if self.config.time_shift_type == "exponential" else float(mu)
-            return RectifiedFlow(shift, steps, t_min=1.0 / steps)
-        except (TypeError, ValueError, OverflowError):
-            raise ValueError(f"mu must be a number that makes a finite shift above 0, got {mu!r}") from None
-
-    def _place(self, timesteps=None, sigmas=None) -> Grid:
-        schedule, config = self.schedule, self.config
-        end = "zero" if config.final_sigmas_type == "zero" else "t_end"
-        flagged = next((kind for flag, kind in SIGMA_FLAGS.items() if config[flag]), None)
-        if config.use_flow_sigmas:
-            return self._place_flow(config.grid or flagged, end, timesteps, sigmas, flagged)
-        t_start, t_end = schedule.t_max, schedule.t_min
-        if np.isfinite(config.lambda_min_clipped):
-            t_start = min(t_start, float(schedule.t_of_lambda(config.lambda_min_clipped)))
-        if flagged and not config.grid:
-            t_start = self._time_at("sigma_max", t_start)
-            t_end = self._time_at("sigma_min", t_end)
-        kind = config.timestep_spacing if config.grid == "config" else config.grid or flagged
-        placed = kind or timesteps is not None or sigmas is not None or t_start != schedule.t_max
-        if self._choice.grid is not None and not placed:
-            return self._choice.grid
-        range_ = {"end": end, "t_start": t_start, "t_end": t_end}
-        return Grid(schedule, kind, **range_, steps_offset=config.steps_offset, sigmas=sigmas, timesteps=timesteps)
-
-    def _place_flow(self, kind: str | None, end: str, timesteps, sigmas, flagged: str | None) -> Grid:
-        """As diffusers' FlowMatchEulerDiscreteScheduler: shift, stretch to `shift_terminal`, then the flags."""
-        schedule, config, terminal = self.schedule, self.config, self.config.shift_terminal
-        kind = "time" if kind == "config" else kind
-        if timesteps is not None:
-            return Grid(schedule, end=end, timesteps=timesteps)
-        if sigmas is not None:
-            if sigmas[0] > 1.0 + 1e-6 or sigmas[-1] < 0.0:
-                raise ValueError(f"sigmas of a flow model lie between 0 and 1, got {sigmas.tolist()}")
-            calls = schedule.sigma(np.minimum(sigmas, 1.0)[: len(sigmas) - (sigmas[-1] == 0.0)])
-            calls = _stretched(calls, terminal) if terminal else calls
-            if flagged and len(calls) > 1:
-                t_start, t_end = schedule.t_of_noise_level(calls[[0, -1]])
-                calls = schedule.sigma(Grid(schedule, kind, t_start=t_start, t_end=t_end).nodes(len(calls)).t[:-1])
-            end = "zero" if sigmas[-1] == 0.0 else end
-            return Grid(schedule, end=end, sigmas=calls)
-        if flagged and not config.grid and (config.sigma_min, config.sigma_max) != (None, None):
-            if config.sigma_min is None or config.sigma_max is None:
-                raise ValueError("a flow model needs both of sigma_min and sigma_max")
-            levels = Grid(EDM(config.sigma_min, config.sigma_max), kind, end=end)  # UniPC's: sigma / alpha
-            return _Relevelled(schedule, levels, lambda level: level / (1.0 + level))
-        if terminal and kind in (None, "time"):
-            return _Relevelled(schedule, Grid(schedule, "time", end=end), lambda level: _stretched(level, terminal))
-        if self._choice.grid is not None and not kind:
-            return self._choice.grid
-        t_end = float(schedule.t_of_noise_level(terminal)) if terminal else None
-        return Grid(schedule, kind, end=end, t_end=t_end)
-
-    def _time_at(self, option: str, default: float) -> float:
-        """The time at the noise level that an option names."""
-        level = self.config[option]
-        if level is None:
-            return default
-        least, most = self.schedule.noise_level(np.array(self.schedule.t_limits))
-        if not 0.999 * least <= level <= 1.001 * most:
-            raise ValueError(f"{option} = {level:g} lies outside the schedule, {least:g} to {most:g}")
-        t = float(self.schedule.t_of_noise_level(np.clip(level, least, most)))
-        return min(default, t) if option == "sigma_max" else max(default, t)
+        self._run = self._begin_index = None
 
     def _compile(self, grid: Grid, calls: int | None, eta: float | None = None) -> Plan:
         """The plan on a grid, of as many calls or (None) of as many steps as the grid's given nodes make."""
@@ -243,25 +175,18 @@ class SolverScheduler(PipelineConfig):
         limited = self.config.thresholding or self.config.clip_sample
         return plan.for_prediction("sample" if limited else self._network)
 
-    def _begin(self, first: int, eta: float) -> None:
-        """The plan of this run: from call `first` on, perhaps with the pipeline's own eta."""
+    def _plan_from(self, first: int, eta: float) -> Plan:
+        """The plan of a run from call `first` on, with the pipeline's own eta if that is not 0."""
         plan = self._compile(self._grid, len(self.plan), eta) if eta else self.plan
-        again = None
         t, to_zero = plan.t[first:], plan.sigma[-1] == 0.0
-        if (
-            0 < first < len(plan) and (np.diff(t) < 0).all()
-        ):  # a solver with one call per step starts again on the remaining nodes
+        if 0 < first < len(plan) and (np.diff(t) < 0).all():
+            # a solver with one call per step starts again on the remaining nodes
             grid = Grid(self.schedule, times=t[:-1] if to_zero else t, end="zero" if to_zero else "t_end")
             with contextlib.suppress(ValueError):
                 again = self._compile(grid, len(plan) - first, eta)
-        same = again is not None and np.array_equal(again.t, t) and np.array_equal(again.label, plan.label[first:])
-        self._run, self._offset = again if same else tail(plan, first), first
-
-    def _reset(self) -> None:
-        self._step_index = self._begin_index = None
-        self._run: Plan | None = None
-        self._state: State | None = None
-        self._returned: torch.Tensor | None = None
+                if np.array_equal(again.t, t) and np.array_equal(again.label, plan.label[first:]):
+                    return again
+        return tail(plan, first)
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
@@ -275,12 +200,12 @@ class SolverScheduler(PipelineConfig):
         variance_noise: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[torch.Tensor]:
-        """One model call's worth of sampling.
+        """The next sample, after one model call.
 
         Args:
             model_output: what the network returned at `sample`. timestep: finds the position at the first step only,
                 and only without a begin index.
-            sample: the state; whatever the pipeline made of the last one returned is taken over.
+            sample: the state. If it is not what the last step returned, the run goes on from this one.
             eta: as in diffusers' DDIM; 0 leaves the config's value.
             generator: source of the noise, one or one per sample. variance_noise: the noise itself.
         """
@@ -291,90 +216,48 @@ class SolverScheduler(PipelineConfig):
                 f"model_output ({model_output.dtype} on {model_output.device}) does not go with the sample "
                 f"({sample.dtype} on {sample.device})"
             )
-        if self._step_index == len(self.plan) and self._offset and self._begin_index is None:
-            self._step_index = self._state = None  # the label was looked up and its run is over: look this one up
-        if self._step_index is None:
-            self._step_index = self._begin_index if self._begin_index is not None else self._position(timestep)
-            self._begin(self._step_index, eta)
-        k, plan = self._step_index - self._offset, self._run
-        if k >= len(plan):
-            raise ValueError(f"all {len(plan)} steps are done: call set_timesteps before another run")
-        if self.config.variance_type in ("learned", "learned_range"):
-            model_output = model_output[:, : sample.shape[1]]
-        state = self._take_over(sample)
-        if self.config.thresholding or self.config.clip_sample:
-            output = model_output.to(state.input.dtype)
-            x0 = convert(state.input, output, self._network, "sample", plan.alpha[k], plan.sigma[k])
-            if self.config.thresholding:
-                top = max(1.0, self.config.sample_max_value)
-                model_output = dynamic_threshold(x0, self.config.dynamic_thresholding_ratio, ceiling=top)
-            else:
-                model_output = x0.clamp(-self.config.clip_sample_range, self.config.clip_sample_range)
-        noise = None
-        if plan.needs_noise(k):
-            noise = variance_noise
-            if noise is None:
-                noise = randn(sample.shape, generator, sample.device, state.input.dtype)
-            noise = noise.to(state.input.dtype)
-        self._state = plan.step(k, state, model_output, noise)
-        self._step_index += 1
-        self._returned = self._state.input.to(sample.dtype)
-        if self._returned is self._state.input is not self._state.anchor:
-            self._returned = self._returned.clone()  # so that an edit in place can be told from our own state
-        self._version = _version(self._returned)
-        return SchedulerOutput(prev_sample=self._returned) if return_dict else (self._returned,)
+        run = self._run_at(timestep, eta)
+        if run.k >= len(run.plan):
+            raise ValueError(f"all {len(run.plan)} steps are done: call set_timesteps before another run")
+        state = run.state_at(sample)
+        output = self._limited(run, state, model_output)
+        noise = _noise(run, state, generator, variance_noise)
+        self._run = run.then(run.plan.step(run.k, state, output, noise), sample.dtype)
+        return SchedulerOutput(prev_sample=self._run.returned) if return_dict else (self._run.returned,)
 
-    def _position(self, timestep) -> int:
-        """The entry of `timesteps` nearest to a label (a pipeline that sets no begin index)."""
-        return int(np.abs(self.plan.label - float(timestep)).argmin())
+    def _run_at(self, timestep, eta: float) -> Run:
+        """The run that this step belongs to: the present one, or a new one that begins here."""
+        run, looked_up = self._run, self._begin_index is None
+        if run is not None and run.first and run.k == len(run.plan) and looked_up:
+            run = None  # a run that was found by its label is over, so this label begins another
+        if run is None:
+            first = int(np.abs(self.plan.label - float(timestep)).argmin()) if looked_up else self._begin_index
+            run = Run(self._plan_from(first, eta), first)
+        return run
 
-    def _take_over(self, sample: torch.Tensor) -> State:
-        """The state to step from: ours in full precision if the pipeline left it alone, else the pipeline's."""
-        if self._state is None:
-            # Noise that the plan adds before its first call is already in the pipeline's latents (init_noise_sigma,
-            # add_noise): they are at the level of the first label.
-            x = sample.to(torch.promote_types(sample.dtype, torch.float32))
-            return State(x, x, ()) if self._run.start[:, 1].any() else self._run.begin(sample)
-        if sample is self._returned and _version(sample) == self._version:
-            return self._state
-        state = self._state
-        given = sample.to(state.input.dtype)
-        if state.anchor is state.input:
-            return state._replace(input=given, anchor=given)
-        # Move the anchor so that it would have led to this input: both came from the last anchor with these slopes.
-        of_input, of_anchor = self._run.rows[self._step_index - self._offset - 1, :, ANCHOR]
-        slope = float(of_anchor / of_input) if of_input and of_anchor else 1.0
-        return state._replace(input=given, anchor=state.anchor + (given - state.input) * slope)
+    def _limited(self, run: Run, state: State, output: torch.Tensor) -> torch.Tensor:
+        """The network's output without a learned variance; a limited x_0 in its place if the config limits it."""
+        config = self.config
+        if config.variance_type in ("learned", "learned_range"):
+            output = output[:, : state.input.shape[1]]
+        if not (config.thresholding or config.clip_sample):
+            return output
+        alpha, sigma = run.plan.alpha[run.k], run.plan.sigma[run.k]
+        x0 = convert(state.input, output.to(state.input.dtype), self._network, "sample", alpha, sigma)
+        if config.thresholding:
+            return dynamic_threshold(x0, config.dynamic_thresholding_ratio, ceiling=max(1.0, config.sample_max_value))
+        return x0.clamp(-config.clip_sample_range, config.clip_sample_range)
 
 
-class _Relevelled(Grid):
-    """Another grid's nodes, moved to the noise levels `level(theirs)`."""
-
-    def __init__(self, schedule: Schedule, nodes_of: Grid, level: Callable[[np.ndarray], np.ndarray]):
-        super().__init__(schedule, end=nodes_of.end)
-        self._nodes_of, self._level = nodes_of, level
-
-    def _placed(self, n: int) -> Nodes:
-        t = self._nodes_of.nodes(n).t
-        to_zero = self.end == "zero"
-        levels = self._level(self._nodes_of.schedule.noise_level(t[:-1] if to_zero else t))
-        nodes = Nodes.at(self.schedule, self.schedule.t_of_noise_level(levels))
-        return nodes.then_zero() if to_zero else nodes
-
-
-def _stretched(sigma: np.ndarray, terminal: float) -> np.ndarray:
-    """1 - sigma scaled so that the last sigma is `terminal` (FlowMatchEulerDiscreteScheduler's shift_terminal)."""
-    if sigma[-1] == 1.0:  # one call
-        return sigma
-    return 1.0 - (1.0 - sigma) * ((1.0 - terminal) / (1.0 - sigma[-1]))
+def _noise(run: Run, state: State, generator, given: torch.Tensor | None) -> torch.Tensor | None:
+    """The noise of the run's next step, in the state's dtype; None if it adds none."""
+    if not run.plan.needs_noise(run.k):
+        return None
+    x = state.input
+    return (randn(x.shape, generator, x.device, x.dtype) if given is None else given).to(x.dtype)
 
 
 # Saved pipelines name the class by its module, which must already be imported when they are loaded: with this,
 # `import samplers` is enough although the class itself is imported lazily.
 SolverScheduler.__module__ = "samplers"
 SolverScheduler.__signature__ = signature_of(SolverScheduler)
-
-
-def _version(x: torch.Tensor) -> int:
-    """Changes when a tensor is written in place (not tracked in inference mode)."""
-    return -1 if x.is_inference() else x._version

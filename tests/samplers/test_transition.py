@@ -1,6 +1,7 @@
 """`Plan.transition`: a step's Gaussian against the papers' formulas, torch's distributions and the executor's draws."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -91,7 +92,7 @@ def test_ancestral_euler(eta):
 
 
 def test_the_sde_of_a_flow():
-    """Euler-Maruyama in t with the velocity v (arXiv 2505.05470): the drift of noise g is v + g^2/(2t) (x + (1-t) v)."""
+    """Euler-Maruyama with the velocity v (arXiv 2505.05470): with noise g the drift is v + g^2/(2t) (x + (1-t) v)."""
     grid = Grid(RectifiedFlow(t_min=0.05), "time", end="t_end", t_start=0.9)
     plan = build_plan(grid.schedule, euler_maruyama, 6, grid, "flow")
     for k in range(6):
@@ -220,6 +221,6 @@ def test_what_is_no_gaussian():
     idle = Plan.build("idle", "epsilon", Grid(SD).nodes(1), [row(1.0, 0.0, noise=1.0)]).transition(0)
     with pytest.raises(ValueError, match="output"):
         idle.target(X, NEXT)
-    varied = np.broadcast_to(plan.rows[..., None], (*plan.rows.shape, 4))
+    varied = replace(plan, rows=np.broadcast_to(plan.rows[..., None], (*plan.rows.shape, 4)))
     with pytest.raises(ValueError, match="vary over the sample"):
-        Plan(**{name: getattr(plan, name) for name in ("name", "prediction", "t", "alpha", "sigma", "label", "reads")}, rows=varied).transition(0)  # fmt: skip
+        varied.transition(0)
