@@ -17,9 +17,9 @@ from .foreign import PROCESS, read
 from .grid import GRIDS, LABEL_GRIDS
 from .placing import SIGMA_FLAGS
 from .prediction import BLIND, PREDICTIONS, blind
-from .sample import check_kinds
+from .sample import check_options
 from .schedule import RectifiedFlow, Schedule, VPDiscrete, training_betas
-from .solvers import SOLVERS
+from .solvers import find_solver
 
 # The options that the diffusers scheduler of a family has too: our name -> the config's. Others are in solver_options.
 _SHARED = {"order": "solver_order", "lower_order_final": "lower_order_final"}
@@ -46,7 +46,7 @@ def chosen_by_name(config, fixed: dict) -> Choice:
     Raises:
         ValueError: an option that the solver does not have, with the nearest one that it has.
     """
-    build = SOLVERS[config.solver]
+    build = find_solver(config.solver)
     known = list(inspect.signature(build).parameters)[2:]
     options = {}
     for name, theirs in SHARED.get(config.solver, {}).items():
@@ -59,11 +59,8 @@ def chosen_by_name(config, fixed: dict) -> Choice:
             if name not in known:
                 raise ValueError(f"solver {config.solver!r} has no option {name!r}")
             options[name] = value
-    for name, value in {**fixed, **(config.solver_options or {})}.items():
-        if name not in known:
-            raise unknown(f"option of solver {config.solver!r}", name, known)
-        options[name] = value
-    check_kinds(build, options)
+    options |= {**fixed, **(config.solver_options or {})}
+    check_options(build, options)
     return Choice(build, None, options)
 
 
@@ -213,8 +210,6 @@ class PipelineConfig(SchedulerMixin, ConfigMixin):
         check(config)
         if unsaid := config.get("_use_default_values"):  # what other classes would replace by defaults of their own
             self.register_to_config(_use_default_values=[name for name in sorted(unsaid) if name not in PROCESS])
-        if config.solver is not None and config.solver not in SOLVERS:
-            raise unknown("solver", config.solver, SOLVERS)
         if self.fixed_solver not in (None, config.solver):
             raise ValueError(f"{type(self).__name__} is solver {self.fixed_solver!r}: use SolverScheduler for others")
         for name in config.solver_options or ():
@@ -274,6 +269,11 @@ class PipelineConfig(SchedulerMixin, ConfigMixin):
         kwargs = {**implied, **kwargs}
         was = config.get("solver", cls.fixed_solver)
         said = None if "solver" in config.get("_use_default_values", ()) else was
+        if ":" in str(said) and "solver" not in kwargs and cls.fixed_solver is None:
+            raise ValueError(
+                f"this config names the solver {said!r}, and a config imports no code by itself: if you trust that "
+                f"module, pass solver={said!r} too"
+            )
         if kwargs.get("solver", cls.fixed_solver or said) != was:  # the options of another solver stay behind
             for name in ("solver", "solver_options", "eta", "as_published"):
                 config.pop(name, None)

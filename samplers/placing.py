@@ -62,7 +62,7 @@ def shifted(config, mu) -> RectifiedFlow:
         raise ValueError(f"mu must be a number that makes a finite shift above 0, got {mu!r}") from None
 
 
-# -- flow models, as in FlowMatchEulerDiscreteScheduler: shift, stretch to `shift_terminal`, then the flags --------------
+# -- flow models, as in FlowMatchEulerDiscreteScheduler: shift, stretch to `shift_terminal`, then the flags ------------
 
 
 def _flow(config, schedule: Schedule, chosen: Grid | None, end: str, flagged: str | None) -> Grid:

@@ -14,7 +14,7 @@ from .grid import Grid, IntervalsError
 from .plan import Plan
 from .prediction import PREDICTIONS, Guidance
 from .schedule import Schedule
-from .solvers import SOLVERS
+from .solvers import SOLVERS, find_solver
 
 
 def build_plan(
@@ -69,43 +69,28 @@ def build_plan(
         choice = default_solver(calls, guidance, schedule, grid.end)
         build, options, grid = choice.solver, choice.options, choice.grid if anywhere else grid
     else:
-        build = _known(solver, options, calls)
-    if steps is not None:
-        plan = build(grid, steps, **options)
-    else:
-        plan = build_on_given(build, grid, **options)
-        steps = len(plan)
-    if len(plan) != steps:
+        build = solver if callable(solver) else find_solver(solver)
+        check_options(build, options)
+        _check_order(build, options, calls)
+    plan = compiled(build, grid, steps, options)
+    if steps not in (None, len(plan)):
         raise ValueError(
             f"solver {plan.name!r} cannot make exactly {steps} model calls here; it would make {len(plan)}"
         )
     return plan.for_prediction(prediction)
 
 
-def _known(solver: str | Callable[..., Plan], options: dict, calls: int) -> Callable[..., Plan]:
-    """The solver's function, once its options are known to it and the calls suffice for its order."""
-    if not callable(solver) and solver not in SOLVERS:
-        raise unknown("solver", solver, SOLVERS)
-    build = solver if callable(solver) else SOLVERS[solver]
-    name, parameters = getattr(build, "__name__", solver), inspect.signature(build).parameters
+def check_options(build: Callable[..., Plan], options: dict) -> None:
+    """That a solver has these options and that they are of the kind of their defaults: a switch, a name or a number.
+
+    Raises:
+        ValueError: an unknown option (with the nearest one), or a value of another kind or above a million.
+    """
+    name, parameters = name_of(build), inspect.signature(build).parameters
     known = list(parameters)[2:]
     for option in options:
-        if option not in known:
+        if option not in known and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             raise unknown(f"option of solver {name!r}", option, known)
-    check_kinds(build, options)
-    for option in {"order", "predictor_order"} & set(known):
-        order = options.get(option, parameters[option].default)
-        if isinstance(order, int) and isinstance(calls, int) and 0 < calls < order:
-            raise ValueError(
-                f"{name} of {option} {order} needs at least {order} model calls, got {calls}: "
-                f"pass {option}={calls}, or more steps"
-            )
-    return build
-
-
-def check_kinds(build: Callable[..., Plan], options: dict) -> None:
-    """That options are of the kind of their defaults: a switch, a name, or a number that is not huge."""
-    parameters = inspect.signature(build).parameters
     for option in options.keys() & parameters.keys() if build in SOLVERS.values() else ():
         value, default = options[option], parameters[option].default
         if isinstance(value, tuple | list) and "tuple" in str(parameters[option].annotation):
@@ -120,7 +105,24 @@ def check_kinds(build: Callable[..., Plan], options: dict) -> None:
         else:
             continue
         if not good:
-            raise ValueError(f"option {option!r} of solver {build.__name__!r} must be {what}, got {value!r}")
+            raise ValueError(f"option {option!r} of solver {name!r} must be {what}, got {value!r}")
+
+
+def _check_order(build: Callable[..., Plan], options: dict, calls: int) -> None:
+    """That there are as many calls as the solver's order."""
+    name, parameters = name_of(build), inspect.signature(build).parameters
+    for option in {"order", "predictor_order"} & parameters.keys():
+        order = options.get(option, parameters[option].default)
+        if isinstance(order, int) and isinstance(calls, int) and 0 < calls < order:
+            raise ValueError(
+                f"{name} of {option} {order} needs at least {order} model calls, got {calls}: "
+                f"pass {option}={calls}, or more steps"
+            )
+
+
+def name_of(build: Callable[..., Plan]) -> str:
+    """A solver's name in messages."""
+    return getattr(build, "__name__", repr(build))
 
 
 def _same(one: Schedule, other: Schedule, t: np.ndarray) -> bool:
@@ -130,8 +132,23 @@ def _same(one: Schedule, other: Schedule, t: np.ndarray) -> bool:
     )
 
 
-def build_on_given(build: Callable[..., Plan], grid: Grid, **options) -> Plan:
-    """The plan whose steps are the intervals of a grid with given nodes, whatever number of calls a step costs.
+def compiled(build: Callable[..., Plan], grid: Grid, calls: int | None, options: dict) -> Plan:
+    """The solver's plan of so many calls; None: of as many steps as the grid's given nodes make.
+
+    Raises:
+        ValueError: the solver makes no such plan, or no plan at all.
+    """
+    plan = _on_given(build, grid, options) if calls is None else build(grid, calls, **options)
+    if not isinstance(plan, Plan):
+        raise ValueError(f"solver {name_of(build)!r} returned {type(plan).__name__}, not a samplers.Plan")
+    return plan
+
+
+_MOST_CALLS_PER_STEP = 4
+
+
+def _on_given(build: Callable[..., Plan], grid: Grid, options: dict) -> Plan:
+    """The plan whose steps are the grid's given intervals, whatever number of calls a step costs.
 
     If several numbers of calls fit (single-step solvers that end with a lower order), the largest.
     """
@@ -147,9 +164,6 @@ def build_on_given(build: Callable[..., Plan], grid: Grid, **options) -> Plan:
     if plan is None:
         raise why
     return plan
-
-
-_MOST_CALLS_PER_STEP = 4
 
 
 def sample(

@@ -23,7 +23,7 @@ from .pipeline_run import Run
 from .placing import place, shifted
 from .plan import Plan, State, randn
 from .prediction import convert, dynamic_threshold
-from .sample import build_on_given
+from .sample import compiled, name_of
 from .tail import tail
 
 
@@ -166,12 +166,12 @@ class SolverScheduler(PipelineConfig):
         build, options = self._choice.solver, self._choice.options
         if eta:
             if "eta" not in inspect.signature(build).parameters:
-                raise ValueError(f"solver {build.__name__!r} has no option 'eta'")
+                raise ValueError(f"solver {name_of(build)!r} has no option 'eta'")
             options = {**options, "eta": eta}
         try:
-            plan = build_on_given(build, grid, **options) if calls is None else build(grid, calls, **options)
-        except (TypeError, OverflowError) as error:  # an option of another kind, which only the solver knows
-            raise ValueError(f"solver {build.__name__!r} with {options}: {error}") from None
+            plan = compiled(build, grid, calls, options)
+        except (TypeError, OverflowError) as error:  # an option of a kind that only the solver checks
+            raise ValueError(f"solver {name_of(build)!r} with {options}: {error}") from None
         limited = self.config.thresholding or self.config.clip_sample
         return plan.for_prediction("sample" if limited else self._network)
 

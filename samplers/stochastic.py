@@ -193,8 +193,8 @@ class LangevinPlan(Plan):
         found = super().transition(k)
         if self.pace[k - len(self)]:
             raise ValueError(
-                f"call {k} of plan {self.name!r} is a Langevin corrector. The size of its noise depends on the network's "
-                "output, so its draw has no fixed standard deviation: use corrector='ald' or 'none'"
+                f"call {k} of plan {self.name!r} is a Langevin corrector. The size of its noise depends on the "
+                "network's output, so its draw has no fixed standard deviation: use corrector='ald' or 'none'"
             )
         return found
 
