@@ -23,7 +23,7 @@ from .prediction import Guidance
 from .schedule import Schedule
 from .solvers.ddim import ddim
 from .solvers.dpmpp import check_options
-from .solvers.singlestep import step_rows
+from .solvers.singlestep import Form, step_rows
 
 CLOSE = 1e-5  # to t_end: in t for 'dpm_solver', in lambda for 'k_diffusion'
 CONTROLLERS = ("dpm_solver", "k_diffusion")
@@ -108,7 +108,7 @@ def sample_adaptive(
         step = min(h, abs(lam_end - lam))
         lams = lam + towards * step * np.arange(1, order + 1) / order
         nodes = Nodes.at(schedule, [t, *schedule.t_of_lambda(lams)])
-        low, high = run(_pair(nodes, order, target, solver_type), state, effort.calls)
+        low, high = run(_pair(nodes, order, Form(target, solver_type)), state, effort.calls)
         gap = (high - low) / torch.maximum(low.abs(), previous.abs()).mul(rtol).clamp(min=atol)
         if controller == "dpm_solver":
             error = gap.square().flatten(1).mean(1).sqrt().max().item()
@@ -129,12 +129,12 @@ def sample_adaptive(
     return state.to(dtype), effort
 
 
-def _pair(nodes: Nodes, p: int, target: str, solver_type: str) -> Plan:
+def _pair(nodes: Nodes, p: int, form: Form) -> Plan:
     """One step over all `nodes`: the result of order p as the last input, that of order p - 1 as the last anchor."""
-    *stages, high = step_rows(nodes, 0, p, target, solver_type)
-    low = step_rows(nodes.take([*range(p - 1), p]), 0, p - 1, target, solver_type)[-1]
+    *stages, high = step_rows(nodes, 0, p, form)
+    low = step_rows(nodes.take([*range(p - 1), p]), 0, p - 1, form)[-1]
     low = low._replace(ms=(0.0, *low.ms))  # without the newest call
-    return Plan.build("adaptive", target, nodes, [*stages, (high, low)])
+    return Plan.build("adaptive", form.target, nodes, [*stages, (high, low)])
 
 
 def _run(model, plan: Plan, x: torch.Tensor, calls: int, **settings) -> tuple[torch.Tensor, torch.Tensor]:

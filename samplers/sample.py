@@ -16,6 +16,8 @@ from .prediction import PREDICTIONS, Guidance
 from .schedule import Schedule
 from .solvers import SOLVERS, find_solver
 
+_PLACING = ("end", "t_start", "t_end", "sigmas", "timesteps")  # of Grid's options, those that build_plan takes
+
 
 def build_plan(
     schedule: Schedule,
@@ -23,41 +25,37 @@ def build_plan(
     steps: int | None = None,
     grid: str | Grid | None = None,
     prediction: str = "epsilon",
-    *,
-    guidance: float = 1.0,
-    end: str | None = None,
-    t_start: float | None = None,
-    t_end: float | None = None,
-    sigmas=None,
-    timesteps=None,
     **options,
 ) -> Plan:
     """Compile (schedule, grid, solver) into a plan.
 
     Args:
         schedule: the network's noise schedule.
-        solver: a name in `samplers.SOLVERS`, or any function `(grid, steps, **options) -> Plan`. None: what
-            `default_solver` says, and if nothing is said of the grid, on its grid.
-        steps: number of model calls, always. May be left out with `sigmas` or `timesteps`.
-        grid: a name in `samplers.grid.GRIDS` or a `Grid` (which then carries end, t_start, t_end, sigmas and
-            timesteps itself). None: the schedule's default.
-        guidance: the guidance scale that the model will be used with, for `default_solver` only.
+        solver: a name in `samplers.SOLVERS`, a path `package.module:attribute`, or any function `(grid, steps,
+            **options) -> Plan`. None: what `default_solver` chooses, on its own grid unless one is named here.
+        steps: number of model calls, whatever the solver. May be left out with `sigmas` or `timesteps`.
+        grid: a name in `samplers.grid.GRIDS` or a `Grid`. None: the schedule's default.
         prediction: what the network returns: 'epsilon', 'sample', 'v_prediction', 'flow' or 'score'.
-        end, t_start, t_end, sigmas, timesteps: see `Grid`.
-        options: the solver's own, e.g. `order=3` for dpmpp, `eta=1.0` for ddim.
+        options: the solver's own options, e.g. `order=3` for dpmpp or `eta=1.0` for ddim. Besides, for every solver:
+            end, t_start, t_end, sigmas, timesteps: see `Grid`. A `Grid` object already has them.
+            guidance: the guidance scale that the model will be used with (default 1), for `default_solver` only.
 
     Raises:
-        ValueError: an unknown name (with the nearest one), steps < 1, sigmas that are not monotone, ...
+        ValueError: an unknown name (with the nearest one), steps < 1, sigmas that are not monotone, or whatever else
+            makes no plan.
     """
+    guidance = options.pop("guidance", 1.0)
+    placed = {name: options.pop(name) for name in _PLACING if name in options}
+    placed = {name: value for name, value in placed.items() if value is not None}
     if not isinstance(schedule, Schedule):
         raise TypeError(f"schedule must be a samplers.Schedule such as VPDiscrete(betas), got {schedule!r}")
     if prediction not in PREDICTIONS:
         raise unknown("prediction", prediction, PREDICTIONS)
-    anywhere = grid is None and all(v is None for v in (t_start, t_end, sigmas, timesteps))
+    anywhere = grid is None and not placed.keys() - {"end"}
     if not isinstance(grid, Grid):
-        grid = Grid(schedule, grid, end=end or "zero", t_start=t_start, t_end=t_end, sigmas=sigmas, timesteps=timesteps)
-    elif any(v is not None for v in (end, t_start, t_end, sigmas, timesteps)):
-        raise ValueError("a Grid object carries its own end, t_start, t_end, sigmas and timesteps")
+        grid = Grid(schedule, grid, **placed)
+    elif placed:
+        raise ValueError(f"a Grid object has its own {', '.join(_PLACING)}; leave out {', '.join(placed)}")
     elif not _same(schedule, grid.schedule, np.array([grid.t_start, grid.t_end])):
         raise ValueError(f"the grid is of another schedule ({type(grid.schedule).__name__}): pass grid.schedule")
     if steps is None and grid.given is None:
@@ -173,40 +171,28 @@ def sample(
     schedule: Schedule,
     solver: str | Callable[..., Plan] | None = None,
     steps: int | None = None,
-    grid: str | Grid | None = None,
-    prediction: str = "epsilon",
-    guidance: Guidance | None = None,
-    threshold: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    generator=None,
-    noise: Callable[[int], torch.Tensor] | None = None,
-    callback=None,
-    check_finite: bool = True,
     **options,
 ) -> torch.Tensor:
-    """Draw a sample: `build_plan(...)` and `plan.run(...)` in one call; see there for the arguments.
+    """Draw a sample: `build_plan` and `Plan.run` in one call.
 
     Args:
         model: any callable `model(x, t)`; t is the network's own label (0..999 for Stable Diffusion, sigma for EDM,
             ...).
         x: (batch, ...) initial state, noise of standard deviation `schedule.init_scale`.
         solver: None is `default_solver`'s choice for these steps, this guidance and schedule.
-        steps: number of model calls; default 10, or what the given sigmas or timesteps make.
-        options: whatever else `build_plan` takes: end, t_start, t_end, sigmas, timesteps and the solver's own options.
+        steps: number of model calls; default 10, or as many as the given sigmas or timesteps make.
+        options: of `Plan.run`: guidance (a `Guidance`), threshold, generator, noise, callback, check_finite. Of
+            `build_plan`: grid, prediction, end, t_start, t_end, sigmas, timesteps and the solver's own options.
 
     Returns: the result, with x's shape, dtype and device.
     """
+    running = {name: options.pop(name) for name in _RUNNING if name in options}
+    grid, guidance = options.get("grid"), running.get("guidance")
     placed = isinstance(grid, Grid) and grid.given is not None
     if steps is None and not placed and options.get("sigmas") is None and options.get("timesteps") is None:
         steps = 10
     scale = guidance.scale if isinstance(guidance, Guidance) else 1.0
-    plan = build_plan(schedule, solver, steps, grid, prediction, guidance=scale, **options)
-    return plan.run(
-        model,
-        x,
-        guidance=guidance,
-        threshold=threshold,
-        generator=generator,
-        noise=noise,
-        callback=callback,
-        check_finite=check_finite,
-    )
+    return build_plan(schedule, solver, steps, guidance=scale, **options).run(model, x, **running)
+
+
+_RUNNING = ("guidance", "threshold", "generator", "noise", "callback", "check_finite")  # of Plan.run's options

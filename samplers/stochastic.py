@@ -23,7 +23,7 @@ from .schedule import EDM, VPLinear
 from .transition import Transition
 
 
-class Forward(NamedTuple):
+class Undone(NamedTuple):
     """The steps that n predictor calls undo: `x_s = carry x_t + sqrt(g2) z` from the later node t back to s."""
 
     nodes: Nodes  # where the calls are, then the end
@@ -32,7 +32,7 @@ class Forward(NamedTuple):
     ratio: np.ndarray  # (n,) sigma_t / sigma_s
 
 
-def _forward(grid: Grid, n: int, as_published: bool) -> Forward:
+def _forward(grid: Grid, n: int, as_published: bool) -> Undone:
     if as_published:
         return _published(grid, n)
     nodes = grid.nodes(n)
@@ -40,10 +40,10 @@ def _forward(grid: Grid, n: int, as_published: bool) -> Forward:
     g2 = nodes.sigma[:-1] ** 2 - (carry * nodes.sigma[1:]) ** 2  # so that the marginals are exactly the schedule's
     if (g2 < 0).any():
         raise ValueError("the reverse SDE needs a grid that runs from noise to data")
-    return Forward(nodes, carry, g2, nodes.sigma[1:] / nodes.sigma[:-1])
+    return Undone(nodes, carry, g2, nodes.sigma[1:] / nodes.sigma[:-1])
 
 
-def _published(grid: Grid, n: int) -> Forward:
+def _published(grid: Grid, n: int) -> Undone:
     """The discrete SDE of the authors' code, on a ladder of n levels of its own, looked up at the times' index."""
     nodes, schedule = _published_nodes(grid, n), grid.schedule
     eps = grid.t_end
@@ -60,7 +60,7 @@ def _published(grid: Grid, n: int) -> Forward:
         level = np.exp(np.linspace(math.log(schedule.t_min), math.log(schedule.t_max), n))
         carry, g2 = np.ones(n), np.diff(level**2, prepend=0.0)
     ratio = np.append(0.0, level[:-1]) / level
-    return Forward(nodes, carry[index], g2[index], ratio[index])
+    return Undone(nodes, carry[index], g2[index], ratio[index])
 
 
 def _published_nodes(grid: Grid, n: int) -> Nodes:
@@ -71,9 +71,21 @@ def _published_nodes(grid: Grid, n: int) -> Nodes:
     return Grid(grid.schedule, kind, t_end=grid.t_end).nodes(n)
 
 
-def _plan(name: str, grid: Grid, nodes: Nodes, keep, push, spread, as_published: bool, ode: bool = False) -> Plan:
-    """The plan of `x_t = keep x_s + push score + spread z`; on the probability flow (eq. 13) push / 2 and no noise."""
-    keep, push, spread = keep.copy(), push * (0.5 if ode else 1.0), spread * (0.0 if ode else 1.0)
+class Moves(NamedTuple):
+    """The steps `x_t = keep x_s + push score + spread z`; arrays (n,)."""
+
+    keep: np.ndarray
+    push: np.ndarray
+    spread: np.ndarray
+
+    def of_flow(self) -> Moves:
+        """The same steps of the probability flow (eq. 13): half the push and no noise."""
+        return Moves(self.keep, self.push * 0.5, self.spread * 0.0)
+
+
+def _plan(name: str, grid: Grid, nodes: Nodes, moves: Moves, as_published: bool) -> Plan:
+    """The plan of these steps, whose last one ends as `grid` says."""
+    keep, push, spread = (each.copy() for each in moves)
     if as_published:
         spread[-1] *= grid.end != "zero"  # the result is the mean of the last step
     elif nodes.sigma[-1] == 0.0 and nodes.alpha[-2] == 0.0:
@@ -97,7 +109,8 @@ def reverse_diffusion(grid: Grid, steps: int, *, probability_flow: bool = False,
     """
     nodes, carry, g2, _ = _forward(grid, steps, as_published)
     # eq. 46: x - f(x) + G^2 score + G z, with f(x) = (carry - 1) x
-    return _plan("reverse_diffusion", grid, nodes, 2.0 - carry, g2, np.sqrt(g2), as_published, probability_flow)
+    moves = Moves(2.0 - carry, g2, np.sqrt(g2))
+    return _plan("reverse_diffusion", grid, nodes, moves.of_flow() if probability_flow else moves, as_published)
 
 
 def ancestral_sampling(
@@ -121,7 +134,7 @@ def ancestral_sampling(
         raise ValueError("ancestral_sampling cannot start at alpha = 0: use ddim with eta=1, or a smaller t_start")
     spread = np.sqrt(g2) * (ratio if variance == "small" else 1.0)
     # eq. 4 (carry = sqrt(1 - beta_i), G^2 = beta_i); app. F (carry = 1, G^2 = sigma_i^2 - sigma_{i-1}^2)
-    return _plan("ancestral_sampling", grid, nodes, 1.0 / carry, g2 / carry, spread, as_published)
+    return _plan("ancestral_sampling", grid, nodes, Moves(1.0 / carry, g2 / carry, spread), as_published)
 
 
 def euler_maruyama(grid: Grid, steps: int, *, probability_flow: bool = False, as_published: bool = False) -> Plan:
@@ -149,8 +162,8 @@ def euler_maruyama(grid: Grid, steps: int, *, probability_flow: bool = False, as
     if (dt > 0).any():
         raise ValueError("the reverse SDE needs a grid that runs from noise to data")
     # eq. 6: x + (f x - g^2 score) dt + g sqrt(|dt|) z, dt < 0
-    keep, push = 1.0 + f * dt, -g2 * dt
-    return _plan("euler_maruyama", grid, nodes, keep, push, np.sqrt(push), as_published, probability_flow)
+    moves = Moves(1.0 + f * dt, -g2 * dt, np.sqrt(-g2 * dt))
+    return _plan("euler_maruyama", grid, nodes, moves.of_flow() if probability_flow else moves, as_published)
 
 
 @dataclass(frozen=True, eq=False)

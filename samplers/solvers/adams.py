@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..grid import Grid
+from ..grid import Grid, Nodes
 from ..plan import Plan
 from .expint import add, through
 from .line import Line
@@ -41,7 +41,8 @@ def lms(grid: Grid, steps: int, *, order: int = 4, space: str | None = None, low
     """
     if not isinstance(order, (int, np.integer)) or order < 1:
         raise ValueError(f"lms needs an order of at least 1, got {order!r}")
-    return _adams(f"lms(order={order})", grid, steps, order, space, lower_order_final, exact)
+    nodes = grid.nodes(steps)
+    return _adams(f"lms(order={order})", nodes, Line(nodes, space), order, lower_order_final, exact)
 
 
 def ipndm(
@@ -74,7 +75,8 @@ def ipndm(
         raise ValueError("as_published concerns the coefficients of variable=True; equal-step ipndm has no other form")
     weights = (published if as_published else exact) if variable else lambda at: EQUAL[len(at) - 1]
     name = f"{'ipndm_v' if variable else 'ipndm'}(order={order})"
-    return _adams(name, grid, steps, order, space, lower_order_final, weights)
+    nodes = grid.nodes(steps)
+    return _adams(name, nodes, Line(nodes, space), order, lower_order_final, weights)
 
 
 def abm(grid: Grid, steps: int, *, order: int = 4, final_order: int = 2, space: str | None = "flow") -> Plan:
@@ -111,17 +113,14 @@ def abm(grid: Grid, steps: int, *, order: int = 4, final_order: int = 2, space: 
 
 def _adams(
     name: str,
-    grid: Grid,
-    steps: int,
+    nodes: Nodes,
+    line: Line,
     order: int,
-    space: str | None,
     lower_order_final: bool,
     weights: Callable[[np.ndarray], np.ndarray],
 ) -> Plan:
     """`weights`: from where the values are, in steps relative to the newest (0, -h_1/h_0, ...), to c."""
-    nodes = grid.nodes(steps)
-    line = Line(nodes, space)
-    rows = []
+    steps, rows = len(nodes) - 1, []
     for i in range(steps):
         p = min(order, i + 1, steps - i if lower_order_final else order)
         h = line.u[i + 1] - line.u[i]

@@ -15,6 +15,15 @@ from ..schedule import Schedule
 from .line import SPACES, Line
 
 
+class Churn(NamedTuple):
+    """EDM's stochasticity: the options s_churn, s_tmin, s_tmax and s_noise of `runge_kutta`."""
+
+    amount: float
+    low: float
+    high: float
+    noise: float
+
+
 class Tableau(NamedTuple):
     """Butcher's: stage j starts from `a[j - 1]`, the step ends with `b`; the nodes c are the sums of a's rows."""
 
@@ -76,7 +85,8 @@ def runge_kutta(
     if method not in TABLEAUX:
         raise unknown("method", method, TABLEAUX)
     tableau = TABLEAUX[method]
-    return _explicit(f"runge_kutta({method})", grid, steps, lambda *_: tableau, space, s_churn, s_tmin, s_tmax, s_noise)
+    churn = Churn(s_churn, s_tmin, s_tmax, s_noise)
+    return _explicit(f"runge_kutta({method})", grid, steps, lambda *_: tableau, space, churn)
 
 
 def euler(
@@ -91,7 +101,7 @@ def euler(
 ) -> Plan:
     """Euler's method with EDM's churn; without churn, and except in the space 'time', it is DDIM. Order 1, one call
     per step; the options are those of `runge_kutta`."""
-    return _explicit("euler", grid, steps, lambda *_: EULER, space, s_churn, s_tmin, s_tmax, s_noise)
+    return _explicit("euler", grid, steps, lambda *_: EULER, space, Churn(s_churn, s_tmin, s_tmax, s_noise))
 
 
 def heun(
@@ -116,7 +126,7 @@ def heun(
     if not 1e-6 < alpha <= 1:
         raise ValueError(f"heun needs alpha in (0, 1], above 1e-6, got {alpha}")
     tableau = Tableau(((alpha,),), (1 - 1 / (2 * alpha), 1 / (2 * alpha)))
-    return _explicit("heun", grid, steps, lambda *_: tableau, space, s_churn, s_tmin, s_tmax, s_noise)
+    return _explicit("heun", grid, steps, lambda *_: tableau, space, Churn(s_churn, s_tmin, s_tmax, s_noise))
 
 
 def dpm2(
@@ -147,7 +157,7 @@ def dpm2(
             c = ((middle / (1 + middle) if space == "flow" else middle) - u) / (v - u)
         return Tableau(((c,),), (1 - 1 / (2 * r), 1 / (2 * r)))  # c = r + O(h), which is enough for order 2
 
-    return _explicit("dpm2", grid, steps, tableau, None, s_churn, s_tmin, s_tmax, s_noise)
+    return _explicit("dpm2", grid, steps, tableau, None, Churn(s_churn, s_tmin, s_tmax, s_noise))
 
 
 def outer_nodes(grid: Grid, calls: int, stages: int) -> tuple[Nodes, int]:
@@ -184,22 +194,19 @@ def _explicit(
     calls: int,
     tableau: Callable[[float, float, str], Tableau],
     space: str | None,
-    s_churn: float,
-    s_tmin: float,
-    s_tmax: float,
-    s_noise: float,
+    churn: Churn,
 ) -> Plan:
     """The plan of the Runge-Kutta method with the coefficients `tableau(u, v, space)` in a step from u to v."""
     if space not in (None, "time", *SPACES):
         raise unknown("space", space, ("time", *SPACES))
-    if not (s_churn >= 0 and s_noise >= 0):
-        raise ValueError(f"s_churn and s_noise must not be negative, got {s_churn} and {s_noise}")
+    if not (churn.amount >= 0 and churn.noise >= 0):
+        raise ValueError(f"s_churn and s_noise must not be negative, got {churn.amount} and {churn.noise}")
     schedule = grid.schedule
     nodes, of_first = outer_nodes(grid, calls, len(tableau(0.9, 0.5, "kappa").b))
     n = len(nodes) - 1
     space = space or ("flow" if nodes.alpha[0] == 0.0 else "kappa")
     line_of = _Clock if space == "time" else lambda nodes: Line(nodes, space)
-    begin, noise = _churn(schedule, nodes, s_churn, s_tmin, s_tmax, s_noise)
+    begin, noise = _raised(schedule, nodes, churn)
     u, v = line_of(begin).u, line_of(nodes).u[1:]
     tables = [tableau(u[i], v[i], space) if nodes.sigma[i + 1] else EULER for i in range(n)]
     if of_first < len(tables[0].b):
@@ -233,22 +240,22 @@ def _time_at(schedule: Schedule, space: str, u: float) -> float:
     return float(schedule.t_of_lambda(np.log(1.0 - u) - np.log(u) if space == "flow" else -np.log(u)))
 
 
-def _churn(schedule: Schedule, nodes: Nodes, s_churn, s_tmin, s_tmax, s_noise) -> tuple[Nodes, np.ndarray]:
+def _raised(schedule: Schedule, nodes: Nodes, churn: Churn) -> tuple[Nodes, np.ndarray]:
     """Where the n steps begin once noise has raised their levels, and the noise before each (none after the last), in
     units of x."""
     n = len(nodes) - 1
     begin = nodes.take(range(n))
-    gamma = min(s_churn / n, math.sqrt(2.0) - 1.0)  # algorithm 2, line 4
+    gamma = min(churn.amount / n, math.sqrt(2.0) - 1.0)  # algorithm 2, line 4
     if not gamma:
         return begin, np.zeros(n + 1)
     if nodes.lam[-1] < nodes.lam[0]:
         raise ValueError("s_churn needs a grid that runs from noise to data")
     level = np.exp(-begin.lam)
-    inside = np.flatnonzero((level >= s_tmin) & (level <= s_tmax) & np.isfinite(level))
+    inside = np.flatnonzero((level >= churn.low) & (level <= churn.high) & np.isfinite(level))
     top = np.maximum(np.exp(-schedule.lam(schedule.t_limits[1])), level[inside])
     raised = np.minimum((1.0 + gamma) * level[inside], top)
     t, noise = begin.t.copy(), np.zeros(n + 1)
     t[inside] = schedule.t_of_lambda(-np.log(raised))
     begin = Nodes.at(schedule, t)
-    noise[inside] = s_noise * begin.alpha[inside] * np.sqrt(raised**2 - level[inside] ** 2)  # line 6
+    noise[inside] = churn.noise * begin.alpha[inside] * np.sqrt(raised**2 - level[inside] ** 2)  # line 6
     return begin, noise

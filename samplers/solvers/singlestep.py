@@ -6,7 +6,7 @@ Lu et al. 2022, arXiv 2206.00927 (DPM-Solver-2, -3 and -fast: Algorithms 1 and 2
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,15 @@ from ..grid import Grid, Nodes
 from ..plan import Plan, Row, row
 from .dpmpp import check_options, plan_name
 from .expint import ExpStep
+
+
+class Form(NamedTuple):
+    """What the steps of one plan have in common: the options of `singlestep`."""
+
+    target: str
+    solver_type: str
+    eta: float = 0.0
+    own_noise: bool = False  # each stage draws anew; if not, all stages of a step see one Brownian path
 
 
 def singlestep(
@@ -58,7 +67,7 @@ def singlestep(
     nodes = _place(grid, steps, orders, as_published)
     rows, s = [], 0
     for p in orders:
-        rows += step_rows(nodes, s, p, target, solver_type, eta, as_published)
+        rows += step_rows(nodes, s, p, Form(target, solver_type, eta, as_published))
         s += p
     return Plan.build(plan_name("singlestep", order, target, eta), target, nodes, rows)
 
@@ -81,14 +90,12 @@ def order_list(steps: int, order: int, fixed: bool, from_pure_noise: bool, to_ze
     return first + [order] * (body // order) + ([body % order] if body % order else []) + last
 
 
-def step_rows(
-    nodes: Nodes, s: int, p: int, target: str, solver_type: str, eta: float = 0.0, own_noise: bool = False
-) -> list[Row | tuple[Row, Row]]:
+def step_rows(nodes: Nodes, s: int, p: int, form: Form) -> list[Row | tuple[Row, Row]]:
     """The p rows of one step of order p from node s to node s + p, with its calls at the nodes s ... s + p - 1.
 
-    The anchor waits at s; along with it goes the noise of the path so far, so that all stages see one Brownian path
-    (`own_noise`: each stage draws anew).
+    The anchor stays at s while the stages are called. It carries the noise of the path so far, unless `form.own_noise`.
     """
+    target, solver_type, eta, own_noise = form
     rows = []
     for j in range(1, p + 1):
         step, link = (ExpStep(nodes, a, s + j, target, eta if nodes.sigma[s + j] else 0.0) for a in (s, s + j - 1))
