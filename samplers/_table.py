@@ -48,11 +48,18 @@ def combine(row: Terms, values: Sequence[torch.Tensor | None], where: str) -> to
         if value is None and column == NOISE:
             raise ValueError(f"{where} of this plan adds noise: pass noise=")
         if total is None:  # the constant comes after anchor and noise, so it is first only in a row without either
-            total = torch.zeros_like(values[ANCHOR]).add_(c) if value is None else value * c
+            total = _zeros(values).add_(c) if value is None else value * c
         elif value is None:
             total = total.add_(c)
         elif isinstance(c, torch.Tensor):
             total = total.addcmul_(value, c)
         else:
             total = total.add_(value, alpha=c)
-    return torch.zeros_like(values[ANCHOR]) if total is None else total
+    return _zeros(values) if total is None else total
+
+
+def _zeros(values: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    like = values[ANCHOR]
+    if like is None:
+        raise ValueError("a row needs the anchor")
+    return torch.zeros_like(like)

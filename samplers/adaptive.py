@@ -131,8 +131,8 @@ def sample_adaptive(
 
 def _pair(nodes: Nodes, p: int, form: Form) -> Plan:
     """One step over all `nodes`: the result of order p as the last input, that of order p - 1 as the last anchor."""
-    *stages, high = step_rows(nodes, 0, p, form)
-    low = step_rows(nodes.take([*range(p - 1), p]), 0, p - 1, form)[-1]
+    stages, high = step_rows(nodes, 0, p, form)
+    _, low = step_rows(nodes.take([*range(p - 1), p]), 0, p - 1, form)
     low = low._replace(ms=(0.0, *low.ms))  # without the newest call
     return Plan.build("adaptive", form.target, nodes, [*stages, (high, low)])
 

@@ -35,7 +35,7 @@ class Choice:
     """What `default_solver` chose: `build_plan(schedule, choice.solver, calls, choice.grid, **choice.options)`."""
 
     solver: Callable[..., Plan]
-    grid: Grid
+    grid: Grid | None  # None: as the caller places the calls
     options: dict = field(default_factory=dict)
 
 

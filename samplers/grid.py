@@ -9,6 +9,7 @@ Nodes run one way, no two alike: from noise to data, and towards noise only betw
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,6 +111,7 @@ def _labels(kind: str, total: int, n: int, offset: int) -> np.ndarray:
     """Integer labels as diffusers' multistep schedulers space them (timestep_spacing; arXiv 2305.08891, table 2)."""
     if n > total:
         raise ValueError(f"grid {kind!r} has only {total} labels for {n} steps")
+    labels: np.ndarray
     if kind == "linspace":
         labels = np.linspace(0, total - 1, n + 1).round()[::-1][:-1]
     elif kind == "leading":
@@ -181,6 +183,7 @@ class Grid:
         self.given = self._given(sigmas, timesteps, times)
 
     def _given(self, sigmas, timesteps, times) -> Nodes | None:
+        of: Callable[[np.ndarray], np.ndarray]
         if sigmas is not None:
             values, of = falling("sigmas", sigmas), self.schedule.t_of_noise_level
         elif timesteps is not None:

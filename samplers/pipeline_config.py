@@ -71,7 +71,7 @@ def _number(low: float, high: float, whole: bool = False, unset: bool = False):
         kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
         if value is None or isinstance(value, bool) or not isinstance(value, kinds):
             return unset and value is None
-        return (low <= value if whole else low < value) and value <= high
+        return bool((low <= value if whole else low < value) and value <= high)
 
     return valid
 
@@ -201,8 +201,8 @@ class PipelineConfig(SchedulerMixin, ConfigMixin):
 
         here = inspect.signature(PipelineConfig.__init__)
         named = [p.replace(default=solver) if p.name == "solver" else p for p in here.parameters.values()]
-        __init__.__signature__ = here.replace(parameters=named)  # diffusers reads a class's options from it
-        cls.__init__ = register_to_config(__init__)
+        __init__.__signature__ = here.replace(parameters=named)  # type: ignore[attr-defined]  # diffusers reads it
+        cls.__init__ = register_to_config(__init__)  # type: ignore[method-assign]
         cls.__signature__ = signature_of(cls)
 
     def _setup(self) -> None:

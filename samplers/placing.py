@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ SIGMA_FLAGS = {
 }
 
 
-def place(config, schedule: Schedule, chosen: Grid | None, given: dict[str, np.ndarray]) -> Grid:
+def place(config, schedule: Schedule, chosen: Grid | None, given: dict[str, Any]) -> Grid:
     """The grid that a config describes.
 
     Args:

@@ -19,7 +19,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -53,6 +53,9 @@ class Row(NamedTuple):
 
 def row(anchor: float, *ms: float, noise: float = 0.0, one: float = 0.0) -> Row:
     return Row(anchor, ms, noise, one)
+
+
+Step = Row | tuple[Row, Row]  # the row of a call, or those of the next input and the next anchor
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,9 +111,7 @@ class Plan:
         object.__setattr__(self, "_loop", loop)
 
     @classmethod
-    def build(
-        cls, name: str, prediction: str, nodes: Nodes, steps: Sequence[Row | tuple[Row, Row]], reads=None, start=None
-    ) -> Plan:
+    def build(cls, name: str, prediction: str, nodes: Nodes, steps: Sequence[Step], reads=None, start=None) -> Self:
         """A plan from the rows a solver wrote: per call one `Row` (input = anchor) or a pair (next input, next anchor).
 
         `nodes`: the K points where the model is called, then the end. `prediction`: the kind that the m are, if

@@ -58,14 +58,18 @@ def build_plan(
         raise ValueError(f"a Grid object has its own {', '.join(_PLACING)}; leave out {', '.join(placed)}")
     elif not _same(schedule, grid.schedule, np.array([grid.t_start, grid.t_end])):
         raise ValueError(f"the grid is of another schedule ({type(grid.schedule).__name__}): pass grid.schedule")
-    if steps is None and grid.given is None:
+    if steps is not None:
+        calls = steps
+    elif grid.given is not None:
+        calls = len(grid.given) - 1
+    else:
         raise ValueError("pass steps=, the number of model calls")
-    calls = len(grid.given) - 1 if steps is None else steps
     if solver is None:
         if options:
             raise ValueError(f"{', '.join(options)}: options belong to a solver; name it with solver=")
         choice = default_solver(calls, guidance, schedule, grid.end)
-        build, options, grid = choice.solver, choice.options, choice.grid if anywhere else grid
+        build, options = choice.solver, choice.options
+        grid = choice.grid if anywhere and choice.grid is not None else grid
     else:
         build = solver if callable(solver) else find_solver(solver)
         check_options(build, options)
@@ -150,8 +154,11 @@ def _on_given(build: Callable[..., Plan], grid: Grid, options: dict) -> Plan:
 
     If several numbers of calls fit (single-step solvers that end with a lower order), the largest.
     """
+    if grid.given is None:
+        raise ValueError("the grid has no given nodes: pass the number of model calls")
     intervals = len(grid.given) - 1
-    plan, why = None, None
+    plan: Plan | None = None
+    why: ValueError | None = None
     for calls in range(intervals, _MOST_CALLS_PER_STEP * intervals + 12):
         try:
             plan = build(grid, calls, **options)
@@ -160,7 +167,7 @@ def _on_given(build: Callable[..., Plan], grid: Grid, options: dict) -> Plan:
         except ValueError as error:  # a number of calls that the solver cannot make
             why = error if calls == intervals else why
     if plan is None:
-        raise why
+        raise why or ValueError(f"solver {name_of(build)!r} makes no plan of {intervals} steps")
     return plan
 
 

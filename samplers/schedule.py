@@ -8,6 +8,7 @@ A schedule knows alpha, sigma, `lambda = log(alpha / sigma)` and the way back, a
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ._names import unknown
 
@@ -30,54 +31,54 @@ class Schedule:
     default_grid = "logsnr"  # used where the caller names none
     corners: Array = np.empty(0)  # times where the derivatives jump; integrals over time stop there
 
-    def log_alpha(self, t: Array) -> Array:
+    def log_alpha(self, t: ArrayLike) -> Array:
         raise NotImplementedError
 
-    def sigma(self, t: Array) -> Array:
+    def sigma(self, t: ArrayLike) -> Array:
         raise NotImplementedError
 
-    def t_of_lambda(self, lam: Array) -> Array:
+    def t_of_lambda(self, lam: ArrayLike) -> Array:
         """The time at half log-SNR `lam` (inverse of `lam`)."""
         raise NotImplementedError
 
-    def alpha(self, t: Array) -> Array:
+    def alpha(self, t: ArrayLike) -> Array:
         return np.exp(self.log_alpha(t))
 
-    def lam(self, t: Array) -> Array:
+    def lam(self, t: ArrayLike) -> Array:
         """Half log-SNR log(alpha_t / sigma_t); -inf where alpha is 0."""
         with np.errstate(divide="ignore"):
             return self.log_alpha(t) - np.log(self.sigma(t))
 
-    def rates(self, t: Array) -> tuple[Array, Array]:
+    def rates(self, t: ArrayLike) -> tuple[Array, Array]:
         """d alpha / dt and d sigma / dt, for solvers that work in t itself."""
         raise NotImplementedError(f"{type(self).__name__} does not say how fast it changes: define `rates`")
 
-    def model_time(self, t: Array) -> Array:
+    def model_time(self, t: ArrayLike) -> Array:
         """What the network is told at time t; here t itself."""
         return np.asarray(t, np.float64)
 
-    def t_of_model_time(self, label: Array) -> Array:
+    def t_of_model_time(self, label: ArrayLike) -> Array:
         return np.asarray(label, np.float64)
 
-    def noise_level(self, t: Array) -> Array:
+    def noise_level(self, t: ArrayLike) -> Array:
         """`sigma / alpha`, the number that k-diffusion and diffusers call sigma; inf where alpha is 0."""
         with np.errstate(over="ignore"):
             return np.exp(-self.lam(t))
 
-    def t_of_noise_level(self, level: Array) -> Array:
+    def t_of_noise_level(self, level: ArrayLike) -> Array:
         """The time at a noise level (inverse of `noise_level`)."""
         return self.t_of_lambda(-np.log(np.asarray(level, np.float64)))
 
 
 class _VariancePreserving(Schedule):
-    def sigma(self, t: Array) -> Array:
+    def sigma(self, t: ArrayLike) -> Array:
         return np.sqrt(-np.expm1(2.0 * self.log_alpha(t)))
 
-    def rates(self, t):
+    def rates(self, t: ArrayLike) -> tuple[Array, Array]:
         alpha, rate = self.alpha(t), self._log_alpha_rate(t)
         return alpha * rate, -(alpha**2) * rate / self.sigma(t)
 
-    def _log_alpha_rate(self, t: Array) -> Array:
+    def _log_alpha_rate(self, t: ArrayLike) -> Array:
         raise NotImplementedError
 
 
@@ -89,14 +90,14 @@ class VPLinear(_VariancePreserving):
             raise ValueError(f"VPLinear needs 0 < beta_min < beta_max, got {beta_min} and {beta_max}")
         self.beta_min, self.beta_max, self.t_min, self.t_max = beta_min, beta_max, t_min, 1.0
 
-    def log_alpha(self, t):
+    def log_alpha(self, t: ArrayLike) -> Array:
         t = np.asarray(t, np.float64)
         return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
 
-    def _log_alpha_rate(self, t):
+    def _log_alpha_rate(self, t: ArrayLike) -> Array:
         return -0.5 * (self.beta_min + np.asarray(t, np.float64) * (self.beta_max - self.beta_min))
 
-    def t_of_lambda(self, lam):
+    def t_of_lambda(self, lam: ArrayLike) -> Array:
         slope = self.beta_max - self.beta_min
         q = 2.0 * slope * np.logaddexp(0.0, -2.0 * np.asarray(lam, np.float64))  # -4 slope log alpha
         return q / ((np.sqrt(self.beta_min**2 + q) + self.beta_min) * slope)  # the root without cancellation
@@ -135,25 +136,25 @@ class VPDiscrete(_VariancePreserving):
         """The schedule of Stable Diffusion 1.x, 2.x and SDXL."""
         return cls(training_betas("scaled_linear", beta_start, beta_end, num_train_timesteps))
 
-    def log_alpha(self, t):
+    def log_alpha(self, t: ArrayLike) -> Array:
         level = _piecewise_linear(t, self._t, self._levels)
         return level if self.interpolation == "log_alpha" else 0.5 * np.log(level)
 
-    def _log_alpha_rate(self, t):
+    def _log_alpha_rate(self, t: ArrayLike) -> Array:
         i = np.clip(np.searchsorted(self._t, t) - 1, 0, len(self._t) - 2)
         rate = (self._levels[i + 1] - self._levels[i]) / (self._t[i + 1] - self._t[i])
         return rate if self.interpolation == "log_alpha" else 0.5 * rate / self.alpha(t) ** 2
 
-    def t_of_lambda(self, lam):
+    def t_of_lambda(self, lam: ArrayLike) -> Array:
         log_alpha = -0.5 * np.logaddexp(0.0, -2.0 * np.asarray(lam, np.float64))
         level = log_alpha if self.interpolation == "log_alpha" else np.exp(2.0 * log_alpha)
         return _piecewise_linear(-level, -self._levels, self._t)
 
-    def model_time(self, t):
+    def model_time(self, t: ArrayLike) -> Array:
         n = len(self.betas)
         return (np.asarray(t, np.float64) - 1.0 / n) * n
 
-    def t_of_model_time(self, label):
+    def t_of_model_time(self, label: ArrayLike) -> Array:
         return (np.asarray(label, np.float64) + 1.0) / len(self.betas)
 
 
@@ -166,16 +167,16 @@ class EDM(Schedule):
         self.t_min, self.t_max, self.init_scale = sigma_min, sigma_max, sigma_max
         self.t_limits = (0.0, float("inf"))
 
-    def log_alpha(self, t):
+    def log_alpha(self, t: ArrayLike) -> Array:
         return np.zeros_like(np.asarray(t, np.float64))
 
-    def sigma(self, t):
+    def sigma(self, t: ArrayLike) -> Array:
         return np.asarray(t, np.float64)
 
-    def rates(self, t):
+    def rates(self, t: ArrayLike) -> tuple[Array, Array]:
         return np.zeros_like(self.sigma(t)), np.ones_like(self.sigma(t))
 
-    def t_of_lambda(self, lam):
+    def t_of_lambda(self, lam: ArrayLike) -> Array:
         return np.exp(-np.asarray(lam, np.float64))
 
 
@@ -198,41 +199,41 @@ class RectifiedFlow(Schedule):
         # By default as diffusers' FlowMatch schedulers, which shift an already shifted 1/N again.
         self.t_min = float(self.sigma(1.0 / num_train_timesteps)) if t_min is None else t_min
 
-    def sigma(self, t):
+    def sigma(self, t: ArrayLike) -> Array:
         t = np.asarray(t, np.float64)
         return self.shift * t / (self.shift * t + (1.0 - t))
 
-    def alpha(self, t):
+    def alpha(self, t: ArrayLike) -> Array:
         t = np.asarray(t, np.float64)
         return (1.0 - t) / (self.shift * t + (1.0 - t))
 
-    def rates(self, t):
+    def rates(self, t: ArrayLike) -> tuple[Array, Array]:
         t = np.asarray(t, np.float64)
         d_sigma = self.shift / (self.shift * t + (1.0 - t)) ** 2
         return -d_sigma, d_sigma
 
-    def log_alpha(self, t):
+    def log_alpha(self, t: ArrayLike) -> Array:
         with np.errstate(divide="ignore"):
             return np.log(self.alpha(t))
 
-    def t_of_lambda(self, lam):
+    def t_of_lambda(self, lam: ArrayLike) -> Array:
         with np.errstate(over="ignore"):
             return self.t_of_noise_level(1.0 / (1.0 + np.exp(np.asarray(lam, np.float64))))
 
-    def noise_level(self, t):
+    def noise_level(self, t: ArrayLike) -> Array:
         """Sigma itself: sigma / alpha, which other models name, is infinite at the start."""
         return self.sigma(t)
 
-    def t_of_noise_level(self, level):
+    def t_of_noise_level(self, level: ArrayLike) -> Array:
         level = np.asarray(level, np.float64)
         inside = np.clip(level, 0.0, 1.0)
         t = inside / (self.shift * (1.0 - inside) + inside)
         return np.where(np.abs(level - inside) < 1e-6, t, np.copysign(np.inf, level))  # float32's 1 may be above 1
 
-    def model_time(self, t):
+    def model_time(self, t: ArrayLike) -> Array:
         return self.num_train_timesteps * self.sigma(t)
 
-    def t_of_model_time(self, label):
+    def t_of_model_time(self, label: ArrayLike) -> Array:
         return self.t_of_noise_level(np.asarray(label, np.float64) / self.num_train_timesteps)
 
 
@@ -280,7 +281,7 @@ def _checked_betas(betas, last_may_be_one: bool = False) -> Array:
     return betas
 
 
-def _piecewise_linear(x: Array, xs: Array, ys: Array) -> Array:
+def _piecewise_linear(x: ArrayLike, xs: Array, ys: Array) -> Array:
     """Interpolation over increasing xs; the outermost segments continue as straight lines."""
     x = np.asarray(x, np.float64)
     i = np.clip(np.searchsorted(xs, x) - 1, 0, len(xs) - 2)

@@ -95,9 +95,9 @@ class SolverScheduler(PipelineConfig):
         if not ((t >= low - 1e-6) & (t <= high + 1e-6)).all():
             raise ValueError(f"timesteps {timesteps} lie outside the schedule")
         shape = (-1, *[1] * (original_samples.ndim - 1))
-        like = {"device": original_samples.device, "dtype": original_samples.dtype}
         alpha, sigma = (
-            torch.from_numpy(f(t)).to(**like).reshape(shape) for f in (self.schedule.alpha, self.schedule.sigma)
+            torch.from_numpy(f(t)).to(original_samples).reshape(shape)
+            for f in (self.schedule.alpha, self.schedule.sigma)
         )
         return add_noise(original_samples, noise, alpha, sigma)
 
@@ -135,16 +135,16 @@ class SolverScheduler(PipelineConfig):
             isinstance(num_inference_steps, (int, np.integer)) and num_inference_steps > 0
         ):
             raise ValueError(f"num_inference_steps is a whole number of calls, at least 1; got {num_inference_steps!r}")
-        given = {name: falling(name, values) for name, values in given.items()}
+        nodes = {name: falling(name, values) for name, values in given.items()}
         if self.config.use_dynamic_shifting:
             self.schedule = shifted(self.config, mu)
-        calls = num_inference_steps or len(*given.values())
+        calls = num_inference_steps or len(*nodes.values())
         if self.config.solver is None:
             self._choice = chosen_by_rule(self.config, calls, self.schedule)
         else:
             self._choice = chosen_by_name(self.config, self.fixed_options)
-        self._grid = place(self.config, self.schedule, self._choice.grid, given)
-        plan = self._compile(self._grid, None if given else num_inference_steps)
+        self._grid = place(self.config, self.schedule, self._choice.grid, nodes)
+        plan = self._compile(self._grid, None if nodes else num_inference_steps)
         if num_inference_steps not in (None, len(plan)):
             raise ValueError(
                 f"pass exactly one of num_inference_steps, timesteps and sigmas: {plan.name} makes "
@@ -175,9 +175,9 @@ class SolverScheduler(PipelineConfig):
         limited = self.config.thresholding or self.config.clip_sample
         return plan.for_prediction("sample" if limited else self._network)
 
-    def _plan_from(self, first: int, eta: float) -> Plan:
-        """The plan of a run from call `first` on, with the pipeline's own eta if that is not 0."""
-        plan = self._compile(self._grid, len(self.plan), eta) if eta else self.plan
+    def _plan_from(self, plan: Plan, first: int, eta: float) -> Plan:
+        """The plan of a run from call `first` of `plan` on, with the pipeline's own eta if that is not 0."""
+        plan = self._compile(self._grid, len(plan), eta) if eta else plan
         t, to_zero = plan.t[first:], plan.sigma[-1] == 0.0
         if 0 < first < len(plan) and (np.diff(t) < 0).all():
             # a solver with one call per step starts again on the remaining nodes
@@ -209,14 +209,15 @@ class SolverScheduler(PipelineConfig):
             eta: as in diffusers' DDIM; 0 leaves the config's value.
             generator: source of the noise, one or one per sample. variance_noise: the noise itself.
         """
-        if self.plan is None:
+        plan = self.plan
+        if plan is None:
             raise ValueError("run set_timesteps before step")
         if model_output.device != sample.device or not model_output.is_floating_point():
             raise ValueError(
                 f"model_output ({model_output.dtype} on {model_output.device}) does not go with the sample "
                 f"({sample.dtype} on {sample.device})"
             )
-        run = self._run_at(timestep, eta)
+        run = self._run_at(plan, timestep, eta)
         if run.k >= len(run.plan):
             raise ValueError(f"all {len(run.plan)} steps are done: call set_timesteps before another run")
         state = run.state_at(sample)
@@ -225,15 +226,15 @@ class SolverScheduler(PipelineConfig):
         self._run = run.then(run.plan.step(run.k, state, output, noise), sample.dtype)
         return SchedulerOutput(prev_sample=self._run.returned) if return_dict else (self._run.returned,)
 
-    def _run_at(self, timestep, eta: float) -> Run:
-        """The run that this step belongs to: the present one, or a new one that begins here."""
-        run, looked_up = self._run, self._begin_index is None
-        if run is not None and run.first and run.k == len(run.plan) and looked_up:
-            run = None  # a run that was found by its label is over, so this label begins another
-        if run is None:
-            first = int(np.abs(self.plan.label - float(timestep)).argmin()) if looked_up else self._begin_index
-            run = Run(self._plan_from(first, eta), first)
-        return run
+    def _run_at(self, plan: Plan, timestep, eta: float) -> Run:
+        """The run that this step belongs to: the present one, or a new one of `plan` that begins here."""
+        run, first = self._run, self._begin_index
+        # A run that was found by its label is over after its last call: the next label begins another.
+        if run is not None and not (first is None and run.first and run.k == len(run.plan)):
+            return run
+        if first is None:
+            first = int(np.abs(plan.label - float(timestep)).argmin())
+        return Run(self._plan_from(plan, first, eta), first)
 
     def _limited(self, run: Run, state: State, output: torch.Tensor) -> torch.Tensor:
         """The network's output without a learned variance; a limited x_0 in its place if the config limits it."""

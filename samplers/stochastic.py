@@ -189,7 +189,7 @@ class LangevinPlan(Plan):
     def step(self, k: int, state: State, model_output: torch.Tensor, noise: torch.Tensor | None = None) -> State:
         after = super().step(k, state, model_output, noise)
         pace = self.pace[k - len(self)]  # counted from the end, which a tail of the plan shares
-        if not pace:
+        if not pace or noise is None:
             return after
         score = after.history[0] / self._minus_sigma[k]
         noise = noise.to(score.dtype)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..grid import Grid, Nodes
-from ..plan import Plan, Row, row
+from ..plan import Plan, Row, Step, row
 from ..prediction import conversion
 from .rungekutta import outer_nodes
 
@@ -74,7 +74,7 @@ def dpmpp_sde(
         grid, nodes, lambda a, b: math.sqrt(a * b) if np.isfinite(a) else b * (2 + eta**2) / (1 + eta**2), of_first
     )
     kappa = np.exp(-nodes.lam)
-    rows = [_step(nodes, 0, 1, *_noisy(kappa, eta, s_noise))] if of_first == 1 else []
+    rows: list[Step] = [_step(nodes, 0, 1, *_noisy(kappa, eta, s_noise))] if of_first == 1 else []
     for s in range(len(rows), steps - 1, 2):
         (down_m, up_m), (down, up) = _split(kappa[s], kappa[s + 1], eta), _split(kappa[s], kappa[s + 2], eta)
         a, m, b = kappa[s : s + 3]
@@ -103,7 +103,8 @@ def _two_stages(name: str, target: str, grid: Grid, steps: int, eta: float, s_no
 
     nodes = _with_middles(grid, nodes, middle, of_first)
     kappa = np.exp(-nodes.lam)
-    rows, kinds = [], []
+    rows: list[Step] = []
+    kinds: list[str] = []
     if of_first == 1:
         rows, kinds = [_step(nodes, 0, 1, *_noisy(kappa, eta, s_noise))], ["sample"]
     for s in range(len(rows), steps - 1, 2):

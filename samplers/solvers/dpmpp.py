@@ -55,7 +55,7 @@ def dpmpp(
         step = ExpStep(nodes, i, i + 1, target, eta if nodes.sigma[i + 1] else 0.0)
         p = min(order, known[i], steps - i if lower_order_final else order)
         if p == 1 or not step.finite:  # eq. 8 with x_0 constant = DDIM
-            weights = [step.first]
+            weights = np.array([step.first])
         else:  # moments: what multiplies h^j m^(j) of the polynomial through the last p values
             moments = [step.weight(j + 1) for j in range(p)]
             if p == 2 and solver_type == "midpoint":  # Algorithm 2

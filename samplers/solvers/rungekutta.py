@@ -10,7 +10,7 @@ import numpy as np
 
 from .._names import unknown
 from ..grid import Grid, Nodes
-from ..plan import Plan, Row, row
+from ..plan import Plan, Row, Step, row
 from ..schedule import Schedule
 from .line import SPACES, Line
 
@@ -219,7 +219,8 @@ def _explicit(
         times += [begin.t[i], *inner]
     every = Nodes.at(schedule, [*times, *nodes.t[1:n]])  # the calls, then the ends of the steps
     every = every.then_zero() if nodes.sigma[n] == 0.0 else Nodes.at(schedule, [*times, *nodes.t[1:]])
-    line, rows, s = line_of(every), [], 0
+    line, s = line_of(every), 0
+    rows: list[Step] = []
     for i, (a, b) in enumerate(tables):
         end, h = len(times) + i, v[i] - u[i]
         for j, weights in enumerate(a, 1):  # k_j = f(y_s + h sum_l a_jl k_l)

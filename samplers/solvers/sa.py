@@ -90,7 +90,7 @@ def _nodes(grid: Grid, steps: int, few: bool, pece: bool, corrected: bool) -> No
 
 def _tau(tau: float | tuple[float, float, float], t: float) -> float:
     """The amount of noise of a step that ends at t."""
-    value, low, high = tau if np.ndim(tau) else (tau, -np.inf, np.inf)
+    value, low, high = tau if isinstance(tau, tuple | list) else (tau, -np.inf, np.inf)
     if not value >= 0:
         raise ValueError(f"tau must not be negative, got {value}")
     return float(value) if low <= t <= high else 0.0

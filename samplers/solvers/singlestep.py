@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from ..grid import Grid, Nodes
-from ..plan import Plan, Row, row
+from ..plan import Plan, Row, Step, row
 from .dpmpp import check_options, plan_name
 from .expint import ExpStep
 
@@ -65,10 +65,10 @@ def singlestep(
     lam = (grid.nodes(steps) if grid.given is None else grid.given).lam
     orders = order_list(steps, order, fixed, bool(np.isneginf(lam[0])), bool(np.isposinf(lam[-1])))
     nodes = _place(grid, steps, orders, as_published)
-    rows, s = [], 0
+    rows: list[Step] = []
     for p in orders:
-        rows += step_rows(nodes, s, p, Form(target, solver_type, eta, as_published))
-        s += p
+        stages, last = step_rows(nodes, len(rows), p, Form(target, solver_type, eta, as_published))
+        rows += [*stages, last]
     return Plan.build(plan_name("singlestep", order, target, eta), target, nodes, rows)
 
 
@@ -90,29 +90,31 @@ def order_list(steps: int, order: int, fixed: bool, from_pure_noise: bool, to_ze
     return first + [order] * (body // order) + ([body % order] if body % order else []) + last
 
 
-def step_rows(nodes: Nodes, s: int, p: int, form: Form) -> list[Row | tuple[Row, Row]]:
-    """The p rows of one step of order p from node s to node s + p, with its calls at the nodes s ... s + p - 1.
+def step_rows(nodes: Nodes, s: int, p: int, form: Form) -> tuple[list[Step], Row]:
+    """The rows of one step of order p from node s to node s + p: of its p - 1 stages, and of its end.
 
-    The anchor stays at s while the stages are called. It carries the noise of the path so far, unless `form.own_noise`.
+    The calls are at the nodes s, s + 1, up to s + p - 1. The anchor stays at s while the stages are called. It carries
+    the noise of the path so far, unless `form.own_noise`.
     """
     target, solver_type, eta, own_noise = form
-    rows = []
+    stages: list[Step] = []
     for j in range(1, p + 1):
         step, link = (ExpStep(nodes, a, s + j, target, eta if nodes.sigma[s + j] else 0.0) for a in (s, s + j - 1))
         if j == 1:  # 2206.00927, eq. 3.7
-            weights = [step.first]
+            weights = np.array([step.first])
         elif solver_type == "midpoint" and j == p == 2:  # Algorithm 1 of both papers, for any r_1
             slope = step.first / (2 * (nodes.lam[s + 1] - nodes.lam[s]) / step.h)
-            weights = [slope, step.first - slope]
+            weights = np.array([slope, step.first - slope])
         elif solver_type == "midpoint" and j == p == 3:  # 2206.00927, Algorithm 2, last line
             new, old = step.weights(s + 2, s)
-            weights = [new, 0.0, old]
+            weights = np.array([new, 0.0, old])
         else:  # Algorithm 2, second stage; the code's 'taylor'
             weights = step.weights(*range(s + j - 1, s - 1, -1))
         noise = step.noise if own_noise else link.noise
         following = row(step.carry, *weights, noise=noise)
-        rows.append(following if j == p else (following, row(1.0, noise=0.0 if own_noise else noise / step.carry)))
-    return rows
+        if j < p:
+            stages.append((following, row(1.0, noise=0.0 if own_noise else noise / step.carry)))
+    return stages, following
 
 
 def _place(grid: Grid, steps: int, orders: list[int], as_published: bool) -> Nodes:

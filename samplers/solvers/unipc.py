@@ -155,7 +155,7 @@ def _as_published(step: ExpStep, *at: int) -> np.ndarray:
     return np.array([of_new, step.first - of_new - sum(of_old), *of_old])
 
 
-def _spread(values: Sequence[float], every: int) -> np.ndarray:
+def _spread(values: Sequence[float] | np.ndarray, every: int) -> np.ndarray:
     """The values with `every` - 1 zeros between them."""
     out = np.zeros(every * (len(values) - 1) + 1)
     out[::every] = values
