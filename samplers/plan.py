@@ -1,14 +1,14 @@
-"""The plan: a solver as a table of numbers, and the executor that runs any of them.
+"""The plan: a solver as a table of numbers, and the loop that runs it.
 
 Call k of the model happens at input x_k. What it returns is first turned into the solver's own quantity, `m_k =
 reads[k] . (x_k, output)`. Then two rows of the table, over the columns
 
     anchor | noise | 1 | m_k | m_{k-1} | m_{k-2} | ...
 
-give the next *input* and the next *anchor*. The anchor is whatever the solver steps from: in a multistep method it
-is the input; in a single-step method it stays at the beginning of the step while the stages are called; with a
-corrector it is the corrected state. The input after the last call is the result. Coefficients are float64 and may
-broadcast over the sample (trailing dimensions of the table).
+give the next *input* and the next *anchor*. The anchor is the state that the solver steps from. In a multistep method
+it is the input; in a single-step method it stays at the beginning of the step while the stages are called. The input
+after the last call is the result. Coefficients are float64 and may broadcast over the sample (trailing dimensions of
+the table).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["ANCHOR", "HISTORY", "NOISE", "ONE", "Plan", "Row", "State", "randn",
 
 
 class State(NamedTuple):
-    """All that a run remembers: explicit, so any number of runs can share one plan. float32 or wider."""
+    """All that a run remembers, so that any number of runs can share one plan. float32 or wider."""
 
     input: torch.Tensor  # what the model sees next; after the last call, the result
     anchor: torch.Tensor
@@ -63,13 +63,13 @@ class Plan:
     """A compiled sampler. Immutable; made by a solver, by `samplers.build_plan`, or by `Plan.load`.
 
     Shapes for K model calls and H remembered values, `*shape` empty or broadcastable to one sample:
-        t, alpha, sigma (K+1,): the times of the calls and the end; label (K,): what the network is told.
+        t, alpha, sigma (K+1,): at the calls and at the end. label (K,): the network's time input.
         rows (K, 2, 3+H, *shape): next input, next anchor. reads (K, 2, *shape): m_k from (input, output).
         start (2+P, 2): first input, first anchor and P values of history that cost no call, as combinations of (x,
         noise).
 
     Raises:
-        ValueError: a table that cannot run: shapes that do not fit, numbers that float32 does not hold, an unknown
+        ValueError: a table that cannot run: shapes that do not fit, numbers that are not finite in float32, an unknown
             prediction, noise levels or labels that do not grow with t, a row that uses an output older than the first.
     """
 
@@ -112,10 +112,11 @@ class Plan:
 
     @classmethod
     def build(cls, name: str, prediction: str, nodes: Nodes, steps: Sequence[Step], reads=None, start=None) -> Self:
-        """A plan from the rows a solver wrote: per call one `Row` (input = anchor) or a pair (next input, next anchor).
+        """A plan from a solver's rows: per call one `Row` (input = anchor) or a pair (next input, next anchor).
 
-        `nodes`: the K points where the model is called, then the end. `prediction`: the kind that the m are, if
-            `reads` is None.
+        Args:
+            nodes: the K points where the model is called, then the end.
+            prediction: the kind of prediction of the m, if `reads` is None.
         """
         pairs = [(step, step) if isinstance(step, Row) else step for step in steps]
         width = max(len(r.ms) for pair in pairs for r in pair)
@@ -138,7 +139,7 @@ class Plan:
         return self._loop.noisy[k]
 
     def for_prediction(self, kind: str) -> Plan:
-        """The same plan for a network that returns another kind of prediction. Only `reads` changes."""
+        """The same plan for a network with another prediction type. Only `reads` changes."""
         if kind == self.prediction:
             return self
         maps = [
@@ -161,7 +162,7 @@ class Plan:
         return moved
 
     def begin(self, x: torch.Tensor, noise: torch.Tensor | None = None) -> State:
-        """The state before the first call. x: (batch, ...) at the first noise level; half precision becomes float32."""
+        """The state before the first call. x: (batch, ...) at the first noise level; float32 if it is narrower."""
         if not isinstance(x, torch.Tensor) or not x.is_floating_point():
             raise TypeError(f"the initial state must be a floating-point tensor, got {getattr(x, 'dtype', type(x))}")
         for name, shape in {"rows": self.rows.shape[3:], "reads": self.reads.shape[2:]}.items():
@@ -169,7 +170,7 @@ class Plan:
             if len(shape) > len(sample) or any(
                 n not in (1, m) for n, m in zip(shape[::-1], sample[::-1], strict=False)
             ):
-                raise ValueError(f"plan {self.name!r}: its {name} vary over samples of shape {shape}, not {sample}")
+                raise ValueError(f"plan {self.name!r}: its {name} are for samples of shape {shape}, not {sample}")
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         first, anchor, *past = (combine(each, (x, noise), "the start") for each in self._loop.start)
         return State(first, anchor, tuple(past))
@@ -233,11 +234,11 @@ class Plan:
             x: (batch, ...) initial state.
             prediction: what the model returns; None: what the plan was made for.
             guidance: classifier-free guidance. threshold: a function of x_0, e.g. `dynamic_threshold`.
-            noise: `noise(k)` gives the draw for call k (-1: before the first); default: fresh from `generator`, one
+            noise: `noise(k)` gives the draw for call k (-1: before the first). Default: drawn from `generator`, one
                 or one per sample.
             callback: called as `callback(k, state)` after each step.
-            check_finite: raise FloatingPointError that names the call whose output was not finite, or says that the
-                result is not. One device read at the end, left out under torch.compile.
+            check_finite: raise FloatingPointError if an output of the model (the message names the call) or the result
+                is not finite. It reads from the device once, at the end; left out under torch.compile.
 
         Returns: the result, in x's dtype.
         """
@@ -277,7 +278,8 @@ class Plan:
                 raise FloatingPointError(f"the model's output of {where} is not finite")
             if not result:
                 raise FloatingPointError(
-                    f"the result of plan {self.name!r} is not finite, though the model's outputs are"
+                    f"the result of plan {self.name!r} is not finite, though the model's outputs are: check the "
+                    "initial noise and the grid"
                 )
         return state.input.to(x.dtype)
 
@@ -291,7 +293,7 @@ class Plan:
         """Read a plan written by `save`.
 
         Raises:
-            ValueError: the file is missing, is something else, or holds a table that cannot run (see `Plan`) or whose
+            ValueError: the file is missing, is something else, or has a table that cannot run (see `Plan`) or whose
                 times turn round between its steps.
         """
         try:

@@ -1,4 +1,4 @@
-"""What a network returns, as one table of linear maps; guidance; dynamic thresholding.
+"""What a network returns, as a table of linear maps; guidance; dynamic thresholding.
 
 Every prediction is `output = p x_0 + q eps`; with `x = alpha x_0 + sigma eps` this is a 2x2 system, so any kind
 follows from any other.
@@ -26,7 +26,7 @@ def conversion(source: str, target: str, alpha: float, sigma: float) -> tuple[fl
     """The pair (a, b) with `target = a x + b source` at one noise level.
 
     Raises:
-        ValueError: unknown kind, or a kind that says nothing about the target there (epsilon at alpha = 0, x_0 at
+        ValueError: unknown kind, or one from which the target cannot be computed there (epsilon at alpha = 0, x_0 at
             sigma = 0).
     """
     for kind in (source, target):
@@ -44,7 +44,7 @@ def conversion(source: str, target: str, alpha: float, sigma: float) -> tuple[fl
     return (p_to * q - q_to * p) / det, (q_to * alpha - p_to * sigma) / det
 
 
-BLIND = "a network that predicts {!r} says next to nothing of the image at alpha = {:.2g}, where the first call is"
+BLIND = "the first call is at alpha = {1:.2g}, where the output of a network that predicts {0!r} is almost its input"
 
 
 def blind(kind: str, alpha: float) -> bool:
@@ -57,7 +57,7 @@ def fitting(x: torch.Tensor, value: torch.Tensor, what: str) -> torch.Tensor:
     """`value` in x's dtype.
 
     Raises:
-        TypeError, ValueError: it is not a floating-point tensor of x's shape and device; the text begins with `what`.
+        TypeError, ValueError: it is no floating-point tensor of x's shape and device. The message begins with `what`.
     """
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{what} type {type(value).__name__}, not a tensor")
@@ -96,13 +96,12 @@ def guide(cond: torch.Tensor, uncond: torch.Tensor, scale: float, rescale: float
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): `uncond + scale (cond - uncond)`.
+    """Classifier-free guidance in `sample` and `Plan.run`; the formula is `guide`'s.
 
     Args:
-        scale: 1 is the conditional model alone (the unconditional one is then not called).
+        scale: with 1 the result is the conditional output, and the unconditional model is not called.
         uncond: the unconditional model, called as `uncond(x, t)`. A guided pair counts as one model call.
-        rescale: 0..1, pulls the standard deviation per sample back to the conditional one's (arXiv 2305.08891, eq.
-            15-16).
+        rescale: see `guide`.
         interval: guide only at noise levels sigma / alpha in [lo, hi] (arXiv 2404.07724); outside, `uncond` is not
             called.
     """

@@ -1,4 +1,4 @@
-"""The functional face: `sample` and the `build_plan` behind it."""
+"""The functions of the package: `build_plan` and `sample`."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def name_of(build: Callable[..., Plan]) -> str:
 
 
 def _same(one: Schedule, other: Schedule, t: np.ndarray) -> bool:
-    """Whether two schedules agree at the times t, in noise and in what the network is told."""
+    """Whether two schedules agree at the times t, in noise level and label."""
     return one is other or all(
         np.allclose(getattr(one, f)(t), getattr(other, f)(t), rtol=1e-9, atol=1e-9) for f in ("lam", "model_time")
     )
@@ -183,8 +183,8 @@ def sample(
     """Draw a sample: `build_plan` and `Plan.run` in one call.
 
     Args:
-        model: any callable `model(x, t)`; t is the network's own label (0..999 for Stable Diffusion, sigma for EDM,
-            ...).
+        model: any callable `model(x, t)`; t is the network's own label, e.g. 0 to 999 for Stable Diffusion, sigma for
+            EDM.
         x: (batch, ...) initial state, noise of standard deviation `schedule.init_scale`.
         solver: None is `default_solver`'s choice for these steps, this guidance and schedule.
         steps: number of model calls; default 10, or as many as the given sigmas or timesteps make.

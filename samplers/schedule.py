@@ -1,8 +1,8 @@
 """Noise schedules: `x_t = alpha_t x_0 + sigma_t eps`, in float64 numpy.
 
-A schedule knows alpha, sigma, `lambda = log(alpha / sigma)` and the way back, and what a network is told at time t
-(`model_time`). It knows nothing of where a solver places its calls (grid.py) nor of what the network returns
-(prediction.py).
+A schedule has alpha, sigma, `lambda = log(alpha / sigma)` and its inverse, and the network's time input at time t
+(`model_time`, also called label). Where a solver places its calls is in grid.py, what the network returns in
+prediction.py.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ Array = np.ndarray
 
 
 class Schedule:
-    """Base class: subclasses define `log_alpha`, `sigma`, `t_of_lambda` and, if the network is not told t itself,
-    the labels.
+    """Base class: subclasses define `log_alpha`, `sigma`, `t_of_lambda` and, if the network's time input is not t
+    itself, `model_time` and `t_of_model_time`.
 
     All methods take and return float64 arrays (scalars are accepted); `t` runs from `t_min` (clean) to `t_max` (noise).
-    The noise level and what the network is told both grow with t; a time outside the schedule may come back as such,
-    as inf or as NaN, never as one inside.
+    The noise level and the label both grow with t. For a level outside the schedule, the inverse functions return a
+    time outside it, inf or NaN, never a time inside.
     """
 
     t_min: float  # where sampling ends and starts by default
     t_max: float
     t_limits: tuple[float, float] = (0.0, 1.0)  # where the network is defined
     init_scale: float = 1.0  # standard deviation of x at t_max when x_0 is negligible
-    default_grid = "logsnr"  # used where the caller names none
+    default_grid = "logsnr"  # used if the caller names none
     corners: Array = np.empty(0)  # times where the derivatives jump; integrals over time stop there
 
     def log_alpha(self, t: ArrayLike) -> Array:
@@ -51,10 +51,10 @@ class Schedule:
 
     def rates(self, t: ArrayLike) -> tuple[Array, Array]:
         """d alpha / dt and d sigma / dt, for solvers that work in t itself."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how fast it changes: define `rates`")
+        raise NotImplementedError(f"{type(self).__name__} has no `rates`, which this solver needs: define it")
 
     def model_time(self, t: ArrayLike) -> Array:
-        """What the network is told at time t; here t itself."""
+        """The network's time input at time t; here t itself."""
         return np.asarray(t, np.float64)
 
     def t_of_model_time(self, label: ArrayLike) -> Array:
@@ -126,7 +126,7 @@ class VPDiscrete(_VariancePreserving):
         log_alpha = 0.5 * np.cumsum(np.log1p(-self.betas))
         self._levels = log_alpha if interpolation == "log_alpha" else np.exp(2.0 * log_alpha)
         if not (np.diff(self._levels) < 0).all():
-            raise ValueError("VPDiscrete needs betas that tell neighbouring labels apart in float64")
+            raise ValueError("VPDiscrete needs betas large enough to change alpha from label to label in float64")
         self.t_min, self.t_max = self.t_limits = 1.0 / n, 1.0
 
     @classmethod
@@ -159,7 +159,7 @@ class VPDiscrete(_VariancePreserving):
 
 
 class EDM(Schedule):
-    """alpha = 1, sigma = t, the network is told sigma (Karras et al. 2022, arXiv 2206.00364)."""
+    """alpha = 1, sigma = t, and the network's time input is sigma (Karras et al. 2022, arXiv 2206.00364)."""
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0):
         if not 0 < sigma_min < sigma_max < np.inf:
@@ -181,7 +181,7 @@ class EDM(Schedule):
 
 
 class RectifiedFlow(Schedule):
-    """alpha = 1 - s, sigma = s with s = shift t / (1 + (shift - 1) t); the network is told 1000 s (SD3, arXiv
+    """alpha = 1 - s, sigma = s with s = shift t / (1 + (shift - 1) t). The network's time input is 1000 s (SD3, arXiv
     2403.03206, eq. 23).
 
     t is the time before the shift: a grid that is uniform in t is the shifted grid of SD3 and Flux.
@@ -196,7 +196,7 @@ class RectifiedFlow(Schedule):
             raise ValueError(f"RectifiedFlow needs at least one training timestep, got {num_train_timesteps!r}")
         self.shift, self.num_train_timesteps = float(shift), num_train_timesteps
         self.t_max = 1.0
-        # By default as diffusers' FlowMatch schedulers, which shift an already shifted 1/N again.
+        # The default is that of diffusers' FlowMatch schedulers, which shift an already shifted 1/N again.
         self.t_min = float(self.sigma(1.0 / num_train_timesteps)) if t_min is None else t_min
 
     def sigma(self, t: ArrayLike) -> Array:
@@ -221,7 +221,7 @@ class RectifiedFlow(Schedule):
             return self.t_of_noise_level(1.0 / (1.0 + np.exp(np.asarray(lam, np.float64))))
 
     def noise_level(self, t: ArrayLike) -> Array:
-        """Sigma itself: sigma / alpha, which other models name, is infinite at the start."""
+        """Sigma itself, because sigma / alpha, the noise level of other models, is infinite at the start."""
         return self.sigma(t)
 
     def t_of_noise_level(self, level: ArrayLike) -> Array:
@@ -276,13 +276,13 @@ def _checked_betas(betas, last_may_be_one: bool = False) -> Array:
     inner = betas[:-1] if last_may_be_one and betas[-1] == 1.0 else betas
     if not ((inner > 0) & (inner < 1)).all():
         raise ValueError(
-            "VPDiscrete needs betas strictly between 0 and 1; for zero terminal SNR cap the last one below 1"
+            "VPDiscrete needs betas strictly between 0 and 1: for zero terminal SNR cap the last one below 1"
         )
     return betas
 
 
 def _piecewise_linear(x: ArrayLike, xs: Array, ys: Array) -> Array:
-    """Interpolation over increasing xs; the outermost segments continue as straight lines."""
+    """Interpolation over increasing xs; beyond them the outermost segments continue as straight lines."""
     x = np.asarray(x, np.float64)
     i = np.clip(np.searchsorted(xs, x) - 1, 0, len(xs) - 2)
     return ys[i] + (x - xs[i]) * (ys[i + 1] - ys[i]) / (xs[i + 1] - xs[i])

@@ -1,10 +1,11 @@
-"""The diffusers plug-in: one scheduler that steps a plan (its options: pipeline_config.py; subclasses: named.py).
+"""The diffusers plug-in: a scheduler that steps a plan. Its options are in pipeline_config.py, subclasses in named.py.
 
     pipe.scheduler = samplers.SolverScheduler.from_config(pipe.scheduler.config, solver="unipc")
 
 One entry of `timesteps` is one model call, whatever the solver: `num_inference_steps` counts calls, `order` is 1, and
 the labels of a solver with several calls per step may repeat. Options that diffusers' DPMSolverMultistepScheduler also
-has keep its meaning and default; `solver`, `solver_options`, `guidance`, `grid`, `eta` and `as_published` are ours.
+has keep their meaning and default there; `solver`, `solver_options`, `guidance`, `grid`, `eta` and `as_published` are
+ours.
 """
 
 from __future__ import annotations
@@ -32,25 +33,25 @@ class SolverScheduler(PipelineConfig):
     ...) models.
 
     Args:
-        solver: a name in `samplers.solvers.SOLVERS`. None: `samplers.default_solver` chooses solver, options and grid
-            from the number of calls and `guidance`.
-        solver_options: the solver's own options by name, e.g. {"order": 3, "variant": "bh1"}; over all others here.
-        guidance: the guidance scale that the pipeline will use, which a scheduler cannot see. Read only by the rule.
-        grid: where the calls are placed, a name in `samplers.grid.GRIDS`. None: what the use_*_sigmas flags say,
-            else the rule's or the schedule's default ('logsnr'; 'time' for flow). 'config': what `timestep_spacing`
-            says. The default does not follow `timestep_spacing`, because the 'leading' of the Stable Diffusion
-            configs starts at label 901 although the latent is pure noise.
-        eta: noise of solvers that have it (None: the solver's default); a pipeline's own `eta=` argument overrides it
-            when not 0.
+        solver: a name in `samplers.SOLVERS` or a path `package.module:attribute`. None: `samplers.default_solver`
+            chooses solver, options and grid from the number of calls and `guidance`.
+        solver_options: the solver's own options by name, e.g. {"order": 3, "variant": "bh1"}. They override all others.
+        guidance: the guidance scale of the pipeline, which a scheduler cannot see. Only `default_solver` uses it.
+        grid: where the calls are placed, a name in `samplers.grid.GRIDS`. None: by the use_*_sigmas flags, else by
+            `default_solver` or the schedule's default ('logsnr'; 'time' for flow). 'config': by `timestep_spacing`,
+            which is not the default, because the 'leading' of the Stable Diffusion configs starts at label 901 although
+            the latent is pure noise.
+        eta: noise of solvers that have this option (None: the solver's default). A pipeline's own `eta=` argument
+            overrides it if it is not 0.
         as_published: reproduce the official code where it departs from its own mathematics.
-        solver_order, solver_type, lower_order_final: for a named `solver` of a family that has them in diffusers. A
-            solver_type of another family means the solver's default. lower_order_final acts at any number of steps
-            (diffusers stops at 15, where its error jumps).
+        solver_order, solver_type, lower_order_final: for a `solver` whose family has them in diffusers. A solver_type
+            of another family means the solver's default. lower_order_final acts at any number of steps; in diffusers
+            only below 15.
         timestep_spacing, steps_offset: used by grid='config', which for flow models is grid='time'.
-        sigma_min, sigma_max: the range that the use_*_sigmas flags fill, in sigma / alpha, for flow models too.
+        sigma_min, sigma_max: the range of the use_*_sigmas flags, in sigma / alpha, for flow models too.
         shift_terminal: of flow models, the sigma of the last call.
         clip_sample, clip_sample_range: clamp x_0, as `thresholding` does by its quantile.
-        others: as in diffusers' DPMSolverMultistepScheduler.
+        All others are as in diffusers' DPMSolverMultistepScheduler.
 
     A subclass fixes a solver and its options: `class Mine(SolverScheduler, solver="unipc", order=3)`.
     """
@@ -93,7 +94,8 @@ class SolverScheduler(PipelineConfig):
         t = self.schedule.t_of_model_time(torch.as_tensor(timesteps).detach().cpu().double().numpy().reshape(-1))
         low, high = self.schedule.t_limits
         if not ((t >= low - 1e-6) & (t <= high + 1e-6)).all():
-            raise ValueError(f"timesteps {timesteps} lie outside the schedule")
+            first, last = (float(self.schedule.model_time(limit)) for limit in (low, high))
+            raise ValueError(f"timesteps {timesteps} lie outside the schedule, whose labels are {first:g} to {last:g}")
         shape = (-1, *[1] * (original_samples.ndim - 1))
         alpha, sigma = (
             torch.from_numpy(f(t)).to(original_samples).reshape(shape)
@@ -118,14 +120,17 @@ class SolverScheduler(PipelineConfig):
         """Compile the plan. `timesteps` then has one entry per model call.
 
         Args:
-            num_inference_steps: number of model calls; an error that names possible numbers if the solver cannot make
-                exactly as many.
+            num_inference_steps: number of model calls.
             timesteps: instead, the labels of the nodes, from noise to data: the calls themselves for a solver with one
                 call per step, the beginnings of the steps for the others.
             sigmas: instead, the noise levels of the nodes, from noise to data: sigma / alpha for VP models, sigma
-                before the shift for flow models, where the use_*_sigmas flags place as many anew between the first
+                before the shift for flow models. There the use_*_sigmas flags place as many new ones between the first
                 and the last, as in diffusers. A last 0 is the end.
             mu: resolution-dependent shift of flow models, used if `use_dynamic_shifting`.
+
+        Raises:
+            ValueError: the solver cannot make exactly as many calls (the message names numbers that it can), or a wrong
+                argument.
         """
         self.plan = None  # until there is a new one
         given = {name: v for name, v in {"timesteps": timesteps, "sigmas": sigmas}.items() if v is not None}
@@ -134,7 +139,7 @@ class SolverScheduler(PipelineConfig):
         if num_inference_steps is not None and not (
             isinstance(num_inference_steps, (int, np.integer)) and num_inference_steps > 0
         ):
-            raise ValueError(f"num_inference_steps is a whole number of calls, at least 1; got {num_inference_steps!r}")
+            raise ValueError(f"num_inference_steps must be a whole number, at least 1, got {num_inference_steps!r}")
         nodes = {name: falling(name, values) for name, values in given.items()}
         if self.config.use_dynamic_shifting:
             self.schedule = shifted(self.config, mu)
@@ -147,8 +152,8 @@ class SolverScheduler(PipelineConfig):
         plan = self._compile(self._grid, None if nodes else num_inference_steps)
         if num_inference_steps not in (None, len(plan)):
             raise ValueError(
-                f"pass exactly one of num_inference_steps, timesteps and sigmas: {plan.name} makes "
-                f"{len(plan)} calls where num_inference_steps is {num_inference_steps}"
+                f"{plan.name} makes {len(plan)} calls here, but num_inference_steps is {num_inference_steps}: pass "
+                "exactly one of num_inference_steps, timesteps and sigmas"
             )
         if not self.config.use_flow_sigmas:
             self._require_x0(plan.alpha[0])
@@ -211,11 +216,11 @@ class SolverScheduler(PipelineConfig):
         """
         plan = self.plan
         if plan is None:
-            raise ValueError("run set_timesteps before step")
+            raise ValueError("call set_timesteps before step")
         if model_output.device != sample.device or not model_output.is_floating_point():
             raise ValueError(
-                f"model_output ({model_output.dtype} on {model_output.device}) does not go with the sample "
-                f"({sample.dtype} on {sample.device})"
+                f"model_output is {model_output.dtype} on {model_output.device}, but the sample is {sample.dtype} on "
+                f"{sample.device}: pass floating-point tensors on one device"
             )
         run = self._run_at(plan, timestep, eta)
         if run.k >= len(run.plan):
@@ -258,7 +263,7 @@ def _noise(run: Run, state: State, generator, given: torch.Tensor | None) -> tor
     return (randn(x.shape, generator, x.device, x.dtype) if given is None else given).to(x.dtype)
 
 
-# Saved pipelines name the class by its module, which must already be imported when they are loaded: with this,
-# `import samplers` is enough although the class itself is imported lazily.
+# A saved pipeline has the class's module, which must be imported before it is loaded. With this, `import samplers` is
+# enough, although the class itself is imported later.
 SolverScheduler.__module__ = "samplers"
 SolverScheduler.__signature__ = signature_of(SolverScheduler)

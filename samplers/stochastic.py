@@ -1,9 +1,9 @@
 """Predictor-corrector sampling of the reverse SDE (Song et al. 2021, arXiv 2011.13456).
 
 The predictors are solvers like all others, `x_t = keep x_s + push score + spread z` with score = -eps / sigma; so is
-annealed Langevin dynamics. The Langevin corrector is not linear, because its step size depends on the score; it is a
-`LangevinPlan`, which runs through the same `step` face. The noise level is the only clock: VPLinear and VPDiscrete
-give the paper's VP SDE, EDM (alpha = 1) its VE SDE.
+annealed Langevin dynamics. The Langevin corrector is not linear, because its step size depends on the score. It is a
+`LangevinPlan`, with the same `step` as any plan. The formulas use noise levels only: VPLinear and VPDiscrete give the
+paper's VP SDE, EDM (alpha = 1) its VE SDE.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .transition import Transition
 
 
 class Undone(NamedTuple):
-    """The steps that n predictor calls undo: `x_s = carry x_t + sqrt(g2) z` from the later node t back to s."""
+    """The noising steps that n predictor calls undo: `x_s = carry x_t + sqrt(g2) z`, from node t to the noisier s."""
 
     nodes: Nodes  # where the calls are, then the end
     carry: np.ndarray  # (n,)
@@ -44,7 +44,7 @@ def _forward(grid: Grid, n: int, as_published: bool) -> Undone:
 
 
 def _published(grid: Grid, n: int) -> Undone:
-    """The discrete SDE of the authors' code, on a ladder of n levels of its own, looked up at the times' index."""
+    """The discrete SDE of the authors' code. It has n levels of its own, and each time is rounded to one of them."""
     nodes, schedule = _published_nodes(grid, n), grid.schedule
     eps = grid.t_end
     if isinstance(schedule, EDM):  # the t of sigma(t) = sigma_min (sigma_max / sigma_min)^t
@@ -172,9 +172,9 @@ class LangevinPlan(Plan):
 
     There the row is the step of size 1, `x + score + sqrt(2) z`; the size is 2 (pace ||z|| / ||score||)^2.
 
-    pace: (K,) the paper's r, 0 at the calls that are linear. batch_norms: average both norms over the batch; if not,
-        each sample has its own ||score||, and ||z|| is sqrt(d): a step size that knew its own noise would change the
-        noise's distribution. A sample whose score is exactly 0 is then left as it is.
+    pace: (K,) the paper's r, 0 at the calls that are linear. batch_norms: average both norms over the batch. If not,
+        each sample has its own ||score||, and ||z|| is sqrt(d), because a step size that depends on the noise would
+        change the noise's distribution. A sample whose score is exactly 0 then stays as it is.
     """
 
     pace: tuple[float, ...] = ()
@@ -212,7 +212,7 @@ class LangevinPlan(Plan):
         return found
 
     def save(self, path) -> None:
-        raise ValueError(f"plan {self.name!r} is not a table alone and cannot be saved: build it where it is used")
+        raise ValueError(f"plan {self.name!r} has Langevin correctors, which are no table, so it cannot be saved")
 
 
 PREDICTORS: dict[str, Callable[..., Plan]] = {
@@ -236,7 +236,7 @@ def predictor_corrector(
 ) -> Plan:
     """Predictor-corrector sampling (arXiv 2011.13456, Algorithms 1, 4 and 5): at each node correct, then predict.
 
-    That is the order of the authors' code, Algorithm 1 begun with a corrector, so that the last call denoises.
+    This is the order of the authors' code; the last call denoises.
     `steps` model calls are steps / (1 + corrector_steps) predictor steps; a predictor or corrector 'none' makes no
     calls, and without predictor the state stays at the last node. Weak order 1 up to the corrector's own bias of
     O(snr^2), which more steps do not remove.
@@ -244,14 +244,14 @@ def predictor_corrector(
     Args:
         predictor: a name in `PREDICTORS` or 'none'.
         corrector: 'langevin' (step size 2 (snr ||z|| / ||score||)^2), 'ald' (2 (snr sigma)^2; linear) or 'none'. The
-            variance that 'langevin' keeps is too large by a factor of about d / (d - 2) in d dimensions: nothing for
-            images, much for toys.
+            variance of 'langevin' is too large by a factor of about d / (d - 2) in d dimensions, which is negligible
+            for images.
         corrector_steps: corrector calls per node.
         snr: the paper's r, > 0. The authors use 0.16 for VE models of 32x32 images, 0.01 for VP.
         probability_flow: the predictor follows the ODE.
         as_published: the predictor as published, norms averaged over the batch (a sample's result then depends on
-            the others) and the step size times alpha_i = 1 - beta_i on VP. Without it the corrector is the same in
-            every form of a problem (VP, VE).
+            the others) and the step size times alpha_i = 1 - beta_i on VP. Without it the corrector is the same on VP
+            and VE.
     """
     if predictor not in (*PREDICTORS, "none"):
         raise unknown("predictor", predictor, (*PREDICTORS, "none"))

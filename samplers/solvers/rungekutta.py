@@ -25,7 +25,7 @@ class Churn(NamedTuple):
 
 
 class Tableau(NamedTuple):
-    """Butcher's: stage j starts from `a[j - 1]`, the step ends with `b`; the nodes c are the sums of a's rows."""
+    """Butcher's: stage j starts from `a[j - 1]`, the step ends with `b`. The nodes c are the sums of a's rows."""
 
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
@@ -72,14 +72,13 @@ def runge_kutta(
     stages (Euler's, Heun's or Kutta's), which bounds the order of the whole by one more than its own.
 
     Args:
-        method: 'euler', 'heun', 'kutta3', 'ralston3', 'heun3', 'houwen3', 'ssp3' or 'rk4' (DEIS's names, '1euler',
-            '2heun', '3kutta', '3ral', '3heun', '3vdh', '3ssprk' and '4rk', are understood).
+        method: 'euler', 'heun', 'kutta3', 'ralston3', 'heun3', 'houwen3', 'ssp3' or 'rk4', or DEIS's names for them:
+            '1euler', '2heun', '3kutta', '3ral', '3heun', '3vdh', '3ssprk' or '4rk'.
         space: in which variable the ODE is solved. 'kappa' (sigma / alpha: DEIS and EDM), 'flow' (rectified flow's;
             the default where alpha = 0), or 'time' (the schedule's own t: EDM's eq. 4 with its sigma(t) and s(t)).
         s_churn: EDM's stochasticity (Karras et al. 2022, arXiv 2206.00364, algorithm 2). Before a step from a noise
-            level sigma / alpha within [s_tmin, s_tmax] noise raises that level by the factor 1 + min(s_churn /
-            intervals, sqrt(2) - 1), though not above the noisiest level of the schedule; the noise added is
-            multiplied by s_noise.
+            level sigma / alpha within [s_tmin, s_tmax] noise is added that raises it by the factor 1 + min(s_churn /
+            intervals, sqrt(2) - 1), at most to the noisiest level of the schedule. s_noise multiplies that noise.
     """
     method = DEIS_NAMES.get(method, method)
     if method not in TABLEAUX:
@@ -161,10 +160,10 @@ def dpm2(
 
 
 def outer_nodes(grid: Grid, calls: int, stages: int) -> tuple[Nodes, int]:
-    """The ends of the steps of a solver that makes `stages` calls per step, but one in a step to sigma = 0, and the
-    number of calls of the first step: what is left over, so that every number of calls can be made.
+    """The ends of the steps of a solver with `stages` calls per step (one in a step to sigma = 0), and the number of
+    calls of the first step. The first step takes the calls that are left over, so that any number can be made.
 
-    The first step is the one that bears a lower order best: eps hardly changes where all is noise.
+    A lower order costs least in the first step, because eps hardly changes at high noise.
     """
     if not isinstance(calls, (int, np.integer)) or calls < 1:
         return grid.nodes(calls), 1  # raises
@@ -176,7 +175,7 @@ def outer_nodes(grid: Grid, calls: int, stages: int) -> tuple[Nodes, int]:
 class _Clock(Line):
     """The schedule's own time: y = x, u = t, m = dx/dt = alpha' x_0 + sigma' eps (EDM, eq. 4, for any schedule)."""
 
-    target = "flow"  # eps - x_0, which with x tells both at every level
+    target = "flow"  # eps - x_0; with x it determines both at every level
 
     def __init__(self, nodes: Nodes):
         self.u, self.scale = nodes.t, np.ones(len(nodes))
@@ -242,8 +241,7 @@ def _time_at(schedule: Schedule, space: str, u: float) -> float:
 
 
 def _raised(schedule: Schedule, nodes: Nodes, churn: Churn) -> tuple[Nodes, np.ndarray]:
-    """Where the n steps begin once noise has raised their levels, and the noise before each (none after the last), in
-    units of x."""
+    """The beginnings of the n steps after churn, and the noise before each of them (0 after the last), in x's units."""
     n = len(nodes) - 1
     begin = nodes.take(range(n))
     gamma = min(churn.amount / n, math.sqrt(2.0) - 1.0)  # algorithm 2, line 4

@@ -36,25 +36,25 @@ def singlestep(
     eta: float = 0.0,
     as_published: bool = False,
 ) -> Plan:
-    """Single-step DPM-Solver(++) of order 1 (DDIM), 2 ("2S") or 3 ("3S"): a step of order p makes p calls, needs no
+    """Single-step DPM-Solver(++) of order 1 (DDIM), 2 ("2S") or 3 ("3S"). A step of order p makes p calls and needs no
     history.
 
-    The grid places one interval per call, and a step of order p takes p of them; given sigmas or timesteps are the
-    steps themselves. The calls inside a step lie evenly in lambda, at r = 1/2 or 1/3 and 2/3, because the order 3 of
-    the 'midpoint' type holds only for r_2 = 2/3.
-    A step to sigma = 0 or from alpha = 0 is first order (one call): there lambda is infinite.
+    The grid places one interval per call, and a step of order p takes p of them. Given sigmas or timesteps are the
+    steps themselves. The calls inside a step lie evenly in lambda, at r = 1/2 or at 1/3 and 2/3, because the 'midpoint'
+    type is of order 3 only for r_2 = 2/3. A step to sigma = 0 or from alpha = 0 is first order (one call), because
+    lambda is infinite there.
 
     Args:
         order: 1, 2 or 3; the highest one of the mix. A mix that ends with order 1 is globally of order 2.
         target: 'sample' is DPM-Solver++, 'epsilon' DPM-Solver.
         solver_type: 'midpoint' is the papers' algorithms, 'heun' (the code's 'taylor') integrates the polynomial
             through all stages.
-        fixed: all steps of `order`, but for those that must be first order; not every number of calls is possible.
+        fixed: all steps of `order`, except those that must be first order. Not every number of calls is possible.
         eta: 0 is the ODE, 1 the reverse SDE. All stages of a step follow one Brownian path, which makes order 2 of
             weak order 2 (measured on Gaussians).
-        as_published: the calls inside a step where the authors' code has them: spaced as the grid spaces (grids uniform
-            in lambda: steps of equal length in lambda, whatever their order; with target='epsilon' k-diffusion's
-            dpm_fast). With `eta`, independent noise for each stage, as in diffusers: weak order 1.
+        as_published: the calls inside a step as in the authors' code, on the grid's own nodes. On grids uniform in
+            lambda: steps of equal length, whatever their order; with target='epsilon' k-diffusion's dpm_fast. With
+            `eta`, independent noise for each stage, as in diffusers: weak order 1.
 
     Raises:
         ValueError: unknown names, `fixed` with an impossible number of calls.
@@ -75,8 +75,8 @@ def singlestep(
 def order_list(steps: int, order: int, fixed: bool, from_pure_noise: bool, to_zero: bool) -> list[int]:
     """The orders of the steps, which add up to `steps` calls.
 
-    DPM-Solver-fast (2206.00927): as many of the highest order as fit, then one of what is left; if nothing is left,
-    order 3 ends with 2, 1. The first step from alpha = 0 and the last to sigma = 0 are of order 1.
+    DPM-Solver-fast (2206.00927): as many steps of the highest order as fit, then one with the remaining calls. If none
+    remain, order 3 ends with 2, 1. The first step from alpha = 0 and the last to sigma = 0 are of order 1.
     """
     first, last = [1] * from_pure_noise, [1] * to_zero
     body = steps - len(first) - len(last)
