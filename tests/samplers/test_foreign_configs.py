@@ -88,7 +88,7 @@ def test_the_betas_are_those_of_the_class(name, tmp_path):
 
 
 def test_the_document_says_what_happens_to_each_class():
-    table = DOC.read_text().split("## Whose configs are read")[1].split("\n## ")[0]
+    table = DOC.read_text().split("## Which configs can be used")[1].split("\n## ")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in table.splitlines() if line.startswith("| ")]
     said = {f"{name}Scheduler": verdict for names, verdict in rows[2:-1] for name in names.split(", ")}
     assert {name: verdict.split(":")[0].split(";")[0] for name, verdict in said.items()} == {
