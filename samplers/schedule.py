@@ -104,7 +104,7 @@ class VPLinear(_VariancePreserving):
 
 
 class VPDiscrete(_VariancePreserving):
-    """VP schedule of a network trained on N betas (Stable Diffusion, SDXL, DDPM, ...).
+    """VP schedule of a network trained on N betas, such as Stable Diffusion, SDXL or DDPM.
 
     Label n of the network (0..N-1) is time t_n = (n + 1) / N, where log alpha = 0.5 sum_{m<=n} log(1 - beta_m);
     between the t_n log alpha is piecewise linear (DPM-Solver, arXiv 2206.00927, app. D.1), so that solvers can work

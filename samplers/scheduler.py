@@ -29,8 +29,8 @@ from .tail import tail
 
 
 class SolverScheduler(PipelineConfig):
-    """Any solver of this package in any diffusers pipeline for VP (SD, SDXL, DiT, ...) or rectified-flow (SD3, Flux,
-    ...) models.
+    """Any solver of this package in any diffusers pipeline for VP models (SD, SDXL, DiT and others) or rectified-flow
+    models (SD3, Flux and others).
 
     Args:
         solver: a name in `samplers.SOLVERS` or a path `package.module:attribute`. None: `samplers.default_solver`

@@ -11,7 +11,7 @@ from .prediction import conversion
 
 
 def tail(plan: Plan, first: int) -> Plan:
-    """Calls first, first + 1, ... of `plan`, begun from a state at the level of call `first`; the labels stay.
+    """The calls of `plan` from `first` on, begun from a state at the level of call `first`; the labels stay.
 
     The plan's own rows begin at the first call that is at the beginning of a step (its input is its anchor) and from
     which no row uses an output older than this run. The calls before it become first-order (DDIM) steps from each

@@ -37,7 +37,7 @@ def lms(grid: Grid, steps: int, *, order: int = 4, space: str | None = None, low
     Args:
         order: values used, at least 1.
         space: the line, 'kappa' or 'flow' (line.py).
-        lower_order_final: end with orders ..., 2, 1.
+        lower_order_final: the last steps go down to order 1.
     """
     if not isinstance(order, (int, np.integer)) or order < 1:
         raise ValueError(f"lms needs an order of at least 1, got {order!r}")
@@ -66,7 +66,7 @@ def ipndm(
         order: values used, 1 to 4.
         variable: iPNDM_v (diff-sampler): the coefficients of the actual steps, so order `order` everywhere; = `lms`.
         space: the line, 'kappa' (the published methods) or 'flow' (line.py).
-        lower_order_final: end with orders ..., 2, 1.
+        lower_order_final: the last steps go down to order 1.
         as_published: `variable` with diff-sampler's coefficients, wrong at orders 3 and 4 (docs/corrections.md).
     """
     if order not in (1, 2, 3, 4):
@@ -91,7 +91,7 @@ def abm(grid: Grid, steps: int, *, order: int = 4, final_order: int = 2, space: 
 
     Args:
         order: values that the predictor uses, at least 1.
-        final_order: the last predictors use order, ..., final_order values: more stable with few steps.
+        final_order: the predictors go down to this many values in the last steps; more stable with few steps.
         space: the line, 'flow' or 'kappa' (line.py).
     """
     for name, value in {"order": order, "final_order": final_order}.items():

@@ -40,7 +40,7 @@ def deis(
         time: the schedule whose time 'tab' uses; default the grid's. With EDM's, t = sigma, 'tab' equals 'rhoab';
             diff-sampler takes VPLinear's for EDM networks.
         space: the line, 'kappa' (the paper's rho) or 'flow'.
-        lower_order_final: end with orders ..., 2, 1.
+        lower_order_final: the last steps go down to order 1.
         as_published: 'tab' and 'rhoab' with the authors' coefficients, a left Riemann sum of 10,000 nodes;
             'diff-sampler': that code's, whose nodes include both ends.
     """

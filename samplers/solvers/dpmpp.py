@@ -36,8 +36,8 @@ def dpmpp(
         order: 1, 2 or 3.
         solver_type: of second-order steps. 'midpoint' is the paper's Algorithm 2 (weight phi_1 / 2), 'heun' the
             Taylor form (weight phi_2).
-        lower_order_final: end with orders ..., 2, 1, at any number of steps. More stable with few steps, first order
-            in the last one. k-diffusion does not.
+        lower_order_final: the last steps go down to order 1, at any number of steps. This is more stable with few
+            steps. k-diffusion does not do it.
         target: 'sample' is DPM-Solver++, 'epsilon' DPM-Solver.
         eta: 0 is the probability-flow ODE, 1 the reverse SDE. With noise, order 2 and 3 are of weak order 2 (measured
             on Gaussians).

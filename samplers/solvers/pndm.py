@@ -26,7 +26,7 @@ def pndm(grid: Grid, steps: int, *, skip_prk: bool = True, space: str | None = N
     """
     least, warm = (2, 1) if skip_prk else (4, 3)
     if steps < least or (not skip_prk and steps in (5, 6, 7, 9, 10, 11)):
-        possible = "2, 3, 4, ..." if skip_prk else "4, 8, 12, 13, 14, ..."
+        possible = "2, 3, 4 (and so on)" if skip_prk else "4, 8, 12, 13, 14 (and so on)"
         raise ValueError(f"pndm(skip_prk={skip_prk}) makes {possible} model calls, not {steps}")
     n = steps - 1 if skip_prk else steps // 4 if steps < 12 else steps - 9
     nodes = grid.nodes(n)

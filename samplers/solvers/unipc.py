@@ -41,7 +41,7 @@ def unipc(
         corrector: False is UniP, the predictor alone.
         disable_corrector: the steps (0 is the first) that are not corrected.
         target: interpolate x_0 ('sample') or the noise ('epsilon').
-        lower_order_final: end with orders ..., 2, 1, at any number of steps.
+        lower_order_final: the last steps go down to order 1, at any number of steps.
         as_published: 'vary_coeff' with the index error of the authors' corrector, which makes it first order.
     """
     if not isinstance(order, int) or order < 1:

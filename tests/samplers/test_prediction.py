@@ -25,7 +25,7 @@ def test_every_conversion(alpha, sigma):
 
 
 def test_undetermined_conversions():
-    with pytest.raises(ValueError, match="'epsilon' does not determine 'sample' at alpha = 0"):
+    with pytest.raises(ValueError, match=r"epsilon.*sample.*alpha = 0"):
         conversion("epsilon", "sample", 0.0, 1.0)
     assert conversion("v_prediction", "sample", 0.0, 1.0) == (0.0, -1.0)
     with pytest.raises(ValueError, match="did you mean 'epsilon'"):

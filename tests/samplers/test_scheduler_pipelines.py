@@ -212,7 +212,7 @@ def test_eta_and_generators():
     torch.testing.assert_close(noisy[1:], alone, rtol=1e-5, atol=1e-5)
     assert (run([gen(5), gen(6)]) - noisy).abs().max() > 0.1, "without eta the same pipeline is deterministic"
     assert torch.equal(run(gen(1)), run(gen(2)))
-    with pytest.raises(ValueError, match="'unipc' has no option 'eta'"):
+    with pytest.raises(ValueError, match=r"unipc.*eta"):
         pipes.sd(SolverScheduler(**SD, solver="unipc"))(**inputs(pipe), num_inference_steps=4, eta=0.5)
 
 

@@ -222,5 +222,5 @@ def test_what_is_no_gaussian():
     with pytest.raises(ValueError, match="output"):
         idle.target(X, NEXT)
     varied = replace(plan, rows=np.broadcast_to(plan.rows[..., None], (*plan.rows.shape, 4)))
-    with pytest.raises(ValueError, match="vary over the sample"):
+    with pytest.raises(ValueError, match="call 0"):
         varied.transition(0)
