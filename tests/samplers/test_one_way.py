@@ -65,10 +65,10 @@ def test_what_goes_up_is_refused_in_pipelines(cls, name):
                 scheduler.set_timesteps(**{name: values})
         assert scheduler.plan is None  # not the one of before
         for values, message in (
-            ([], "sigmas"),
-            (3.0, "sequence of numbers"),
-            ([9, 9], "monotone"),
-            ([5, None], "numbers"),
+            ([], name),
+            (3.0, f"{name}.*3.0"),
+            ([9, 9], f"{name}.*entry 1"),
+            ([5, None], f"{name}.*None"),
         ):
             with pytest.raises(ValueError, match=message):
                 scheduler.set_timesteps(**{name: values})
@@ -92,17 +92,17 @@ def test_towards_noise_by_the_range_alone(mixture, z):
 def test_nodes_that_fall_together():
     """A range or a rounding that leaves nothing between two nodes."""
     for make, message in (
-        (lambda: Grid(SD, sigmas=[1.0, 0.0285, 0.028]), "not apart"),  # both below the schedule's last level
-        (lambda: Grid(SD, "ays", t_start=0.5).nodes(10), "not apart"),
-        (lambda: Grid(SD, "leading").nodes(1000), "not apart"),
-        (lambda: Grid(SD, "leading", steps_offset=5).nodes(999), "begins at label 1004, outside 0 to 999"),
-        (lambda: Grid(SD, timesteps=[500, 200], t_end=0.4, end="t_end"), "not apart"),
+        (lambda: Grid(SD, sigmas=[1.0, 0.0285, 0.028]), r"nodes \d+ and \d+"),  # both below the schedule's last level
+        (lambda: Grid(SD, "ays", t_start=0.5).nodes(10), r"nodes \d+ and \d+"),
+        (lambda: Grid(SD, "leading").nodes(1000), r"nodes \d+ and \d+"),
+        (lambda: Grid(SD, "leading", steps_offset=5).nodes(999), "1004.* 0 to 999"),
+        (lambda: Grid(SD, timesteps=[500, 200], t_end=0.4, end="t_end"), r"nodes \d+ and \d+"),
         (lambda: Grid(RectifiedFlow(), timesteps=[500, 0]), "sigma = 0"),
-        (lambda: Grid(EDM(), sigmas=[1.0, 5e-324]), "called at sigma = 4.94e-324"),
+        (lambda: Grid(EDM(), sigmas=[1.0, 5e-324]), "sigma = 4.94e-324"),
         (lambda: Grid(EDM(), t_start=float("inf")), "schedule"),
-        (lambda: Grid(SD, "karras", rho=0.0), "rho must be above 0"),
+        (lambda: Grid(SD, "karras", rho=0.0), "rho"),
         (lambda: Grid(SD).nodes(10**7), "100000"),
-        (lambda: build_plan(RectifiedFlow(), "reverse_diffusion", 1, prediction="flow"), "needs a call between"),
+        (lambda: build_plan(RectifiedFlow(), "reverse_diffusion", 1, prediction="flow"), "reverse_diffusion"),
     ):
         with pytest.raises(ValueError, match=message):
             make()

@@ -210,7 +210,7 @@ def test_places_that_are_no_files(tmp_path):
         file.truncate(2**40)
     places = [tmp_path, tmp_path / "pipe", tmp_path / "huge", tmp_path / "missing", tmp_path / "a\0b", "", "/dev/zero"]
     for place in places:
-        with pytest.raises(ValueError, match=re.escape(repr(os.fspath(place))[1:-1])):
+        with pytest.raises(ValueError, match=re.escape(repr(os.fspath(place)))):
             Plan.load(place)
     (tmp_path / "link").symlink_to(put(tmp_path / "x"))
     assert len(Plan.load(str(tmp_path / "link"))) == 4
