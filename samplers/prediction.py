@@ -48,8 +48,8 @@ BLIND = "the first call is at alpha = {1:.2g}, where the output of a network tha
 
 
 def blind(kind: str, alpha: float) -> bool:
-    """Whether a network's prediction is (almost) its own input at this alpha, so that x_0 = (x - sigma eps) / alpha
-    magnifies its errors more than a thousand times: epsilon at zero terminal SNR (arXiv 2305.08891, sec. 3.2)."""
+    """Whether a network's prediction is almost its own input at this alpha: epsilon at zero terminal SNR (arXiv
+    2305.08891, sec. 3.2). Then x_0 = (x - sigma eps) / alpha has more than a thousand times its error."""
     return kind in ("epsilon", "score") and bool(alpha < 1e-3)
 
 

@@ -13,9 +13,9 @@ from .prediction import conversion
 def tail(plan: Plan, first: int) -> Plan:
     """The calls of `plan` from `first` on, begun from a state at the level of call `first`; the labels stay.
 
-    The plan's own rows begin at the first call that is at the beginning of a step (its input is its anchor) and from
-    which no row uses an output older than this run. The calls before it become first-order (DDIM) steps from each
-    call's time to the next. They fill the history that the plan's rows need.
+    The plan's own rows begin at a call at the beginning of a step, where the input is the anchor. From there on no row
+    uses an output older than this run. The calls before it become first-order (DDIM) steps from each call's time to
+    the next. They fill the history that the plan's rows need.
 
     Args:
         first: 0 <= first < len(plan).

@@ -76,9 +76,9 @@ def runge_kutta(
             '1euler', '2heun', '3kutta', '3ral', '3heun', '3vdh', '3ssprk' or '4rk'.
         space: in which variable the ODE is solved. 'kappa' (sigma / alpha: DEIS and EDM), 'flow' (rectified flow's;
             the default where alpha = 0), or 'time' (the schedule's own t: EDM's eq. 4 with its sigma(t) and s(t)).
-        s_churn: EDM's stochasticity (Karras et al. 2022, arXiv 2206.00364, algorithm 2). Before a step from a noise
-            level sigma / alpha within [s_tmin, s_tmax] noise is added that raises it by the factor 1 + min(s_churn /
-            intervals, sqrt(2) - 1), at most to the noisiest level of the schedule. s_noise multiplies that noise.
+        s_churn: EDM's stochasticity (Karras et al. 2022, arXiv 2206.00364, algorithm 2): noise before each step from a
+            level sigma / alpha within [s_tmin, s_tmax]. It raises the level by the factor 1 + min(s_churn / intervals,
+            sqrt(2) - 1), at most to the noisiest level of the schedule. s_noise multiplies that noise.
     """
     method = DEIS_NAMES.get(method, method)
     if method not in TABLEAUX:

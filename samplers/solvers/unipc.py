@@ -139,8 +139,8 @@ def _as_published(step: ExpStep, *at: int) -> np.ndarray:
     """As `ExpStep.weights`, with the authors' error in the corrector.
 
     With D_j = (m_j - m_0) / r_j and C_jk = r_j^(k-1) / k!, sum_k H_k (C^-1 D)_k is the exact correction. Their code
-    leaves out the new value's part of all H_k but the last, the history's part of the last, and in the last reads the
-    row of C^-1 before it (a loop index used after its loop).
+    leaves out the new value's part of all H_k but the last, and the history's part of the last. In the last it also
+    reads the row of C^-1 before it, because a loop index is used after its loop.
     """
     if step.lam[at[0]] == step.lam_s:  # the predictor is right
         return step.weights(*at)
