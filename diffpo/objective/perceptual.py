@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch import Tensor
 from samplers.prediction import PREDICTIONS
 
 from ..problems.regression import Regression
+
+if TYPE_CHECKING:
+    from ..models.family import Family
 
 
 class Perceptual:
@@ -30,7 +33,7 @@ class Perceptual:
     phi is a second copy of the base's encoder, in float32 (SD1.5: 1.0 GB, SDXL: 3.3 GB), without TF32's rounding.
     """
 
-    def __init__(self, family: Any, network: torch.nn.Module) -> None:
+    def __init__(self, family: Family, network: torch.nn.Module) -> None:
         """``network``: the policy's bare module; it says where to compute and whether to keep activations."""
         self.family = copy.copy(family)
         self.family.dtype = torch.float32  # of what the family loads and computes
@@ -41,10 +44,10 @@ class Perceptual:
             self.encoder.enable_gradient_checkpointing()
         self._seen: tuple[Regression, Tensor] | None = None  # the last one, and the features that its targets lead to
 
-    def __call__(self, prediction: Tensor, regression: Regression, cond: dict[str, Tensor]) -> Tensor:
+    def __call__(self, prediction: Tensor, regression: Regression) -> Tensor:
         """(N,) errors of ``prediction`` (N, C, h, w), the network's output for ``regression``; with a gradient by
         it."""
-        t, target = regression.t, regression.target
+        t, target, cond = regression.t, regression.target, regression.conditioning.cond
         before = (t - 1).clamp(min=0)
         alpha, sigma = self.family.alpha_sigma(t)
         alpha_to, sigma_to = self.family.alpha_sigma(before)

@@ -29,7 +29,7 @@ from torch import Tensor
 from .. import models
 from ..common.errors import DiffpoError
 from ..common.files import write_atomic
-from ..common.rng import generator
+from ..common.rng import Draws
 from ..config import Data, Model
 from ..data.batches import Batches
 from ..data.columns import NOUN
@@ -71,21 +71,21 @@ class Tastes:
         """Root mean square of each feature's difference, (F,)."""
         return self.differences.square().mean(0).sqrt().clamp(min=1e-6)
 
-    def rows(self, indices: Sequence[int], seed: int, purpose: str, positions: Sequence[int]) -> Tensor:
+    def rows(self, indices: Sequence[int], draws: Draws) -> Tensor:
         """Tastes (n, F) for the pairs ``indices``: each from up to `SHOTS` others of the same user, drawn anew at each
         position, so that the policy never sees the answer in the question. 0 for a user without other pairs."""
         found = torch.zeros(len(indices), self.differences.shape[1])
-        for row, (index, position) in enumerate(zip(indices, positions, strict=True)):
+        for row, (index, draw) in enumerate(zip(indices, draws.generators("shots"), strict=True)):
             user = self.users[index]
             others = [other for other in self._pairs.get(user, []) if other != index] if user is not None else []
             if others:
-                order = torch.randperm(len(others), generator=generator(seed, f"{purpose} shots", position))
+                order = torch.randperm(len(others), generator=draw)
                 found[row] = self.differences[[others[i] for i in order[:SHOTS].tolist()]].mean(0)
         return found
 
-    def condition(self, seed: int, indices: Sequence[int], purpose: str, positions: Sequence[int]) -> dict[str, Tensor]:
+    def condition(self, indices: Sequence[int], draws: Draws) -> dict[str, Tensor]:
         """`rows`, as `Batches.further` takes them."""
-        return {"user": self.rows(indices, seed, purpose, positions)}
+        return {"user": self.rows(indices, draws)}
 
 
 def require_users(groups: Groups) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,19 +14,17 @@ from samplers.prediction import convert
 from .. import config
 from ..common.errors import DiffpoError
 from ..common.rng import generator
+from ..common.worker import ALONE, Worker
 from ..data.cache import Cache, content_key
 from ..models.identity import base_identity
-from .regression import Regression
+from .policy import Policy
+from .regression import Conditioning, Regression
 
 if TYPE_CHECKING:
     from ..data.batches import Batch, Batches
     from ..data.rows import Group
 
 IMAGES = 8  # that are inverted at once for the cache
-
-
-class Reference(Protocol):
-    def on(self, network: torch.nn.Module) -> AbstractContextManager[torch.nn.Module]: ...
 
 
 class Inversion:
@@ -48,9 +46,14 @@ class Inversion:
     """
 
     def __init__(
-        self, settings: config.InversionSettings, family: Any, network: torch.nn.Module, reference: Reference
+        self,
+        settings: config.InversionSettings,
+        policy: Policy,
+        reference: Callable[[], AbstractContextManager[Policy]],
     ) -> None:
-        self.settings, self.family, self.network, self.reference = settings, family, network, reference
+        """``reference()``: a context whose value is the reference's policy (`Reference.on`)."""
+        self.settings, self.policy, self.reference = settings, policy, reference
+        self.family = family = policy.family
         steps, total = settings.steps, family.train_timesteps
         if steps > total:
             raise DiffpoError(f"objective.inversion.steps: {steps} are more than the model's {total} timesteps")
@@ -64,7 +67,7 @@ class Inversion:
         self.kept: Cache | None = None  # filled by `prepare`
 
     def __call__(self, batch: Batch) -> Regression:
-        draws = [generator(batch.seed, f"{batch.purpose} inversion", position) for position in batch.positions]
+        draws = batch.draws.generators("inversion")
         climbs = [1 + int(torch.randint(self.settings.steps, (), generator=draw)) for draw in draws]
         if self.kept is None:
             x_0 = batch.x_0
@@ -72,17 +75,10 @@ class Inversion:
         else:
             x_0 = self.batches.means(batch.indices)
             x_t = self._read(batch.indices, climbs).to(x_0)
-        t = self.grid[torch.tensor(climbs) - 1].repeat(batch.members).to(x_0.device)
+        t = self.grid[torch.tensor(climbs) - 1].repeat(batch.judgement.members).to(x_0.device)
         alpha, sigma = self.family.alpha_sigma(t)
-        return Regression(
-            x_t=x_t,
-            t=t,
-            target=self.family.target(x_0, (x_t - alpha * x_0) / sigma, t),
-            cond=batch.cond,
-            preference=batch.preference,
-            members=batch.members,
-            scores=batch.scores,
-        )
+        target = self.family.target(x_0, (x_t - alpha * x_0) / sigma, t)
+        return Regression(x_t, t, target, Conditioning(batch.cond), batch.judgement)
 
     @torch.no_grad()
     def invert(
@@ -94,7 +90,7 @@ class Inversion:
         members = len(x_0) // len(climbs)
         height = torch.tensor(climbs, device=x_0.device).repeat(members)
         path, x, noise = [], x_0, None
-        with self.reference.on(self.network) as base:
+        with self.reference() as base:
             for step in range(max(climbs)):
                 rising = (height > step).nonzero().flatten()
                 if self.settings.eta:
@@ -105,7 +101,7 @@ class Inversion:
                 path.append(x)
         return path
 
-    def _rise(self, base: Any, x: Tensor, cond: dict[str, Tensor], step: int, noise: Tensor | None) -> Tensor:
+    def _rise(self, base: Policy, x: Tensor, cond: dict[str, Tensor], step: int, noise: Tensor | None) -> Tensor:
         """From level ``step`` to the next one."""
         (alpha, sigma), (alpha_to, sigma_to) = self.levels[step : step + 2]
         # DDPM's posterior variance (Ho et al. 2020, eq. 7); 0 out of the clean image
@@ -120,16 +116,17 @@ class Inversion:
             eps = (eps + self._eps(base, move(eps), cond, step + 1)) / 2
         return move(eps) if noise is None else move(eps, spread) + spread * noise
 
-    def _eps(self, base: Any, x: Tensor, cond: dict[str, Tensor], step: int) -> Tensor:
+    def _eps(self, base: Policy, x: Tensor, cond: dict[str, Tensor], step: int) -> Tensor:
         told, alpha, sigma = self.told[step]
-        output = self.family.predict(base, x, torch.full((len(x),), told, device=x.device), cond).to(x.dtype)
+        # not `Policy.output`: without autocast, as caches of earlier runs were made
+        output = self.family.predict(base.network, x, torch.full((len(x),), told, device=x.device), cond).to(x.dtype)
         return convert(x, output, self.family.prediction, "epsilon", alpha, sigma)
 
     # ---- all levels of all images, once
 
-    def prepare(self, batches: Batches, root: str, process: int = 0, processes: int = 1, quiet: bool = True) -> None:
-        """Invert every image of ``batches`` to every level, shared out over the processes, and keep that under
-        ``root``: from now on it is read.
+    def prepare(self, batches: Batches, root: str, worker: Worker = ALONE) -> None:
+        """Invert every image of ``batches`` to every level, a part on each process, and keep that under ``root``.
+        From then on it is read from there.
 
         Inverted is the mean of an image's posterior, with its caption; noise of ``eta`` is drawn once for each image,
         the same in all runs. An image takes 2 * steps * C * h * w bytes (SDXL, 10 steps: 1.3 MB) and ``steps`` calls of
@@ -168,10 +165,10 @@ class Inversion:
             return {"x_t": torch.stack(path, 1).half()}
 
         data = [batches.latents.key, batches.text.key, list(places)]
-        base = [base_identity(self.network)["hash"], family.settings.base_weights]
+        base = [base_identity(self.policy.network)["hash"], family.settings.base_weights]
         model = [*base, str(family.dtype), family.prediction, self.levels, self.told]
         kept = Cache(root, "inversions", content_key(*data, *model, settings.eta, settings.average), len(places))
-        kept.build(compute, IMAGES, process, processes, quiet)
+        kept.build(compute, IMAGES, worker.index, worker.count, worker.quiet)
         self.batches, self.kept = batches, kept
 
     def _read(self, indices: Sequence[int], climbs: Sequence[int]) -> Tensor:
