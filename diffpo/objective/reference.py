@@ -11,8 +11,8 @@ The two differ in second order. For weights w and 1 - w on (A, B) and (A', B'),
 
 which also holds for an extrapolation (w > 1). So with the two factors of a LoKr; a DoRA's magnitudes are averaged too.
 
-Where the whole network is trained (`lora: null`, full.py) there is no adapter to switch: a frozen copy of the network
-stands for the adapter that is off, and another one for the second adapter.
+Where the whole network is trained (`lora: null`) there is no adapter to switch. One frozen copy of the network then
+replaces the adapter that is off, and another one the second adapter.
 """
 
 from __future__ import annotations

@@ -31,18 +31,18 @@ class Inversion:
     """Images of the data, inverted by the reference: InPO (Lu et al. 2025, arXiv 2503.18454), SmPO (arXiv 2506.02698).
 
     x_0 climbs a grid of ``steps`` noise levels by DDIM's step read backwards (Song et al. 2020, arXiv 2010.02502,
-    eq. 13), without guidance, and stops at a level t that is drawn for its group. The target is the noise that x_t
-    stands for, eps* = (x_t - alpha_t x_0) / sigma_t, as the network would have to say it: InPO's reward, which takes
+    eq. 13), without guidance, and stops at a level t that is drawn for its group. The target is the noise in x_t,
+    eps* = (x_t - alpha_t x_0) / sigma_t, as the network would have to predict it. This is InPO's reward, which takes
     the network for a one-step generator of x_0 from x_t.
 
-    With ``average`` a step takes the mean of the predictions where it starts and where it leads (ReNoise, arXiv
-    2403.14602; Heun's method for the probability-flow ODE), at twice the cost. With ``eta`` it replaces a share of the
-    predicted noise by fresh noise, with eta^2 times the variance of the transition back (DDPM's).
+    With ``average`` a step takes the mean of the predictions at its start and at its end (ReNoise, arXiv 2403.14602;
+    Heun's method for the probability-flow ODE), at twice the cost. With ``eta`` it replaces a share of the predicted
+    noise by fresh noise, with eta^2 times the variance of the transition back (DDPM's).
 
-    Where the released code departs from this: it draws t anywhere in 0..T-1 and stops on a grid of 10, so that latents
-    lie up to 99 timesteps off the t that the network is told; it inverts with the policy; it adds eta's noise on top,
-    which raises the level. Here every latent is on the level that the network is told, but for the first call: the
-    clean image is told as t = 0, the least there is.
+    The released code departs from this in three ways. It draws t anywhere in 0..T-1 and stops on a grid of 10, so that
+    latents lie up to 99 timesteps off the t that the network gets. It inverts with the policy. It adds eta's noise on
+    top, which raises the level. Here every latent is on the level that the network gets. The only exception is the
+    first call: the clean image is passed as t = 0, the lowest timestep.
     """
 
     def __init__(
@@ -61,9 +61,9 @@ class Inversion:
         self.grid = torch.tensor([(2 * (k + 1) * total + steps) // (2 * steps) - 1 for k in range(steps)])
         alpha, sigma = (level.flatten().tolist() for level in family.alpha_sigma(self.grid))
         low = [level.item() for level in family.alpha_sigma(torch.tensor([0]))]
-        # where the state is, and what the network is told of it: level 0 is the clean image
+        # where the state is, and what the network gets for it; level 0 is the clean image
         self.levels = [(1.0, 0.0), *zip(alpha, sigma, strict=True)]
-        self.told = [(0, *low), *zip(self.grid.tolist(), alpha, sigma, strict=True)]
+        self.inputs = [(0, *low), *zip(self.grid.tolist(), alpha, sigma, strict=True)]
         self.kept: Cache | None = None  # filled by `prepare`
 
     def __call__(self, batch: Batch) -> Regression:
@@ -117,9 +117,9 @@ class Inversion:
         return move(eps) if noise is None else move(eps, spread) + spread * noise
 
     def _eps(self, base: Policy, x: Tensor, cond: dict[str, Tensor], step: int) -> Tensor:
-        told, alpha, sigma = self.told[step]
+        t, alpha, sigma = self.inputs[step]
         # not `Policy.output`: without autocast, as caches of earlier runs were made
-        output = self.family.predict(base.network, x, torch.full((len(x),), told, device=x.device), cond).to(x.dtype)
+        output = self.family.predict(base.network, x, torch.full((len(x),), t, device=x.device), cond).to(x.dtype)
         return convert(x, output, self.family.prediction, "epsilon", alpha, sigma)
 
     # ---- all levels of all images, once
@@ -128,10 +128,10 @@ class Inversion:
         """Invert every image of ``batches`` to every level, a part on each process, and keep that under ``root``.
         From then on it is read from there.
 
-        Inverted is the mean of an image's posterior, with its caption; noise of ``eta`` is drawn once for each image,
+        The mean of an image's posterior is inverted, with its caption. Noise of ``eta`` is drawn once for each image,
         the same in all runs. An image takes 2 * steps * C * h * w bytes (SDXL, 10 steps: 1.3 MB) and ``steps`` calls of
-        the network, where a training step without cache takes (steps + 1) / 2 on average. float16 costs nothing here:
-        eps* is computed from the latents as they are kept.
+        the network. A training step without cache takes (steps + 1) / 2 on average. float16 loses nothing here,
+        because eps* is computed from the latents as they are kept.
 
         Raises DiffpoError where an image or its caption changes from step to step.
         """
@@ -166,7 +166,7 @@ class Inversion:
 
         data = [batches.latents.key, batches.text.key, list(places)]
         base = [base_identity(self.policy.network)["hash"], family.settings.base_weights]
-        model = [*base, str(family.dtype), family.prediction, self.levels, self.told]
+        model = [*base, str(family.dtype), family.prediction, self.levels, self.inputs]
         kept = Cache(root, "inversions", content_key(*data, *model, settings.eta, settings.average), len(places))
         kept.build(compute, IMAGES, worker.index, worker.count, worker.quiet)
         self.batches, self.kept = batches, kept

@@ -1,4 +1,4 @@
-"""What a round teaches: judged samples -> groups of regression problems."""
+"""Judged samples of a round -> groups, and these -> regression problems."""
 
 from __future__ import annotations
 
@@ -24,9 +24,12 @@ from .sampler import Forks
 
 @dataclass(frozen=True)
 class Sampled:
-    """What one prompt of a round gave. ``place`` in the round (self_play: since the start of training); ``prompt``, its
-    index (self_play: of the data's group); ``states`` (samples, k, C, h, w) float32 on the CPU, x_0 last; ``scores``
-    (samples, scorers) float64. Of a pool, ``forks`` instead."""
+    """What was sampled for one prompt of a round.
+
+    ``place``: in the round (self_play: since the start of training). ``prompt``: its index (self_play: that of the
+    data's group). ``states`` (samples, k, C, h, w) float32 on the CPU, x_0 last; ``scores`` (samples, scorers) float64.
+    A pool has ``forks`` instead of these two.
+    """
 
     place: int
     prompt: int
@@ -60,9 +63,12 @@ Item = StepPair | SampledGroup | SelfPlay
 def harvest(
     records: Sequence[Sampled], settings: ObjectiveSettings, steps: Sequence[Step], names: Sequence[str]
 ) -> tuple[list[Item], dict[str, float]]:
-    """The groups of a round, and its metrics: rollout/groups; rollout/ties, the share of comparisons (of two images, of
-    a pool, of a prompt's images) without a winner; rollout/empty; rollout/score or rollout/score/NAME, the means of
-    the images' scores (pools: of the pairs')."""
+    """The groups of a round, and its metrics.
+
+    rollout/groups, and rollout/empty: 1 if there are none. rollout/ties: the share of comparisons (of two images, of a
+    pool, of a prompt's images) without a winner. rollout/score, or rollout/score/NAME for each of several scorers: the
+    mean over the images (pools: over the pairs).
+    """
     items: list[Item] = []
     compared = decided = 0
     scores = []
@@ -145,7 +151,7 @@ def _final(record: Sampled, kind: str) -> Iterator[SampledGroup]:
 
 
 def _alone(scores: Tensor, rows: Sequence[int]) -> tuple[float, ...] | None:
-    """The scores of these images, if there is a single scorer to speak of the size of a difference."""
+    """The scores of these images if there is one scorer. With several, a difference has no size."""
     return tuple(scores[list(rows), 0].tolist()) if scores.shape[1] == 1 else None
 
 

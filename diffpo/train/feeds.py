@@ -21,7 +21,7 @@ class Feed(Protocol):
         """Before update ``step``, on all processes together; returns metrics."""
 
     def regression(self, positions: Sequence[int]) -> Regression | None:
-        """The groups at ``positions``; None (on all processes alike) if there is nothing to learn from."""
+        """The groups at ``positions``; None, on all processes, if there is nothing to train on."""
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""

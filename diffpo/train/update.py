@@ -21,11 +21,11 @@ from .metrics import summarize
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-EXPLODED, PATIENCE = 10.0, 3  # policy errors of so many times the reference's, in so many updates on end
+EXPLODED, PATIENCE = 10.0, 3  # policy errors of 10 times the reference's, in 3 updates in a row
 
 
 class Diverged(Exception):
-    """A loss, gradient or weight that is not a number, or errors out of all proportion; the loop knows what was saved.
+    """A loss, gradient or weight that is not finite, or an error far above the reference's.
 
     ``spoilt``: the weights are touched already; otherwise they are those after the last good update.
     """
@@ -36,7 +36,7 @@ class Diverged(Exception):
 
 
 class Stuck(Exception):
-    """There is nothing to train on, because a judge failed, say; the weights are those after the last update."""
+    """There is nothing to train on, e.g. because a scorer failed; the weights are those after the last update."""
 
 
 class Updater:

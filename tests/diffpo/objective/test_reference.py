@@ -173,7 +173,7 @@ def test_a_resumed_reference_goes_on_bit_for_bit(tiny_sdxl, policy, tmp_path):
     weights, _ = lora_file.read_lora(folder)
     lora.set_lora_state(again, {name.split(".", 1)[1]: value for name, value in weights.items()})
     resumed.load(checkpoint.read_state(folder)["reference"])
-    for module, trained, each in ((unet, parameters, made), (again, others, resumed)):
+    for trained, each in ((parameters, made), (others, resumed)):
         move(trained, 3)
         each.after_update(3)
     assert torch.equal(output(family, unet), output(family, again))

@@ -48,9 +48,8 @@ def test_the_last_step_has_no_noise_and_gives_the_image_estimate(step):
     last = sampler_steps(RolloutSettings(steps=5, step=step), SCHEDULE, "v_prediction")[-1]
     x, out = random(1, 4, 8, 8), random(1, 4, 8, 8, seed=1)
     assert last.transition.std == 0
-    torch.testing.assert_close(
-        last.transition.mean(x, out), convert(x, out, "v_prediction", "sample", last.alpha, last.sigma)
-    )
+    x_0 = convert(x, out, "v_prediction", "sample", last.alpha, last.sigma)
+    torch.testing.assert_close(last.transition.mean(x, out), x_0)
 
 
 def test_more_steps_than_labels_are_refused_by_name():
@@ -95,13 +94,11 @@ def test_a_regression_is_laid_out_by_member_and_starts_at_no_reward(tiny_sd_v):
     found = regression(items, steps, conditioning, "cpu")
     assert found.t.tolist() == [999, 499, 999, 499] and found.judgement.members == 2
     assert torch.equal(found.x_t, states[[0, 0, 1, 1], [0, 2, 0, 2]])
-    assert (
-        found.conditioning.cond["prompt_embeds"][:, 0, 0].tolist() == [7.0] * 4 and found.conditioning.guidance == 5.0
-    )
+    assert found.conditioning.cond["prompt_embeds"][:, 0, 0].tolist() == [7.0] * 4
+    assert found.conditioning.guidance == 5.0
     assert found.judgement.scores.tolist() == [[2.0, 2.0], [1.0, 1.0]]
-    again = steps[2].transition.mean(
-        found.x_t[3], found.target[3]
-    )  # the target is what would have led there without noise
+    # the target is what would have led there without noise
+    again = steps[2].transition.mean(found.x_t[3], found.target[3])
     torch.testing.assert_close(again, states[1, 3])
 
     settings = ObjectiveSettings(name="d3po", rollout={"scorers": ["shapes.total"]})

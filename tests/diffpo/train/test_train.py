@@ -68,16 +68,14 @@ def test_logged_rewards_and_loss_are_those_of_the_saved_lora_in_a_diffusers_pipe
     scheduler = DDPMScheduler.from_pretrained(config.model.path, subfolder="scheduler")
     target = scheduler.get_velocity(batch.x_0, noise, regression.t) if name.endswith("_v") else noise
     pipe = models.load_pipeline(str(path), device="cpu")
-    added = {}
+    added, cond = {}, regression.conditioning.cond
     if name == "tiny_sdxl":
         names = {"text_embeds": "pooled_prompt_embeds", "time_ids": "time_ids"}
-        added = {"added_cond_kwargs": {ours: regression.conditioning.cond[theirs] for ours, theirs in names.items()}}
+        added = {"added_cond_kwargs": {ours: cond[theirs] for ours, theirs in names.items()}}
 
     def errors():
         with torch.no_grad():
-            output = pipe.unet(
-                regression.x_t, regression.t, regression.conditioning.cond["prompt_embeds"], **added
-            ).sample
+            output = pipe.unet(regression.x_t, regression.t, cond["prompt_embeds"], **added).sample
         return ((output - target) ** 2).mean(dim=(1, 2, 3)).double()
 
     base = errors()
