@@ -30,7 +30,8 @@ class Perceptual:
     there.
 
     The two states differ by about 1e-3, which half precision does not resolve: in bfloat16 the error is mostly
-    rounding. So phi is a second copy of the base's encoder, in float32 (SD1.5: 1.0 GB, SDXL: 3.3 GB), without TF32's rounding.
+    rounding. So phi is a second copy of the base's encoder, in float32 (SD1.5: 1.0 GB, SDXL: 3.3 GB), without TF32's
+    rounding.
     """
 
     def __init__(self, family: Family, network: torch.nn.Module) -> None:

@@ -91,9 +91,7 @@ class Tastes:
 def require_users(groups: Groups) -> None:
     """DiffpoError unless a user in the data has two pairs: one that describes the user, and one to learn from."""
     if groups.kind != "pair":
-        raise DiffpoError(
-            f"{groups.source} holds {NOUN[groups.kind]}, and objective.users=true needs pairs; set objective.users=false"
-        )
+        raise DiffpoError(f"{groups.source} holds {NOUN[groups.kind]}, and users need pairs: set objective.users=false")
     if max(Counter(group.user for group in groups.groups if group.user is not None).values(), default=0) < 2:
         raise DiffpoError(
             f"{groups.source}: no user has two pairs, and objective.users=true needs two of at least one user. Name "
@@ -190,7 +188,7 @@ def read_user(source: str | Path, lora: str | Path) -> tuple[Groups, str]:
 
 
 def welcome(pairs: Groups, lora: str | Path, model: Model, pipe: Any) -> Tensor:
-    """Attach the user tokens to the pipeline's network. Returns the taste (F,) in ``pairs``, computed as in training."""
+    """Attach the user tokens to the pipeline's network; returns the taste (F,) in ``pairs``, as in training."""
     resolution = load(users_file(lora), network_of(pipe))
     views = [view(pair.size, resolution, "center", False, torch.Generator()) for pair in pairs.groups]
     images = [pairs.images(i) for i in range(len(pairs))]

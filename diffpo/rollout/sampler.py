@@ -74,10 +74,11 @@ class Walker:
         scorer: StepScorer,
         captions: Sequence[str],
     ) -> list[Forks]:
-        """SPO's sampler (arXiv 2406.04314, sec. 3.3): from step ``start`` on, ``pool`` next states are drawn from one
-        x_t; the network sees all of them at the next step, where the scorer judges their x_0 estimates; best and worst
-        make a pair if p(best) - p(worst) = tanh(gap / 2) is above ``threshold``; and a random one of them, whatever its
-        score, goes on with the network's output that is already there.
+        """SPO's sampler (arXiv 2406.04314, sec. 3.3), from step ``start`` on.
+
+        From one x_t, ``pool`` next states are drawn. The network gets all of them at the next step, where the scorer
+        judges their x_0 estimates. The best and the worst make a pair if p(best) - p(worst) = tanh(gap / 2) is above
+        ``threshold``. A random one of them, whatever its score, goes on with the output that the network has given.
 
         The step to sigma = 0 has no noise and so no pool: the last pool is judged by the x_0 that this step returns.
         """

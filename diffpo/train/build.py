@@ -55,8 +55,8 @@ def make_accelerator(settings: Optimisation) -> Accelerator:
 
 @dataclass
 class Sources:
-    """What there is to learn from and to measure on. ``batches``: the training data, if any; ``conditions``: of the
-    prompts that an on-policy objective samples for."""
+    """The data of a run. ``batches``: the training data, if any; ``conditions``: of the prompts that an on-policy
+    objective samples for; ``held_out``: what is measured on, if anything."""
 
     batches: Batches | None
     conditions: PromptConditions | None
@@ -65,7 +65,7 @@ class Sources:
 
     @property
     def hash(self) -> str:
-        """Of everything that is learnt from."""
+        """Of all data that are trained on."""
         hashes = [self.batches.groups.data_hash] if self.batches else []
         return "-".join(hashes + ([content_key(self.conditions.prompts)] if self.conditions else []))
 

@@ -74,7 +74,7 @@ def test_someone_with_two_pairs_is_needed():
     users.require_users(groups("a", None, "a"))
     with pytest.raises(DiffpoError, match=r"^here: .*data\.columns\.user=NAME"):
         users.require_users(groups("a", None, None, "b"))
-    with pytest.raises(DiffpoError, match="^here holds single images"):
+    with pytest.raises(DiffpoError, match=r"^here holds single images"):
         users.require_users(groups("a", "a", kind="single"))
 
 
