@@ -212,7 +212,7 @@ def test_rewards_begin_at_zero_and_the_base_inverts(tiny_sdxl):
 
 
 def test_more_steps_than_timesteps_are_refused():
-    with pytest.raises(DiffpoError, match=r"objective\.inversion\.steps: 1001 are more than the model's 1000"):
+    with pytest.raises(DiffpoError, match=r"objective\.inversion\.steps.*1001.*1000"):
         inversion(Settings(steps=1001), Analytic(), gaussian)
 
 
@@ -274,8 +274,8 @@ def test_every_image_is_inverted_once_and_again_only_for_other_settings(data, tm
 
 def test_what_changes_from_step_to_step_is_not_cached(data, tmp_path):
     for override, message in (
-        ({"flip": True}, "data.flip=false, or invert in each step with objective.inversion.cache=false"),
-        ({"caption_dropout": 0.1}, "data.caption_dropout drops some"),
+        ({"flip": True}, r"data\.flip=false.*objective\.inversion\.cache=false"),
+        ({"caption_dropout": 0.1}, r"data\.caption_dropout.*objective\.inversion\.cache=false"),
     ):
         settings = data.config.data.model_copy(update=override)
         changing = SimpleNamespace(cached="flip" not in override, data=settings)

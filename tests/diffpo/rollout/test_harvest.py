@@ -80,5 +80,5 @@ def test_self_play_imitates_no_disliked_image():
 
     assert round.worth_imitating(groups(1, 1.0, 0.0, 0.7)) == [0, 2]
     assert round.worth_imitating(groups(2, 1.0, 0.4)) == [0, 1]
-    with pytest.raises(DiffpoError, match="here holds no liked image"):
+    with pytest.raises(DiffpoError, match=r"^here .*self_play"):
         round.worth_imitating(groups(1, 0.0))

@@ -108,7 +108,7 @@ def test_a_step_scorer_that_returns_nan_is_named():
             return torch.full((len(x_t),), torch.nan)
 
     walker = Walker(RolloutSettings(steps=4, start=0, guidance=1.0, step_scorer="mine"), Toy())
-    with pytest.raises(DiffpoError, match="mine gave nan for the prompt 'a cat'"):
+    with pytest.raises(DiffpoError, match=r"mine .*nan.*'a cat'"):
         one_walk(walker, Broken(), "a cat")
 
 
