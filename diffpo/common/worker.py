@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
+    import torch
     from accelerate import Accelerator
 
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 class Worker:
     """One of the ``count`` processes of a run, numbered from 0. The default is a single process on the CPU."""
 
-    device: Any = "cpu"
+    device: torch.device | str = "cpu"
     index: int = 0
     count: int = 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class Judgement:
     scores: Tensor | None = None
 
     @classmethod
-    def of(cls, groups: Sequence[Judged], members: int, device: Any) -> Self:
+    def of(cls, groups: Sequence[Judged], members: int, device: torch.device | str) -> Self:
         """That of ``groups``; without scores if a group has none."""
         scores = [group.scores for group in groups]
         given = None if None in scores else torch.tensor(scores, dtype=torch.float32, device=device).T

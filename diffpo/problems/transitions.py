@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -76,7 +75,10 @@ class StepPair:
 
 
 def regression(
-    pairs: Sequence[StepPair], steps: Sequence[Step], condition: Callable[[Sequence[int]], Conditioning], device: Any
+    pairs: Sequence[StepPair],
+    steps: Sequence[Step],
+    condition: Callable[[Sequence[int]], Conditioning],
+    device: torch.device | str,
 ) -> Regression:
     """n pairs of steps as a Regression; ``condition(prompts)`` gives the conditioning of prompts."""
     own = [steps[pair.step] for pair in pairs] * 2

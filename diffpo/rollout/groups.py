@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -159,7 +158,7 @@ def _alone(scores: Tensor, rows: Sequence[int]) -> tuple[float, ...] | None:
 
 
 def noised(
-    groups: Sequence[SampledGroup], conditions: PromptConditions, forward: Forward, draws: Draws, device: Any
+    groups: Sequence[SampledGroup], conditions: PromptConditions, forward: Forward, draws: Draws, device: torch.device
 ) -> Regression:
     """Groups of finished images with noise added."""
     members = len(groups[0].x_0)
