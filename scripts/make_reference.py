@@ -32,9 +32,9 @@ CONFIG_HEAD = f"""\
 {MADE}
 
 A config is a YAML file with the sections below. On the command line any key can be replaced as `a.b=c`, for example
-`train.lr=1e-5` or `objective.reference.policy=ema`; `null` is the empty value. An unknown key is an error that names the
-nearest one. A preset (`objective.name`) has defaults of its own for some keys of `objective`: [papers.md](papers.md) lists
-them. `diffpo check CONFIG` prints what a config amounts to.
+`train.lr=1e-5` or `objective.reference.policy=ema`; `null` is the empty value. An unknown key is an error that names
+the nearest one. A preset (`objective.name`) has its own defaults for some keys of `objective`;
+[papers.md](papers.md) lists them. `diffpo check CONFIG` prints what a config amounts to.
 """
 CONFIG_TAIL = """
 ## `diffpo train-scorer`
@@ -89,7 +89,8 @@ def config_tables(
     """A table of the plain keys of ``model``, then those of its sections; ``used`` collects the names looked up."""
     sections = {name: section(field) for name, field in model.model_fields.items() if section(field)}
     yield f"{level} `{prefix.rstrip('.')}`\n" if prefix else f"{level} Without a section\n"
-    yield f"{about}\n" if about else ""
+    if about:
+        yield f"{about}\n"
     yield "| key | type | default | meaning |\n| --- | --- | --- | --- |"
     for name, field in model.model_fields.items():
         if name not in sections:

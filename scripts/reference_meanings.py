@@ -1,7 +1,7 @@
 """What each key of a config means, for docs/config.md, while the models do not carry it themselves.
 
-`make_reference.py` takes pydantic's `Field(description=)` (or an attribute docstring) first. A line here for a field with
-a description of its own, or for a field that does not exist, is an error: this table can only shrink.
+`make_reference.py` takes pydantic's `Field(description=)` (or an attribute docstring) first. A line here for a field
+with a description of its own, or for a field that does not exist, is an error: this table can only shrink.
 """
 
 MEANINGS = {
@@ -13,15 +13,15 @@ MEANINGS = {
     "Config.log": "Logs beside metrics.jsonl.",
     "Config.output": "The run's folder. The same command with the same folder resumes.",
     "Model.path": "A diffusers pipeline (a folder or a hub id), or one .safetensors file.",
-    "Model.config": "Pipeline whose configs a one-file model uses: a folder, a hub id, sd1, sd2, sd2-v, sdxl or sdxl-v. "
-    "Null: chosen from the file's tensors and header.",
+    "Model.config": "Pipeline whose configs a one-file model uses: a folder, a hub id, sd1, sd2, sd2-v, sdxl or "
+    "sdxl-v. Null: chosen from the file's tensors and header.",
     "Model.revision": "Branch, tag or commit of the hub repository.",
     "Model.variant": "Which weight files are read, e.g. fp16. The precision of training is train.precision.",
-    "Model.vae": "A VAE (a folder, a hub id or one file) that replaces the pipeline's, e.g. madebyollin/sdxl-vae-fp16-fix.",
+    "Model.vae": "VAE (a folder, a hub id or one file) in place of the pipeline's, e.g. madebyollin/sdxl-vae-fp16-fix.",
     "Model.guidance": "Guidance input during training, for networks that have one (FLUX.1-dev).",
     "Model.base_weights": "How the frozen weights are stored (docs/scale.md).",
     "Model.attention": "Attention backend of diffusers, e.g. flash or xformers; null keeps its default.",
-    "Data.train": "Training data: a file, a folder or a hub id (docs/data.md). On-policy objectives read prompts instead.",
+    "Data.train": "Training data: a file, a folder or a hub id (docs/data.md). On-policy objectives use data.prompts.",
     "Data.validation": "Held-out pairs: their accuracy is measured every train.eval_every updates.",
     "Data.prompts": "Prompts that on-policy objectives sample for: any format of `diffpo generate --prompts`.",
     "Data.train_split": "Training split of a hub id, or of a folder that holds several.",
