@@ -102,4 +102,3 @@ def page() -> str:
     for name in objectives.names():
         lines += entry(name)
     return "\n".join(lines).rstrip() + "\n"
-

@@ -1,7 +1,7 @@
 """A hook of mkdocs: the pages and pictures of the site that lie outside docs/, and links that fit both places.
 
-In the repository a page links to files by their place. On the site README.md is index.md, and all pages are in one folder;
-links are rewritten for that.
+In the repository a page links to files by their place. On the site README.md is index.md, and all pages are in one
+folder; links are rewritten for that.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ PAGES = {  # place in the repository -> name on the site
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "samplers/README.md": "samplers.md",
+    "assets/tiny-sdxl/README.md": "tiny-sdxl.md",
+    "assets/tiny-dit/README.md": "tiny-dit.md",
+    "assets/shapes-preferences/README.md": "shapes-preferences.md",
 }
 LINK = re.compile(r"(\]\()([^)#\s:]+)(#[^)\s]*)?(\))")  # targets without a scheme
 
@@ -26,8 +29,9 @@ LINK = re.compile(r"(\]\()([^)#\s:]+)(#[^)\s]*)?(\))")  # targets without a sche
 def on_files(files: Any, config: Any) -> Any:
     for place, name in PAGES.items():
         files.append(File.generated(config, name, abs_src_path=str(ROOT / place)))
-    for picture in sorted((ROOT / "assets").glob("*.png")):
-        files.append(File.generated(config, f"assets/{picture.name}", abs_src_path=str(picture)))
+    for picture in sorted((ROOT / "assets").rglob("*.png")):
+        name = picture.relative_to(ROOT).as_posix()
+        files.append(File.generated(config, name, abs_src_path=str(picture)))
     return files
 
 

@@ -6,11 +6,11 @@ folder with `configs`, `assets`, a few pairs (`my-pairs`) and prompts (`prompts.
 - `<!-- needs: gpu -->`, `network`, `weights`, `server` or `<!-- not run: REASON -->`: not run. Its commands are parsed
   all the same (see below), its Python is compiled.
 - `<!-- continues -->`: this Python block goes on in the namespace of the one before it.
-- `<!-- given: pipe, noise -->`: these names exist before the block; `GIVEN` below makes them.
+- `<!-- given: pipe, noise -->`: these names (for a sh block: files) exist before the block; `GIVEN` below makes them.
 
-Commands of `diffpo` that run do so on the embedded model: names of released models, sizes, precisions, scorers and
-numbers of steps are replaced by small ones (`stand_in`). Before that, all commands are parsed as the page has them: verb
-and options by the command line itself, config and overrides by `load_config`, names of solvers and scorers, targets of
+Commands of `diffpo` run on the embedded model: names of released models, sizes, precisions, scorers and numbers of
+steps are replaced by small ones (`stand_in`). Before that, all commands are parsed as the page has them: verb and
+options by the command line itself, config and overrides by `load_config`, names of solvers and scorers, targets of
 make, extras of pip, options of scripts. Other programs are recognised by name. Keys, options and verbs in `inline code`
 must exist too, and so must the keys of YAML blocks.
 So a typo in a command or in a key fails here.
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import docs_commands
 import pytest
@@ -48,6 +49,8 @@ SMALL = {  # settings of `stand_in`
     "train.gradient_checkpointing": "false",
 }
 ROLLOUT = {
+    "data.prompts": "prompts.txt",
+    "objective.rollout.samples": "2",
     "objective.rollout.prompts": "1",
     "objective.rollout.steps": "3",
     "objective.rollout.start": "1",
@@ -125,7 +128,10 @@ def test_blocks_run(page, tmp_path, monkeypatch):
                 namespace = namespace if block.continues else {}
                 namespace |= {name: GIVEN[name]() for name in block.given}
                 exec(compile(released(block.text), block.place, "exec"), namespace)
-            for words in block.commands() if block.language == "sh" else []:
+                continue
+            for name in block.given:
+                GIVEN[name]()
+            for words in block.commands():
                 if words[0].endswith("diffpo"):
                     app(stand_in(words[1:]), standalone_mode=False)
         except Exception as error:
@@ -142,11 +148,10 @@ def stand_in(arguments: list[str]) -> list[str]:
     """The command on the embedded model, with little to do."""
     verb, *rest = [released(word) for word in arguments]
     if verb in ("generate", "eval"):
-        rest = ["shapes" if word in ("pickscore", "clip", "hps", "aesthetic") else word for word in rest]
-        if rest.count("shapes") > 1:  # several scorers became one
-            at = rest.index("shapes")
-            del rest[at - 1 : at + 1]
-        return [verb, *rest, "--n", "2", "--steps", "2"]
+        pairs = zip(rest[::2], rest[1::2], strict=True)  # all options of these verbs have a value
+        kept = [word for pair in pairs if pair[0] not in ("--scorers", "--train-scorer") for word in pair]
+        scored = ["--scorers", "shapes"] if verb == "eval" else []
+        return [verb, *kept, *scored, "--n", "2", "--steps", "2"]
     if verb not in docs_commands.CONFIGS:
         return [verb, *rest]
     config = yaml.safe_load((ROOT / next(word for word in rest if word.endswith(".yaml"))).read_text())
@@ -186,11 +191,21 @@ def pipeline():
     return pipe
 
 
+def run():
+    """`runs/mine`, trained as the README does."""
+    if not Path("runs/mine").exists():
+        app(
+            stand_in("train configs/sdxl_diffusion_dpo.yaml data.train=my-pairs output=runs/mine".split()),
+            standalone_mode=False,
+        )
+
+
 def network(x, t):
     return 0.1 * x
 
 
 GIVEN = {
+    "run": run,
     "pipe": pipeline,
     "model": lambda: network,
     "uncond_model": lambda: network,
