@@ -10,7 +10,12 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "samplers/README.md", *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md"))]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "samplers/README.md",
+    *sorted(f"docs/{path.name}" for path in ROOT.glob("docs/*.md")),
+]
 LANGUAGES = ("sh", "python", "yaml", "json", "text")
 NEEDS = ("gpu", "network", "weights", "server")
 FENCE = re.compile(r"^\s*```(\w*)\s*$")

@@ -12,7 +12,7 @@ Commands of `diffpo` run on the embedded model: names of released models, sizes,
 steps are replaced by small ones (`stand_in`). Before that, all commands are parsed as the page has them: verb and
 options by the command line itself, config and overrides by `load_config`, names of solvers and scorers, targets of
 make, extras of pip, options of scripts. Other programs are recognised by name. Keys, options and verbs in `inline code`
-must exist too, and so must the keys of YAML blocks.
+must exist too, and so must the keys of YAML blocks and the files and tests that a page names.
 So a typo in a command or in a key fails here.
 """
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from pathlib import Path
 
 import docs_commands
@@ -112,6 +113,20 @@ def test_inline_code_names_what_exists(page):
         if verb:
             strange = set(re.findall(r"(?<!\S)--[a-z-]+", span)) - docs_commands.flags()
             assert not strange, f"{page}: `{span}`: no verb has the option {', '.join(strange)}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_and_tests_that_are_named_exist(page):
+    for span in inline(page):
+        if re.fullmatch(r"(tests|scripts|configs|assets|docs|diffpo|samplers)/[\w./*-]+", span):
+            assert list(ROOT.glob(span.rstrip("/"))), f"{page}: there is no {span}"
+        elif re.fullmatch(r"test_\w+\*?", span):
+            assert f"def {span.rstrip('*')}" in all_tests(), f"{page}: there is no test {span}"
+
+
+@cache
+def all_tests() -> str:
+    return "".join(path.read_text(encoding="utf-8") for path in ROOT.glob("tests/**/test_*.py"))
 
 
 @pytest.mark.parametrize("page", PYTHON)
