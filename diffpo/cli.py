@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from diffpo.errors import DiffpoError
-from diffpo.text import plain
-from diffpo.threads import set_waiting
+from .common.errors import DiffpoError
+from .common.text import plain
+from .common.threads import set_waiting
 
 INTERRUPTED = "\ninterrupted; the same command goes on from what is finished"
 
@@ -36,11 +36,11 @@ Overrides = Annotated[
 @app.command()
 def train(config: Config, overrides: Overrides = None) -> None:
     """Train a preference LoRA; run the same command again to resume."""
-    from diffpo.config import load_config
+    from .config import load_config
 
     settings = load_config(config, overrides or [])  # a typing error is reported before the slow imports
 
-    from diffpo.train import train
+    from .train.loop import train
 
     train(settings)
 
@@ -54,8 +54,8 @@ def check(
     ] = None,
 ) -> None:
     """Dry run: what the config says, what the data holds, what training would need."""
-    from diffpo.check import check
-    from diffpo.config import load_config
+    from .commands.check import check
+    from .config import load_config
 
     check(load_config(config, overrides or []), picture)
 
@@ -63,12 +63,11 @@ def check(
 @app.command("train-scorer")
 def train_scorer(config: Config, overrides: Overrides = None) -> None:
     """Train a step-aware scorer from pairs, for SPO and LPO; run the same command again to resume."""
-    from diffpo.config import load_config
-    from diffpo.scorers.config import ScorerConfig
+    from .config import ScorerConfig, load_config
 
     settings = load_config(config, overrides or [], ScorerConfig)
 
-    from diffpo.train_scorer import train_scorer
+    from .train.step_scorer import train_scorer
 
     train_scorer(settings)
 
@@ -80,11 +79,11 @@ def collect(
     out: Annotated[Path | None, typer.Option(help="Where to write; the folder of rollout.labels by default.")] = None,
 ) -> None:
     """Sample pictures for people to compare; train with objective.rollout.labels=OUT/labels.jsonl afterwards."""
-    from diffpo.config import load_config
+    from .config import load_config
 
     settings = load_config(config, overrides or [])
 
-    from diffpo.rollout.collect import collect
+    from .commands.collect import collect
 
     labels = collect(settings, out)
     print(f"the pictures are in {labels.parent / 'images'}; fill in label_0 in {labels}: 1, 0, 0.5 (a tie) or null")
@@ -144,7 +143,7 @@ def generate(
 ) -> None:
     """Make images with the base model and, with --lora, the tuned one: same prompts, same noise."""
     options = dict(locals())
-    from diffpo.generate import run
+    from .evaluate.generate import run
 
     rows = run(**options)
     print(f"{len(rows)} images in {out / 'images'}, described by {out / 'manifest.jsonl'}")
@@ -191,7 +190,7 @@ def evaluate(
     """Compare base and tuned images: a table with intervals, a before/after picture and an HTML report."""
     options = dict(locals())
     options["scorer_names"] = options.pop("scorers") or ["shapes"]
-    from diffpo.evaluate import run
+    from .evaluate.evaluate import run
 
     run(**options)
 
@@ -221,7 +220,7 @@ def export(
 ) -> None:
     """Write the LoRA as other programs read it, with a model card."""
     options = dict(locals())
-    from diffpo.export import run
+    from .export.export import run
 
     run(**options)
 
@@ -239,8 +238,8 @@ def serve_scorer(
     device: Device = None,
 ) -> None:
     """Answer for a scorer over HTTP: eval and training name it http://HOST:PORT."""
-    from diffpo import scorers
-    from diffpo.serve_scorer import serve
+    from . import scorers
+    from .scorers.server import serve
 
     loaded = scorers.load(scorer, device or scorers.default_device(scorer))
     serve(loaded, host, port, max_images=max_images, max_bytes=max_bytes, max_pixels=max_pixels)
@@ -257,7 +256,7 @@ def quickstart(
     dit: Annotated[bool, typer.Option("--dit", help="On the embedded DiT (flow matching), not the SDXL.")] = False,
 ) -> None:
     """The main job on the embedded model, in minutes on a CPU: check, train, eval, report."""
-    from diffpo.quickstart import run
+    from .commands.quickstart import run
 
     model = "tiny-dit" if dit else "tiny-sdxl"
     run(out or Path("runs/quickstart-dit" if dit else "runs/quickstart"), seed, n, model=model)

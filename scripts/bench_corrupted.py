@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from bench_faults import ROOT, config
 
-from diffpo.errors import DiffpoError
-from diffpo.lora import FILE_NAME, read_lora
-from diffpo.train import train
+from diffpo.common.errors import DiffpoError
+from diffpo.train.loop import train
+from diffpo.weights.lora_file import FILE_NAME, read_lora
 
 DAMAGE = {
     "cut off": lambda picture: picture[: len(picture) // 2],

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from bench_faults import OBJECTIVES, ambush, config, prepare, train
 
-from diffpo.errors import DiffpoError
-from diffpo.lora import FILE_NAME
+from diffpo.common.errors import DiffpoError
+from diffpo.weights.lora_file import FILE_NAME
 
 DISK, MESSAGE = 2**25, "the disk is full"
 
@@ -33,7 +33,7 @@ def train_until_full(objective: str, output: Path, cache: Path, operation: int, 
     os.dup2(log, 1)
     os.dup2(log, 2)
     ambush(output, operation, lambda: fill(output.parent, remainder))
-    from diffpo.train import train
+    from diffpo.train.loop import train
 
     try:
         train(config(objective, output, cache))

@@ -22,9 +22,9 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from diffpo.commands.quickstart import ROOT
 from diffpo.config import load_config
-from diffpo.lora import FILE_NAME
-from diffpo.quickstart import ROOT
+from diffpo.weights.lora_file import FILE_NAME
 
 STEPS, KILLS_A_RUN = 12, 6
 OPERATIONS = ("fsync", "replace", "rename", "rmdir", "unlink", "open")  # of the module os, and the built-in open
@@ -62,7 +62,7 @@ def train(objective: str, output: Path, cache: Path, operation: int | None) -> N
     os.dup2(log, 2)
     if operation is not None:
         ambush(output, operation, lambda: os.kill(os.getpid(), signal.SIGKILL))
-    from diffpo.train import train
+    from diffpo.train.loop import train
 
     train(config(objective, output, cache))
 

@@ -20,14 +20,15 @@ import diffusers
 import torch
 from published_networks import MODELS, make_family, make_network
 
-from diffpo import lora, reference
+from diffpo.common.errors import DiffpoError
 from diffpo.config import Lora, ObjectiveSettings, Train
 from diffpo.data.batches import Batch
-from diffpo.errors import DiffpoError
-from diffpo.reward import Objective
-from diffpo.setup import make_accelerator, make_optimizer, make_schedule
-from diffpo.states.forward import Forward
-from diffpo.update import Updater
+from diffpo.objective import reference
+from diffpo.objective.reward import Objective
+from diffpo.problems.forward import Forward
+from diffpo.train.build import make_accelerator, make_optimizer, make_schedule
+from diffpo.train.update import Updater
+from diffpo.weights import lora
 
 
 class Synthetic:

@@ -13,10 +13,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from diffpo.config import load_config
-from diffpo.quickstart import ROOT
-from diffpo.scorers.config import ScorerConfig
-from diffpo.train_scorer import train_scorer
+from diffpo.commands.quickstart import ROOT
+from diffpo.config import ScorerConfig, load_config
+from diffpo.train.step_scorer import train_scorer
 
 KINDS = {  # name -> recipe and overrides
     "blind": ("train_scorer_pixel", ["scorer.times=clean"]),

@@ -26,11 +26,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from diffpo import generate, manifest, statistics
+from diffpo.commands.quickstart import ROOT
 from diffpo.config import load_config
-from diffpo.quickstart import ROOT
+from diffpo.evaluate import generate, manifest, statistics
 from diffpo.shapes import oracle
-from diffpo.train import train
+from diffpo.train.loop import train
 
 USERS, NEW_USERS = 40, 20  # half of them of either taste
 MODEL = ROOT / "assets" / "tiny-sdxl"

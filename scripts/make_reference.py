@@ -21,7 +21,7 @@ from reference_meanings import MEANINGS
 
 from diffpo.cli import app
 from diffpo.config import Config
-from diffpo.scorers.config import ScorerConfig
+from diffpo.config.step_scorer import ScorerConfig
 
 DOCS = Path(__file__).parents[1] / "docs"
 MADE = "*Made by `python scripts/make_reference.py` from the code. Edit the code, then run it again.*"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from diffpo import links, objectives
+from diffpo import links, methods
 from diffpo.config import ObjectiveSettings
 
 PAGE = Path(__file__).parents[1] / "docs" / "papers.md"
@@ -44,7 +44,7 @@ marks what could not be checked against the source.
 
 def settings(name: str) -> ObjectiveSettings:
     """The preset, completed by what it leaves to the user."""
-    yours = YOURS.get(objectives.load(name).settings.get("source"), {})
+    yours = YOURS.get(methods.load(name).settings.get("source"), {})
     return ObjectiveSettings.model_validate({"name": name, **yours})
 
 
@@ -56,7 +56,7 @@ def group(found: ObjectiveSettings) -> str:
 
 def special(name: str) -> str:
     """What the file's docstring says behind the method's name."""
-    text = importlib.import_module(f"diffpo.objectives.{name}").__doc__.strip()
+    text = importlib.import_module(f"diffpo.methods.{name}").__doc__.strip()
     first, colon, rest = text.partition(": ")
     return rest if colon and len(first) < 50 else text
 
@@ -71,7 +71,7 @@ def table(names: list[str]) -> list[str]:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name in names:
-        found, preset = settings(name), objectives.load(name)
+        found, preset = settings(name), methods.load(name)
         source = found.source if found.error == "squared" else f"{found.source}, {found.error} error"
         cells = [f"[{name}](#{name})", cited(preset.paper.split(";")[0]), source, found.link, found.reference.policy]
         lines.append("| " + " | ".join([*cells, special(name).rstrip(".").replace("|", "\\|")]) + " |")
@@ -79,7 +79,7 @@ def table(names: list[str]) -> list[str]:
 
 
 def entry(name: str) -> list[str]:
-    preset = objectives.load(name)
+    preset = methods.load(name)
     yours = YOURS.get(preset.settings.get("source"), {})
     chosen = yaml.safe_dump({"objective": {"name": name, **yours}}, sort_keys=False, default_flow_style=None).strip()
     out = yaml.safe_dump(dict(preset.settings), sort_keys=False, default_flow_style=True, width=10**6).strip()
@@ -93,12 +93,12 @@ def entry(name: str) -> list[str]:
 
 def page() -> str:
     by_group = {key: [] for key in GROUPS}
-    for name in objectives.names():
+    for name in methods.names():
         by_group[group(settings(name))].append(name)
     lines = [HEAD]
     for key, title in GROUPS.items():
         lines += [f"## {title}", "", *table(by_group[key]), ""]
     lines += ["## The methods, one by one", ""]
-    for name in objectives.names():
+    for name in methods.names():
         lines += entry(name)
     return "\n".join(lines).rstrip() + "\n"

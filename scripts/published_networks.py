@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from diffpo import models
+from diffpo.commands.quickstart import ROOT
 from diffpo.config import Model
 from diffpo.models.released import EULER, UNET_XL
-from diffpo.quickstart import ROOT
 
 # config.json of the released networks where it differs from the class's defaults
 MMDIT = {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 192}

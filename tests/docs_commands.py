@@ -16,7 +16,7 @@ import samplers
 from diffpo import scorers
 from diffpo.cli import app
 from diffpo.config import Config, load_config
-from diffpo.scorers.config import ScorerConfig
+from diffpo.config.step_scorer import ScorerConfig
 
 CONFIGS = {"train": Config, "check": Config, "collect": Config, "train-scorer": ScorerConfig}  # verbs that read one
 ELSEWHERE = ("git", "hf", "ssh", "source", "pre-commit", "huggingface-cli")  # programs of others: names alone

@@ -6,9 +6,10 @@ import diffusers
 import tiny_transformers as tiny
 import torch
 
-from diffpo import lora, models
+from diffpo import models
 from diffpo.config import Lora, Model
-from diffpo.identity import base_identity
+from diffpo.models.identity import base_identity
+from diffpo.weights import lora, lora_file
 
 MAKE = {
     "sd3": tiny.make_sd3,
@@ -33,7 +34,7 @@ def train(path, run, rank=2, alpha=3, targets=None, kind="lora"):
             torch.nn.init.normal_(parameter, std=0.2, generator=draw)
     about = {"objective": "ipo", "beta": 250.0, "base": base, "data_hash": "d4t4", "pairs_per_update": 8, "step": 5}
     run.mkdir()
-    lora.save_lora(run / lora.FILE_NAME, network, family.component, about)
+    lora.save_lora(run / lora_file.FILE_NAME, network, family.component, about)
     return network
 
 

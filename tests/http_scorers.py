@@ -17,7 +17,7 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from diffpo import serve_scorer
+from diffpo.scorers import server as serve_scorer
 
 PROMPTS = ["a", "two cats", "größer 猫", 'quote " and \\', "", "six\nlines", "7"]
 

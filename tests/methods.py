@@ -2,9 +2,10 @@
 
 from tiny import metrics_of, picture, png, write_parquet
 
-from diffpo import links, lora, objectives
+from diffpo import links, methods
 from diffpo.config import ObjectiveSettings
-from diffpo.train import train
+from diffpo.train.loop import train
+from diffpo.weights import lora_file
 
 CAPTIONS = ("a red circle on a white background", "two blue squares on a black background")
 ON_POLICY = (
@@ -20,9 +21,7 @@ ON_POLICY = (
     "objective.rollout.threshold=0",
 )
 # methods whose first loss compares errors, not rewards, or that know no reference
-FREE = {
-    name for name in objectives.names() if objectives.load(name).settings.get("reference", {}).get("policy") == "none"
-}
+FREE = {name for name in methods.names() if methods.load(name).settings.get("reference", {}).get("policy") == "none"}
 
 
 def write_data(folder, captions=CAPTIONS):
@@ -74,7 +73,7 @@ def run(name, model, make_config, data, *more):
     else:
         assert first["rewards/chosen"] == first["error/chosen_delta"] == 0.0
         assert second["error/chosen_delta"] != 0.0
-    weights, about = lora.read_lora(config.output)
+    weights, about = lora_file.read_lora(config.output)
     assert about["objective"] == name and any(
         value.abs().sum() > 0 for key, value in weights.items() if "lora_B" in key
     )

@@ -120,6 +120,8 @@ def test_files_and_tests_that_are_named_exist(page):
     for span in inline(page):
         if re.fullmatch(r"(tests|scripts|configs|assets|docs|diffpo|samplers)/[\w./*-]+", span):
             assert list(ROOT.glob(span.rstrip("/"))), f"{page}: there is no {span}"
+        elif re.fullmatch(r"test_\w+\.py", span):
+            assert list(ROOT.glob(f"tests/**/{span}")), f"{page}: there is no {span}"
         elif re.fullmatch(r"test_\w+\*?", span):
             assert f"def {span.rstrip('*')}" in all_tests(), f"{page}: there is no test {span}"
 

@@ -75,7 +75,7 @@ def test_the_look_lets_pass():
 def test_configs_are_read_by_a_safe_loader():
     import yaml
 
-    from diffpo.config_file import Loader
+    from diffpo.config.reader import Loader
 
     assert issubclass(Loader, yaml.SafeLoader)
     with pytest.raises(yaml.constructor.ConstructorError):

@@ -2,7 +2,9 @@
 
 import torch
 
-from diffpo import models, reference, trained
+from diffpo import models
+from diffpo.objective import reference
+from diffpo.weights import trained
 
 
 def ready(config):

@@ -1,2 +1,4 @@
-"""Rows of preferences -> batches of latents and conditions: images, tables, source, columns, rows, groups; transforms,
-cache, batches, curriculum."""
+"""From rows to batches: sources, columns, groups, sizes, orders and the caches of latents and text embeddings.
+
+Imports `config`, `shapes` and `common`.
+"""

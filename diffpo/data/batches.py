@@ -6,22 +6,19 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ..common.errors import DiffpoError
+from ..common.rng import generator
 from ..config import Data
-from ..errors import DiffpoError
-from ..rng import generator
 from .cache import Cache, content_key
 from .groups import Groups
 from .source import THREADS
 from .transforms import View, pixels, views
-
-if TYPE_CHECKING:
-    from ..users import Tastes
 
 PIXELS = 2**20  # that go through the VAE at once
 
@@ -58,7 +55,8 @@ class Batches:
     ) -> None:
         self.groups, self.data, self.family, self.seed, self.device = groups, data, family, seed, device
         self.cached = latents_can_be_cached(data)
-        self.tastes: Tastes | None = None  # where the policy sees users: goes into the conditions
+        # further conditions (n rows for each member) of the groups at (indices, purpose, positions), e.g. of users
+        self.further: Callable[[Sequence[int], str, Sequence[int]], dict[str, Tensor]] | None = None
         share = {"process": process, "processes": processes, "quiet": process > 0}
         self.captions = groups.captions
         self._caption_row = {caption: row for row, caption in enumerate(self.captions)}
@@ -117,8 +115,9 @@ class Batches:
         x_0 = self.family.scale_latents(mean + (0.5 * logvar).exp() * noise).transpose(0, 1).flatten(0, 1)
 
         cond = self._condition(groups, seen, dropped)
-        if self.tastes is not None:
-            cond["user"] = self.tastes.rows(indices, self.seed, purpose, positions).repeat(2, 1).to(self.device)
+        if self.further is not None:
+            more = self.further(indices, purpose, positions)
+            cond |= {name: value.repeat(members, 1).to(self.device) for name, value in more.items()}
         scores = [group.scores for group in groups] if self._scored else None
         return Batch(
             x_0=x_0,
@@ -210,19 +209,3 @@ class Batches:
 def latents_can_be_cached(data: Data) -> bool:
     """A random crop or flip shows another picture at each step, so there is nothing to keep."""
     return data.cache_latents and data.crop == "center" and not data.flip
-
-
-def order(seed: int, size: int, position: int) -> int:
-    """Which group is drawn at ``position``: epoch after epoch, each in a new order that depends on (seed, epoch)
-    alone."""
-    epoch, place = divmod(position, size)
-    return _permutation(seed, size, epoch)[place]
-
-
-@functools.lru_cache(maxsize=2)  # an update may reach over the end of an epoch
-def _permutation(seed: int, size: int, epoch: int) -> list[int]:
-    return permutation(seed, size, "order", epoch)
-
-
-def permutation(seed: int, size: int, purpose: str, epoch: int) -> list[int]:
-    return torch.randperm(size, generator=generator(seed, purpose, epoch)).tolist()

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
+from .order import permutation
+
 Size = tuple[int, int]  # width, height
 
 
@@ -64,8 +66,6 @@ class Buckets:
 
     def _turns(self, number: int) -> list[tuple[Size, int]]:
         """Of each of the n updates of round ``number``: its size, and how often that came before in the round."""
-        from .batches import permutation
-
         if self._round[0] != number:
             seen: Counter = Counter()
             turns = []
@@ -77,8 +77,6 @@ class Buckets:
         return self._round[1]
 
     def _permutation(self, target: Size, epoch: int) -> list[int]:
-        from .batches import permutation
-
         if self._epochs.get(target, (-1,))[0] != epoch:
             purpose = "order of {}x{}".format(*target)
             self._epochs[target] = epoch, permutation(self.seed, len(self.groups[target]), purpose, epoch)

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ..errors import DiffpoError
+from ..common.errors import DiffpoError
 
 SHARD = 256  # rows in a file
 ABANDONED = 3600  # seconds after which a file that is still being written belongs to a process that was killed

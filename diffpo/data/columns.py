@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from ..common.errors import DiffpoError
+from ..common.images import BadRow, ShardMember
+from ..common.text import plain
 from ..config import Columns
-from ..errors import DiffpoError
-from ..text import plain
-from .images import BadRow, Place
 
 Kind = Literal["pair", "list", "single"]
 NOUN = {"pair": "pairs", "list": "ranked lists", "single": "single images"}
@@ -132,7 +132,7 @@ def first_file(row: dict, kind: Kind, columns: Columns) -> str:
 def _file(cell: Any) -> str:
     if isinstance(cell, dict) and not cell.get("bytes"):
         cell = cell.get("path")
-    return str(cell) if isinstance(cell, (str, Place)) else ""
+    return str(cell) if isinstance(cell, (str, ShardMember)) else ""
 
 
 def _kind(found: dict[str, str | None], named: set[str]) -> Kind:

@@ -4,8 +4,8 @@ Curry-DPO, Pattnaik et al. 2024, arXiv 2403.07230)."""
 from __future__ import annotations
 
 from ..config import Data
-from .batches import order
 from .groups import Groups
+from .order import order
 
 
 class Curriculum:

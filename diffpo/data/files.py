@@ -12,9 +12,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import DiffpoError
-from ..text import decoded, plain
-from .images import BadRow, Place, is_picture, locate, open_file, read_file
+from ..common.errors import DiffpoError
+from ..common.images import BadRow, ShardMember, is_picture, locate, open_file, read_file
+from ..common.text import decoded, plain
 from .tables import Table
 
 TEXTS = ("txt", "text", "cls")
@@ -93,7 +93,7 @@ class Shards(Table):
 
     def parse(self, row: bytes) -> dict[str, Any]:
         values, places = json.loads(row)
-        return values | {name: Place(self.paths[place[0]], *place[1:]) for name, place in places.items()}
+        return values | {name: ShardMember(self.paths[place[0]], *place[1:]) for name, place in places.items()}
 
     def _with(self, rows: Sequence[bytes | BadRow], names: Sequence[str]) -> Shards:
         return Shards(rows, names, self.paths)
@@ -255,3 +255,16 @@ def ranked_by_prompt(dataset: Any) -> Ranked:
         lists.setdefault(repr((row["prompt_id"], row[RANKED[0]])), []).append(index)
     rows = [json.dumps(indices).encode() for indices in lists.values()]
     return Ranked(rows, ["prompt", "images", "ranks"], dataset)
+
+
+def undecoded(dataset: Any, image_columns: Sequence[str]) -> Any:
+    """The data set with its images as bytes: they are wanted for their hash, and bad ones are to be met by `decode`."""
+    import datasets
+
+    for name in image_columns:
+        feature, raw = dataset.features[name], datasets.Image(decode=False)
+        if isinstance(feature, datasets.Image):
+            dataset = dataset.cast_column(name, raw)
+        elif isinstance(getattr(feature, "feature", None), datasets.Image):  # a list of images
+            dataset = dataset.cast_column(name, type(feature)(raw))
+    return dataset

@@ -12,12 +12,13 @@ from typing import Any
 
 from PIL import Image
 
+from ..common.errors import DiffpoError
+from ..common.images import BadRow, content, decode, remarks
 from ..config import Columns, Data
-from ..errors import DiffpoError
 from .columns import NOUN, Kind, find_columns, image_cells, image_columns, image_names, serves
-from .images import BadRow, content, decode, remarks
-from .rows import Group, Read, Reading, picture_hash
-from .source import THREADS, open_source, reading, undecoded
+from .files import undecoded
+from .rows import Group, Read, RowReader, picture_hash
+from .source import THREADS, open_source, reading
 
 
 @dataclass
@@ -231,7 +232,7 @@ def scan(
     soft, ways = data.ties == "soft", (data.ties, data.list_size, data.resolution, data.buckets, data.background)
     result = Groups(source, dataset, holds, columns, roots, kind, members, soft, data.background, left=found.left)
     result.total = len(dataset)
-    reader = Reading(holds, kind, columns, roots, *ways)
+    reader = RowReader(holds, kind, columns, roots, *ways)
 
     def inspect(index: int) -> Read | BadRow | None:
         try:

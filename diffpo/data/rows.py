@@ -11,10 +11,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..common.images import BadRow, content, decode
 from ..config import Columns
 from .buckets import nearest
 from .columns import Kind, first_file, image_cells, image_names
-from .images import BadRow, content, decode
 
 
 @dataclass(frozen=True, slots=True)  # there may be a million
@@ -57,7 +57,7 @@ class Read(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Reading:
+class RowReader:
     """How rows are read: what they hold, what becomes of them (`groups.scan`), and the options of `Data`."""
 
     kind: Kind

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..common.errors import DiffpoError
+from ..common.hub import limit_waiting
+from ..common.images import URL, inside, named, passed_over, read_file
+from ..common.text import plain
 from ..config import Data
-from ..errors import DiffpoError
-from ..hub import limit_waiting
-from ..text import plain
 from . import files, tables
-from .images import URL, inside, named, passed_over, read_file
+from .stream import copied
 
 THREADS = min(16, os.cpu_count() or 1)
 SUFFIXES = (".parquet", ".tar", *tables.TEXT)
@@ -334,23 +335,8 @@ def _hub(source: str, split: str, data: Data, further: list[Path], quiet: bool) 
 
     limit_waiting()
     if data.streaming:
-        from .stream import copied
-
         rows = copied(source, split, data, quiet)
     else:
         rows = files.unpacked(datasets.load_dataset(source, split=split))
     fetched = Path(HF_HUB_CACHE) / f"datasets--{source.replace('/', '--')}"
     return Source(rows, [fetched.resolve(), Path(datasets.config.EXTRACTED_DATASETS_PATH).resolve(), *further])
-
-
-def undecoded(dataset: Any, image_columns: Sequence[str]) -> Any:
-    """The data set with its images as bytes: they are wanted for their hash, and bad ones are to be met by `decode`."""
-    import datasets
-
-    for name in image_columns:
-        feature, raw = dataset.features[name], datasets.Image(decode=False)
-        if isinstance(feature, datasets.Image):
-            dataset = dataset.cast_column(name, raw)
-        elif isinstance(getattr(feature, "feature", None), datasets.Image):  # a list of images
-            dataset = dataset.cast_column(name, type(feature)(raw))
-    return dataset

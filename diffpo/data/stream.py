@@ -11,13 +11,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..checkpoint import write_atomic
+from ..common.errors import DiffpoError
+from ..common.files import write_atomic
 from ..config import Data
-from ..errors import DiffpoError
 from .cache import content_key
 from .columns import find_columns, image_columns
-from .files import column
-from .source import undecoded
+from .files import column, undecoded
 from .tables import Arrow
 
 ROWS = 1000  # in a file of the copy; after an interruption at most so many are read again

@@ -21,9 +21,9 @@ from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any
 
-from ..errors import DiffpoError
-from ..text import decoded, plain
-from .images import LFS, BadRow, open_file
+from ..common.errors import DiffpoError
+from ..common.images import LFS, BadRow, open_file
+from ..common.text import decoded, plain
 
 TEXT = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 LIMIT = 2**32  # bytes of a file of rows in text

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.errors import DiffpoError
 from ..data.cache import content_key
-from ..errors import DiffpoError
 from .family import Family
 
 

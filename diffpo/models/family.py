@@ -9,12 +9,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ..common.errors import DiffpoError
 from ..config import Model
 from ..data.cache import content_key, module_key
-from ..errors import DiffpoError
-from . import dtype_option, load_pipeline, local, readable, source, storage, vae_factor
+from . import storage
+from .pretrained import dtype_option, local, readable
 from .process import ForwardProcess
 from .single_file import is_one, read_vae
+from .source import load_pipeline, source_of, vae_factor
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -39,7 +41,7 @@ class Family(ForwardProcess):
     def __init__(self, settings: Model, precision: str = "no", resolution: int = 1024) -> None:
         """``resolution`` of the images, in pixels: some flows shift their timesteps by it."""
         self.settings, self.dtype = settings, DTYPES[precision]
-        self.source = source(settings)
+        self.source = source_of(settings)
         self.source.require({self.component, *self.encoders, *(() if settings.vae else ("vae",))})
         self._configs: dict[str, dict[str, Any]] = {}
         self._read_schedule(self._config("scheduler"), resolution)
@@ -95,7 +97,7 @@ class Family(ForwardProcess):
 
     @staticmethod
     def _user(cond: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Whom the picture is for, where the network takes that (users.py)."""
+        """Whom the picture is for, where the network takes that (objective/users.py)."""
         return {"user": cond["user"]} if "user" in cond else {}
 
     def latent_shape(self, network: torch.nn.Module, resolution: int) -> tuple[int, int, int]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DiffpoError
+from ..common.errors import DiffpoError
 from .family import Family
 from .sd3 import JOINT_ATTENTION
 

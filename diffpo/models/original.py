@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import DiffpoError
+from ..common.errors import DiffpoError
 
 State = dict[str, Tensor]
 

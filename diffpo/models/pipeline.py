@@ -11,10 +11,10 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..common.errors import DiffpoError
+from ..common.hub import limit_waiting
 from ..config import Model
-from ..errors import DiffpoError
-from ..hub import limit_waiting
-from . import dtype_option, local, readable
+from .pretrained import dtype_option, local, readable
 
 if TYPE_CHECKING:
     import torch

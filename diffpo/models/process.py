@@ -11,9 +11,9 @@ from torch import Tensor
 from samplers import RectifiedFlow, VPDiscrete
 from samplers.foreign import REFUSED
 
+from ..common.errors import DiffpoError
 from ..config import Model
-from ..errors import DiffpoError
-from . import readable
+from .pretrained import readable
 
 PREDICTIONS = ("epsilon", "v_prediction")  # of networks that were trained on betas; the others are flows
 # no solver here takes the place of these, and the model's betas or flow are read from their configs all the same

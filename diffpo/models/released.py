@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ..errors import DiffpoError
+from ..common.errors import DiffpoError
 
 VOCABULARY = 49408
 BETAS = {

@@ -20,12 +20,13 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..common.errors import DiffpoError
+from ..common.hub import limit_waiting
+from ..common.text import plain
 from ..config import Model
-from ..errors import DiffpoError
-from ..hub import limit_waiting
-from ..text import plain
-from . import dtype_option, hub_failed, hush, local, original, released
+from . import original, released
 from .pipeline import Pipeline, hash_of, read_config, read_index
+from .pretrained import dtype_option, hub_failed, hush, local
 
 if TYPE_CHECKING:
     import torch

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 
 import torch
 
-from ..errors import DiffpoError
-from ..identity import base_identity
+from ..common.errors import DiffpoError
+from .identity import base_identity
 
 # a weight; nf4 has a scale for each 64, and for each 256 of these
 BYTES = {"fp8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}

@@ -1,2 +1,4 @@
-"""On-policy sampling: rounds of samples (rounds.py, walks.py), who judges them (judge.py), what they teach
-(harvest.py), and the feed that updates train on (feed.py); collect.py lets people judge."""
+"""On-policy: prompts are sampled by the policy, judged, and turned into groups to train on.
+
+Imports `scorers` and the rooms below, and `samplers`.
+"""

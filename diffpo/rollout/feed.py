@@ -12,21 +12,22 @@ from typing import Any
 
 import torch
 
-from .. import trained
-from ..config import ObjectiveSettings, Rollout
+from ..common.errors import DiffpoError
+from ..common.rng import generator
+from ..config import ObjectiveSettings, RolloutSettings
 from ..data.cache import content_key
-from ..errors import DiffpoError
-from ..rng import generator
-from ..states import Regression, trajectory
-from ..states.forward import Forward
-from ..states.trajectory import Transition, sampler_steps
-from .harvest import Item, against_itself, harvest, noised, transitions
-from .judge import read_labels
-from .rounds import Rounds, by_reference
+from ..problems import transitions as trajectory
+from ..problems.forward import Forward
+from ..problems.regression import Regression
+from ..problems.transitions import Transition, sampler_steps
+from ..weights import trained
+from .groups import Item, against_itself, harvest, noised, transitions
+from .labels import read_labels
+from .round import Rounds, by_reference
 
 
 class OnPolicy:
-    """A feed (feeds.py) of the policy's own samples: a round lasts for ``rollout.updates`` updates.
+    """A feed (train/feeds.py) of the policy's own samples: a round lasts for ``rollout.updates`` updates.
 
     Round r belongs to updates r * updates .. and all its groups are visited once before any is visited again. Groups
     are the same on all processes, whoever sampled them. After a resume the round is sampled again by the weights that
@@ -141,7 +142,7 @@ class OnPolicy:
                 self.reference.load(now_reference)
 
 
-def labelled(settings: Rollout, steps: Sequence[trajectory.Step], prompts: Sequence[str]) -> list[Transition]:
+def labelled(settings: RolloutSettings, steps: Sequence[trajectory.Step], prompts: Sequence[str]) -> list[Transition]:
     """The judged pairs of ``settings.labels`` as transitions of the trajectories beside it.
 
     ``prompts``: those that conditions are at hand for. Raises DiffpoError: a trajectory file that is missing, damaged,
@@ -170,7 +171,7 @@ def trajectory_file(folder: Path, group: str) -> Path:
     return folder / "trajectories" / f"{group}.safetensors"
 
 
-def read_trajectories(folder: Path, group: str, settings: Rollout) -> torch.Tensor:
+def read_trajectories(folder: Path, group: str, settings: RolloutSettings) -> torch.Tensor:
     """(samples, steps + 1, C, h, w) as `diffpo collect` wrote them."""
     from safetensors import SafetensorError, safe_open
 

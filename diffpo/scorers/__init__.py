@@ -12,8 +12,8 @@ import re
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Protocol
 
-from ..errors import DiffpoError
-from ..hub import limit_waiting
+from ..common.errors import DiffpoError
+from ..common.hub import limit_waiting
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,7 +68,7 @@ def load(spec: str, device: str = "cpu") -> Scorer:
     """The scorer ``name``, or ``name=source`` with weights from a local file or folder or another hub id, or the one
     that answers at ``http://HOST:PORT`` (``/NUMBER``: that number alone)."""
     if is_url(spec):
-        from .http import HttpScorer
+        from .client import HttpScorer
 
         return HttpScorer(*split_url(spec))
     name, source = check_name(spec)
@@ -92,9 +92,3 @@ def load(spec: str, device: str = "cpu") -> Scorer:
     from .aesthetic import Aesthetic
 
     return Aesthetic.load(source, device)
-
-
-def missing(what: str, error: Exception, advice: str) -> DiffpoError:
-    """The one error of a scorer whose weights are not at hand."""
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return DiffpoError(f"cannot load {what}: {reason}\n{advice}")

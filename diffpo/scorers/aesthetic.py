@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.images import rgb
-from . import missing
+from ..common.images import rgb
 from .clip import load_open_clip
+from .missing import missing
 
 BACKBONE = "ViT-L-14:openai"
 HEAD = ("trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth")

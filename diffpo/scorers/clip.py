@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.images import rgb
-from . import missing
+from ..common.images import rgb
+from .missing import missing
 
 MODEL = "ViT-L-14:openai"
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import InterpolationMode, normalize, pad, resize, to_tensor
 
-from ..data.images import rgb
-from . import missing
+from ..common.images import rgb
+from .missing import missing
 
 ARCHITECTURE = "ViT-H-14"
 # of OpenAI's CLIP, as published

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.images import rgb
-from . import missing
+from ..common.images import rgb
+from .missing import missing
 
 MODEL = "yuvalkirstain/PickScore_v1"
 PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"

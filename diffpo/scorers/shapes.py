@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from .. import shapes
-from ..errors import DiffpoError
+from ..common.errors import DiffpoError
 
 # The attributes as 0/1, not as soft memberships: "80 % of the colours are right" can be read, and a membership that
 # moves from 0.9993 to 0.9996 would count as a win.

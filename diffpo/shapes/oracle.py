@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from ..data.images import rgb
+from ..common.images import rgb
 from . import scenes
 from .scenes import BACKGROUNDS, COLOURS, SHAPES, SIZE, Scene
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from diffpo import statistics
+from diffpo.evaluate import statistics
 
 from .data import FLIPS
 from .methods import ROBUST

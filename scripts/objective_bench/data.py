@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from diffpo.quickstart import ROOT
+from diffpo.commands.quickstart import ROOT
 
 MODEL = ROOT / "assets" / "tiny-sdxl"
 PAIRS = ROOT / "assets" / "shapes-preferences" / "train.parquet"
@@ -40,9 +40,8 @@ def make(folder: Path) -> None:
 def scorers(folder: Path, cache: Path) -> None:
     """The step-aware scorers of configs/, trained once: ``folder``/pixel, from the time-blind ``folder``/blind, and
     ``folder``/latent."""
-    from diffpo.config import load_config
-    from diffpo.scorers.config import ScorerConfig
-    from diffpo.train_scorer import train_scorer
+    from diffpo.config import ScorerConfig, load_config
+    from diffpo.train.step_scorer import train_scorer
 
     own = {
         "blind": ("pixel", ["scorer.times=clean", f"scorer.clip={ROOT / 'assets' / 'tiny-clip'}"]),

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from diffpo import statistics
+from diffpo.commands.quickstart import ROOT
 from diffpo.config import Config, load_config
-from diffpo.quickstart import ROOT
+from diffpo.evaluate import statistics
 
 from .data import MODEL, PAIRS, VALIDATION
 from .methods import Method
@@ -55,7 +55,7 @@ def run(method: Method, seed: int, setting: Setting) -> dict[str, Any]:
     every = math.ceil(steps / PARTS)
     config = configure(method, seed, setting, output, steps, every)
     started = time.perf_counter()
-    from diffpo.train import train
+    from diffpo.train.loop import train
 
     train(config)
     seconds = time.perf_counter() - started
@@ -113,7 +113,7 @@ def affordable(method: Method, seed: int, setting: Setting, output: Path) -> int
         return method.updates
     config = configure(method, seed, setting, output, 1, 1)
     trial = config.objective.rollout.updates if config.objective.on_policy else 1
-    from diffpo.train import train
+    from diffpo.train.loop import train
 
     train(configure(method, seed, setting, output, trial, trial))
     last = json.loads((output / "metrics.jsonl").read_text().splitlines()[-1])
@@ -147,10 +147,10 @@ def draw(lora: Path | None, indices: Iterable[int], seed: int = 0) -> dict[str, 
     """Pictures of held-out prompts, (n, H, W, 3) in 0..1, and their scores by name."""
     import torch
 
-    from diffpo.generate import initial_noise
-    from diffpo.lora import load_lora
+    from diffpo.evaluate.generate import initial_noise
     from diffpo.scorers.shapes import ShapesScorer
     from diffpo.shapes import heldout_captions
+    from diffpo.weights.lora_apply import load_lora
 
     pipe = pipeline()
     if lora is not None:

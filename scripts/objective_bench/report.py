@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from diffpo.quickstart import ROOT
+from diffpo.commands.quickstart import ROOT
 
 from . import claims, reasons
 from .job import Setting

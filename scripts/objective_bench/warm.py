@@ -2,5 +2,3 @@
 
 import diffusers.loaders.peft  # noqa: F401
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel  # noqa: F401
-
-import diffpo.train  # noqa: F401

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from diffpo.generate import initial_noise
+from diffpo.data.prompts import load_prompts
+from diffpo.evaluate.generate import initial_noise
 from diffpo.models import load_pipeline
-from diffpo.prompts import load_prompts
 from samplers import Grid, VPDiscrete, sample
 
 MODEL = Path(__file__).resolve().parents[2] / "assets" / "tiny-sdxl"

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 import samplers
-from diffpo.lora import network_of
 from diffpo.shapes import SIZE, heldout_captions, parse, render, sample_scene, score
 from diffpo.shapes.oracle import FOLLOWING_WEIGHT
+from diffpo.weights.lora import network_of
 
 TIE_MARGIN = 0.02  # of the data card
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from diffpo import check, quickstart
-from diffpo.errors import DiffpoError
-from diffpo.lora import read_lora
+from diffpo.commands import check, quickstart
+from diffpo.common.errors import DiffpoError
+from diffpo.weights.lora_file import read_lora
 
 
 def test_a_short_quickstart_wins_on_held_out_prompts(tmp_path, capsys):

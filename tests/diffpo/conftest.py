@@ -6,17 +6,19 @@ from on_policy import PROMPTS, Brightness, StepBrightness, accelerator, shake
 def feed(tiny_sd, make_config, monkeypatch):
     """feed(name, accelerator, per_update, **rollout): an OnPolicy of a policy that is not the base, judged by
     brightness."""
-    from diffpo import lora, models, reference
+    from diffpo import models
     from diffpo.config import Lora, Model, ObjectiveSettings
-    from diffpo.feeds import Conditions
+    from diffpo.objective import reference
     from diffpo.rollout.feed import OnPolicy
+    from diffpo.train.feeds import PromptConditions
+    from diffpo.weights import lora
 
-    monkeypatch.setattr("diffpo.rollout.judge.scorers.load", lambda spec, device: Brightness())
-    monkeypatch.setattr("diffpo.rollout.rounds.load_step_scorer", lambda spec, family, unet: StepBrightness())
+    monkeypatch.setattr("diffpo.scorers.judge.scorers.load", lambda spec, device: Brightness())
+    monkeypatch.setattr("diffpo.rollout.round.load_step_scorer", lambda spec, family, unet: StepBrightness())
     family = models.load(Model(path=str(tiny_sd)))
     family.load_encoders()
     data = make_config(tiny_sd).data
-    conditions = Conditions(PROMPTS, data, family, "cpu")
+    conditions = PromptConditions(PROMPTS, data, family, "cpu")
     family.free_encoders(keep_vae=True)
 
     def make(name="d3po", machine=None, per_update=4, objective=None, batches=None, **rollout):
@@ -46,8 +48,7 @@ def make_scorer_config(tmp_path, tmp_path_factory):
     from step_scorers import brightness_rows
     from tiny import write_parquet
 
-    from diffpo.config import load_config
-    from diffpo.scorers.config import ScorerConfig
+    from diffpo.config import ScorerConfig, load_config
 
     data = write_parquet(tmp_path / "pairs.parquet", brightness_rows(10, ties=2))
 

@@ -12,13 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from junk import ANYTHING, AWKWARD, damaged, mutated, values
 
-from diffpo import check
-from diffpo.checkpoint import check_folder
-from diffpo.config import Config, load_config
-from diffpo.config_file import all_keys
-from diffpo.errors import DiffpoError
-from diffpo.scorers.config import ScorerConfig
-from diffpo.setup import make_optimizer
+from diffpo.commands import check
+from diffpo.common.errors import DiffpoError
+from diffpo.config import Config, ScorerConfig, load_config
+from diffpo.config.reader import all_keys
+from diffpo.train.build import make_optimizer
+from diffpo.train.checkpoint import check_folder
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = {path.name: path.read_text() for path in sorted(CONFIGS.glob("*.yaml")) if "\nmodel:" in path.read_text()}

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from junk import damaged, mutated, values
 from safetensors.torch import save
 
-from diffpo import checkpoint, lora
+from diffpo.common.errors import DiffpoError
 from diffpo.config import Lora, load_config
 from diffpo.data.cache import Cache
-from diffpo.errors import DiffpoError
-from diffpo.identity import base_identity
+from diffpo.models.identity import base_identity
 from diffpo.rollout.feed import read_trajectories
-from diffpo.track import Tracker
+from diffpo.train import checkpoint
+from diffpo.train.metrics import Tracker
+from diffpo.weights import lora, lora_apply, lora_file
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 DEEP = ["[" * 9000, "9" * 5000, "{", "", "null", "[]", "7"]
@@ -41,21 +42,21 @@ def tuned(rank=2):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """A LoRA file as training writes it; its bytes, its weights, and the three parts of its header."""
-    path = tmp_path_factory.mktemp("lora") / lora.FILE_NAME
+    path = tmp_path_factory.mktemp("lora") / lora_file.FILE_NAME
     base = base_identity(Network(), "a base")
     lora.save_lora(path, tuned(), "transformer", {"base": base, "objective": "dpo", "step": 4})
-    weights, about = lora.read_lora(path)
-    adapter = {f"transformer.{name}": value for name, value in lora.settings_of(path)["transformer"].items()}
+    weights, about = lora_file.read_lora(path)
+    adapter = {f"transformer.{name}": value for name, value in lora_file.settings_of(path)["transformer"].items()}
     return SimpleNamespace(path=path, content=path.read_bytes(), weights=weights, about=about, adapter=adapter)
 
 
 def try_lora(path):
     """Everything that is done with a LoRA file; each in a fresh network."""
     for use in (
-        lambda: lora.read_lora(path),
-        lambda: lora.settings_of(path),
-        lambda: lora.load_lora(SimpleNamespace(transformer=Network()), path),
-        lambda: lora.start_from(tuned(), Lora(rank=2, start=str(path))),
+        lambda: lora_file.read_lora(path),
+        lambda: lora_file.settings_of(path),
+        lambda: lora_apply.load_lora(SimpleNamespace(transformer=Network()), path),
+        lambda: lora_apply.start_from(tuned(), Lora(rank=2, start=str(path))),
     ):
         try:
             use()
@@ -80,7 +81,7 @@ def test_loras_with_odd_headers(written, data):
     adapter = data.draw(
         mutated(written.adapter).map(json.dumps) | st.sampled_from([*DEEP, json.dumps(written.adapter)])
     )
-    header = {lora.HEADER: about, "lora_adapter_metadata": adapter}
+    header = {lora_file.HEADER: about, "lora_adapter_metadata": adapter}
     weights = dict(written.weights)
     if data.draw(st.booleans()):
         name = data.draw(st.sampled_from(sorted(weights)))
@@ -105,13 +106,15 @@ def run(tmp_path_factory, written):
     for step in (2, 4):
 
         def write(folder, step=step):
-            lora.save_lora(folder / lora.FILE_NAME, tuned(), "transformer", {**about, "step": step})
+            lora.save_lora(folder / lora_file.FILE_NAME, tuned(), "transformer", {**about, "step": step})
 
         checkpoint.save(output, step, write, state, about, keep=2)
     return output
 
 
-names = st.sampled_from([checkpoint.MANIFEST_NAME, checkpoint.MANIFEST_NAME, checkpoint.STATE_NAME, lora.FILE_NAME])
+names = st.sampled_from(
+    [checkpoint.MANIFEST_NAME, checkpoint.MANIFEST_NAME, checkpoint.STATE_NAME, lora_file.FILE_NAME]
+)
 
 
 @settings(max_examples=60)

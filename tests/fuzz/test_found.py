@@ -10,18 +10,19 @@ from junk import places
 from safetensors.torch import save
 from tiny import picture, png
 
-from diffpo import checkpoint, lora
+from diffpo.common.errors import DiffpoError
+from diffpo.common.images import BadRow, ShardMember, content, decode
 from diffpo.config import Data, load_config
 from diffpo.data.cache import Cache
 from diffpo.data.groups import load_groups
-from diffpo.data.images import BadRow, Place, content, decode
-from diffpo.errors import DiffpoError
-from diffpo.manifest import read_manifest
-from diffpo.prompts import load_prompts
-from diffpo.rollout.judge import read_labels
-from diffpo.scorers.steps import read_about
-from diffpo.setup import make_optimizer
-from diffpo.track import Tracker
+from diffpo.data.prompts import load_prompts
+from diffpo.evaluate.manifest import read_manifest
+from diffpo.rollout.labels import read_labels
+from diffpo.scorers.step.base import read_about
+from diffpo.train import checkpoint
+from diffpo.train.build import make_optimizer
+from diffpo.train.metrics import Tracker
+from diffpo.weights import lora_apply, lora_file
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 DEEP = "[" * 100_000
@@ -77,7 +78,7 @@ def test_rows_that_are_not_utf8_are_bad_rows(tmp_path):
 @pytest.mark.parametrize("place", [(Path("nowhere.tar"), 0, 9), (Path(), 0, 9), (Path(__file__), -1, 9)])
 def test_places_in_shards_that_are_none(place):
     with pytest.raises(BadRow, match="unreadable image"):
-        content(Place(*place, "0.png"), (Path(),))
+        content(ShardMember(*place, "0.png"), (Path(),))
 
 
 @pytest.mark.parametrize("cell", [{"path": None, "size": 1}, {"size": 1}, {"path": 0, "offset": 0, "size": 9}])
@@ -129,19 +130,21 @@ def test_metrics_of_another_form_are_left_out(tmp_path, line):
 def test_lora_headers_of_another_form(tmp_path, header):
     path, network = tmp_path / "lora.safetensors", torch.nn.Linear(2, 2)
     weights = {"transformer.x.lora_A.weight": torch.zeros(1)}
-    path.write_bytes(save(weights, {lora.HEADER: header, "lora_adapter_metadata": "{}"}))
+    path.write_bytes(save(weights, {lora_file.HEADER: header, "lora_adapter_metadata": "{}"}))
     with pytest.raises(DiffpoError, match=r"lora\.safetensors"):
-        lora.check_lora(SimpleNamespace(transformer=network), path)
+        lora_apply.check_lora(SimpleNamespace(transformer=network), path)
     path.write_bytes(save(weights, {"lora_adapter_metadata": DEEP}))
     with pytest.raises(DiffpoError, match=r"lora\.safetensors"):
-        lora.settings_of(path)
+        lora_file.settings_of(path)
 
 
 def test_a_number_that_changed_in_a_manifest_is_met(tmp_path):
     """Sizes and hashes of the other files are right, and still it would have resumed at another step."""
     for step in (2, 4):
         about = {"base": {"hash": "x", "sample": [0.5]}, "data_hash": "h", "pairs_per_update": 4, "beta": 1.5}
-        checkpoint.save(tmp_path, step, lambda folder: (folder / lora.FILE_NAME).write_bytes(b"x"), {}, about, keep=2)
+        checkpoint.save(
+            tmp_path, step, lambda folder: (folder / lora_file.FILE_NAME).write_bytes(b"x"), {}, about, keep=2
+        )
     path = tmp_path / "checkpoint-000004" / checkpoint.MANIFEST_NAME
     whole = json.loads(path.read_text())
     for way in places(whole):

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from junk import AWKWARD, damaged, lines, mutated, values
 
-from diffpo.errors import DiffpoError
-from diffpo.manifest import read_manifest
-from diffpo.prompts import load_prompts
-from diffpo.rollout.judge import Label, read_labels
-from diffpo.scorers.steps import read_about
+from diffpo.common.errors import DiffpoError
+from diffpo.data.prompts import load_prompts
+from diffpo.evaluate.manifest import read_manifest
+from diffpo.rollout.labels import Label, read_labels
+from diffpo.scorers.step.base import read_about
 
 
 @settings(max_examples=80)

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from junk import damaged, lines, mutated, values
 from tiny import picture, png
 
-from diffpo import check
+from diffpo.commands import check
+from diffpo.common.errors import DiffpoError
 from diffpo.config import Columns, Data
 from diffpo.data.groups import load_groups
-from diffpo.errors import DiffpoError
 
 PNG = [png(picture(seed, (8, 8))) for seed in range(4)]
 

@@ -11,8 +11,8 @@ from junk import AWKWARD, damaged
 from safetensors.torch import load, save
 
 from diffpo import models
+from diffpo.common.errors import DiffpoError
 from diffpo.config import Model
-from diffpo.errors import DiffpoError
 
 PLACES = [
     "model.diffusion_model.input_blocks.0.0.weight",

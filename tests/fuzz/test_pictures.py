@@ -9,7 +9,7 @@ from junk import damaged
 from PIL import Image
 from tiny import picture
 
-from diffpo.data.images import BadRow, decode
+from diffpo.common.images import BadRow, decode
 
 PICTURES = [
     picture(0, (8, 8)),

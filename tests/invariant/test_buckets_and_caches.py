@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from tiny import metrics_of, pick_a_pic_rows, picture, png, write_parquet
 
-from diffpo.train import train
+from diffpo.train.loop import train
 
 SIZES = [(32, 16), (16, 40), (16, 16), (32, 16), (24, 16), (16, 16)]
 

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file
 from tiny import metrics_of
 
-from diffpo import track
-from diffpo.errors import DiffpoError
+from diffpo.common.errors import DiffpoError
 from diffpo.scorers.shapes import ShapesScorer
-from diffpo.train import Interrupted, train
+from diffpo.train import metrics as track
+from diffpo.train.loop import Interrupted, train
 
 ROLLOUT = (
     "data.train=null",

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from tiny import metrics_of
 from tiny_transformers import make_pixart
 
-from diffpo import checkpoint, lock
-from diffpo.train import train
+from diffpo.common import lock
+from diffpo.train import checkpoint
+from diffpo.train.loop import train
 
 CLOCK = {"time", "pairs_per_second"}
 SGD = ("train.optimizer=torch.optim.SGD", "train.lr=0.3")

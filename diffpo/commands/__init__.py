@@ -1,0 +1,4 @@
+"""What a verb of the command line does beyond calling one room: check, collect, quickstart.
+
+Imports every room but `cli`.
+"""

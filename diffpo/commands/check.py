@@ -1,0 +1,234 @@
+"""`diffpo check`: the dry run. The config and the data are read without torch; the model's shapes come last."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections import Counter
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from .. import links
+from ..common.errors import DiffpoError
+from ..common.text import plain
+from ..config import Config, Data
+from ..data.columns import NOUN, Kind
+from ..data.groups import Groups, scan
+from ..data.prompts import load_prompts
+from ..rollout.labels import read_labels
+from ..scorers.judge import check_scorer
+from ..scorers.step.base import is_folder, read_about
+from . import disk
+
+LIMIT = 5000  # rows that are decoded; of a larger source, this many evenly spaced ones
+
+
+def check(config: Config, picture: Path | None = None) -> None:
+    """Print what the config resolves to, what the data holds and what training would need; draw some of the data into
+    ``picture``, by default beside the folder of the run.
+
+    Raises DiffpoError, after everything is printed, if training could not start.
+    """
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+    def say(text: str) -> None:
+        console.print("\n".join(plain(line, 10_000) for line in text.split("\n")))
+
+    say(config.to_yaml())
+    problems: list[str] = []
+    data, objective, groups = config.data, config.objective, None
+    texts = prompts(config, say, problems) if objective.on_policy else []
+    if data.train:
+        want = links.kind(objective.link)
+        groups = scan(data, data.train, data.train_split, want, LIMIT, quiet=False)
+        describe(groups, data, say, problems)
+        needs(groups, config, say, problems)
+        texts += groups.captions
+        if groups:
+            from .picture import draw  # brings torch
+
+            picture = picture or _picture(config.output)
+            draw(groups, data, picture)
+            say(f"  picture     {picture}")
+    if data.validation:
+        found = scan(data, data.validation, data.validation_split, "pair", LIMIT, quiet=False)
+        describe(found, data, say, problems)
+        texts += found.captions
+
+    train = config.train
+    update = train.batch_size * train.accumulation
+    noun = _noun(groups.kind if groups is not None else links.kind(objective.link))
+    say(
+        f"training  {train.steps} steps of {update} {noun} "
+        f"({train.batch_size} at a time x {train.accumulation} accumulated)"
+    )
+    if groups and not objective.on_policy:
+        usable = len(groups) * groups.total / groups.rows
+        one = noun.removesuffix("s")
+        say(f"          each {one} is seen {train.steps * update / usable:.3g} times; N processes multiply both by N")
+    if groups is not None:
+        say(f"caches    {data.cache}: {disk.contents(groups, data)}")
+    from .footprint import footprint  # brings torch
+
+    footprint(config, groups, say)
+    if long := cut(config, texts):
+        say(f"captions  {long}")
+    problems += environment(config)
+    if problems:
+        raise DiffpoError("training would not start: " + "; ".join(problems))
+    say("training can start: diffpo train")
+
+
+def _picture(output: Path) -> Path:
+    """Beside the folder of the run, whatever that is called."""
+    output = output if output.name else Path(os.path.abspath(output))  # . has no name
+    if not output.name:
+        return Path("run-data.png")  # / will be refused, and gets no picture
+    name = output.name if len(os.fsencode(output.name)) <= 240 else output.name[:60]
+    return output.parent / f"{name}-data.png"
+
+
+def cut(config: Config, texts: list[str]) -> str:
+    """A sentence on the captions and prompts that the model does not read to their ends; empty if it reads all."""
+    if not texts:
+        return ""
+    from .. import models
+
+    family = models.load(config.model, config.train.precision, config.data.resolution)
+    heavy = dict.fromkeys([family.component, "vae", *family.encoders])
+    pipe = models.load_pipeline(config.model, "float32", "cpu", **{**family.without, **heavy})
+    return models.too_long(pipe, sorted(set(texts)))
+
+
+def prompts(config: Config, say: Any, problems: list[str]) -> list[str]:
+    """What an on-policy objective samples for, and who judges; the prompts."""
+    rollout, source = config.objective.rollout, config.data.prompts
+    if rollout.labels:
+        try:
+            labels = read_labels(rollout.labels)
+        except DiffpoError as error:
+            problems.append(str(error))
+        else:
+            say(f"{rollout.labels}\n  labels      {len(labels)} judged pairs of sampled trajectories, no sampling")
+            return [label.prompt for label in labels]
+        return []
+    judges = [*rollout.scorers, *([rollout.step_scorer] if rollout.step_scorer else [])]
+    for spec in judges:
+        try:
+            read_about(Path(spec).expanduser()) if is_folder(spec) else check_scorer(spec)
+        except DiffpoError as error:
+            problems.append(str(error))
+    say(f"judged by {', '.join(judges) or 'nobody: data against samples'}")
+    found: list[str] = []
+    if source:
+        try:
+            found = load_prompts(source)
+            say(f"{source}\n  prompts     {len(found)}, {len(set(found))} of them different")
+        except DiffpoError as error:
+            problems.append(str(error))
+    updates = "1 update" if rollout.updates == 1 else f"{rollout.updates} updates"
+    say(f"samples   rounds of {rollout.prompts} prompts, {rollout.steps} model calls an image; {updates} on each")
+    return found
+
+
+def describe(groups: Groups, data: Data, say: Any, problems: list[str]) -> None:
+    """Counts, faults and image sizes of one source."""
+    part = f" ({groups.rows} of {groups.total} rows looked at, evenly spaced)" if groups.rows < groups.total else ""
+    say(f"{groups.source}{part}")
+    names = ", ".join(f"{role}={name}" for role, name in groups.columns.model_dump().items() if name)
+    say(f"  columns     {plain(names)}")
+    each = ", one for each image" if groups.columns.caption_chosen else ""
+    noun = _noun(groups.kind)
+    say(f"  {noun:<11} {len(groups)} with {len(groups.captions)} captions{each}")
+    if groups.data == "list":
+        how = "as all their pairs" if groups.kind == "pair" else "evenly spaced over each ranking, best first"
+        say(f"  converted   {groups.describe()}: {how}")
+    if groups.kind == "single":
+        liked = sum(group.preference for group in groups.groups)
+        say(f"  liked       {liked:g}, disliked {len(groups) - liked:g}")
+    say(f"  ties        {groups.ties} {groups.fate_of_ties}")
+    if groups.unlabelled:
+        say(f"  no label    {groups.unlabelled} left out")
+    if groups.identical:
+        say(f"  identical   {groups.identical} of one picture twice left out")
+    say(f"  unusable    {groups.describe_bad() if groups.bad else 'none'}")
+    for remark in groups.remarks():
+        say(f"  {remark}")
+    if groups.columns.user:
+        users = Counter(group.user for group in groups.groups)
+        say(f"  users       {len(users) - (None in users)}; {users[None]} {noun} of nobody")
+    if groups.scored and groups.kind != "single":
+        gaps = sorted(group.scores[0] - group.scores[-1] for group in groups.groups)
+        against = sum(gap < 0 for gap in gaps)
+        say(
+            f"  score gaps  {gaps[0]:.3g} to {gaps[-1]:.3g}, median {median(gaps):.3g}; "
+            f"{against} {noun} against their label"
+        )
+    sizes = Counter(group.size for group in groups.groups)
+    for (width, height), count in sizes.most_common(8):
+        small = "  enlarged" if min(width, height) < data.resolution else ""
+        say(f"  {width:>5}x{height:<5} {count:>7}{small}")
+    if len(sizes) > 8:
+        say(f"  {len(sizes) - 8} other sizes, {sum(sizes.values()) - sum(n for _, n in sizes.most_common(8))} {noun}")
+    if data.buckets:
+        trained = Counter(group.target for group in groups.groups).most_common()
+        say("  trained at  " + ", ".join(f"{width}x{height} ({count})" for (width, height), count in trained))
+    if problem := groups.problem(data.bad_rows):
+        problems.append(f"{groups.source}: {problem}")
+
+
+def needs(groups: Groups, config: Config, say: Any, problems: list[str]) -> None:
+    """What the objective makes of the groups, and whether they hold what it asks for."""
+    data, link = config.data, config.objective.link
+    if links.kind(link) == "single" and groups.kind == "pair":
+        say(f"  converted   pairs become liked and disliked images, because link {link} takes single images")
+    if links.kind(link) == "list" and groups.kind == "pair":
+        say(f"  converted   pairs are lists of two, because link {link} takes lists")
+    if not groups:
+        return
+    try:
+        if {"gap", "scores"} & set(links.needs(link)) and not config.objective.on_policy:
+            groups.require_scores(f"link {link} needs scores")
+        if config.objective.users and groups.rows == groups.total:  # a sample may miss a user's other pairs
+            from ..objective.users import require_users
+
+            require_users(groups)
+        if data.curriculum > 1:
+            groups.by_gap(data.curriculum)
+            say(f"  curriculum  {data.curriculum} parts, easiest first; another each {data.curriculum_updates} updates")
+    except DiffpoError as error:
+        problems.append(str(error))
+
+
+def _noun(kind: Kind) -> str:
+    return NOUN[kind].split()[-1]
+
+
+def environment(config: Config) -> list[str]:
+    """What else would stop the run: its folder, its optimiser, the machine."""
+    import torch
+
+    from .. import models
+    from ..models import storage
+    from ..train import checkpoint
+    from ..train.build import make_optimizer
+
+    problems, network = [], models.load(config.model).meta_network()
+    for test in (
+        lambda: checkpoint.check_folder(config),
+        lambda: storage.check(network, config.model.base_weights),
+        lambda: config.model.attention and storage.set_attention(network, config.model.attention),
+        lambda: make_optimizer(config.train, [torch.nn.Parameter(torch.zeros(2, 2))]),
+    ):
+        try:
+            test()
+        except DiffpoError as error:
+            problems.append(str(error))
+    if config.train.precision == "fp16" and not torch.accelerator.is_available():
+        problems.append("train.precision=fp16 needs a GPU, and there is none here; use bf16 or no")
+    if config.log.tensorboard and not importlib.util.find_spec("tensorboard"):
+        problems.append('log.tensorboard needs tensorboard: pip install "diffpo[trackers]"')
+    return problems

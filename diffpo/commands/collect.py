@@ -1,0 +1,148 @@
+"""`diffpo collect`: pictures for people to compare, with the trajectories that a training on their verdicts needs."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from tqdm.auto import tqdm
+
+from .. import models
+from ..common import lock
+from ..common.errors import DiffpoError
+from ..common.files import write_atomic
+from ..common.text import plain, read_text
+from ..config import Config
+from ..data.prompts import load_prompts
+from ..evaluate.manifest import writing
+from ..models.identity import base_identity
+from ..rollout.feed import KEPT, trajectory_file
+from ..rollout.labels import image_name
+from ..rollout.round import Rounds
+from ..scorers.step.base import pictures
+from ..train import build
+from ..train.feeds import PromptConditions
+
+
+def collect(config: Config, out: Path | None = None) -> Path:
+    """Sample every prompt of ``data.prompts`` ``rollout.samples`` times with the base model and write, into ``out``
+    (default: the folder of ``rollout.labels``),
+
+        images/00003-1.png                  prompt 3, image 1
+        trajectories/00003.safetensors      states (samples, steps + 1, C, h, w) of prompt 3, float32
+        labels.jsonl                        a line for each pair: {"prompt", "image_0", "image_1", "label_0": null}
+
+    and return the labels' path. label_0 is for people to fill in: 1 if image_0 is better, 0 if image_1 is, 0.5 for a
+    tie; null means not judged. The same command goes on where it was stopped, and labels are never overwritten.
+    """
+    labels = _checked(config, out)
+    accelerator = build.make_accelerator(config.train)
+    if accelerator.num_processes > 1:
+        raise DiffpoError("collect runs in one process; start it without `accelerate launch`")
+    with lock.held(labels.parent):
+        return _collect(config, labels, accelerator)
+
+
+def _collect(config: Config, labels: Path, accelerator: Any) -> Path:
+    folder, rollout, seed = labels.parent, config.objective.rollout, config.train.seed
+    prompts = load_prompts(config.data.prompts)
+    _check_target(labels)
+    family = models.load(config.model, config.train.precision, config.data.resolution)
+    family.load_encoders(accelerator.device)
+    conditions = PromptConditions(prompts, config.data, family, accelerator.device)
+    family.free_encoders(keep_vae=True)
+    network = family.load_network(accelerator.device)
+    # nobody is asked for a preference yet
+    objective = config.objective.model_copy(update={"rollout": rollout.model_copy(update={"scorers": []})})
+    rounds = Rounds(objective, conditions, None, family, network, None, seed, accelerator.autocast)
+    made = {"base": base_identity(network)["hash"], "seed": seed, "samples": rollout.samples}
+    made["resolution"] = config.data.resolution
+    about = {"rollout": json.dumps({key: getattr(rollout, key) for key in KEPT}), "made": json.dumps(made)}
+    names = [f"{number:05d}" for number in range(len(prompts))]
+    done = {number for number, name in enumerate(names) if trajectory_file(folder, name).exists()}
+    for number in sorted(done):
+        _check_same(trajectory_file(folder, names[number]), about)
+    with writing(labels):
+        _write_labels(labels, prompts, rollout.samples)
+        for name in ("images", "trajectories"):
+            (folder / name).mkdir(exist_ok=True)
+        with tqdm(total=len(names), initial=len(done), desc=folder.name, unit="prompt") as bar:
+            for part in rounds.portions([number for number in range(len(names)) if number not in done]):
+                states = rounds.trajectories(0, part, part)
+                for number, own in zip(part, states, strict=True):
+                    for sample, picture in enumerate(pictures(family.decode(own[:, -1]))):
+                        picture.save(folder / image_name(number, sample))
+                    content = save({"states": own.contiguous()}, about)
+                    write_atomic(trajectory_file(folder, names[number]), content)
+                    bar.update()
+    return labels
+
+
+def _check_target(labels: Path) -> None:
+    """DiffpoError if there are pictures already, and not of this verb, which begins with the labels."""
+    if not labels.exists() and any(any((labels.parent / name).glob("*")) for name in ("images", "trajectories")):
+        raise DiffpoError(
+            f"{labels.parent} holds images or trajectories but no {labels.name}; choose another folder with --out"
+        )
+
+
+def _check_same(path: Path, about: dict[str, str]) -> None:
+    """DiffpoError if the trajectories in ``path`` were sampled with other settings: they would stand beside these."""
+    try:
+        with safe_open(path, "pt") as file:
+            there = {key: json.loads((file.metadata() or {}).get(key, ours)) for key, ours in about.items()}
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        raise DiffpoError(f"cannot read {path}: {plain(error, 200)}. Delete it, and it is sampled again") from None
+    for key, ours in about.items():
+        if there[key] != json.loads(ours):
+            raise DiffpoError(
+                f"{path} was sampled with {plain(there[key], 300)}, and now it is {ours}; choose another folder with "
+                f"--out"
+            )
+
+
+def _checked(config: Config, out: Path | None) -> Path:
+    """Where the labels go."""
+    objective = config.objective
+    if objective.source != "trajectory":
+        raise DiffpoError(
+            f"collect makes trajectories for people to compare, and objective {objective.name} has the source "
+            f"{objective.source}; use d3po"
+        )
+    if config.data.prompts is None:
+        raise DiffpoError("collect samples for data.prompts: set it, e.g. to a text file with one prompt in a line")
+    if out is not None:
+        return Path(out).expanduser() / "labels.jsonl"
+    if objective.rollout.labels is None:
+        raise DiffpoError(
+            "collect needs a folder: pass --out FOLDER or set objective.rollout.labels=FOLDER/labels.jsonl"
+        )
+    return objective.rollout.labels.expanduser()
+
+
+def _write_labels(path: Path, prompts: Sequence[str], samples: int) -> None:
+    """The file that people fill in, unless it is there already; DiffpoError if that is of other pictures."""
+    rows = [
+        {"prompt": prompt, "image_0": image_name(number, first), "image_1": image_name(number, second), "label_0": None}
+        for number, prompt in enumerate(prompts)
+        for first, second in itertools.combinations(range(samples), 2)
+    ]
+    if not path.exists():
+        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        return
+    try:
+        there = [json.loads(line) for line in read_text(path).split("\n") if line.strip()]
+        found = {_pair(row) for row in there}
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise DiffpoError(f"{path} is not a file of labels: {type(error).__name__} {plain(error, 200)}") from None
+    if found - {_pair(row) for row in rows}:
+        raise DiffpoError(f"{path} holds labels of other prompts or images; choose another folder with --out")
+
+
+def _pair(row: dict) -> tuple:
+    return row.get("prompt"), row.get("image_0"), row.get("image_1")

@@ -1,0 +1,96 @@
+"""The main job in minutes on a small machine: align the embedded SDXL with its preferences and measure what changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..common import lock
+from ..common.errors import DiffpoError
+
+if TYPE_CHECKING:
+    from ..evaluate.compare import Evaluation
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+RECIPES = {"tiny-sdxl": "quickstart.yaml", "tiny-dit": "quickstart_dit.yaml"}  # by the model in assets/
+
+
+def run(
+    out: Path, seed: int = 0, n: int = 512, overrides: tuple[str, ...] = (), model: str = "tiny-sdxl"
+) -> Evaluation:
+    """``check``, ``train`` and ``eval`` of ``model``'s recipe into ``out``; ends with what to try next.
+
+    ``seed`` is the training's; the ``n`` held-out prompts and their noise are always the same. ``overrides`` are
+    settings as on the command line of ``diffpo train``.
+    """
+    with lock.held(out):
+        return _run(out, seed, n, overrides, model)
+
+
+def _run(out: Path, seed: int, n: int, overrides: tuple[str, ...], model: str) -> Evaluation:
+    from rich.console import Console
+    from rich.rule import Rule
+
+    from ..config import load_config
+
+    config, started = ROOT / "configs" / RECIPES[model], time.time()
+    if not config.exists():
+        raise DiffpoError(f"{config} is missing: quickstart runs from a clone of the repository, installed with pip -e")
+    console = Console(markup=False, emoji=False)
+    # paths as in the recipe where they hold, so that `diffpo train` with the recipe goes on with this very run
+    assets = (Path() if Path.cwd() == ROOT else ROOT) / "assets"
+    places = {
+        "model.path": assets / model,
+        "data.train": assets / "shapes-preferences" / "train.parquet",
+        "data.validation": assets / "shapes-preferences" / "validation.parquet",
+        "output": out,
+    }
+    # in quotes: YAML reads the name [1] as a list
+    named = [f"{key}={json.dumps(str(path))}" for key, path in places.items()]
+    settings = load_config(config, [*named, f"train.seed={seed}", *overrides])
+
+    from .check import check
+
+    console.print(Rule("check: what the config and the data say"))
+    check(settings)
+
+    from ..train.loop import train
+
+    console.print(Rule("train: Diffusion-DPO, a LoRA on the attention layers"))
+    train(settings)
+
+    from ..evaluate import evaluate
+
+    console.print(Rule(f"eval: {n} held-out prompts, before and after, same noise"))
+    evaluation = evaluate.run(
+        out / "eval",
+        model=settings.model.path,
+        lora=out,
+        prompts="shapes:heldout",
+        n=n,
+        scorer_names=["shapes"],
+        train_scorer="shapes.total",
+        steps=10,
+        guidance=3.0,
+        batch_size=64,
+    )
+    console.print(Rule(f"done in {time.time() - started:.0f} s"))
+    lora = out / "pytorch_lora_weights.safetensors"
+    command = "diffpo" if shutil.which("diffpo") else sys.argv[0]
+    console.print(
+        f"Open {evaluation.files['report.html']} in a browser: the whole story, with pictures.\n"
+        f'The LoRA: pipe.load_lora_weights("{lora}")\n\n'
+        "Next, train longer on the same data:\n"
+        f"  {command} train configs/{config.name} train.steps=400 output={out}-long\n"
+        "or align your own SDXL with your own pairs:\n"
+        f"  {command} check configs/sdxl_diffusion_dpo.yaml data.train=path/to/your/pairs",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return evaluation

@@ -1,0 +1,194 @@
+"""A folder of images that says how it was made and can be continued.
+
+OUT/images/base/00000_0.png     <prompt index>_<seed>.png
+OUT/images/tuned/00000_0.png
+OUT/manifest.jsonl              one line per image: prompt, settings, hashes of model, LoRA and image, versions
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from hashlib import file_digest
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from PIL import Image
+
+from ..common.errors import DiffpoError
+from ..common.files import write_atomic
+from ..common.images import ENCODED, BadRow, decode, read_file
+from ..common.text import plain, read_text
+
+ARMS = ("base", "tuned")
+# what makes two images comparable; a folder never mixes values of these
+SETTINGS = ("model_hash", "lora_hash", "user_hash", "steps", "solver", "guidance", "negative_prompt")
+SETTINGS += ("height", "width", "dtype")
+OF_ARM = {"lora_hash", "user_hash"}  # what base and tuned pictures differ in
+
+# what the values of a row are; None: they may be null or missing
+REQUIRED = {"prompt", "file", "index", "seed"}
+MADE_HERE = {"steps", "solver", "guidance", "dtype"}  # what `diffpo generate` always says; it says a model_hash too
+KINDS = {
+    **dict.fromkeys(("prompt", "file", "solver", "dtype", "model", "model_hash", "lora", "lora_hash"), str),
+    **dict.fromkeys(("user_pairs", "user_hash", "negative_prompt", "sha256"), str),
+    **dict.fromkeys(("index", "seed", "steps", "height", "width"), int),
+    "guidance": (int, float),
+    "versions": dict,
+}
+
+
+def image_path(out: Path, arm: str, index: int, seed: int) -> Path:
+    return Path(out) / "images" / arm / f"{index:05d}_{seed}.png"
+
+
+@contextmanager
+def writing(path: Path):
+    """Turns a full or forbidden disk into one message."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise DiffpoError(
+            f"cannot write {path}: {error.strerror}; make room or choose another folder and run the same command again "
+            "(what is finished is kept)"
+        ) from None
+
+
+def save(path: Path, data: bytes) -> None:
+    """All of ``data`` or nothing."""
+    with writing(path):
+        write_atomic(path, data)
+
+
+def read_manifest(out: Path) -> list[dict]:
+    """The rows of OUT/manifest.jsonl, the last one per image; a half-written last line is left out.
+
+    DiffpoError that names the line, if a value is missing or of another type, or names a file outside of ``out``.
+    """
+    path = Path(out) / "manifest.jsonl"
+    rows = {}
+    *lines, last = _text(path).split("\n")  # not splitlines: a prompt may hold U+2028
+    if last and _is_json(last):
+        lines.append(last)  # otherwise a write was interrupted
+    for number, each in enumerate(lines, 1):
+        try:
+            row = json.loads(each)
+            if problem := _problem(row):
+                raise ValueError(problem)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise DiffpoError(
+                f"{path}:{number} is not a manifest line ({plain(error, 200)}); move the folder away and start anew"
+            ) from None
+        rows[row["arm"], row["index"], row["seed"]] = row
+    return list(rows.values())
+
+
+def _problem(row: Any) -> str | None:
+    if not isinstance(row, dict) or row.get("arm") not in ARMS:
+        return f"expected an object with the arm {' or '.join(ARMS)}"
+    own = "model_hash" in row
+    for key, kinds in KINDS.items():
+        value = row.get(key)
+        if value is None and key not in (REQUIRED | MADE_HERE if own else REQUIRED):
+            continue
+        huge = isinstance(value, int) and abs(value) >= 2**63
+        if not isinstance(value, kinds) or isinstance(value, bool) or huge:
+            return f"{key} is {plain(repr(value), 80)}"
+    if row["index"] < 0:
+        return f"index is {row['index']}"
+    file = PurePosixPath(row["file"])
+    if file.is_absolute() or ".." in file.parts or "\0" in row["file"]:
+        return f"file is {plain(repr(row['file']), 80)}, which is not in this folder"
+    wanted = image_path(Path(), row["arm"], row["index"], row["seed"]).as_posix()
+    if own and row["file"] != wanted:
+        return f"file is {plain(repr(row['file']), 80)}, not {wanted!r}"
+    return None
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_text(path) if path.exists() else ""
+    except (OSError, ValueError) as error:
+        raise DiffpoError(f"cannot read {path}: {error}; move the folder away and start anew") from None
+
+
+def intact(out: Path, row: dict) -> bool:
+    """Is the picture there, and the one that the row describes?"""
+    path = out / row["file"]
+    try:
+        if not path.is_file():  # a pipe or a device has no end
+            return False
+        with open(path, "rb") as file:
+            return file_digest(file, "sha256").hexdigest() == row.get("sha256")
+    except OSError:
+        return False
+
+
+def check_same_run(out: Path, done: list[dict], wanted: dict[tuple, dict]) -> None:
+    """Raise if ``out`` was made with other settings: mixing them would compare unlike with unlike."""
+    if not done and any((out / "images").glob("*/*.png")):
+        raise DiffpoError(f"{out} holds images but no manifest of this tool; choose another output folder")
+    examples = {arm: next((r for r in wanted.values() if r["arm"] == arm), None) for arm in ARMS}
+    for row in done:
+        new = wanted.get((row["arm"], row["index"], row["seed"])) or examples[row["arm"]]
+        if new is None:
+            continue
+        keys = SETTINGS if new["index"] != row["index"] else ("prompt", *SETTINGS)
+        for key in keys:
+            if row.get(key) != new[key]:
+                raise DiffpoError(
+                    f"{out}/manifest.jsonl was made with {key}={row.get(key)!r} ({row['arm']}, prompt {row['index']}), "
+                    f"now it is {new[key]!r}; choose another output folder, or delete this one to start anew"
+                )
+
+
+def check_comparable(out: Path, rows: list[dict]) -> None:
+    """Raise if ``rows`` are of several runs, or if a picture is not the one that its row describes."""
+    first: dict[tuple, dict] = {}
+    for row in rows:
+        # the arms differ in the LoRA and in whom it paints for
+        for group, keys in (((row["arm"],), SETTINGS), ((), set(SETTINGS) - OF_ARM), ((row["index"],), ("prompt",))):
+            example = first.setdefault(group, row)
+            for key in sorted(keys):
+                if row.get(key) != example.get(key):
+                    one, other = (f"{plain(repr(r.get(key)), 80)} for {r['file']}" for r in (example, row))
+                    raise DiffpoError(
+                        f"{out}/manifest.jsonl describes pictures that cannot be compared: {key} is {one} and {other}; "
+                        f"generate them anew in another folder"
+                    )
+    for row in rows:
+        if not intact(out, row) and ("sha256" in row or not (out / row["file"]).is_file()):
+            raise DiffpoError(
+                f"{out / row['file']} is missing, or is not the picture that manifest.jsonl describes. Run the same "
+                f"`diffpo generate` again to make it anew, or compare the folder without manifest.jsonl, by --prompts"
+            )
+
+
+def line(row: dict) -> bytes:
+    return json_bytes(row) + b"\n"
+
+
+def json_bytes(value: object, indent: int | None = None) -> bytes:
+    """``value`` as JSON in UTF-8; half characters, which UTF-8 does not have, as JSON's own escapes."""
+    return json.dumps(value, ensure_ascii=False, indent=indent).encode(errors="backslashreplace")
+
+
+def open_image(path: Path) -> Image.Image:
+    """An RGB picture, as `data.images.decode` gives it: transparency lies on white. Raises DiffpoError that names the
+    file when it is missing, truncated or no picture."""
+    try:
+        return decode(read_file(path, ENCODED))
+    except (OSError, ValueError, BadRow) as error:
+        reason = getattr(error, "strerror", None) or getattr(error, "detail", None) or error
+        raise DiffpoError(
+            f"cannot read the image {path}: {reason}; mend or delete it, and run the same command again"
+        ) from None

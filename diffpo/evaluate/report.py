@@ -1,0 +1,257 @@
+"""What an evaluation looks like: the table in the terminal, the before/after picture, one self-contained HTML."""
+
+from __future__ import annotations
+
+import base64
+from html import escape
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image, ImageDraw, ImageFont
+
+from ..common.text import plain
+from . import charts
+from .manifest import open_image
+
+if TYPE_CHECKING:
+    from .compare import Comparison, Evaluation, Pair
+
+COLUMNS = ("scorer", "base", "tuned", "difference [95 %]", "win rate [95 %]", "n", "trained on?")
+_AXES = {"following": "prompt following", "appearance": "appearance"}
+SHOWN = 1000  # characters of a text
+_GRID_LIMIT = 240  # pairs in the HTML grid; of more, the best, the middle and the worst third of this number
+_THUMB = 192  # pixels; larger pictures are shown reduced, so that the file stays small
+
+
+def section(scorer: str) -> tuple[str, str]:
+    """Rows of one section stand together: a total, the two axes that must not be mixed up, their parts."""
+    name, _, key = scorer.partition(".")
+    return name, "axes" if key in _AXES else "total" if key == "total" else "parts"
+
+
+def cells(row: Comparison) -> tuple[str, ...]:
+    """The row as texts, in the order of COLUMNS."""
+    d, w = row.difference, row.win_rate
+    return (
+        plain(row.scorer, 100),
+        f"{row.base:.4f}",
+        f"{row.tuned:.4f}",
+        f"{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]",
+        f"{w.value:.1%} [{w.low:.1%}, {w.high:.1%}]",
+        str(row.n),
+        row.training_signal,
+    )
+
+
+def diversity_text(evaluation: Evaluation) -> str:
+    base, tuned = evaluation.diversity["base"], evaluation.diversity["tuned"]
+    change = f" ({tuned / base - 1:+.1%})" if base > 0 else ""
+    several = len(evaluation.pairs) > len(evaluation.by_prompt)
+    between = "seeds of one prompt" if several else "pictures of different prompts"
+    return f"diversity (mean pixel distance between {between}): base {base:.4f}, tuned {tuned:.4f}{change}"
+
+
+def print_table(evaluation: Evaluation) -> None:
+    """The table, diversity, the best and worst five prompts and the files, to the terminal."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    # texts are shown as they are: [bold] and :cat: are no markup
+    console = Console(markup=False, emoji=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 120  # a log file has no width of its own
+    title = f"base against tuned: {len(evaluation.pairs)} pairs of {len(evaluation.by_prompt)} prompts"
+    table = Table(title=title, box=SIMPLE_HEAD)
+    for column in COLUMNS:
+        # in a narrow terminal the intervals go to a second line; names and numbers stay whole
+        table.add_column(
+            column, justify="left" if column in (COLUMNS[0], COLUMNS[-1]) else "right", no_wrap="[" not in column
+        )
+    for row, following in zip(evaluation.rows, [*evaluation.rows[1:], None], strict=True):
+        style = "bold" if row.scorer == evaluation.primary else None
+        ends = following is not None and section(row.scorer) != section(following.scorer)
+        table.add_row(*cells(row), style=style, end_section=ends)
+    console.print(table)
+    console.print(diversity_text(evaluation))
+    for title, entries in (("best", evaluation.by_prompt[:5]), ("worst", evaluation.by_prompt[::-1][:5])):
+        console.print(f"{title} prompts by {plain(evaluation.primary, 100)}, tuned - base:")
+        for entry in entries:
+            console.print(f"  {entry['difference']:+.4f}  {plain(entry['prompt'], SHOWN)}")
+    for name, path in evaluation.files.items():
+        console.print(f"{name}: {plain(path, 5000)}", soft_wrap=True)
+
+
+def _fit(image: Image.Image, size: int) -> Image.Image:
+    """Longest side near ``size``: small pictures by a whole factor, every pixel kept square; large ones smoothly."""
+    longest = max(image.size)
+    if longest <= size:
+        factor = size // longest
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    scale = size / longest
+    return image.resize(
+        (max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.LANCZOS
+    )
+
+
+def _wrap(text: str, font, width: int, lines: int = 4) -> list[str]:
+    """The beginning of ``text`` in lines of ``width`` pixels; words that are wider are cut."""
+    wrapped = [""]
+    for word in plain(text, 50 * lines).split():
+        while font.getlength(word) > width and len(word) > 1:
+            most = next(k for k in range(len(word) - 1, 0, -1) if k == 1 or font.getlength(word[:k]) <= width)
+            wrapped += [word[:most]]
+            word = word[most:]
+        longer = f"{wrapped[-1]} {word}".strip()
+        if font.getlength(longer) <= width or not wrapped[-1]:
+            wrapped[-1] = longer
+        else:
+            wrapped.append(word)
+    wrapped = [line for line in wrapped if line] or [""]
+    return wrapped if len(wrapped) <= lines else [*wrapped[: lines - 1], wrapped[lines - 1] + " ..."]
+
+
+def grid_png(evaluation: Evaluation, columns: int = 8, cell: int = 160) -> bytes:
+    """Before/after: a row of the base, a row of the tuned model, the prompt and its difference above each column.
+
+    Of the prompts ordered by difference, ``columns`` at even distances from the best to the worst, with their first
+    seed: the picture shows the whole range and flatters nobody.
+    """
+    ranked = evaluation.by_prompt
+    count = min(columns, len(ranked))
+    chosen = [ranked[round(i * (len(ranked) - 1) / max(1, count - 1))] for i in range(count)]
+    by_index = {pair.index: pair for pair in reversed(evaluation.pairs)}
+    first = [by_index[entry["prompt_id"]] for entry in chosen]
+    pictures = [[_fit(open_image(getattr(pair, arm)), cell) for pair in first] for arm in ("base", "tuned")]
+    width, height = (max(image.size[k] for row in pictures for image in row) for k in (0, 1))
+    font, gap, margin, line = ImageFont.load_default(13), 8, 52, 17
+    titles = [[f"{entry['difference']:+.3f}", *_wrap(entry["prompt"], font, width)] for entry in chosen]
+    top = gap + line * max(map(len, titles))
+    canvas = Image.new("RGB", (margin + len(first) * (width + gap), top + 2 * (height + gap)), "white")
+    draw = ImageDraw.Draw(canvas)
+    for column, title in enumerate(titles):
+        for number, text in enumerate(title):
+            draw.text((margin + column * (width + gap), gap // 2 + number * line), text, fill="#222222", font=font)
+    for r, (name, row) in enumerate(zip(("base", "tuned"), pictures, strict=True)):
+        draw.text((8, top + r * (height + gap) + height // 2 - 8), name, fill="#222222", font=font)
+        for column, image in enumerate(row):
+            canvas.paste(image, (margin + column * (width + gap), top + r * (height + gap)))
+    buffer = BytesIO()
+    canvas.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _data_uri(path: Path) -> str:
+    image, buffer = open_image(path), BytesIO()
+    if max(image.size) <= _THUMB:
+        image.save(buffer, "PNG")
+        kind = "png"
+    else:
+        _fit(image, _THUMB).save(buffer, "JPEG", quality=88)
+        kind = "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _card(pair: Pair, base: float, tuned: float) -> str:
+    colour = charts.TUNED if tuned > base else charts.WORSE if tuned < base else "#555"
+    figures = "".join(
+        f'<figure><img alt="{arm}" src="{_data_uri(path)}"><figcaption>{arm} {value:.3f}</figcaption></figure>'
+        for arm, path, value in (("base", pair.base, base), ("tuned", pair.tuned, tuned))
+    )
+    return (
+        f'<div class="card"><div class="two">{figures}</div><p><b style="color:{colour}">{tuned - base:+.3f}</b> '
+        f'{escape(plain(pair.prompt, SHOWN))} <span class="dim">#{pair.index}, seed {pair.seed}</span></p></div>'
+    )
+
+
+def _grid(evaluation: Evaluation) -> str:
+    arms = evaluation.scores[evaluation.primary]
+    scored = [
+        (pair, float(base), float(tuned))
+        for pair, base, tuned in zip(evaluation.pairs, arms["base"], arms["tuned"], strict=True)
+        if base == base and tuned == tuned  # NaN: the prompt does not ask for this score
+    ]
+    scored.sort(key=lambda item: (item[1] - item[2], item[0].index, item[0].seed))
+    if len(scored) <= _GRID_LIMIT:
+        parts = [(f"All {len(scored)} pairs, best difference first", scored)]
+    else:
+        third, middle = _GRID_LIMIT // 3, len(scored) // 2
+        parts = [
+            (f"The {third} best of {len(scored)} pairs", scored[:third]),
+            (f"The {third} in the middle", scored[middle - third // 2 : middle - third // 2 + third]),
+            (f"The {third} worst", scored[-third:]),
+        ]
+    return "".join(
+        f'<h3>{title}</h3><div class="grid">{"".join(_card(*item) for item in items)}</div>' for title, items in parts
+    )
+
+
+def _table(evaluation: Evaluation) -> str:
+    body, previous = [], None
+    for row in evaluation.rows:
+        classes = ["new"] if previous is not None and section(row.scorer) != previous else []
+        classes += ["primary"] if row.scorer == evaluation.primary else []
+        previous = section(row.scorer)
+        values = cells(row)
+        name = escape(values[0])
+        if label := _AXES.get(row.scorer.partition(".")[2]):
+            name += f' <span class="dim">(axis: {label})</span>'
+        w = row.win_rate
+        rate = f"{escape(values[4])} {charts.interval_bar(w.value, w.low, w.high)}"
+        tds = [name, *map(escape, values[1:4]), rate, *map(escape, values[5:])]
+        body.append(f'<tr class="{" ".join(classes)}">{"".join(f"<td>{td}</td>" for td in tds)}</tr>')
+    return f"<table><tr>{''.join(f'<th>{escape(c)}</th>' for c in COLUMNS)}</tr>{''.join(body)}</table>"
+
+
+def _prompts(title: str, entries: list[dict]) -> str:
+    items = "".join(f"<li><b>{e['difference']:+.4f}</b> {escape(plain(e['prompt'], SHOWN))}</li>" for e in entries)
+    return f"<div><h3>{title}</h3><ol>{items}</ol></div>"
+
+
+def _made_with(manifest: list[dict]) -> str:
+    """The settings of the images, from the last row of either arm (the manifest holds one set of settings only)."""
+    if not manifest:
+        return "<p>The images came without a manifest; how they were made is not known.</p>"
+    row = {k: v for k, v in manifest[-1].items() if k not in ("arm", "index", "seed", "prompt", "file", "sha256")}
+    row["seeds"] = ", ".join(str(seed) for seed in sorted({r["seed"] for r in manifest}))
+    pairs = [(escape(plain(key, 100)), escape(plain(value, SHOWN))) for key, value in row.items()]
+    lines = "".join(f"<tr><td>{key}</td><td>{value}</td></tr>" for key, value in pairs)
+    return f'<table class="settings">{lines}</table>'
+
+
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;color:#222;background:#fff;max-width:1180px;margin:2em auto;padding:0 1em}
+h1{font-size:1.5em}h2{margin-top:1.8em;border-bottom:1px solid #ddd}h3{font-size:1em}
+table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:3px 12px 3px 0;text-align:left}
+td{white-space:nowrap}th{border-bottom:2px solid #222}tr.new td{border-top:1px solid #ccc}tr.primary td{font-weight:600}
+.settings td{white-space:normal;font-size:.9em}.dim{color:#666;font-weight:400}td svg{vertical-align:middle}
+.scroll{overflow-x:auto}.columns{display:flex;gap:3em;flex-wrap:wrap}svg{max-width:100%;height:auto}
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(250px,1fr));gap:14px}
+.card{border:1px solid #ddd;border-radius:6px;padding:8px}.card p{margin:.4em 0 0;font-size:.85em}
+.two{display:flex;gap:8px}figure{margin:0;flex:1}figure img{width:100%;image-rendering:pixelated}
+figcaption{font-size:.8em;color:#555}
+"""
+
+
+def html(evaluation: Evaluation, manifest: list[dict], metrics: list[dict]) -> str:
+    """The whole report as one page that loads nothing from anywhere."""
+    e, arms = evaluation, evaluation.scores[evaluation.primary]
+    training = charts.curves(metrics)
+    extremes = _prompts("Best five prompts", e.by_prompt[:5]) + _prompts("Worst five", e.by_prompt[::-1][:5])
+    return f"""<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>diffpo: base against tuned</title><style>{_STYLE}</style></head><body>
+<h1>Base against tuned: {len(e.pairs)} pairs of {len(e.by_prompt)} prompts</h1>
+<div class="scroll">{_table(e)}</div>
+<p class="dim">Every pair shares prompt, seed and settings. The difference is tuned - base with a bootstrap interval
+over prompts; the win rate counts ties half and has Wilson's interval. A score that was the training signal says
+how well it was optimised, not whether pictures got better: look at the others, at diversity, and at the pictures.</p>
+<p>{escape(diversity_text(e))}</p>
+<h2>Scores: {escape(plain(e.primary, 100))}</h2>{charts.histograms(e.primary, arms["base"], arms["tuned"])}
+<div class="columns">{extremes}</div>
+{f"<h2>Training</h2>{training}" if training else ""}
+<h2>Pictures, by {escape(plain(e.primary, 100))}</h2>{_grid(e)}
+<h2>How the images were made</h2>{_made_with(manifest)}
+</body></html>
+"""

@@ -1,0 +1,224 @@
+"""`diffpo export`: a LoRA as other programs read it, whole or not there, read back before it is kept.
+
+OUT/pytorch_lora_weights.safetensors   diffusers: for `pipe.load_lora_weights`
+OUT/<OUT's name>.safetensors           kohya: for ComfyUI, A1111 and Forge (kohya.py)
+OUT/model_index.json, ...              merged: a pipeline that needs no LoRA any more
+OUT/<OUT's name>.safetensors           single: the same as one file, for ComfyUI, A1111 and Forge (models/original.py)
+OUT/README.md                          the model card
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import models
+from ..common import hub, lock
+from ..common.errors import DiffpoError
+from ..common.files import beside, sync
+from ..common.run_folder import CHECKPOINT
+from ..common.text import plain
+from ..config import Model
+from ..models import original, single_file
+from ..weights import full, lora_apply, lora_change, lora_file, trained
+from ..weights.lora_file import FILE_NAME
+from . import kohya
+from .card import evaluation_table, export_card, is_hub_id, training_table, usage
+
+MERGED = ("merged", "single")  # a model without a LoRA
+STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names of dtypes
+
+
+def run(
+    lora: str | Path,
+    to: str,
+    model: str,
+    out: str | Path,
+    *,
+    model_config: str | Path | None = None,
+    dtype: str | None = None,
+    scale: float = 1.0,
+    results: str | Path | None = None,
+    push: str | None = None,
+) -> Path:
+    """Write the LoRA ``lora`` (a file, or a folder that holds one) of the base ``model`` into the new folder ``out``.
+
+    ``to``: diffusers, kohya, merged or single, the last two for LoRAs from elsewhere and whole networks (full.py) too,
+    and LoRAs at any ``scale``. ``model_config``: as `Model.config`, for a model that is one file. ``dtype`` by name; by
+    default the LoRA's, or what each part of the model is stored in. ``results``: a folder of `diffpo eval`, for the
+    card. ``push``: a hub repository to upload ``out`` to. Raises DiffpoError if ``out`` is not empty, the LoRA is
+    damaged or not of this model, the family has no such format, the disk is full, or the hub cannot be reached; nothing
+    half-written stays under ``out``.
+    """
+    out = Path(out).expanduser().resolve()
+    _check_target(out, to, dtype, scale)
+    file = trained.find(lora)
+    whole = file.is_dir()
+    if whole and (to not in MERGED or scale != 1):
+        raise DiffpoError(f"{file} is a whole network, not a LoRA: export it with --to merged or single, no --scale")
+    weights, about = ({}, full.read_about(file)) if whole else lora_file.read_lora(file)
+    lora_hash = trained.file_hash(file)
+    measured = evaluation_table(Path(results).expanduser(), lora_hash) if results else ""
+    base_model = models.named(model, model_config)
+    pipeline = models.pipeline_class(base_model)
+    family = models.family_class(pipeline, model)
+    if to in ("kohya", "single"):
+        (kohya if to == "kohya" else original).check_family(pipeline)
+    _check_weights(file, weights, family.component, to)
+    api = hub.client(push) if push else None
+
+    with lock.held(out, beside(out, "lock")), _quiet_diffusers():
+        pipe, source = _load(base_model, family, to, dtype)
+        changes = {} if whole else lora_apply.check_lora(pipe, file)
+        layers = lora_change.by_layer(changes[family.component]) if to not in MERGED else {}
+        if to == "kohya":
+            kohya.check_kind(lora_change.kind_of(layers))
+        with _whole(out) as part:
+            if to == "diffusers":
+                shutil.copyfile(file, part / FILE_NAME)
+                if lora_file.users_file(file).is_file():
+                    shutil.copyfile(lora_file.users_file(file), part / lora_file.USERS_FILE_NAME)
+                name = FILE_NAME
+            elif to == "kohya":
+                name = f"{out.name}.safetensors"
+                kohya.write(part / name, pipe, layers, dtype, about)
+            else:
+                name = ""
+                if whole:
+                    trained.load_into(pipe, file)
+                for component, changed in changes.items():  # a LoRA from elsewhere may change text encoders too
+                    lora_change.merge(pipe.components[component], changed, scale)
+                if to == "single":
+                    name = f"{out.name}.safetensors"
+                    single_file.write(part / name, pipe, source)
+                else:
+                    pipe.save_pretrained(part)
+                    _tidy(part, source.index())
+            run_folder = file.parent.parent if file.parent.name.startswith(CHECKPOINT) else file.parent
+            curves = training_table(run_folder, about["step"]) if "step" in about else ""
+            base = model if is_hub_id(model) else about.get("base", {}).get("name") or model
+            how = usage(to, name, base, pipeline, trained.knows_users(file))
+            card = export_card(base, about, "full" if whole else to, how, [curves, measured], lora_hash)
+            (part / "README.md").write_text(card, encoding="utf-8")
+    print(f"the export is in {out}" + (f" ({name})" if name else ""))
+    if api:
+        hub.push(api, push, out)
+    return out
+
+
+def _check_target(out: Path, to: str, dtype: str | None, scale: float) -> None:
+    if out.suffix == ".safetensors":
+        raise DiffpoError(f"--out is a folder, for the file and its card: {out.with_suffix('')}, for example")
+    try:
+        occupied = out.exists() and any(out.iterdir())
+    except OSError as error:  # a file, too long a name, a folder that this user may not look into
+        raise DiffpoError(f"cannot use {out}: {error.strerror}; choose another folder with --out") from None
+    if occupied:
+        raise DiffpoError(f"{out} is not empty; choose another folder with --out, or delete this one")
+    if scale != 1 and to not in MERGED:
+        raise DiffpoError("--scale is of --to merged and single: a LoRA that stays one is scaled where it is used")
+    if dtype and to == "diffusers":
+        raise DiffpoError("--to diffusers copies the LoRA as it is: leave --dtype out")
+
+
+def _check_weights(file: Path, weights: dict[str, torch.Tensor], component: str, to: str) -> None:
+    """DiffpoError unless they are finite and, where they are not merged, of the network alone in the present names."""
+    names = rf"{component}\..+\.(lora_[AB]\.weight|lora_magnitude_vector|lokr_\w+)"
+    foreign = [name for name in weights if not re.fullmatch(names, name)]
+    if foreign and to not in MERGED:
+        raise DiffpoError(
+            f"{file} holds {plain(foreign[0], 200)}, which is no weight of a {component}'s LoRA as diffpo writes it; "
+            f"give the LoRA of a training run, or use --to merged, which takes others too"
+        )
+    for name, value in weights.items():
+        # LyCORIS writes alphas that mean nothing, and in half precision are infinite
+        if value.is_floating_point() and not name.endswith(".alpha") and not value.float().isfinite().all():
+            raise DiffpoError(f"{file}: {plain(name, 200)} is not finite; export an earlier checkpoint")
+
+
+@contextlib.contextmanager
+def _quiet_diffusers() -> Iterator[None]:
+    """What diffusers has to say of text encoders that were left out, and of running float16 on a CPU, does not matter
+    here; what goes wrong is checked."""
+    from diffusers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _load(model: Model, family: Any, to: str, dtype: str | None) -> tuple[Any, Any]:
+    """The pipeline, in ``dtype`` or as it is stored, and its source; the network alone unless it is merged."""
+    source = models.source_of(model)
+    parts = [name for name, value in source.index().items() if isinstance(value, list) and value[0]]
+    left_out: dict[str, Any] = {}
+    if to not in MERGED:
+        left_out = {name: None for name in parts if name not in (family.component, "scheduler")} | family.without
+        dtype = None  # the LoRA's, not the base's
+    if to == "single":  # what the file lacks stays where it is
+        left_out = {name: None for name in source.missing}
+    stored = {} if dtype else {name: source.stored(name) for name in parts if name not in left_out}
+    dtypes = {name: _kept(model, name, kind, to) for name, kind in stored.items() if kind}
+    return models.load_pipeline(model, dtype or dtypes or "float32", "cpu", **left_out), source
+
+
+def _kept(model: Model, part: str, stored: str, to: str) -> str:
+    """What a part is loaded in. A LoRA that stays one does without the base's precision, and its small weights vanish
+    in float16."""
+    if to not in MERGED:
+        return "float32" if stored in ("F32", "F16") else "bfloat16"
+    if stored not in STORED:
+        raise DiffpoError(
+            f"the {part} of {model.path} is stored in {stored}: add --dtype, e.g. --dtype bfloat16, for what is written"
+        )
+    return STORED[stored]
+
+
+def _tidy(folder: Path, before: dict[str, Any]) -> None:
+    """`save_pretrained` forgets entries of model_index.json that belong to no part, such as DiT's names of classes, and
+    writes down where on this disk the base model lies."""
+    for path in (folder / "model_index.json", *folder.glob("*/config.json")):
+        saved = json.loads(path.read_text())
+        saved.pop("_name_or_path", None)
+        if path.parent == folder:
+            saved |= {k: v for k, v in before.items() if k not in saved and k[0] != "_" and not isinstance(v, list)}
+        path.write_text(json.dumps(saved, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes ``out`` once all of it is on the disk, or vanishes."""
+    from safetensors import SafetensorError
+
+    part = beside(out, "part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+        yield part
+        for path in (*part.rglob("*"), part):
+            if path.is_file():
+                path.chmod(part.stat().st_mode & 0o666)  # safetensors writes for the user alone
+            sync(path)
+        os.replace(part, out)
+    except Exception as error:
+        # other writers (tokenizers', safetensors') wrap the system's error, with its words inside
+        if not isinstance(error, (OSError, SafetensorError)) and "No space left" not in str(error):
+            raise
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
+        raise DiffpoError(
+            f"cannot write {out}: {reason}; nothing is left there. Make room or choose another folder with --out, and "
+            f"run the same command again"
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,146 @@
+"""The reference policy: what the policy is compared with, and how that follows the policy.
+
+Two references cost no weights: the policy's module with its adapter switched off (`adapter_off`), and none at all. The
+moving ones (`ema`, `sync`, `accelerated`, `fast_slow`) are a second LoRA on the same module, equal to the policy's at
+the start, so that every implicit reward begins at exactly 0.
+
+What moves are the factors A and B of the LoRA, not their product dW = B A: an average of products has twice the rank.
+The two differ in second order. For weights w and 1 - w on (A, B) and (A', B'),
+
+    (w B + (1-w) B')(w A + (1-w) A') = w B A + (1-w) B' A' - w (1-w) (B - B')(A - A'),
+
+which also holds for an extrapolation (w > 1). So with the two factors of a LoKr; a DoRA's magnitudes are averaged too.
+
+Where the whole network is trained (`lora: null`, full.py) there is no adapter to switch: a frozen copy of the network
+stands for the adapter that is off, and another one for the second adapter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ..common.errors import DiffpoError
+from ..config import ReferenceSettings
+from ..weights import copies, full
+from ..weights.lora import ADAPTER
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+class Reference:
+    """`adapter_off` and `none`: the base model, which never moves. The others derive from it.
+
+    Attributes:
+        free: the objective compares with nothing (`none`): the reference's error counts as 0 and is not computed.
+    """
+
+    def __init__(self, free: bool = False) -> None:
+        self.free = free
+
+    def on(self, network: torch.nn.Module) -> contextlib.AbstractContextManager[torch.nn.Module]:
+        """A context whose value is the module to evaluate as the reference; no gradients within it."""
+        return copies.adapter_off(network)
+
+    def after_update(self, network: torch.nn.Module, step: int) -> None:
+        """To be called after each optimiser step, on every process; ``step`` counts the updates so far, this one
+        included."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps, on the CPU."""
+        return {}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Put `state()` back; DiffpoError if it is another reference's."""
+        if state:
+            raise DiffpoError(
+                f"the checkpoint holds the weights of a moving reference ({len(state)} tensors), and this run's "
+                f"reference does not move; set objective.reference.policy to what the run started with"
+            )
+
+
+class Moving(Reference):
+    """A second adapter that steps every ``settings.every`` updates (theta: the policy's weights, R: the reference's).
+
+    ema          R <- decay R + (1 - decay) theta. TR-DPO's soft update (Gorbatovski et al. 2024, arXiv 2404.09656).
+    sync         R <- theta. TR-DPO's hard update; iterative DPO with one round per ``every`` updates.
+    accelerated  theta <- R <- theta + strength (theta - theta'), theta' the policy at the end of the round before: APO
+                 (He et al. 2024, arXiv 2410.06293) takes pi_{k+1} ~ pi^ (pi^ / pi^')^strength both as the next
+                 reference and as the point to start from, so this moves the policy's own weights too. The optimiser's
+                 moments stay. strength 0 is sync.
+    fast_slow    R <- R + (1 - decay)(theta - theta'): a slow copy takes every step of the policy at a part of its
+                 speed. After OFS-DPO (Qi et al. 2024, arXiv 2406.05534), which trains two LoRAs of different speed
+                 against each other so that the gradient does not die as the margin to a frozen reference grows. Kept
+                 is the slow adapter as the thing to beat; its gradient is taken to be the fast one's. Left out: the
+                 slow one's own backward pass, the regulariser between the two, the merging over domains (COFS-DPO).
+    adapter_off  R stays: the LoRA that training started from.
+    """
+
+    def __init__(self, settings: ReferenceSettings, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.settings = settings
+        if not full.trains(network):  # otherwise the copy is there
+            copies.add_adapter(network)
+        self.weights, policy = copies.weights(network, copies.NAME), copies.weights(network, ADAPTER)
+        # theta', where the rule looks back
+        looks_back = settings.policy in ("accelerated", "fast_slow")
+        self.before = {name: weight.detach().clone() for name, weight in policy.items()} if looks_back else {}
+
+    def on(self, network: torch.nn.Module) -> contextlib.AbstractContextManager[torch.nn.Module]:
+        return copies.switched(network, copies.NAME)
+
+    def after_update(self, network: torch.nn.Module, step: int) -> None:
+        import torch
+
+        if step % self.settings.every:
+            return
+        with torch.no_grad():
+            for name, theta in copies.weights(network, ADAPTER).items():
+                self._step(theta, self.weights[name], self.before.get(name))
+
+    def _step(self, theta: Tensor, reference: Tensor, before: Tensor | None) -> None:
+        """One weight's step, in place."""
+        rule, decay = self.settings.policy, self.settings.decay
+        if rule == "ema":
+            reference.lerp_(theta, 1 - decay)
+        elif rule == "sync":
+            reference.copy_(theta)
+        elif rule == "accelerated":
+            reference.copy_(theta + self.settings.strength * (theta - before))
+            before.copy_(theta)
+            theta.copy_(reference)
+        elif rule == "fast_slow":
+            reference.add_(theta - before, alpha=1 - decay)
+            before.copy_(theta)
+
+    def state(self) -> dict[str, Tensor]:
+        groups = {"reference": self.weights, "before": self.before}
+        return {f"{group}.{name}": w.detach().cpu().clone() for group, ws in groups.items() for name, w in ws.items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        here = {f"reference.{name}": w for name, w in self.weights.items()}
+        here |= {f"before.{name}": w for name, w in self.before.items()}
+        wrong = sorted(here.keys() ^ state.keys()) or [n for n in here if here[n].shape != state[n].shape]
+        if wrong:
+            raise DiffpoError(
+                f"the checkpoint's reference does not fit objective.reference.policy={self.settings.policy} and this "
+                f"LoRA, e.g. {wrong[0]}; resume with the settings that the run started with"
+            )
+        for name, weight in here.items():
+            weight.data.copy_(state[name])
+
+
+def make(settings: ReferenceSettings, network: torch.nn.Module, started: bool = False) -> Reference:
+    """The reference of ``settings`` for the bare module ``network``, which has the policy's adapter as it starts.
+
+    A moving one adds its adapter, so it is made before the module is wrapped for DDP. So does that of a policy that was
+    ``started`` from another LoRA: a second copy of this, in place of the base.
+    """
+    if settings.policy == "none":
+        return Reference(free=True)
+    if settings.policy == "adapter_off" and not started:
+        return Reference()
+    return Moving(settings, network)

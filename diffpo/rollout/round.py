@@ -1,0 +1,166 @@
+"""A round of on-policy sampling: prompts are sampled and their images judged.
+
+Draws are addressed by (seed, round, place in the round), so that it does not matter which process samples a prompt nor
+beside which others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..common.errors import DiffpoError
+from ..common.rng import generator
+from ..config import ObjectiveSettings
+from ..data.batches import PIXELS
+from ..data.groups import Groups
+from ..data.order import order
+from ..scorers.judge import Judge
+from ..scorers.step.base import pictures
+from ..scorers.step.load import load as load_step_scorer
+from .groups import Sampled
+from .sampler import Walker
+
+LATENTS = 2**15  # latent pixels that go through the network at once: 8 rows of 64 x 64 (twice that with guidance)
+
+
+class Rounds:
+    """Samples rounds by the current policy or by the reference.
+
+    ``conditions``: of the prompts to sample for (train.feeds.PromptConditions); self_play takes the captions of ``batches``.
+    """
+
+    def __init__(
+        self,
+        settings: ObjectiveSettings,
+        conditions: Any,
+        batches: Any,
+        family: Any,
+        network: torch.nn.Module,
+        reference: Any,
+        seed: int,
+        autocast: Callable[[], AbstractContextManager],
+    ) -> None:
+        self.settings, self.rollout, self.seed = settings, settings.rollout, seed
+        self.conditions, self.batches, self.family, self.network = conditions, batches, family, network
+        self.reference, self.device = reference, next(network.parameters()).device
+        self.walker = Walker(settings.rollout, family, autocast)
+        self.judge = Judge(settings.rollout.scorers, self.device)
+        self._data = worth_imitating(batches.groups) if settings.source == "self_play" else []
+        self.step_scorer = None
+        if settings.source == "pool":
+            self.step_scorer = load_step_scorer(settings.rollout.step_scorer, family, network)
+        self._sample: Callable[[int, Sequence[int]], Iterator[Sampled]] = {
+            "trajectory": self._images,
+            "samples": self._images,
+            "pool": self._pools,
+            "self_play": self._against_itself,
+        }[settings.source]
+
+    def sample(self, number: int, places: Sequence[int], quiet: bool = False) -> list[Sampled]:
+        """The prompts at ``places`` (of 0..prompts-1) of round ``number``; ``quiet``: no progress bar."""
+        found = []
+        with tqdm(total=len(places), desc="sampling", unit="prompt", leave=False, delay=5, disable=quiet) as bar:
+            for part in self.portions(places):
+                found += self._sample(number, part)
+                bar.update(len(part))
+        return found
+
+    def portions(self, places: Sequence[int]) -> Iterator[Sequence[int]]:
+        """``places`` in parts that fit into memory."""
+        crowd = {"pool": self.rollout.pool, "self_play": 1}.get(self.settings.source, self.rollout.samples)
+        _, height, width = self._shape()
+        portion = max(1, LATENTS // (height * width * crowd))
+        for start in range(0, len(places), portion):
+            yield places[start : start + portion]
+
+    def trajectories(self, number: int, places: Sequence[int], prompts: Sequence[int]) -> Tensor:
+        """The sampler's own for these prompts, (n, samples, steps + 1, C, h, w) float32 on the CPU."""
+        samples = self.rollout.samples
+        draws = [self._draw(number, place, j) for place in places for j in range(samples)]
+        noise = _normal(draws, self._shape())
+        if self.rollout.same_noise:  # all draw their own all the same, so that what follows does not depend on it
+            noise = noise[::samples].repeat_interleave(samples, 0)
+        each = [prompt for prompt in prompts for _ in range(samples)]
+        with self._sampler() as network:
+            states = self.walker.trajectories(network, noise.to(self.device), draws, *self.conditions(each))
+        return states.unflatten(0, (-1, samples))
+
+    def _images(self, number: int, places: Sequence[int]) -> Iterator[Sampled]:
+        prompts = [self._prompt(number, place) for place in places]
+        states = self.trajectories(number, places, prompts)
+        captions = [self.conditions.prompts[prompt] for prompt in prompts for _ in range(self.rollout.samples)]
+        scores = self._judged(states[:, :, -1].flatten(0, 1), captions).unflatten(0, (len(places), -1))
+        if self.settings.source == "samples":
+            states = states[:, :, -1:].clone()
+        for row in zip(places, prompts, states, scores, strict=True):
+            yield Sampled(*row)
+
+    def _pools(self, number: int, places: Sequence[int]) -> Iterator[Sampled]:
+        prompts = [self._prompt(number, place) for place in places]
+        draws = [self._draw(number, place) for place in places]
+        noise = _normal(draws, self._shape()).to(self.device)
+        captions = [self.conditions.prompts[prompt] for prompt in prompts]
+        given = (*self.conditions(prompts), self.step_scorer, captions)
+        with self._sampler() as network:
+            found = self.walker.forks(network, noise, draws, *given)
+        for place, prompt, forks in zip(places, prompts, found, strict=True):
+            yield Sampled(place, prompt, torch.empty(0), torch.empty(0), forks)
+
+    def _against_itself(self, number: int, places: Sequence[int]) -> Iterator[Sampled]:
+        positions = [number * self.rollout.prompts + place for place in places]
+        indices = [self._data[order(self.seed, len(self._data), position)] for position in positions]
+        batch = self.batches.batch(indices, positions)
+        cond = {name: value[: len(indices)] for name, value in batch.cond.items()}
+        empty = None
+        if self.rollout.guidance != 1:
+            text = self.batches.text.read([len(self.batches.captions)] * len(indices))
+            empty = {**cond, **{name: value.to(self.device) for name, value in text.items()}}
+        draws = [self._draw(number, place) for place in places]
+        noise = _normal(draws, batch.x_0.shape[1:]).to(self.device)
+        with self._sampler() as network:
+            states = self.walker.trajectories(network, noise, draws, cond, empty)
+        for index, position, state in zip(indices, positions, states[:, -1:].clone(), strict=True):
+            yield Sampled(position, index, state[None], torch.empty(1, 0))
+
+    def _sampler(self) -> AbstractContextManager[torch.nn.Module]:
+        return self.reference.on(self.network) if by_reference(self.settings) else nullcontext(self.network)
+
+    def _prompt(self, number: int, place: int) -> int:
+        return order(self.seed, len(self.conditions.prompts), number * self.rollout.prompts + place)
+
+    def _draw(self, number: int, place: int, sample: int = 0) -> torch.Generator:
+        return generator(self.seed, f"rollout {number} sample {sample}", place)
+
+    def _shape(self) -> tuple[int, int, int]:
+        resolution = self.conditions.resolution if self.conditions else self.batches.data.resolution
+        return self.family.latent_shape(self.network, resolution)
+
+    def _judged(self, x_0: Tensor, prompts: list[str]) -> Tensor:
+        side = x_0.shape[-1] * self.family.vae_factor()
+        images = []
+        for part in x_0.split(max(1, PIXELS // side**2)):
+            images += pictures(self.family.decode(part.to(self.device)))
+        return self.judge.scores(images, prompts)
+
+
+def by_reference(settings: ObjectiveSettings) -> bool:
+    """Does the reference sample, not the policy?"""
+    return settings.source == "self_play" or settings.rollout.sampler == "reference"
+
+
+def _normal(draws: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
+    return torch.stack([torch.randn(tuple(shape), generator=draw) for draw in draws])
+
+
+def worth_imitating(groups: Groups) -> list[int]:
+    """The groups whose first image self_play sets against its own: all pairs and lists, and the liked single images."""
+    found = [i for i, group in enumerate(groups.groups) if groups.members > 1 or group.preference >= 0.5]
+    if not found:
+        raise DiffpoError(f"{groups.source} holds no liked image, and self_play learns to imitate those")
+    return found

@@ -1,0 +1,230 @@
+"""A scorer behind `diffpo serve-scorer`, in another environment or on another machine. The protocol: server.py.
+
+Pictures travel as PNG and numbers with all their digits, so a remote scorer gives what it would give here.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, IncompleteRead
+from io import BufferedReader, BytesIO, RawIOBase
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from PIL import Image
+
+from ..common.errors import DiffpoError
+from ..common.images import rgb
+from ..common.text import plain
+from .server import NAME, PROTOCOL
+
+TIMEOUT = 300.0  # s for a request and its answer; requests of other processes go first
+WAITS = (1.0, 3.0, 9.0)  # s before the second, third and last attempt
+ANSWER = 2**20  # bytes that an answer may have, headers included
+NUMBERS = 256  # different numbers that a server may give
+LARGEST = 3.4e38  # of a number: training computes with float32
+EMPTY = len(json.dumps({"images": [], "prompts": []}))
+
+
+class HttpScorer:
+    """The numbers of the server at ``url``, or ``number`` alone.
+
+    Asks the server what it is. Raises DiffpoError, here and from ``score``, that names the URL, the reason and the next
+    step: unreachable (after four attempts), refused, no finite number for an image.
+    """
+
+    def __init__(self, url: str, number: str | None = None) -> None:
+        self.url = url
+        about = self._ask("/")
+        try:
+            names, optional, limits = about["names"], about["optional"], (about["max_images"], about["max_bytes"])
+            good = about["protocol"] == PROTOCOL and names and isinstance(names, list) and isinstance(optional, list)
+            good = good and max(len(names), len(optional)) <= NUMBERS
+            good = good and all(isinstance(name, str) and NAME.fullmatch(name) for name in names + optional)
+            good = good and len(set(names)) == len(names)
+            good = good and all(type(limit) is int and limit > 0 for limit in limits)
+        except (KeyError, TypeError):
+            good = False
+        if not good:
+            raise DiffpoError(
+                f"what answers at {url} does not describe itself as a scorer of protocol {PROTOCOL}; use the same "
+                "version of `diffpo serve-scorer` there, or correct the address"
+            )
+        if number and number not in names:
+            raise DiffpoError(f"the scorer at {url} gives no number {number!r}: it gives {', '.join(names)}")
+        self.names: tuple[str, ...] = (number,) if number else tuple(names)
+        self.optional = frozenset(optional)
+        self.max_images, self.max_bytes = limits
+
+    def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
+        found: dict[str, list[float]] = {name: [] for name in self.names}
+        for pictures, texts in self._requests(images, prompts):
+            answer = self._ask("/score", {"images": pictures, "prompts": texts})
+            for name, values in found.items():
+                values += self._numbers(answer, name, texts)
+        return {name: np.array(values, np.float64) for name, values in found.items()}
+
+    def _requests(self, images: list[Image.Image], prompts: list[str]) -> Iterator[tuple[list[str], list[str]]]:
+        """The batch in parts that the server takes."""
+        pictures, texts, size = [], [], EMPTY
+        for image, prompt in zip(images, prompts, strict=True):
+            picture = _png(image)
+            more = len(picture) + len(json.dumps(prompt)) + 6  # quotes and commas
+            if EMPTY + more > self.max_bytes:
+                raise DiffpoError(
+                    f"an image of the prompt {prompt[:80]!r} makes a request of {EMPTY + more} bytes, and the scorer "
+                    f"at {self.url} takes {self.max_bytes}: start it with `diffpo serve-scorer SCORER --max-bytes ...`"
+                )
+            if pictures and (len(pictures) == self.max_images or size + more > self.max_bytes):
+                yield pictures, texts
+                pictures, texts, size = [], [], EMPTY
+            pictures.append(picture)
+            texts.append(prompt)
+            size += more
+        if pictures:
+            yield pictures, texts
+
+    def _numbers(self, answer: dict, name: str, prompts: list[str]) -> list[float]:
+        scores = answer.get("scores")
+        values = scores.get(name) if isinstance(scores, dict) else None
+        if not isinstance(values, list) or len(values) != len(prompts):
+            count = len(values) if isinstance(values, list) else "no"
+            raise DiffpoError(f"the scorer at {self.url} gave {count} numbers {name!r} for {len(prompts)} images")
+        found = []
+        for value, prompt in zip(values, prompts, strict=True):
+            if value is None and name in self.optional:
+                value = math.nan
+            elif type(value) not in (int, float) or not abs(value) <= LARGEST:
+                raise DiffpoError(
+                    f"the scorer at {self.url} gave {name} = {_shown(value)} for an image of the prompt "
+                    f"{plain(prompt, 200)!r}; leave out the prompt or the scorer"
+                )
+            found.append(float(value))
+        return found
+
+    def _ask(self, path: str, content: dict | None = None) -> dict:
+        """The server's answer. What may pass (it restarts, it is busy) is tried again; what it refuses is not."""
+        waits = iter(WAITS)
+        while True:
+            try:
+                status, data = self._send(path, content)
+                if status != 503:
+                    return self._understood(status, data)
+                again, reason = True, _sentence(data) or "status 503"
+            except (OSError, HTTPException, ValueError) as error:  # ValueError: of chunks with a negative length
+                again = isinstance(error, (ConnectionError, TimeoutError, IncompleteRead))
+                reason = f"no answer within {TIMEOUT:g} s" if isinstance(error, TimeoutError) else _text(error)
+            wait = next(waits, None)
+            if wait is None or not again:
+                attempts = f" ({len(WAITS) + 1} attempts)" if again else ""
+                raise DiffpoError(
+                    f"cannot reach the scorer at {self.url}: {reason}{attempts}. Start it there with `diffpo "
+                    "serve-scorer SCORER --host ... --port ...`, with a smaller --max-images if it is slow; or correct "
+                    "the address"
+                ) from None
+            print(f"the scorer at {self.url}: {reason}; trying again in {wait:g} s", file=sys.stderr, flush=True)
+            time.sleep(wait)
+
+    def _send(self, path: str, content: dict | None) -> tuple[int, bytes]:
+        """Status and content of the answer. No proxy of the environment is asked, and no redirection followed."""
+        data = None if content is None else json.dumps(content).encode()
+        address, end = urlsplit(self.url), time.monotonic() + TIMEOUT
+        kind = HTTPSConnection if address.scheme == "https" else HTTPConnection
+        with contextlib.closing(kind(address.hostname, address.port, timeout=TIMEOUT)) as connection:
+            connection.connect()
+            connection.sock.settimeout(_left(end))
+            connection.response_class = partial(_Response, end=end)
+            headers = {"Content-Type": "application/json", "Connection": "close", "User-Agent": "diffpo"}
+            connection.request("GET" if data is None else "POST", path, data, headers)
+            with connection.getresponse() as response:
+                answer = response.read(ANSWER)
+                if response.length:  # http.client is silent if the connection ended early
+                    raise IncompleteRead(answer, response.length)
+                return response.status, answer
+
+    def _understood(self, status: int, data: bytes) -> dict:
+        answer = _read(data)
+        if status != 200 and (sentence := _sentence(data)):
+            raise DiffpoError(f"the scorer at {self.url} refused (status {status}): {sentence}")
+        if status != 200 or answer is None:
+            raise DiffpoError(
+                f"what answers at {self.url} (status {status}) is no scorer. Start `diffpo serve-scorer SCORER` there, "
+                "or correct the address"
+            )
+        return answer
+
+
+class _Response(HTTPResponse):
+    """An answer that must come until ``end``."""
+
+    def __init__(self, sock: Any, *args: Any, end: float, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self.fp = BufferedReader(_Received(self.fp.detach(), sock, end))
+
+
+class _Received(RawIOBase):
+    """At most ANSWER bytes from a socket until ``end``. http.client alone waits for each of them anew, and reads any
+    number of "100 Continue"."""
+
+    def __init__(self, raw: Any, sock: Any, end: float) -> None:
+        self.raw, self.sock, self.end, self.size = raw, sock, end, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self.sock.settimeout(_left(self.end))
+        count = self.raw.readinto(buffer)
+        self.size += count
+        if self.size > ANSWER:
+            raise HTTPException(f"it answers with more than {ANSWER} bytes")
+        return count
+
+    def close(self) -> None:
+        self.raw.close()
+        super().close()
+
+
+def _left(end: float) -> float:
+    left = end - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return left
+
+
+def _png(image: Image.Image) -> str:
+    buffer = BytesIO()
+    rgb(image).save(buffer, "PNG", compress_level=1)  # five times as fast as the default, a tenth larger
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _read(data: bytes) -> dict[str, Any] | None:
+    try:
+        answer = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return answer if isinstance(answer, dict) else None
+
+
+def _sentence(data: bytes) -> str:
+    """The server's own words for what is wrong, if these are such."""
+    said = (_read(data) or {}).get("error")
+    return _text(said) if isinstance(said, str) else ""
+
+
+def _text(error: object) -> str:
+    """One line that is fit for a terminal."""
+    return plain(getattr(error, "strerror", None) or error) or type(error).__name__
+
+
+def _shown(value: object) -> str:
+    """The beginning of a JSON value that is no number; str() of a large integer is an error."""
+    return "a very large number" if type(value) is int else plain(repr(value), 40)

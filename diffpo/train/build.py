@@ -1,0 +1,208 @@
+"""What a training run is made of: the machine, the data with its caches, the objective, the optimiser."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import torch
+
+from .. import links, models
+from ..common.errors import DiffpoError
+from ..common.text import plain
+from ..config import Config, Optimisation
+from ..data.batches import Batches, latents_can_be_cached
+from ..data.buckets import Buckets
+from ..data.cache import content_key
+from ..data.curriculum import Curriculum
+from ..data.groups import load_groups
+from ..data.prompts import load_prompts
+from ..objective import reference, users, weighting
+from ..objective.reward import Objective, predict
+from ..problems.forward import Forward
+from ..problems.regression import Regression
+from ..rollout.labels import read_labels
+from .feeds import Feed, Offline, PromptConditions
+from .heldout import HeldOut
+
+
+def make_accelerator(settings: Optimisation) -> Any:
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    refusal = f"train.precision={settings.precision} does not work on this machine"
+    try:
+        # the first run fills the caches, and the processes wait for one another while it does
+        accelerator = Accelerator(
+            mixed_precision=settings.precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=24))]
+        )
+    except ValueError as error:
+        raise DiffpoError(f"{refusal}: {error}") from None
+    if settings.precision == "fp16" and accelerator.scaler is None:
+        raise DiffpoError(f"{refusal}: there is no loss scaling for {accelerator.device.type}; use bf16 or no")
+    return accelerator
+
+
+@dataclass
+class Sources:
+    """What there is to learn from and to measure on. ``batches``: the training data, if any; ``conditions``: of the
+    prompts that an on-policy objective samples for."""
+
+    batches: Batches | None
+    conditions: PromptConditions | None
+    held_out: HeldOut | None
+    tastes: users.Tastes | None = None  # of the training data's users
+
+    @property
+    def hash(self) -> str:
+        """Of everything that is learnt from."""
+        hashes = [self.batches.groups.data_hash] if self.batches else []
+        return "-".join(hashes + ([content_key(self.conditions.prompts)] if self.conditions else []))
+
+    @property
+    def size(self) -> str:
+        """In words, for the model card."""
+        found = [f"{len(self.batches.groups)} {self.batches.groups.kind}s"] if self.batches else []
+        return " and ".join(found + ([f"{len(self.conditions.prompts)} prompts"] if self.conditions else []))
+
+
+def load_data(config: Config, family: Any, accelerator: Any) -> Sources:
+    """The config's data with their caches filled; the encoders are freed, the VAE too unless it is needed."""
+    data, objective, quiet = config.data, config.objective, not accelerator.is_main_process
+    say = accelerator.print
+    place = (accelerator.device, accelerator.process_index, accelerator.num_processes)
+    found = {}
+    if data.train:
+        found["train"] = load_groups(data, data.train, data.train_split, links.kind(objective.link), quiet=quiet)
+        if {"gap", "scores"} & set(links.needs(objective.link)) and not objective.on_policy:
+            found["train"].require_scores(f"link {objective.link} needs scores")
+    if data.validation:
+        found["validation"] = load_groups(data, data.validation, data.validation_split, "pair", quiet=quiet)
+    for groups in found.values():
+        if objective.users:
+            users.require_users(groups)
+        say(f"{groups.source}: {groups.describe()}")
+        for remark in groups.remarks():
+            say(f"  {remark}")
+        if groups.bad:
+            say(f"  skipped: {groups.describe_bad()}")
+    if data.train and data.cache_latents and not latents_can_be_cached(data):
+        say(
+            "latents are not cached, because data.flip or data.crop=random shows another picture at each step; the "
+            "VAE stays"
+        )
+    family.load_encoders(accelerator.device)
+    # held-out draws do not depend on the run's seed, so that runs can be compared
+    batches = {
+        name: Batches(groups, data, family, config.train.seed if name == "train" else 0, *place)
+        for name, groups in found.items()
+    }
+    captions = {caption for each in batches.values() for caption in each.captions}
+    conditions = None
+    if objective.on_policy and (data.prompts or objective.rollout.labels):
+        if objective.rollout.labels:
+            prompts = sorted({label.prompt for label in read_labels(objective.rollout.labels)})
+        else:
+            prompts = load_prompts(data.prompts)
+        conditions = PromptConditions(prompts, data, family, *place)
+        captions |= set(conditions.captions)
+    if long := models.too_long(family.pipe, sorted(captions)):
+        say(f"captions: {long}")
+    accelerator.wait_for_everyone()
+    tastes = {}
+    for name, each in batches.items():
+        each.check()
+        if objective.users:
+            tastes[name] = users.read_tastes(each)
+            each.further = partial(tastes[name].condition, each.seed)
+    family.free_encoders(keep_vae=objective.on_policy or not all(each.cached for each in batches.values()))
+    held_out = None
+    if "validation" in batches:
+        # without gradients twice the pairs fit
+        held_out = HeldOut(batches["validation"], config.train.eval_pairs, 2 * config.train.batch_size, accelerator)
+    return Sources(batches.get("train"), conditions, held_out, tastes.get("train"))
+
+
+def make_optimizer(settings: Optimisation, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """An optimiser class by its dotted path, e.g. torch.optim.AdamW or bitsandbytes.optim.AdamW8bit. Its module is
+    imported, which runs the module; the class is called only if it is derived from torch's Optimizer."""
+    path = settings.optimizer
+    module, _, name = path.rpartition(".")
+    refusal = f"train.optimizer {plain(path, 200)!r}"
+    if not module or not all(part.isidentifier() for part in path.split(".")):
+        raise DiffpoError(f"{refusal} cannot be imported: write package.module.Class, e.g. torch.optim.AdamW")
+    try:
+        cls = getattr(importlib.import_module(module), name)
+    except (Exception, SystemExit) as error:  # a module that is imported may raise anything
+        advice = 'pip install "diffpo[quantised]"' if module.startswith("bitsandbytes") else "is its package installed?"
+        reason = plain(f"{type(error).__name__}: {error}", 300)
+        raise DiffpoError(f"{refusal} cannot be imported: {reason}; {advice}") from None
+    if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
+        raise DiffpoError(f"{refusal} is not a class derived from torch.optim.Optimizer")
+    try:
+        return cls(parameters, lr=settings.lr, **settings.optimizer_args)
+    except Exception as error:  # each class has its own checks of its arguments
+        raise DiffpoError(f"train.optimizer_args do not fit {path}: {plain(error, 300)}") from None
+
+
+def make_schedule(settings: Optimisation, optimizer: torch.optim.Optimizer) -> Any:
+    """Linear warm-up, then constant or falling to 0 at the last step, linearly or as a half cosine."""
+    from diffusers.optimization import get_scheduler
+
+    name = "constant_with_warmup" if settings.lr_schedule == "constant" else settings.lr_schedule
+    return get_scheduler(name, optimizer, num_warmup_steps=settings.warmup, num_training_steps=settings.steps)
+
+
+def make_objective(
+    config: Config, sources: Sources, family: Any, network: Any, accelerator: Any
+) -> tuple[Objective, Feed]:
+    """The composed objective and what it trains on; the policy's adapter is on ``network`` already."""
+    settings = config.objective
+    against = reference.make(settings.reference, network, started=bool(config.lora and config.lora.start))
+    perceptual = None
+    if settings.error == "perceptual":
+        from ..objective.perceptual import Perceptual
+
+        perceptual = Perceptual(family, network)
+    feed = _feed(config, sources, family, network, against, accelerator)
+    objective = Objective(settings, against, lambda t: torch.ones_like(t, dtype=torch.float32), perceptual)
+    errors = None
+    if settings.weighting == "measured":
+
+        def error(network: torch.nn.Module, regression: Regression) -> torch.Tensor:
+            with accelerator.autocast():
+                return objective.error(predict(family, network, regression), regression)
+
+        errors = weighting.measure(
+            error, family, network, feed.source, sources.batches, 2 * config.train.batch_size, accelerator
+        )
+    return replace(objective, omega=weighting.make(settings.weighting, family, errors)), feed
+
+
+def _feed(config: Config, sources: Sources, family: Any, network: Any, against: Any, accelerator: Any) -> Feed:
+    """The data through a source of regression problems, or the policy's own samples."""
+    settings, train, batches = config.objective, config.train, sources.batches
+    per_update = train.batch_size * train.accumulation * accelerator.num_processes
+    if settings.on_policy:
+        from ..rollout.feed import OnPolicy
+
+        return OnPolicy(
+            settings, sources.conditions, batches, family, network, against, train.seed, accelerator, per_update
+        )
+    if settings.source == "inversion":
+        from ..problems.inversion import Inversion
+
+        source = Inversion(settings.inversion, family, network, against)
+        if settings.inversion.cache:
+            place = {"process": accelerator.process_index, "processes": accelerator.num_processes}
+            source.prepare(batches, config.data.cache, **place, quiet=not accelerator.is_main_process)
+            accelerator.wait_for_everyone()
+    else:
+        source = Forward(family, settings.forward)
+    if config.data.buckets:
+        order = Buckets([group.target for group in batches.groups.groups], train.seed)
+    else:
+        order = Curriculum(batches.groups, config.data, train.seed)
+    return Offline(batches, source, lambda position: order.index(position, per_update))

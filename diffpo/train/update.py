@@ -1,0 +1,145 @@
+"""One optimiser step: forward passes over the groups of an update, the link, backward, and what it measured."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from typing import Any
+
+import torch
+
+from ..common.errors import DiffpoError
+from ..config import Train
+from ..objective.reward import Objective, Outcome, group_losses, score
+from ..weights import sharding
+from . import distributed
+from .feeds import Feed
+from .metrics import summarize
+
+EXPLODED, PATIENCE = 10.0, 3  # policy errors of so many times the reference's, in so many updates on end
+
+
+class Diverged(Exception):
+    """A loss, gradient or weight that is not a number, or errors out of all proportion; the loop knows what was saved.
+
+    ``spoilt``: the weights are touched already; otherwise they are those after the last good update.
+    """
+
+    def __init__(self, message: str, spoilt: bool = False) -> None:
+        super().__init__(message)
+        self.spoilt = spoilt
+
+
+class Stuck(Exception):
+    """There is nothing to train on, because a judge failed, say; the weights are those after the last update."""
+
+
+class Updater:
+    """All that one update needs. ``baseline`` is the mean reward of the update before, over all processes: what links
+    of single images compare with (KTO's z0). Taking it from the update before leaves results independent of how an
+    update is cut into batches."""
+
+    def __init__(
+        self,
+        settings: Train,
+        family: Any,
+        network: Any,
+        policy: Any,
+        objective: Objective,
+        feed: Feed,
+        accelerator: Any,
+    ) -> None:
+        self.settings, self.family, self.network, self.policy = settings, family, network, policy
+        self.objective, self.feed, self.accelerator = objective, feed, accelerator
+        self.per_update = settings.batch_size * settings.accumulation * accelerator.num_processes
+        self.baseline = 0.0
+        self.exploding = 0
+
+    def __call__(self, step: int, parameters: list, optimizer: Any, schedule: Any) -> dict[str, float]:
+        """Update number ``step``; returns its metrics. Raises Diverged and Stuck."""
+        settings = self.settings
+        try:
+            metrics = self.feed.begin(step)
+        except DiffpoError as error:
+            raise Stuck(str(error)) from error
+        tables = [self._part(step, part) for part in range(settings.accumulation)]
+        lr = schedule.get_last_lr()[0]
+        if tables[0] is None:
+            with warnings.catch_warnings(action="ignore"):  # before the first step of the optimiser torch complains
+                schedule.step()
+            return {**metrics, "lr": lr}
+        table = self.accelerator.gather(torch.cat(tables))
+        norm = sharding.whole(self.accelerator.clip_grad_norm_(parameters, settings.max_grad_norm or math.inf))
+        # the loss scale of fp16 is found by overflowing now and then, which the scaler answers by skipping the update
+        if not table.isfinite().all() or (self.accelerator.scaler is None and not torch.isfinite(norm)):
+            raise Diverged(
+                f"the {'loss' if not table.isfinite().all() else 'gradient'} is not finite at step {step + 1}"
+            )
+        ratio = exploded(table)
+        self.exploding = self.exploding + 1 if ratio > EXPLODED else 0
+        if self.exploding == PATIENCE:
+            raise Diverged(f"the policy's error is {ratio:.3g} times the reference's at step {step + 1}", spoilt=True)
+        metrics |= summarize(table, self.family.train_timesteps)
+        metrics |= {"grad_norm": norm.item(), "lr": lr}
+        try:
+            optimizer.step()
+        except (TypeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise DiffpoError(f"train.optimizer {settings.optimizer} failed at step {step + 1}: {reason}") from error
+        # a step can overflow; then the loss of the next one would show it, but nothing may be saved until then
+        if not distributed.finite(parameters, self.accelerator):
+            raise Diverged(f"the weights are not finite after step {step + 1}", spoilt=True)
+        schedule.step()
+        optimizer.zero_grad()
+        self.objective.reference.after_update(self.network, step + 1)
+        self.baseline = table[:, MEAN_REWARD].double().mean().item()
+        return metrics
+
+    def _part(self, step: int, part: int) -> torch.Tensor | None:
+        """Forward and backward of one batch; the table of its groups, or None if there is nothing to learn from."""
+        settings, accelerator = self.settings, self.accelerator
+        first = step * self.per_update
+        first += (part * accelerator.num_processes + accelerator.process_index) * settings.batch_size
+        regression = self.feed.regression(range(first, first + settings.batch_size))
+        if regression is None:
+            return None
+        last = part == settings.accumulation - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(self.policy):
+            with accelerator.autocast():
+                outcome = score(self.family, self.policy, self.network, self.objective, regression)
+            baseline = torch.tensor(self.baseline, device=outcome.reward.device)
+            losses = group_losses(outcome, self.objective.settings, baseline)
+            accelerator.backward(losses.mean() / settings.accumulation)
+        return rows(outcome, losses, regression.t)
+
+    def state(self) -> dict[str, Any]:
+        return {"baseline": self.baseline, "reference": self.objective.reference.state(), "feed": self.feed.state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.baseline = state["baseline"]
+        self.objective.reference.load(state["reference"])
+        self.feed.load(state["feed"])
+
+
+MEAN_REWARD = 6  # column of the table below
+
+
+def rows(outcome: Outcome, losses: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """What is logged of each group, (n, 10): loss, reward of the best and of the worst member, their errors minus the
+    reference's, timestep, mean reward, preference, reference error of the best, 1 for single images (best and worst
+    at once)."""
+    members = outcome.members
+    reward = outcome.reward.unflatten(0, (members, -1))
+    delta = (outcome.error - outcome.reference_error).unflatten(0, (members, -1))
+    reference = outcome.reference_error.unflatten(0, (members, -1))
+    columns = (losses, reward[0], reward[-1], delta[0], delta[-1], t.unflatten(0, (members, -1))[0], reward.mean(0))
+    table = [column.detach().float() for column in (*columns, outcome.preference, reference[0])]
+    single = torch.full_like(table[0], float(members == 1))
+    return torch.stack([*table, single], 1)
+
+
+def exploded(table: torch.Tensor) -> float:
+    """The policy's error in units of the reference's, both means over the update; 0 without a reference."""
+    reference = table[:, 8].mean()
+    return ((table[:, 3].mean() + reference) / reference).item() if reference > 0 else 0.0

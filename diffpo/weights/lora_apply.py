@@ -1,0 +1,156 @@
+"""Giving a network what a LoRA file of any form says: to train on from it, or to sample with it."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..common.errors import DiffpoError
+from ..common.text import plain
+from ..config import Lora
+from ..models.identity import base_identity, same_base
+from . import lora_change, lora_forms, lora_names
+from .lora import ADAPTER, adapter_parameters, inject, is_coarse, network_of, set_lora_state, tuned_layers
+from .lora_change import Change, Changes
+from .lora_file import lora_file, read_lora
+
+
+def start_from(network: torch.nn.Module, lora: Lora) -> None:
+    """Give the fresh adapter of `add_lora` the weights of the LoRA ``lora.start``, a file of any form (lora_forms.py).
+    DiffpoError if it is of another model, or has another kind, rank, alpha or other layers than ``lora`` asks for."""
+    path = lora_file(lora.start)
+    _, about = read_lora(path)
+    if "base" in about and not same_base(about["base"], base_identity(network)):
+        raise DiffpoError(
+            f"lora.start={path} was trained on another base model: {plain(about['base'].get('name', 'unknown'), 200)}"
+        )
+    try:
+        ((_, changed),) = lora_forms.read(path, {"network": network}).items()
+    except DiffpoError as error:
+        raise DiffpoError(
+            f"lora.start: {error}. Training goes on from what a LoRA does to the network alone: one that also adapts "
+            f"text encoders can be merged first (diffpo export --to merged)"
+        ) from None
+    layers = lora_change.by_layer(changed)
+    kind = lora_change.kind_of(layers)
+    if kind is None:
+        raise DiffpoError(
+            f"lora.start={path} is no plain LoRA, DoRA or LoKr of whole layers, so it cannot be trained on; merge it "
+            f"(diffpo export --to merged), and train a LoRA on what comes out"
+        )
+    if kind != lora.kind:
+        raise DiffpoError(f"lora.start={path} has kind {kind}, and this run asks for {lora.kind}: set lora.kind={kind}")
+    ranks = sorted({len(change.factors["down"]) for change in layers.values() if "down" in change.factors})
+    alphas = sorted({float(f"{change.scale * lora.rank:.6g}") for change in layers.values()})
+    for key, there, asked in (("rank", ranks, lora.rank), ("alpha", alphas, lora.scale_alpha)):
+        if len(there) > 1:
+            raise DiffpoError(
+                f"lora.start={path} has layers of {key} {', '.join(f'{n:g}' for n in there[:3])}, and a run has one "
+                f"{key}; merge it (diffpo export --to merged), and train a LoRA on what comes out"
+            )
+        if there and not math.isclose(there[0], asked, rel_tol=1e-5):
+            said = f"{there[0]:g}"
+            raise DiffpoError(
+                f"lora.start={path} has {key} {said}, and this run asks for {asked:g}: set lora.{key}={said}"
+            )
+    if layers.keys() != tuned_layers(network).keys():
+        targets = lora_names.targets_of(layers, lora_names.layer_shapes(network))
+        asked = sorted(network.peft_config[ADAPTER].target_modules)
+        raise DiffpoError(
+            f"lora.start={path} has targets {targets}, and this run asks for {asked}: set lora.targets={targets}"
+        )
+    try:
+        _fill(network, layers)
+    except DiffpoError as error:  # LoKr's factors
+        raise DiffpoError(f"lora.start={path}: {error}") from None
+
+
+def check_lora(pipe: Any, path: str | Path) -> Changes:
+    """What a LoRA file does to the pipeline. Was it trained on this very base, and can all of it be applied?
+
+    Raises DiffpoError for a missing or damaged file, a LoRA of another base, and what `lora_forms.read` refuses. A file
+    that does not say what it was trained on (not written by diffpo) is judged by its layers alone.
+    """
+    path = lora_file(path)
+    _, about = read_lora(path)
+    if "base" in about and not same_base(about["base"], base_identity(network_of(pipe))):
+        raise DiffpoError(
+            f"the LoRA {path} was trained on another base model: {plain(about['base'].get('name', 'unknown'), 200)}. "
+            f"Load that model, or train a LoRA on this one"
+        )
+    return lora_forms.read(path, lora_forms.parts_of(pipe))
+
+
+def load_lora(pipe: Any, path: str | Path) -> None:
+    """Apply all of a LoRA to a pipeline, or raise DiffpoError as `check_lora`.
+
+    A LoRA, DoRA or LoKr of the network becomes an adapter of peft's, as in training. What else there is (text encoders,
+    LoHa, differences, kinds mixed in one file) is added to the weights themselves, rounded to their precision once; so
+    is a DoRA of convolutions in half precision, whose norms would be rounded in peft.
+    """
+    network, changes = network_of(pipe), check_lora(pipe, path)
+    for name, part in lora_forms.parts_of(pipe).items():
+        changed = changes.get(name, [])
+        layers = lora_change.by_layer(changed) if part is network else None
+        kind = lora_change.kind_of(layers)
+        coarse = kind == "dora" and any(is_coarse(part.get_submodule(layer)) for layer in layers)
+        if kind and not coarse:
+            _adapt(part, layers, kind)
+        else:
+            lora_change.merge(part, changed)
+
+
+def _adapt(network: torch.nn.Module, layers: dict[str, Change], kind: str) -> None:
+    """Give the network the adapter with these changes by layer, all of one kind."""
+    import torch
+    from peft import LoKrConfig, LoraConfig
+
+    names = "|".join(map(re.escape, layers))
+    if kind == "lokr":
+        config = LoKrConfig(r=1, alpha=1, target_modules=names)
+    else:
+        by_rank: dict[int, list[str]] = {}
+        for layer, change in layers.items():
+            by_rank.setdefault(len(change.factors["down"]), []).append(re.escape(layer))
+        (rank, _), *others = by_rank.items()
+        patterns = {f"^(?:{'|'.join(each)})": other for other, each in others}
+        config = LoraConfig(r=rank, rank_pattern=patterns, target_modules=names, use_dora=kind == "dora")
+    with torch.random.fork_rng(devices=[]):  # of the weights that these replace
+        inject(network, config, ADAPTER)
+    for layer, module in tuned_layers(network).items():
+        change = layers[layer]
+        module.scaling[ADAPTER] = change.scale
+        if kind == "lokr":
+            module.alpha[ADAPTER] = change.scale
+            _replace(module, change.factors)
+        else:
+            module.lora_alpha[ADAPTER] = change.scale * len(change.factors["down"])
+    for parameter in adapter_parameters(network).values():
+        if kind == "dora":  # norms in half precision would disturb the base's part of the output
+            parameter.data = parameter.data.float()
+        parameter.requires_grad_(False)
+    _fill(network, layers)
+
+
+def _replace(module: Any, factors: dict[str, torch.Tensor]) -> None:
+    """Give a LoKr layer factors of these shapes in place of those that peft's settings make."""
+    like = next(module.parameters())
+    for name in module.adapter_layer_names:
+        held = getattr(module, name)
+        if ADAPTER in held:
+            del held[ADAPTER]
+        if name in factors:
+            held[ADAPTER] = torch.nn.Parameter(torch.empty_like(factors[name], dtype=like.dtype, device=like.device))
+
+
+def _fill(network: torch.nn.Module, layers: dict[str, Change]) -> None:
+    """Put changes by layer into the adapter; DiffpoError as of `set_lora_state`."""
+    here, state = adapter_parameters(network), lora_change.peft_state(layers)
+    for name, value in state.items():  # a 1 x 1 convolution's is written as a matrix by some
+        if name in here and here[name].numel() == value.numel():
+            state[name] = value.reshape(here[name].shape)
+    set_lora_state(network, state)

@@ -1,0 +1,91 @@
+import itertools
+import json
+
+import pytest
+import torch
+from on_policy import PROMPTS
+from safetensors import safe_open
+
+from diffpo.commands.collect import collect
+from diffpo.common.errors import DiffpoError
+
+
+def collected(make_config, tiny_sd, folder, *overrides):
+    prompts = folder.parent / "prompts.txt"
+    prompts.write_text("red cat\nblue dog\n")
+    return make_config(
+        tiny_sd,
+        "objective.name=d3po",
+        "objective.beta=0.2",
+        f"data.prompts={prompts}",
+        "objective.rollout.steps=3",
+        "objective.rollout.samples=3",
+        f"objective.rollout.labels={folder}/labels.jsonl",
+        *overrides,
+    )
+
+
+def test_collect_writes_what_people_judge_and_training_reads_it(make_config, tiny_sd, tmp_path, feed):
+    folder = tmp_path / "feedback"
+    config = collected(make_config, tiny_sd, folder)
+    labels = collect(config)
+    assert len(list((folder / "images").glob("*.png"))) == 6
+    rows = [json.loads(line) for line in labels.read_text().splitlines()]
+    assert [(row["image_0"], row["image_1"]) for row in rows[:3]] == [
+        (f"images/00000-{i}.png", f"images/00000-{j}.png") for i, j in itertools.combinations(range(3), 2)
+    ]
+    with pytest.raises(DiffpoError, match="no pair is judged"):
+        feed(labels=labels, steps=3, guidance=5.0)
+    rows[1]["label_0"], rows[4]["label_0"] = 0, 0.7
+    labels.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    written = labels.read_bytes()
+    with safe_open(folder / "trajectories/00001.safetensors", "pt") as file:
+        states = file.get_tensor("states")
+    (folder / "trajectories/00001.safetensors").unlink()
+    collect(config)  # goes on, and gives the same
+    assert labels.read_bytes() == written
+
+    made = feed(labels=labels, steps=3, guidance=5.0)
+    assert made.begin(0) == {}
+    state = made.state()
+    made.load(state)
+    with pytest.raises(DiffpoError, match="not those that the run started with"):
+        made.load({**state, "labels": "others"})
+    assert len(made.items) == 2 * 2  # pairs x noisy steps
+    prefer = [item for item in made.items if item.preference < 1]
+    assert {item.prompt for item in prefer} == {PROMPTS.index("blue dog")}
+    assert torch.equal(prefer[0].x[0], states[0, 0]) and torch.equal(prefer[0].x_next[1], states[2, 1])
+    with pytest.raises(DiffpoError, match=r"sampled with rollout\.guidance=5\.0.* is 2\.0"):
+        feed(labels=labels, steps=3, guidance=2.0)
+    (folder / "trajectories/00001.safetensors").write_bytes(b"not")
+    with pytest.raises(DiffpoError, match=r"cannot read the trajectories .*00001"):
+        feed(labels=labels, steps=3, guidance=5.0)
+    (tmp_path / "prompts.txt").write_text("green fox\n")
+    with pytest.raises(DiffpoError, match="other prompts or images"):
+        collect(config)
+
+
+def test_collect_refuses_what_it_cannot_do(make_config, tiny_sd, tmp_path):
+    config = collected(make_config, tiny_sd, tmp_path / "f", "data.prompts=null")
+    with pytest.raises(DiffpoError, match=r"data\.prompts"):
+        collect(config)
+    with pytest.raises(DiffpoError, match="source forward; use d3po"):
+        collect(make_config(tiny_sd))
+
+
+def test_collect_does_not_mix_settings_nor_overwrite_pictures(make_config, tiny_sd, tmp_path):
+    folder = tmp_path / "feedback"
+    collect(collected(make_config, tiny_sd, folder))
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for override, words in {
+        "objective.rollout.guidance=2": '"guidance": 2.0',
+        "train.seed=1": '"seed": 1',
+        "objective.rollout.samples=2": '"samples": 2',
+    }.items():
+        with pytest.raises(DiffpoError, match=rf"00000.safetensors was sampled with .*{words}.*choose another folder"):
+            collect(collected(make_config, tiny_sd, folder, override))
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    (folder / "labels.jsonl").unlink()
+    with pytest.raises(DiffpoError, match=r"holds images or trajectories but no labels.jsonl"):
+        collect(collected(make_config, tiny_sd, folder))
+    assert not (folder / "labels.jsonl").exists()

@@ -1,0 +1,221 @@
+"""Shards: read back, shared out, built by several processes and runs at once, killed and resumed, torn and stale."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from diffpo.common.errors import DiffpoError
+from diffpo.data import cache as module
+from diffpo.data.cache import Cache
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(module, "SHARD", 4)
+
+
+def compute(rows):
+    return {"mean": torch.tensor([[row, row + 0.5] for row in rows]), "id": torch.tensor(list(rows))}
+
+
+def test_rows_come_back_in_the_order_asked_for(tmp_path):
+    cache = Cache(tmp_path, "latents", "k" * 32, 10)
+    cache.build(compute, batch=3)
+    rows = [9, 0, 4, 3, 4]
+    assert cache.read(rows)["id"].tolist() == rows
+    assert cache.read(rows)["mean"].tolist() == [[row, row + 0.5] for row in rows]
+
+
+def test_processes_share_the_work_and_nothing_is_computed_twice(tmp_path):
+    done = []
+
+    def counted(rows):
+        done.extend(rows)
+        return compute(rows)
+
+    for process in (0, 1):  # the second looks when the first has finished: its share must not shift
+        Cache(tmp_path, "text", "k" * 32, 18).build(counted, 2, process, processes=2)
+    assert sorted(done) == list(range(18))
+    again = Cache(tmp_path, "text", "k" * 32, 18)
+    again.build(counted, 2)
+    assert len(done) == 18 and again.missing() == []
+
+
+def test_a_missing_shard_is_computed_again(tmp_path):
+    cache = Cache(tmp_path, "text", "k" * 32, 10)
+    cache.build(compute, 4)
+    cache.path(1).unlink()
+    again = Cache(tmp_path, "text", "k" * 32, 10)
+    assert again.missing() == [1]
+    again.build(compute, 4)
+    assert again.read([5])["id"].item() == 5
+
+
+def test_truncated_and_stale_shards_are_refused(tmp_path):
+    cache = Cache(tmp_path, "text", "k" * 32, 8)
+    cache.build(compute, 4)
+    whole = cache.path(1).read_bytes()
+    cache.path(1).write_bytes(whole[:-8])
+    with pytest.raises(DiffpoError, match=r"00001.safetensors cannot be read .*truncated or damaged"):
+        Cache(tmp_path, "text", "k" * 32, 8).build(compute, 4)
+    cache.path(1).write_bytes(cache.path(0).read_bytes())  # another shard's content
+    with pytest.raises(DiffpoError, match="stale"):
+        Cache(tmp_path, "text", "k" * 32, 8).missing()
+    cache.path(1).write_bytes(whole)
+    with pytest.raises(DiffpoError, match="stale"):  # same folder name, other key
+        Cache(tmp_path, "text", "k" * 16 + "x" * 16, 8).missing()
+    with pytest.raises(DiffpoError, match="stale"):  # other number of rows
+        Cache(tmp_path, "text", "k" * 32, 7).missing()
+
+
+def test_what_is_deleted_while_it_is_used_is_named_and_computed_again(tmp_path):
+    cache = Cache(tmp_path, "text", "k" * 32, 10)
+    cache.build(compute, 4)
+    cache.read([0])
+    shutil.rmtree(cache.folder)
+    assert cache.read([1])["id"].item() == 1  # an open shard stays readable
+    with pytest.raises(DiffpoError, match=r"00001.safetensors are gone.* Run the same command again"):
+        cache.read([4])
+    again = Cache(tmp_path, "text", "k" * 32, 10)
+    again.build(compute, 4)
+    assert again.read([4])["id"].item() == 4
+
+
+def test_a_folder_that_is_deleted_while_a_shard_is_written(tmp_path, monkeypatch):
+    cache = Cache(tmp_path, "text", "k" * 32, 4)
+    fsync = os.fsync
+
+    def deleted(handle):
+        fsync(handle)
+        shutil.rmtree(cache.folder)
+
+    monkeypatch.setattr(module.os, "fsync", deleted)
+    with pytest.raises(DiffpoError, match=r"00000.safetensors are gone"):
+        cache.build(compute, 4)
+    monkeypatch.undo()
+    cache.build(compute, 4)
+    assert cache.read([3])["id"].item() == 3
+
+
+def test_an_interruption_leaves_no_half_shard(tmp_path, monkeypatch):
+    def pressed(handle):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.os, "fsync", pressed)
+    cache = Cache(tmp_path, "text", "k" * 32, 8)
+    with pytest.raises(KeyboardInterrupt):
+        cache.build(compute, 4)
+    assert not list(cache.folder.iterdir())
+
+
+def test_a_place_that_cannot_be_a_cache(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DiffpoError, match=r"cannot write the cache .*file/text-.*Not a directory"):
+        Cache(tmp_path / "file", "text", "k" * 32, 8).build(compute, 4)
+    with pytest.raises(DiffpoError, match=r"cannot use the cache .*File name too long"):
+        Cache(tmp_path / ("x" * 300), "text", "k" * 32, 8).build(compute, 4)
+
+
+def test_full_disk_leaves_no_half_shard(tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    cache = Cache(tmp_path, "text", "k" * 32, 8)
+    with pytest.raises(DiffpoError, match="No space left on device"):
+        cache.build(compute, 4)
+    assert not list(cache.folder.iterdir())
+
+
+# Fills caches of 30 rows in shards of 4, slowly, in four processes at once, each with (folder, process, processes, the
+# shard that is written and not yet renamed when the process is killed). One of torch is enough for all of them.
+BUILDERS = """
+import os, signal, sys, time
+from pathlib import Path
+import torch
+from diffpo.data import cache as module
+module.SHARD, replace = 4, os.replace
+
+def compute(rows):
+    time.sleep(0.02)
+    return {"mean": torch.tensor([[row, row + 0.5] for row in rows]), "id": torch.tensor(list(rows))}
+
+def build(folder, process, processes, dies):
+    def ambush(part, path):
+        if Path(path).name == f"{dies:05d}.safetensors":
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(part, path)
+    os.replace = ambush
+    module.Cache(Path(sys.argv[1]) / folder, "text", "k" * 32, 30).build(compute, 3, process, processes)
+    os._exit(0)
+
+started = []
+for job in (("shared", 0, 2, -1), ("shared", 1, 2, -1), ("shared", 0, 1, -1), ("killed", 0, 1, 5)):
+    started.append(os.fork() or build(*job))
+print(*(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in started))
+"""
+
+
+@pytest.fixture(scope="module")
+def builders(tmp_path_factory):
+    """The folder in which they built."""
+    root = tmp_path_factory.mktemp("builders")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", BUILDERS, str(root)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["0", "0", "0", str(-signal.SIGKILL)], done.stderr
+    return root
+
+
+def shards(root):
+    return {path.name: path.read_bytes() for path in (root / f"text-{'k' * 16}").glob("*.safetensors")}
+
+
+@pytest.fixture
+def straight(tmp_path):
+    Cache(tmp_path, "text", "k" * 32, 30).build(compute, 3)
+    return shards(tmp_path)
+
+
+def test_two_processes_and_another_run_at_once_leave_the_very_files_of_one(builders, straight):
+    assert shards(builders / "shared") == straight and len(straight) == 8
+    cache = Cache(builders / "shared", "text", "k" * 32, 30)
+    assert len(list(cache.folder.iterdir())) == 8  # and nothing beside them
+    assert cache.missing() == [] and cache.read(range(30))["id"].tolist() == list(range(30))
+
+
+def test_a_killed_build_goes_on_and_what_it_left_is_cleaned_away(builders, straight):
+    root = builders / "killed"
+    cache = Cache(root, "text", "k" * 32, 30)
+    (left,) = (path for path in cache.folder.iterdir() if path.name.startswith("."))
+    assert cache.missing() == [5, 6, 7]
+    done = []
+
+    def counted(rows):
+        done.extend(rows)
+        return compute(rows)
+
+    cache.build(counted, 3)
+    assert shards(root) == straight and done == list(range(20, 30))
+    assert left.exists()  # it might be what another run is writing
+    os.utime(left, (time.time() - 2 * module.ABANDONED,) * 2)
+    Cache(root, "text", "k" * 32, 30).build(counted, 3)
+    assert not left.exists() and shards(root) == straight and len(done) == 10
+
+
+def test_many_small_caches_are_shared_out_too(tmp_path):
+    """As those of buckets, of one shard each: not all of them are the first process's."""
+    built = {0: 0, 1: 0}
+    for number in range(20):
+        for process in built:
+            cache = Cache(tmp_path, "latents", module.content_key("bucket", number), 3)
+            before = cache.missing()
+            cache.build(compute, 3, process, processes=2)
+            built[process] += len(before) - len(cache.missing())
+    assert built[0] + built[1] == 20 and min(built.values()) >= 4

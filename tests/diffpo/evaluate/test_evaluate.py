@@ -1,0 +1,208 @@
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from scipy import stats
+
+from diffpo import shapes
+from diffpo.common.errors import DiffpoError
+from diffpo.evaluate import evaluate
+
+_RELATION = [c for c in shapes.heldout_captions() if shapes.parse(c).relation]
+_EQUAL = [c for c in shapes.heldout_captions() if not shapes.parse(c).relation]
+CAPTIONS = [*_RELATION[:8], *_EQUAL[:4]]
+
+
+def save_arm(folder, arm, pictures, seed=0):
+    target = folder / "images" / arm
+    target.mkdir(parents=True, exist_ok=True)
+    for index, picture in enumerate(pictures):
+        Image.fromarray(picture).save(target / f"{index:05d}_{seed}.png")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The base arm shows noisy scenes, the tuned arm the same scenes clean: a tuned model that must win everywhere."""
+    rng = np.random.default_rng(0)
+    clean = [shapes.render(shapes.parse(caption), rng) for caption in CAPTIONS]
+    noisy = [np.clip(p + rng.normal(0, 12, p.shape), 0, 255).astype(np.uint8) for p in clean]
+    save_arm(tmp_path, "base", noisy)
+    save_arm(tmp_path, "tuned", clean)
+    (tmp_path / "prompts.txt").write_text("\n".join(CAPTIONS))
+    return tmp_path
+
+
+def compare(folder, **more):
+    return evaluate.run(folder / "eval", images=folder, prompts=folder / "prompts.txt", **{"show": False, **more})
+
+
+def test_folders_of_images_become_a_table_and_files(folder, capsys):
+    result = compare(folder, train_scorer="shapes.total", show=True)
+    appearance = result.row("shapes.appearance")
+    expected = {
+        arm: [
+            shapes.score(Image.open(folder / "images" / arm / f"{i:05d}_0.png"), caption)["appearance"]
+            for i, caption in enumerate(CAPTIONS)
+        ]
+        for arm in ("base", "tuned")
+    }
+    difference = np.subtract(expected["tuned"], expected["base"])
+    assert appearance.base == pytest.approx(np.mean(expected["base"]))
+    assert appearance.difference.value == pytest.approx(difference.mean())
+    assert appearance.difference.low > 0 and (difference > 0).all()
+    wilson = stats.binomtest(12, 12).proportion_ci(method="wilson")
+    assert (appearance.win_rate.value, appearance.win_rate.low) == (1, pytest.approx(wilson.low))
+
+    assert result.primary == "shapes.total"
+    signals = {row.scorer: row.training_signal for row in result.rows}
+    assert (signals["shapes.total"], signals["shapes.following"]) == ("yes", "same scorer")
+
+    table = pq.read_table(folder / "eval" / "scores.parquet").to_pandas()
+    assert list(table.columns) == ["prompt_id", "seed", "arm", "scorer", "value"]
+    stored = table[(table.scorer == "shapes.appearance") & (table.arm == "base")].sort_values("prompt_id").value
+    np.testing.assert_allclose(stored, expected["base"])
+    summary = json.loads((folder / "eval" / "summary.json").read_text())
+    assert summary["rows"][0]["scorer"] == "shapes.total" and summary["pairs"] == 12 and len(summary["worst"]) == 5
+    assert summary["best"][0]["difference"] == max(e["difference"] for e in result.by_prompt)
+    for name in ("grid.png", "report.html"):
+        assert (folder / "eval" / name).stat().st_size > 1000
+    printed = capsys.readouterr().out
+    assert "shapes.appearance" in printed and "diversity" in printed and "worst prompts" in printed
+
+
+def test_relation_counts_only_the_prompts_that_have_one(folder):
+    assert compare(folder).row("shapes.right_relation").n == 8
+
+
+def test_identical_arms_are_a_draw(folder):
+    for path in (folder / "images" / "base").iterdir():
+        (folder / "images" / "tuned" / path.name).write_bytes(path.read_bytes())
+    result = compare(folder)
+    for row in result.rows:
+        assert row.win_rate.value == 0.5
+        assert (row.difference.value, row.difference.low, row.difference.high) == (0, 0, 0)
+    assert result.diversity["base"] == result.diversity["tuned"] > 0
+
+
+def test_seeds_of_a_prompt_are_one_cluster(folder):
+    for arm in ("base", "tuned"):
+        for path in sorted((folder / "images" / arm).iterdir()):
+            path.with_name(path.name.replace("_0", "_1")).write_bytes(path.read_bytes())
+    row = compare(folder).row("shapes.appearance")
+    assert row.n == 24 and row.win_rate.low == pytest.approx(
+        stats.binomtest(12, 12).proportion_ci(method="wilson").low
+    )  # the copies add nothing
+
+
+def test_nan_names_scorer_and_prompt(folder, monkeypatch):
+    class Broken:
+        names = ("shapes",)
+        optional = frozenset()
+
+        def score(self, images, prompts):
+            return {"shapes": np.array([np.nan if prompt == CAPTIONS[7] else 1.0 for prompt in prompts])}
+
+    monkeypatch.setattr(evaluate.scorers, "load", lambda *_: Broken())
+    with pytest.raises(DiffpoError, match=f"shapes gave nan for prompt 7.*{CAPTIONS[7]}"):
+        compare(folder)
+
+
+def test_a_missing_image_of_one_arm_is_named(folder):
+    (folder / "images" / "tuned" / "00003_0.png").unlink()
+    with pytest.raises(DiffpoError, match=r"tuned/00003_0\.png is missing"):
+        compare(folder)
+
+
+def test_a_truncated_image_is_named(folder):
+    path = folder / "images" / "tuned" / "00003_0.png"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DiffpoError, match=r"tuned/00003_0\.png"):
+        compare(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scorer_names": ["shape"]}, "did you mean 'shapes'"),
+        ({"scorer_names": []}, "no scorer"),
+        ({"train_scorer": "shapes.totl"}, "did you mean 'shapes.total'"),
+        ({"train_scorer": "pikscore"}, "did you mean 'pickscore'"),
+        ({"images": None}, "--model"),
+        ({"prompts": None}, "--prompts"),
+    ],
+)
+def test_bad_input_is_one_clear_error(folder, options, message):
+    with pytest.raises(DiffpoError, match=message):
+        evaluate.run(folder / "eval", **{"images": folder, "prompts": folder / "prompts.txt", "show": False, **options})
+
+
+def test_n_takes_the_first_prompts(folder):
+    result = compare(folder, n=4)
+    assert [pair.index for pair in result.pairs] == [0, 1, 2, 3]
+
+
+def test_folders_that_are_not_there(folder, tmp_path):
+    with pytest.raises(DiffpoError, match=r"there is no folder .*nowhere"):
+        compare(tmp_path / "nowhere")
+    with pytest.raises(DiffpoError, match=r"nowhere is not the folder of a training run: it holds no metrics\.jsonl"):
+        compare(folder, run_folder=tmp_path / "nowhere")
+
+
+def test_pictures_of_any_suffix_are_compared_in_either_arm(folder, capsys):
+    expected = compare(folder).row("shapes.appearance")
+    for path in sorted((folder / "images" / "tuned").iterdir())[:6]:
+        with Image.open(path) as image:
+            image.save(path.with_suffix(".webp"), lossless=True)
+            image.convert("RGBA").save(path.with_suffix(".TIF"), "TIFF")
+        path.unlink()
+        path.with_suffix(".TIF" if path.name < "00003" else ".webp").unlink()
+    (folder / "images" / "tuned" / "notes.txt").write_text("x")
+    (folder / "images" / "base" / ".DS_Store").write_text("x")
+    capsys.readouterr()
+    assert compare(folder).row("shapes.appearance") == expected
+    assert "passed over 2 files: images/base/.DS_Store, images/tuned/notes.txt" in capsys.readouterr().out
+
+
+def test_two_pictures_of_one_prompt_and_seed_are_refused(folder):
+    twin = folder / "images" / "base" / "3_0.jpg"
+    twin.write_bytes((folder / "images" / "base" / "00003_0.png").read_bytes())
+    with pytest.raises(DiffpoError, match=r"00003_0\.png and .*3_0\.jpg are the same prompt and seed"):
+        compare(folder)
+
+
+def test_a_picture_that_needs_a_package_is_named(folder):
+    path = folder / "images" / "tuned" / "00003_0.png"
+    path.unlink()
+    path.with_suffix(".heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    with pytest.raises(DiffpoError, match=r"tuned/00003_0\.heic: "):
+        compare(folder)
+
+
+def test_transparency_lies_on_white_and_photos_stand_upright(folder, capsys):
+    expected = compare(folder).row("shapes.appearance")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees to the right
+    for path in (folder / "images" / "base").iterdir():
+        with Image.open(path) as image:
+            layered = image.convert("RGBA")
+        white = Image.new("RGB", layered.size, "white")
+        alpha = Image.composite(Image.new("L", white.size), Image.new("L", white.size, 255), _whites(layered))
+        layered.paste((9, 9, 9), mask=_whites(layered))  # what was white hides another colour
+        layered.putalpha(alpha)
+        layered.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    assert compare(folder).row("shapes.appearance") == expected
+    assert "have transparency, shown on white" in capsys.readouterr().out
+
+
+def _whites(image):
+    return Image.fromarray(np.where((np.asarray(image)[..., :3] == 255).all(-1), 255, 0).astype(np.uint8))
+
+
+def test_a_manifest_names_no_picture_elsewhere(folder, tmp_path):
+    for file in ("/etc/passwd", "../other/0.png"):
+        line = json.dumps({"arm": "base", "index": 0, "seed": 0, "prompt": "x", "file": file})
+        (folder / "manifest.jsonl").write_text(f"{line}\n{line}\n")
+        with pytest.raises(DiffpoError, match=r"manifest\.jsonl:1 is not a manifest line"):
+            evaluate.run(folder / "eval", images=folder, show=False)
