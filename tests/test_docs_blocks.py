@@ -40,7 +40,6 @@ TINY = "assets/tiny-sdxl"
 SMALL = {  # settings of `stand_in`
     "data.resolution": "32",
     "data.limit": "12",
-    "data.cache": "cache",
     "train.precision": "no",
     "train.steps": "2",
     "train.warmup": "0",
@@ -132,10 +131,11 @@ def all_tests() -> str:
 
 
 @pytest.mark.parametrize("page", PYTHON)
-def test_blocks_run(page, tmp_path, monkeypatch):
+def test_blocks_run(page, tmp_path, tmp_path_factory, monkeypatch):
     """All blocks of a page in one folder, in order, since later ones use what earlier ones made."""
     make_folder(tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(SMALL, "data.cache", str(tmp_path_factory.getbasetemp() / "cache-of-pages"))
     namespace: dict = {}
     for block in blocks(page):
         if not block.runs or block.language not in ("python", "sh"):
