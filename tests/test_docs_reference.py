@@ -3,6 +3,7 @@
 import make_reference
 import pytest
 import typer
+import yaml
 from pydantic import BaseModel, Field
 
 
@@ -54,3 +55,11 @@ def test_types_limits_and_defaults_are_as_pydantic_checks_them():
     assert rows["share"] == ("number ≥ 0, < 1 or null", "`null`")
     assert rows["names"] == ("list of text, 1 or more", "`[]`")
     assert rows["seed"] == ("integer > 0, < 2^63", "required")
+
+
+def test_pre_commit_runs_the_tested_ruff():
+    """Otherwise a commit that its hooks accept could fail `make lint`."""
+    root = make_reference.DOCS.parent
+    hooks = yaml.safe_load((root / ".pre-commit-config.yaml").read_text())["repos"]
+    revision = next(repo["rev"] for repo in hooks if "ruff" in repo["repo"])
+    assert f"ruff=={revision.removeprefix('v')}\n" in (root / "constraints.txt").read_text()
