@@ -4,7 +4,7 @@ A block names its language (sh, python, yaml, json or text). sh and python block
 folder with `configs`, `assets`, a few pairs (`my-pairs`) and prompts (`prompts.txt`). Comments right above a block:
 
 - `<!-- needs: gpu -->`, `network`, `weights`, `server` or `<!-- not run: REASON -->`: not run. Its commands are parsed
-  all the same (see below), its Python is compiled.
+  all the same (see below), its Python is compiled, and what it imports of the two packages must exist.
 - `<!-- continues -->`: this Python block goes on in the namespace of the one before it.
 - `<!-- given: pipe, noise -->`: these names (for a sh block: files) exist before the block; `GIVEN` below makes them.
 
@@ -18,9 +18,11 @@ So a typo in a command or in a key fails here.
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import docs_commands
@@ -86,6 +88,10 @@ def test_python_compiles_and_data_is_read(page):
     for block in blocks(page):
         if block.language == "python":
             compile(block.text, block.place, "exec")
+            for node in ast.walk(ast.parse(block.text)):
+                if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in ("diffpo", "samplers"):
+                    missing = [one.name for one in node.names if not hasattr(import_module(node.module), one.name)]
+                    assert not missing, f"{block.place}: {node.module} has no {', '.join(missing)}"
         elif block.language == "json":
             json.loads(block.text)
         elif block.language == "yaml":
