@@ -8,11 +8,13 @@ folder with `configs`, `assets`, a few pairs (`my-pairs`) and prompts (`prompts.
 - `<!-- continues -->`: this Python block goes on in the namespace of the one before it.
 - `<!-- given: pipe, noise -->`: these names (for a sh block: files) exist before the block; `GIVEN` below makes them.
 
-Of a sh block only the `diffpo` commands run; make, pip, pytest and scripts are checked. Runs use the embedded model: names of released models, sizes, precisions, scorers and numbers of
-steps are replaced by small ones (`stand_in`). Before that, all commands are parsed as the page has them: verb and
-options by the command line itself, config and overrides by `load_config`, names of solvers and scorers, targets of
-make, extras of pip, options of scripts. Other programs are recognised by name. Keys, options and verbs in `inline code`
-must exist too, and so must the keys of YAML blocks and the files and tests that a page names.
+Of a sh block only the `diffpo` commands run; make, pip, pytest and scripts are checked. Runs use the embedded model:
+names of released models, sizes, precisions, scorers and numbers of steps are replaced by small ones (`stand_in`).
+
+All commands are parsed as the page has them: verb and options by the command line itself, config and overrides by
+`load_config`, names of solvers and scorers, targets of make, extras of pip, options of scripts. Other programs are
+recognised by name. Keys, options and verbs in `inline code` must exist too, and so must the keys of YAML blocks and the
+files and tests that a page names.
 So a typo in a command or in a key fails here.
 """
 
