@@ -1,12 +1,14 @@
 #!/usr/bin/env python
-"""Run a folder of golden cases through `samplers` and compare with what the official implementations computed.
+"""Run a folder of golden cases through `samplers` and compare with the results of the official implementations.
 
     python scripts/check_golden.py DIR [--only SOLVER ...] [--skip SOLVER ...] [--quiet]
 
-DIR holds index.json and arrays.npz. Prints one line per case and `N cases, N passed, N unsupported`; exits 1 if any
-case failed or is unsupported (2 if nothing was selected). A case passes within its own absolute tolerance, or within
-1e-13 of its largest output where that is more: a few of EDM's ablations end at 1e6, where rounding alone is above 1e-9
-(moving the initial noise by one unit in the last place moves them by 7e-9); their lines say so.
+DIR has index.json and arrays.npz. Prints one line per case and `N cases, N passed, N unsupported`. Exits with 1 if any
+case failed or is unsupported, with 2 if nothing was selected.
+
+A case passes within its own absolute tolerance, or within 1e-13 of its largest output if that is more. The latter is
+for a few of EDM's ablations, which end at 1e6, where rounding alone is above 1e-9. (Moving the initial noise by one
+unit in the last place moves them by 7e-9.) Their lines name that limit.
 """
 
 from __future__ import annotations

@@ -50,6 +50,10 @@ class Block:
         lists = [mark.removeprefix("given: ") for mark in self.marks if mark.startswith("given: ")]
         return [name.strip() for text in lists for name in text.split(",")]
 
+    @property
+    def saved_as(self) -> str | None:
+        return next((mark.removeprefix("saved as: ") for mark in self.marks if mark.startswith("saved as: ")), None)
+
     def commands(self) -> list[list[str]]:
         """The words of each command of a shell block: continued lines are joined, comments left out."""
         lines = self.text.replace("\\\n", " ").splitlines()

@@ -6,6 +6,7 @@ folder with `configs`, `assets`, a few pairs (`my-pairs`) and prompts (`prompts.
 - `<!-- needs: gpu -->`, `network`, `weights`, `server` or `<!-- not run: REASON -->`: not run. Its commands are parsed
   all the same (see below), its Python is compiled, and what it imports of the two packages must exist.
 - `<!-- continues -->`: this Python block goes on in the namespace of the one before it.
+- `<!-- saved as: NAME.py -->`: this Python block becomes a module that later blocks can import.
 - `<!-- given: pipe, noise -->`: these names (for a sh block: files) exist before the block; `GIVEN` below makes them.
 
 Of a sh block only the `diffpo` commands run; make, pip, pytest and scripts are checked. Runs use the embedded model:
@@ -69,9 +70,8 @@ def test_blocks_and_marks_are_of_known_kinds(page):
         assert block.language in LANGUAGES, f"{block.place}: name the block's language, one of {', '.join(LANGUAGES)}"
         for mark in block.marks:
             kind, _, rest = mark.partition(": ")
-            known = (
-                (kind == "needs" and rest in NEEDS) or (kind in ("not run", "given") and rest) or mark == "continues"
-            )
+            texts = {"not run", "given", "saved as"}
+            known = rest in NEEDS if kind == "needs" else bool(rest) if kind in texts else mark == "continues"
             assert known, f"{block.place}: the comment {mark!r} is none that this test knows"
 
 
@@ -143,6 +143,7 @@ def test_blocks_run(page, tmp_path, tmp_path_factory, monkeypatch):
     """All blocks of a page in one folder, in order, since later ones use what earlier ones made."""
     make_folder(tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(SMALL, "data.cache", str(tmp_path_factory.getbasetemp() / "cache-of-pages"))
     namespace: dict = {}
     for block in blocks(page):
@@ -152,6 +153,8 @@ def test_blocks_run(page, tmp_path, tmp_path_factory, monkeypatch):
             if block.language == "python":
                 namespace = namespace if block.continues else {}
                 namespace |= {name: GIVEN[name]() for name in block.given}
+                if block.saved_as:
+                    Path(block.saved_as).write_text(block.text)
                 exec(compile(released(block.text), block.place, "exec"), namespace)
                 continue
             for name in block.given:
@@ -232,9 +235,13 @@ def network(x, t):
 GIVEN = {
     "run": run,
     "pipe": pipeline,
+    "samplers": lambda: samplers,
     "model": lambda: network,
     "uncond_model": lambda: network,
     "noise": lambda: torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)),
+    "x": lambda: torch.ones(2, 4, 8, 8),
+    "output": lambda: torch.full((2, 4, 8, 8), 0.1),
+    "reference_output": lambda: torch.full((2, 4, 8, 8), 0.2),
     "schedule": samplers.VPDiscrete.scaled_linear,
     "betas": lambda: torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64).tolist(),
 }

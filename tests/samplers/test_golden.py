@@ -1,6 +1,7 @@
 """Cases computed by the official implementations (the folder's index says which), through scripts/check_golden.py."""
 
 import json
+import re
 from pathlib import Path
 
 import check_golden
@@ -29,9 +30,15 @@ def test_exact_solution_agrees_with_the_stored_one():
     assert len(seen) >= 4
 
 
+def counts(capsys):
+    """Cases, passed and unsupported of the summary."""
+    return [int(number) for number in re.findall(r"\d+", capsys.readouterr().out.splitlines()[-1])]
+
+
 def test_command(capsys):
     assert check_golden.main([str(FOLDER), "--only", "ddim"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == "3 cases, 3 passed, 0 unsupported"
+    cases = sum(case["solver"] == "ddim" for case in CASES)
+    assert counts(capsys) == [cases, cases, 0]
 
 
 def test_command_fails_on_a_wrong_result(capsys, tmp_path):
@@ -43,4 +50,4 @@ def test_command_fails_on_a_wrong_result(capsys, tmp_path):
     (tmp_path / "index.json").write_text(json.dumps(index))
     (tmp_path / "arrays.npz").write_bytes((FOLDER / "arrays.npz").read_bytes())
     assert check_golden.main([str(tmp_path)]) == 1
-    assert capsys.readouterr().out.splitlines()[-1] == "2 cases, 0 passed, 1 unsupported"
+    assert counts(capsys) == [2, 0, 1]
