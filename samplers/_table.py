@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,30 @@ class Loop(NamedTuple):
     noisy_start: bool
     labels: list[float]
     levels: list[float]  # sigma / alpha, inf where alpha is 0
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """What a `Plan` holds, and what the functions beside it read; see there for the shapes."""
+
+    name: str
+    prediction: str  # what the network returns (prediction.py); see `for_prediction`
+    t: np.ndarray
+    alpha: np.ndarray
+    sigma: np.ndarray
+    label: np.ndarray
+    rows: np.ndarray
+    reads: np.ndarray
+    start: np.ndarray = field(default_factory=lambda: np.array([[1.0, 0.0], [1.0, 0.0]]))
+    _loop: Loop = field(init=False, repr=False)
+
+
+class State(NamedTuple):
+    """All that a run remembers, so that any number of runs can share one plan. float32 or wider."""
+
+    input: torch.Tensor  # what the model sees next; after the last call, the result
+    anchor: torch.Tensor
+    history: tuple[torch.Tensor, ...]  # m_k, newest first
 
 
 def terms(coefficients: np.ndarray) -> Terms:

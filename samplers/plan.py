@@ -18,28 +18,20 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Self
 
 import numpy as np
 import torch
 
 from . import plan_file
-from ._table import ANCHOR, ARRAYS, HISTORY, NOISE, ONE, Loop, combine, terms
+from ._table import ANCHOR, ARRAYS, HISTORY, NOISE, ONE, Loop, State, Table, combine, terms
 from .grid import Nodes
 from .plan_check import check, check_direction
 from .prediction import BLIND, Guidance, blind, conversion, convert, fitting
 from .transition import Transition, of_call
 
 __all__ = ["ANCHOR", "HISTORY", "NOISE", "ONE", "Plan", "Row", "State", "randn", "row"]
-
-
-class State(NamedTuple):
-    """All that a run remembers, so that any number of runs can share one plan. float32 or wider."""
-
-    input: torch.Tensor  # what the model sees next; after the last call, the result
-    anchor: torch.Tensor
-    history: tuple[torch.Tensor, ...]  # m_k, newest first
 
 
 class Row(NamedTuple):
@@ -59,7 +51,7 @@ Step = Row | tuple[Row, Row]  # the row of a call, or those of the next input an
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Plan(Table):
     """A compiled sampler. Immutable; made by a solver, by `samplers.build_plan`, or by `Plan.load`.
 
     Shapes for K model calls and H remembered values, `*shape` empty or broadcastable to one sample:
@@ -72,17 +64,6 @@ class Plan:
         ValueError: a table that cannot run: shapes that do not fit, numbers that are not finite in float32, an unknown
             prediction, noise levels or labels that do not grow with t, a row that uses an output older than the first.
     """
-
-    name: str
-    prediction: str  # what the network returns (prediction.py); see `for_prediction`
-    t: np.ndarray
-    alpha: np.ndarray
-    sigma: np.ndarray
-    label: np.ndarray
-    rows: np.ndarray
-    reads: np.ndarray
-    start: np.ndarray = field(default_factory=lambda: np.array([[1.0, 0.0], [1.0, 0.0]]))
-    _loop: Loop = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ARRAYS:

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from ._names import unknown
-from ._table import ARRAYS, HISTORY
+from ._table import ARRAYS, HISTORY, Table
 from .grid import MOST_CALLS
 from .prediction import PREDICTIONS
-
-if TYPE_CHECKING:
-    from .plan import Plan
 
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-def check(plan: Plan) -> None:
+def check(plan: Table) -> None:
     """That a plan can run.
 
     Raises:
@@ -65,7 +60,7 @@ def check(plan: Plan) -> None:
     require((labels >= -slack).all() and (labels[~apart] <= slack).all(), "the labels do not grow with t")
 
 
-def check_direction(plan: Plan) -> None:
+def check_direction(plan: Table) -> None:
     """That the times of a saved plan run one way from step to step.
 
     Stages may lie anywhere, and noise may raise the level (EDM's churn). A plan in memory may also go up in the steps

@@ -5,22 +5,18 @@ from __future__ import annotations
 import json
 import os
 import stat
-from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from ._files import write_whole
-from ._table import ARRAYS
-
-if TYPE_CHECKING:
-    from .plan import Plan
+from ._table import ARRAYS, Table
 
 MOST_BYTES = 64 * 2**20  # of a file
 
 
-def write(plan: Plan, path) -> None:
+def write(plan: Table, path) -> None:
     """Write `plan` to `path`; a file that is there is replaced once the new one is complete."""
     arrays = {name: np.ascontiguousarray(getattr(plan, name)) for name in ARRAYS}
     header = {"samplers_plan": json.dumps({"version": 1, "name": plan.name, "prediction": plan.prediction})}

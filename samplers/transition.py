@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
-from ._table import ANCHOR, HISTORY, NOISE, ONE
-
-if TYPE_CHECKING:
-    from .plan import Plan, State
+from ._table import ANCHOR, HISTORY, NOISE, ONE, State, Table
 
 
 @dataclass(frozen=True)
@@ -110,7 +106,7 @@ class Transition:
         return total + self.constant if self.constant else total
 
 
-def of_call(plan: Plan, k: int) -> Transition:
+def of_call(plan: Table, k: int) -> Transition:
     """See `Plan.transition`."""
     where = f"call {k} of plan {plan.name!r}"
     if plan.rows.ndim > 3 or plan.reads.ndim > 2:
