@@ -163,28 +163,25 @@ def score_pairs(
     pairs: Sequence[Pair], scorer_names: Sequence[str], device: str | None = None, batch_size: int = 16
 ) -> dict[str, dict[str, np.ndarray]]:
     """``{scorer: {arm: float64 array of shape (n,)}}``, one model in memory at a time."""
-    from rich.markup import escape
-    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+    from tqdm.auto import tqdm
 
     scores: dict[str, dict[str, np.ndarray]] = {}
     notes: dict[str, Counter] = {}
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn()) as progress:
-        for spec in scorer_names:
-            scorer = scorers.load(spec, device or scorers.default_device(spec))
-            task = progress.add_task(f"{escape(plain(spec.partition('=')[0], 60))} scores", total=2 * len(pairs))
+    for spec in scorer_names:
+        scorer = scorers.load(spec, device or scorers.default_device(spec))
+        name = plain(spec.partition("=")[0], 60)
+        with tqdm(total=2 * len(pairs), desc=f"scoring by {name}", unit="image", delay=1) as bar:
             for arm in ARMS:
                 parts: dict[str, list[np.ndarray]] = {}
                 for start in range(0, len(pairs), batch_size):
                     batch = pairs[start : start + batch_size]
-                    images, prompts = (
-                        [open_image(getattr(pair, arm)) for pair in batch],
-                        [whole(pair.prompt) for pair in batch],
-                    )
+                    images = [open_image(getattr(pair, arm)) for pair in batch]
+                    prompts = [whole(pair.prompt) for pair in batch]
                     notes.setdefault(spec, Counter()).update(note for image in images for note in image.info["notes"])
                     for name, values in scorer.score(images, prompts).items():
                         _check(name, values, batch, arm, name in scorer.optional)
                         parts.setdefault(name, []).append(values)
-                    progress.advance(task, len(batch))
+                    bar.update(len(batch))
                 for name, values in parts.items():
                     scores.setdefault(name, {})[arm] = np.concatenate(values)
     for remark in remarks(next(iter(notes.values()), Counter())):

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import DiffpoError
+from ..common.files import write_atomic
+from ..common.run_folder import METRICS_NAME
 
 BINS = 5  # timestep bins, equally wide
 
@@ -125,9 +127,6 @@ class Tracker:
     first."""
 
     def __init__(self, output: Path, step: int, tensorboard: bool) -> None:
-        from ..common.files import write_atomic
-        from ..common.run_folder import METRICS_NAME
-
         path = output / METRICS_NAME
         kept: list[str] = []
         if path.exists():

@@ -11,7 +11,7 @@ from diffpo.config import Config, load_config
 from diffpo.train import checkpoint
 from diffpo.train import metrics as track
 from diffpo.train.loop import train
-from diffpo.weights import lora, lora_file
+from diffpo.weights import lora_file
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +100,15 @@ def test_state_is_never_unpickled(tmp_path):
 def test_full_disk_keeps_the_last_whole_checkpoint_and_the_run_can_go_on(finished, tmp_path, monkeypatch):
     config = finished(tmp_path / "run", "train.steps=6")
 
-    def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
+    fsync = files.os.fsync
 
-    monkeypatch.setattr(lora.Path, "write_bytes", full)
-    with pytest.raises(DiffpoError, match="the disk is full; the last whole checkpoint is checkpoint-000004"):
+    def full(handle):
+        if list(config.output.glob(".checkpoint-*")):
+            raise OSError(28, "No space left on device")
+        fsync(handle)
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(DiffpoError, match=r"the disk is full.* checkpoint-000004"):
         train(config)
     assert not list(config.output.glob(".*part"))
     monkeypatch.undo()
@@ -122,7 +126,7 @@ def test_a_disk_that_fills_up_within_a_file(finished, tmp_path):
     assert size + 8192 < (config.output / "checkpoint-000004" / "state.pt").stat().st_size
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size + 8192, hard))
-        with pytest.raises(DiffpoError, match=r"File too large; the last whole checkpoint is checkpoint-000004"):
+        with pytest.raises(DiffpoError, match=r"File too large.* checkpoint-000004"):
             train(config)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -138,38 +142,16 @@ def test_full_disk_while_the_metrics_are_rewritten(finished, tmp_path, monkeypat
             raise OSError(28, "No space left on device")
         write(path, content)
 
-    monkeypatch.setattr(checkpoint, "write_atomic", full)
-    with pytest.raises(DiffpoError, match="the disk is full; the last whole checkpoint is checkpoint-000004"):
+    monkeypatch.setattr(track, "write_atomic", full)
+    with pytest.raises(DiffpoError, match=r"the disk is full.* checkpoint-000004"):
         train(config)
-
-
-def test_two_runs_may_write_the_same_file_at_once(tmp_path, monkeypatch):
-    fsync, calls = checkpoint.os.fsync, []
-
-    def meanwhile(handle):
-        fsync(handle)
-        calls.append(handle)
-        if len(calls) == 1:
-            files.write_atomic(tmp_path / "rows", b"x" * 100, shared=True)
-            assert (tmp_path / "rows").read_bytes() == b"x" * 100
-
-    monkeypatch.setattr(checkpoint.os, "fsync", meanwhile)
-    files.write_atomic(tmp_path / "rows", b"x" * 100, shared=True)
-    assert (tmp_path / "rows").read_bytes() == b"x" * 100 and [p.name for p in tmp_path.iterdir()] == ["rows"]
-
-
-@pytest.mark.parametrize("name", ["n" * 255, "é" * 127, "short"])
-def test_names_of_any_length_have_a_hidden_one_beside_them(tmp_path, name):
-    files.write_atomic(tmp_path / name, b"content")
-    assert (tmp_path / name).read_bytes() == b"content"
-    assert len({files.beside(tmp_path / each, "part") for each in (name, name[:-1], name[1:] + "x")}) == 3
 
 
 def test_a_folder_that_cannot_be_made_is_not_called_a_full_disk(finished, tmp_path):
     (tmp_path / "file").touch()
     config = finished(tmp_path / "run").model_copy(update={"output": tmp_path / "file" / "run"})
-    with pytest.raises(DiffpoError, match=r"file/run: Not a directory; choose another"), checkpoint.claim(config):
-        pass
+    with pytest.raises(DiffpoError, match=r"file/run: Not a directory"):
+        train(config)
 
 
 @pytest.mark.parametrize("content", ["[]", "7", '{"step": 4, "files": {}}', '{"files": {}}', '{"files": []}'])

@@ -20,7 +20,8 @@ from diffpo.problems.forward import Forward
 from diffpo.train import metrics as track
 from diffpo.train import update as module
 from diffpo.train.build import make_optimizer
-from diffpo.train.loop import Interrupted, train
+from diffpo.train.loop import train
+from diffpo.train.run import Interrupted
 from diffpo.weights import lora, lora_file
 
 

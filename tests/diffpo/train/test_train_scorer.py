@@ -16,7 +16,7 @@ from diffpo.config import Model, ScorerConfig, load_config
 from diffpo.models.sd import StableDiffusion
 from diffpo.scorers.step import load
 from diffpo.train import step_heldout
-from diffpo.train.checkpoint import check_folder
+from diffpo.train.claim import check_folder
 from diffpo.train.step_scorer import STATE_NAME, load_data, preference_loss, train_scorer
 
 
