@@ -137,4 +137,4 @@ def _holder(handle: int) -> str:
 
 
 def _without(folder: Path, why: str) -> None:
-    print(f"{folder} cannot be locked ({why}): see that no other run writes there meanwhile")
+    print(f"{folder} cannot be locked ({why}): make sure that no other run writes there")

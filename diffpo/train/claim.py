@@ -19,7 +19,7 @@ from . import checkpoint
 
 COMMANDS = {Config: "train", ScorerConfig: "train-scorer"}
 OLD_STATE = "unfinished.pt"  # what `train-scorer` saved before it wrote checkpoints
-CHOOSE = "choose another folder with output=FOLDER"
+CHOOSE = "Choose another folder with output=FOLDER"
 
 
 def check_folder(config: Config | ScorerConfig) -> None:
@@ -40,7 +40,8 @@ def check_folder(config: Config | ScorerConfig) -> None:
     for where, theirs in _settings(output, type(config)):
         if theirs != ours:
             raise DiffpoError(
-                f"{output} holds another run ({differences(theirs, ours)}, by {where}); {CHOOSE}, or delete this one"
+                f"{output} holds another run, with other settings in {where} ({differences(theirs, ours)}). {CHOOSE}, "
+                f"or delete this one"
             )
 
 
@@ -51,21 +52,20 @@ def check_unused(output: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:  # a file, too long a path, a folder that this user may not look into
-        raise DiffpoError(f"cannot use {output}: {error.strerror}; {CHOOSE}") from None
+        raise DiffpoError(f"cannot use {output}: {error.strerror}. {CHOOSE}") from None
     if OLD_STATE in names:
         raise DiffpoError(
-            f"{output / OLD_STATE} was saved by an older version of diffpo, and this one cannot resume it. Finish the "
-            f"run with that version, or {CHOOSE}"
+            f"{output / OLD_STATE} was saved by an older version of diffpo, and this one cannot resume it. {CHOOSE}, "
+            f"or finish the run with that version"
         )
     left = {lock.NAME, CONFIG_NAME, METRICS_NAME, "tensorboard"} if CONFIG_NAME in names else {lock.NAME}
     if other := sorted(name for name in names - left if not (name.startswith(".") and name.endswith(".part"))):
         raise DiffpoError(
-            f"{output} is not empty and is not a training run's folder: it holds {plain(other[0], 100)}, and nothing "
-            f"to resume from; {CHOOSE}"
+            f"{output} is not the folder of a training run: it holds {plain(other[0], 100)} and no checkpoint. {CHOOSE}"
         )
     if CONFIG_NAME in names and not _written_by_a_run(output / CONFIG_NAME):
         raise DiffpoError(
-            f"{output / CONFIG_NAME} was not written by a run, and would be overwritten; {CHOOSE}, or move it away"
+            f"{output / CONFIG_NAME} was not written by a run, and would be overwritten. {CHOOSE}, or move it away"
         )
 
 
@@ -91,7 +91,7 @@ def _settings(output: Path, kind: type[Config | ScorerConfig]) -> Iterator[tuple
         yield where, _identity(settings, kind, where)
     written = output / CONFIG_NAME
     if not found and not written.exists():
-        raise DiffpoError(f"{output} does not say with what settings its checkpoints were trained; {CHOOSE}")
+        raise DiffpoError(f"{output} does not say with what settings its checkpoints were trained. {CHOOSE}")
     if not found:
         yield written, load_config(written, kind=kind).identity()
 
@@ -100,7 +100,7 @@ def _identity(settings: Any, kind: type[Config | ScorerConfig], where: Path) -> 
     """`Config.identity` of the settings in a checkpoint; DiffpoError if they are not of this ``kind`` of run."""
     for other, command in COMMANDS.items():
         if other is not kind and isinstance(settings, dict) and settings.keys() == other.model_fields.keys():
-            raise DiffpoError(f"{where} is of a run of `diffpo {command}`; {CHOOSE}")
+            raise DiffpoError(f"{where} is of a run of `diffpo {command}`. {CHOOSE}")
     try:
         return kind.model_validate(settings).identity()
     except (ValidationError, RecursionError) as error:
@@ -109,8 +109,8 @@ def _identity(settings: Any, kind: type[Config | ScorerConfig], where: Path) -> 
             fault = error.errors(include_url=False)[0]
             what = plain(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}", 200)
         raise DiffpoError(
-            f"{where} holds settings that this version of diffpo does not know ({what}). Go on with the version that "
-            f"wrote them, or {CHOOSE}"
+            f"{where} holds settings that this version of diffpo does not know ({what}). {CHOOSE}, or go on with the "
+            f"version that wrote them"
         ) from None
 
 

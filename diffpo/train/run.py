@@ -173,7 +173,7 @@ class Run:
             kept = f"the state before it is in {self.output / f'{CHECKPOINT}{self._saved:06d}'}"
         if self.step == 0 and not error.spoilt:  # nothing was trained yet
             advice = BASE_IS_WRONG
-        return DiffpoError(f"{error}; stopped, {kept}. {advice}")
+        return DiffpoError(f"{error}. The run stopped; {kept}. {advice}")
 
     def _stuck(self, error: Stuck) -> DiffpoError:
         kept = ""

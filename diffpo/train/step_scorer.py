@@ -70,7 +70,7 @@ def check_folder(config: ScorerConfig) -> None:
     except OSError:  # claim.check_folder reports it
         finished = False
     if finished:
-        raise DiffpoError(f"the scorer in {config.output} is finished; {claim.CHOOSE}, or delete it")
+        raise DiffpoError(f"the scorer in {config.output} is finished. {claim.CHOOSE}, or delete it")
     claim.check_folder(config)
 
 

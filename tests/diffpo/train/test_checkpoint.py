@@ -175,11 +175,11 @@ def test_the_newest_checkpoint_is_the_one_with_the_highest_step(finished, tmp_pa
 
 def test_the_folder_of_another_run_is_refused_and_what_differs_is_named(finished, tmp_path):
     config = finished(tmp_path / "run", "objective.beta=100", "train.seed=1")
-    with pytest.raises(DiffpoError, match=r"holds another run \(objective.beta: 500.0 there, 100.0 here; train.seed"):
+    with pytest.raises(DiffpoError, match=r"objective\.beta: 500\.0 there, 100\.0 here; train\.seed"):
         train(config)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").touch()
-    with pytest.raises(DiffpoError, match=r"is not empty and is not a training run's folder: it holds notes.txt"):
+    with pytest.raises(DiffpoError, match=r"other .*notes\.txt"):
         train(config.model_copy(update={"output": tmp_path / "other"}))
 
 
@@ -214,7 +214,7 @@ def test_the_settings_in_the_checkpoint_decide_whatever_happened_to_config_yaml(
         case "no YAML":
             written.write_text("a: [")
     before = contents(config.output)
-    with pytest.raises(DiffpoError, match=r"objective.beta: 500.0 there, 100.0 here, by .*checkpoint-000004"):
+    with pytest.raises(DiffpoError, match=r"checkpoint-000004.*objective\.beta: 500\.0 there, 100\.0 here"):
         train(finished_with(config, "objective.beta=100", tmp_path))
     assert contents(config.output) == before
     train(config)
@@ -231,14 +231,14 @@ def test_checkpoints_of_older_versions_are_held_against_config_yaml(finished, tm
         assert Config.model_validate(manifest.pop("settings")).identity() == config.identity()
         del manifest["hash"], manifest["validation_hash"], manifest["start_hash"]
         path.write_text(json.dumps({**manifest, "hash": checkpoint._digest(manifest)}))
-    with pytest.raises(DiffpoError, match=r"objective.beta: 500.0 there, 100.0 here, by .*config\.yaml"):
+    with pytest.raises(DiffpoError, match=r"config\.yaml.*objective\.beta: 500\.0 there, 100\.0 here"):
         train(finished_with(config, "objective.beta=100", tmp_path))
     train(config)
     assert lora_file.read_lora(config.output)[1]["step"] == 6
     (config.output / "config.yaml").unlink()
     for path in config.output.glob("checkpoint-*/checkpoint.json"):
         path.write_text("{}")
-    with pytest.raises(DiffpoError, match="does not say with what settings"):
+    with pytest.raises(DiffpoError, match=str(config.output)):
         train(config)
 
 
@@ -258,7 +258,7 @@ def test_a_finished_run_without_its_checkpoints_is_not_overwritten(finished, tmp
     for path in config.output.glob("checkpoint-*"):
         shutil.rmtree(path)
     before = contents(config.output)
-    with pytest.raises(DiffpoError, match=r"it holds README.md, and nothing to resume from"):
+    with pytest.raises(DiffpoError, match=r"run .*README\.md"):
         train(config)
     assert contents(config.output) == before
 

@@ -47,7 +47,7 @@ def test_errors_that_explode_stop_the_run_at_the_last_good_checkpoint(tiny_sd, m
 
     monkeypatch.setattr(update, "score", exploding)
     config = make_config(tiny_sd, "train.steps=30", "train.checkpoint_every=1")
-    with pytest.raises(DiffpoError, match=r"error is .* times the reference's at step 6; stopped, the state before"):
+    with pytest.raises(DiffpoError, match=r"error is .* times the reference's at step 6.* the state before"):
         train(config)
     assert len(metrics_of(config.output)) == 5 and (config.output / "checkpoint-000005").is_dir()
 
