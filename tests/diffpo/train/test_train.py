@@ -186,14 +186,8 @@ def test_learning_rate_warms_up(tiny_sd, make_config):
 
 
 def test_an_unusable_optimizer_is_named(tiny_sd, make_config):
-    for override, words in {
-        "train.optimizer=torch.optim.Adamm": "'torch.optim.Adamm' cannot be imported",
-        "train.optimizer=nowhere.AdamW": "'nowhere.AdamW' cannot be imported",
-        "train.optimizer=AdamW": "'AdamW' cannot be imported",
-        "train.optimizer_args={momentum: 1}": "optimizer_args do not fit torch.optim.AdamW",
-    }.items():
-        with pytest.raises(DiffpoError, match=words):
-            train(make_config(tiny_sd, override))
+    with pytest.raises(DiffpoError, match=r"'torch\.optim\.Adamm'"):
+        train(make_config(tiny_sd, "train.optimizer=torch.optim.Adamm"))
 
 
 def test_nothing_is_called_but_a_class_of_torchs_optimizers(tmp_path, monkeypatch):
@@ -218,6 +212,8 @@ def test_nothing_is_called_but_a_class_of_torchs_optimizers(tmp_path, monkeypatc
         "os.system": "is not a class derived from torch.optim.Optimizer",
         "exits.AdamW": "cannot be imported: SystemExit: bye",
         "torch.optim.Optimizer": "optimizer_args do not fit",
+        "nowhere.AdamW": "cannot be imported",
+        "AdamW": "write package.module.Class",
         "../not_a_module.txt": "write package.module.Class",
         "torch.optim..AdamW": "write package.module.Class",
         "a b.AdamW": "write package.module.Class",
@@ -226,6 +222,8 @@ def test_nothing_is_called_but_a_class_of_torchs_optimizers(tmp_path, monkeypatc
             made(name)
         assert name in str(error.value)
     assert not (tmp_path / "called").exists()
+    with pytest.raises(DiffpoError, match=r"optimizer_args do not fit torch\.optim\.AdamW: .*momentum"):
+        made("torch.optim.AdamW", momentum=1)
 
 
 def test_nan_stops_the_run_and_the_state_before_it_is_kept(tiny_sd, make_config):

@@ -47,7 +47,7 @@ def test_a_scorer_learns_its_pairs_is_saved_and_scores_the_same_when_loaded(
 
     monkeypatch.setattr(StableDiffusion, "encode_image", average)
     pixel = ["scorer.kind=pixel", f"scorer.clip={tiny_clip}", "scorer.guidance=3"]
-    common = ["train.steps=60", "train.batch_size=8", "train.lr=3e-3", "scorer.times=clean", f"data.cache={tmp_path}"]
+    common = ["train.steps=40", "train.batch_size=8", "train.lr=3e-3", "scorer.times=clean", f"data.cache={tmp_path}"]
     config = make_scorer_config(tiny_sdxl, *common, *(pixel if kind == "pixel" else []))
     folder = train_scorer(config)
     losses = [line["loss"] for line in metrics_of(folder)]
