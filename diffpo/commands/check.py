@@ -213,12 +213,12 @@ def environment(config: Config) -> list[str]:
 
     from .. import models
     from ..models import storage
-    from ..train import checkpoint
+    from ..train import claim
     from ..train.build import make_optimizer
 
     problems, network = [], models.load(config.model).meta_network()
     for test in (
-        lambda: checkpoint.check_folder(config),
+        lambda: claim.check_folder(config),
         lambda: storage.check(network, config.model.base_weights),
         lambda: config.model.attention and storage.set_attention(network, config.model.attention),
         lambda: make_optimizer(config.train, [torch.nn.Parameter(torch.zeros(2, 2))]),

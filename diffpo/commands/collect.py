@@ -15,12 +15,11 @@ from tqdm.auto import tqdm
 from .. import models
 from ..common import lock
 from ..common.errors import DiffpoError
-from ..common.files import write_atomic
+from ..common.files import whole_file, write_atomic, writing
 from ..common.text import plain, read_text
 from ..common.worker import Worker
 from ..config import Config
 from ..data.prompts import load_prompts
-from ..evaluate.manifest import writing
 from ..models.identity import base_identity
 from ..problems.policy import Policy
 from ..rollout.labelled import KEPT, trajectory_file
@@ -71,14 +70,13 @@ def _collect(config: Config, labels: Path, accelerator: Any) -> Path:
         _check_same(trajectory_file(folder, names[number]), about)
     with writing(labels):
         _write_labels(labels, prompts, rollout.samples)
-        for name in ("images", "trajectories"):
-            (folder / name).mkdir(exist_ok=True)
-        with tqdm(total=len(names), initial=len(done), desc=folder.name, unit="prompt") as bar:
+        with tqdm(total=len(names), initial=len(done), desc="sampling", unit="prompt", delay=1) as bar:
             for part in rounds.portions([number for number in range(len(names)) if number not in done]):
                 states = rounds.trajectories(0, part, part)
                 for number, own in zip(part, states, strict=True):
                     for sample, picture in enumerate(pictures(family.decode(own[:, -1]))):
-                        picture.save(folder / image_name(number, sample))
+                        with whole_file(folder / image_name(number, sample)) as file:
+                            picture.save(file, "PNG")
                     content = save({"states": own.contiguous()}, about)
                     write_atomic(trajectory_file(folder, names[number]), content)
                     bar.update()

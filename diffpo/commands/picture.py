@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..common.errors import DiffpoError
+from ..common.files import whole_file, writing
 from ..common.rng import generator
 from ..common.text import plain
 from ..config import Data
@@ -44,13 +44,8 @@ def draw(groups: Groups, data: Data, path: Path) -> None:
             text[LINES] += " ..."
         for number, words in enumerate(text[: LINES + 1]):
             ink.text((gap, top + side + 2 + line * number), words, fill="#222222", font=font)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        canvas.save(path, "PNG")
-    except OSError as error:
-        raise DiffpoError(
-            f"cannot write the picture {path}: {error.strerror or error}; --picture=FILE chooses another"
-        ) from None
+    with writing(f"the picture {path}", "--picture=FILE", kept=""), whole_file(path) as file:
+        canvas.save(file, "PNG")
 
 
 def _verdict(groups: Groups, index: int) -> str:

@@ -1,4 +1,4 @@
-"""What every room uses: errors, text, files, locks, threads, random numbers by address, decoding of images.
+"""What every room uses: errors, text, names, tables, files, locks, threads, random numbers by address, images.
 
 Imports no other room.
 """

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .errors import DiffpoError
+from .files import cannot_write
 
 try:
     import fcntl
@@ -22,7 +23,6 @@ except ImportError:  # Windows
 NAME = ".lock"
 LONGEST = 300  # bytes of a lock file: process and machine
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of some network file systems
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _mine = threading.local()  # the locks of this thread: its verbs may nest
 
@@ -45,10 +45,7 @@ def held(folder: Path, file: Path | None = None) -> Iterator[None]:
         made = not path.parent.exists()
         handle = _take(folder, path)
     except OSError as error:
-        raise DiffpoError(
-            f"cannot write into {path.parent}: {reason(error)}. Mend that or choose another folder, and run the same "
-            f"command again"
-        ) from None
+        raise cannot_write(f"into {path.parent}", error) from None
     locks.add(key)
     try:
         yield
@@ -62,11 +59,6 @@ def held(folder: Path, file: Path | None = None) -> Iterator[None]:
         with contextlib.suppress(OSError):
             if made:
                 path.parent.rmdir()
-
-
-def reason(error: OSError) -> str:
-    """What the system said, in words."""
-    return "the disk is full" if error.errno in FULL else error.strerror or str(error)
 
 
 def _take(folder: Path, path: Path) -> int | None:
@@ -145,4 +137,4 @@ def _holder(handle: int) -> str:
 
 
 def _without(folder: Path, why: str) -> None:
-    print(f"{folder} cannot be locked ({why}): see that no other run writes there meanwhile")
+    print(f"{folder} cannot be locked ({why}): make sure that no other run writes there")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import secrets
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -18,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ..common.errors import DiffpoError
+from ..common.files import write_atomic, writing
 
 SHARD = 256  # rows in a file
 ABANDONED = 3600  # seconds after which a file that is still being written belongs to a process that was killed
@@ -92,7 +91,7 @@ class Cache:
         self._tidy()
         first = sum(self.key.encode())  # of many small caches (one for each bucket) not all begin with process 0
         todo = [shard for shard in self.missing() if (first + shard) % processes == process]
-        for shard in tqdm(todo, desc=f"caching {self.kind}", unit="shard", disable=quiet or len(todo) < 2):
+        for shard in tqdm(todo, desc=f"caching {self.kind}", unit="shard", delay=1, disable=quiet):
             if self.path(shard).exists():  # meanwhile, by another run
                 continue
             rows = range(shard * SHARD, min(self.rows, (shard + 1) * SHARD))
@@ -115,27 +114,13 @@ class Cache:
 
     def _write(self, shard: int, tensors: dict[str, torch.Tensor]) -> None:
         path = self.path(shard)
-        # of two runs, perhaps on two machines, each has its own; the second to rename replaces equals by equals
-        part = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # one entry of metadata: safetensors writes several in a random order, and equal shards are equal files
-            with open(part, "wb") as file:
-                file.write(save(tensors, {"made_from": self._made_from(shard)}))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, path)
-        except BaseException as error:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
-            if isinstance(error, FileNotFoundError):
+        # one entry of metadata: safetensors writes several in a random order, and equal shards are equal files
+        content = save(tensors, {"made_from": self._made_from(shard)})
+        with writing(f"the cache {path}", "data.cache=FOLDER"):
+            try:  # of two runs, perhaps on two machines, the second to end replaces equals by equals
+                write_atomic(path, content, shared=True)
+            except FileNotFoundError:
                 raise self._gone(path) from None
-            if not isinstance(error, (OSError, SafetensorError)):
-                raise
-            raise DiffpoError(
-                f"cannot write the cache {path}: {getattr(error, 'strerror', None) or error}. Make room or choose "
-                "another folder with data.cache=FOLDER; what is cached so far is kept"
-            ) from error
 
     def _gone(self, path: Path) -> DiffpoError:
         return DiffpoError(

@@ -99,7 +99,7 @@ class Shards(Table):
         return Shards(rows, names, self.paths)
 
 
-def shards(paths: Sequence[Path]) -> tuple[Shards, list[str]]:
+def shards(paths: Sequence[Path], quiet: bool = True) -> tuple[Shards, list[str]]:
     """The samples of webdataset shards (uncompressed tar files): KEY.FIELD.SUFFIX is a field of sample KEY; and the
     names of members that are no such field.
 
@@ -112,7 +112,7 @@ def shards(paths: Sequence[Path]) -> tuple[Shards, list[str]]:
     rows: list[bytes | BadRow] = []
     names: dict[str, None] = {}
     others: list[str] = []
-    for number, path in enumerate(tqdm(paths, desc="indexing shards", unit="shard", disable=len(paths) < 8)):
+    for number, path in enumerate(tqdm(paths, desc="indexing shards", unit="shard", delay=1, disable=quiet)):
         try:
             for values, places in _samples(path, others):
                 names |= dict.fromkeys([*values, *places])

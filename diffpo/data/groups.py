@@ -247,7 +247,7 @@ def scan(
     indices = range(len(dataset))
     if limit is not None and limit < len(dataset):
         indices = [i * len(dataset) // limit for i in range(limit)]
-    bar = tqdm(total=len(indices), desc=f"reading {NOUN[holds]}", unit="row", disable=quiet or len(indices) < 2000)
+    bar = tqdm(total=len(indices), desc=f"reading {NOUN[holds]}", unit="row", delay=1, disable=quiet)
     with ThreadPoolExecutor(THREADS) as pool, bar:
         for start in range(0, len(indices), 256):  # in portions: images of a whole data set do not fit in memory
             part = list(indices[start : start + 256])

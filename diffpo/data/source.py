@@ -293,7 +293,7 @@ def _rows(found: Layout, roots: Sequence[Path], data: Data, quiet: bool) -> tupl
         saved = (found.folder / SAVED[1]).is_file()
         return (_saved(found.folder, roots), []) if saved else files.siblings(found.folder, roots)
     if suffix == ".tar":
-        return files.shards(found.files)
+        return files.shards(found.files, quiet)
     parts = [tables.read_rows(read_file(path, tables.LIMIT), suffix, path.name) for path in found.files]
     names = list(dict.fromkeys(name for part in parts for name in part.column_names))
     return tables.Table([row for part in parts for row in part.rows], names), []

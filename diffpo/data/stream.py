@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import DiffpoError
-from ..common.files import write_atomic
+from ..common.files import write_atomic, writing
 from ..config import Data
 from .cache import content_key
 from .columns import find_columns, image_columns
@@ -46,7 +46,8 @@ def copied(source: str, split: str, data: Data, quiet: bool = True) -> Arrow:
         stream.load_state_dict(state["at"])
     part: list[dict] = []
     enough = data.limit or float("inf")
-    with tqdm(total=data.limit, initial=state["rows"], desc=f"copying {source}", unit="row", disable=quiet) as bar:
+    options = {"initial": state["rows"], "desc": f"copying {source}", "unit": "row", "delay": 1, "disable": quiet}
+    with tqdm(total=data.limit, **options) as bar:
         rows = iter(stream)
         while not state["ended"] and state["rows"] < enough:
             for row in rows:
@@ -80,11 +81,5 @@ def _write(path: Path, dataset: Any) -> None:
 
 
 def _replace(path: Path, content: Any) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(f"the copy of the rows {path}", "data.cache=FOLDER"):
         write_atomic(path, content, shared=True)
-    except OSError as error:
-        raise DiffpoError(
-            f"cannot write the copy of the rows {path}: {error.strerror}. Make room or choose another folder with "
-            "data.cache=FOLDER; what is copied so far is kept"
-        ) from error

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import DiffpoError
+from ..common.files import whole_file, write_atomic, writing
 from ..common.images import LFS, BadRow, open_file
 from ..common.text import decoded, plain
 
@@ -315,18 +316,14 @@ class Parquet:
         from tqdm.auto import tqdm
 
         parts: list[tuple[Path, int]] = []
-        bar = tqdm(total=len(self), desc="copying rows", unit="row", disable=self.quiet or len(self) < 2 * ROWS)
-        with bar:
+        with tqdm(total=len(self), desc="copying rows", unit="row", delay=1, disable=self.quiet) as bar:
             for path, rows in self.files:
-                try:
-                    parts += _copied(path, rows, sorted(set(names)), self.folder, bar)
-                except pa.ArrowException as error:
-                    raise DiffpoError(f"cannot read the rows of {path}: {plain(error, 200)}") from None
-                except OSError as error:
-                    raise DiffpoError(
-                        f"cannot copy the rows of {path} into {self.folder}: {error.strerror or error}. Make room or "
-                        f"choose another folder with {self.setting}=FOLDER; what is copied so far is kept"
-                    ) from error
+                copy = f"the copy of the rows of {path} into {self.folder}"
+                with writing(copy, f"{self.setting}=FOLDER"):
+                    try:
+                        parts += _copied(path, rows, sorted(set(names)), self.folder, bar)
+                    except pa.ArrowException as error:
+                        raise DiffpoError(f"cannot read the rows of {path}: {plain(error, 200)}") from None
         return Arrow(parts, names, trusted=True)
 
 
@@ -371,17 +368,13 @@ def _copy(path: Path, names: Sequence[str], target: Path, numbers: range, bar: A
         part, left = target / f"{number:05d}.arrow", ROWS
         if batch is None:
             raise DiffpoError(f"cannot read the rows of {path}: it says that it has more of them than it has")
-        with open(part.with_name(f".{part.name}.part"), "wb") as file:
-            with pa.ipc.new_stream(file, batch.schema) as writer:
-                while batch is not None and left:
-                    writer.write_batch(batch.slice(0, left))
-                    taken = min(left, len(batch))
-                    bar.update(taken)
-                    left -= taken
-                    batch = batch.slice(taken) if taken < len(batch) else next(batches, None)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(file.name, part)
+        with whole_file(part) as file, pa.ipc.new_stream(file, batch.schema) as writer:
+            while batch is not None and left:
+                writer.write_batch(batch.slice(0, left))
+                taken = min(left, len(batch))
+                bar.update(taken)
+                left -= taken
+                batch = batch.slice(taken) if taken < len(batch) else next(batches, None)
 
 
 def _batches(path: Path, names: Sequence[str], start: int) -> Iterator[Any]:
@@ -418,8 +411,5 @@ def content_hash(path: Path, folder: Path) -> str:
         found = file_digest(file, lambda: blake2b(digest_size=32)).hexdigest()
     if remember and about.st_ctime_ns < began - 2 * 10**9:  # no write since then can have the same time
         with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            part = known.with_name(f".{known.name}.{os.getpid()}")
-            part.write_text(json.dumps({"state": state, "hash": found}))
-            os.replace(part, known)
+            write_atomic(known, json.dumps({"state": state, "hash": found}).encode(), shared=True)
     return found

@@ -13,7 +13,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from difflib import get_close_matches
 from io import BytesIO
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from .. import scorers
 from ..common import lock
 from ..common.errors import DiffpoError
 from ..common.images import is_picture, passed_over, remarks
+from ..common.names import hint
 from ..common.text import plain, whole
 from ..data.prompts import load_prompts
 from . import charts, generate, report
@@ -163,28 +163,25 @@ def score_pairs(
     pairs: Sequence[Pair], scorer_names: Sequence[str], device: str | None = None, batch_size: int = 16
 ) -> dict[str, dict[str, np.ndarray]]:
     """``{scorer: {arm: float64 array of shape (n,)}}``, one model in memory at a time."""
-    from rich.markup import escape
-    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+    from tqdm.auto import tqdm
 
     scores: dict[str, dict[str, np.ndarray]] = {}
     notes: dict[str, Counter] = {}
-    with Progress(*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn()) as progress:
-        for spec in scorer_names:
-            scorer = scorers.load(spec, device or scorers.default_device(spec))
-            task = progress.add_task(f"{escape(plain(spec.partition('=')[0], 60))} scores", total=2 * len(pairs))
+    for spec in scorer_names:
+        scorer = scorers.load(spec, device or scorers.default_device(spec))
+        name = plain(spec.partition("=")[0], 60)
+        with tqdm(total=2 * len(pairs), desc=f"scoring by {name}", unit="image", delay=1) as bar:
             for arm in ARMS:
                 parts: dict[str, list[np.ndarray]] = {}
                 for start in range(0, len(pairs), batch_size):
                     batch = pairs[start : start + batch_size]
-                    images, prompts = (
-                        [open_image(getattr(pair, arm)) for pair in batch],
-                        [whole(pair.prompt) for pair in batch],
-                    )
+                    images = [open_image(getattr(pair, arm)) for pair in batch]
+                    prompts = [whole(pair.prompt) for pair in batch]
                     notes.setdefault(spec, Counter()).update(note for image in images for note in image.info["notes"])
                     for name, values in scorer.score(images, prompts).items():
                         _check(name, values, batch, arm, name in scorer.optional)
                         parts.setdefault(name, []).append(values)
-                    progress.advance(task, len(batch))
+                    bar.update(len(batch))
                 for name, values in parts.items():
                     scores.setdefault(name, {})[arm] = np.concatenate(values)
     for remark in remarks(next(iter(notes.values()), Counter())):
@@ -208,9 +205,7 @@ def _check_train_scorer(train_scorer: str | None, names: list[str]) -> None:
         return
     name = scorers.check_name(train_scorer.partition(".")[0])[0]
     if parts := [known for known in names if known.partition(".")[0] == name]:
-        near = get_close_matches(train_scorer, parts, 1)
-        hint = f", did you mean {near[0]!r}?" if near else ""
-        raise DiffpoError(f"unknown training scorer {train_scorer!r}{hint} (there are {', '.join(parts)})")
+        raise DiffpoError(f"unknown training scorer {train_scorer!r}: {hint(train_scorer, parts)}")
 
 
 def _parquet(pairs: Sequence[Pair], scores: dict[str, dict[str, np.ndarray]]) -> bytes:

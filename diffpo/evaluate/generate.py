@@ -19,13 +19,14 @@ from pathlib import Path
 from .. import models
 from ..common import lock
 from ..common.errors import DiffpoError
+from ..common.files import writing
 from ..common.text import plain
 from ..common.threads import Threads
 from ..config import Model
 from ..data.prompts import load_prompts
 from ..weights import lora as lora_module
 from ..weights import trained
-from .manifest import ARMS, check_same_run, image_path, intact, line, read_manifest, save, writing
+from .manifest import ARMS, check_same_run, image_path, intact, line, read_manifest, save
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
@@ -119,7 +120,7 @@ def run(
 
 def _generate(missing: list[dict], out: Path, base: Model, lora, user, batch_size: int, device: str | None):
     """Make the missing images, one batch at a time; yields each row once its image and manifest line are on disk."""
-    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+    from tqdm.auto import tqdm
 
     import samplers
 
@@ -139,8 +140,7 @@ def _generate(missing: list[dict], out: Path, base: Model, lora, user, batch_siz
     for extra in ("safety_checker", "watermark"):
         if getattr(pipe, extra, None) is not None:
             setattr(pipe, extra, None)
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns) as progress, Threads(pipe.device.type) as threads, ExitStack() as painting:
+    with Threads(pipe.device.type) as threads, ExitStack() as painting:
         for arm in ARMS:
             todo = [row for row in missing if row["arm"] == arm]
             if not todo:
@@ -152,7 +152,7 @@ def _generate(missing: list[dict], out: Path, base: Model, lora, user, batch_siz
 
                     taste = users.welcome(user, lora, base, pipe)
                     painting.enter_context(users.painting_for(lora_module.network_of(pipe), taste))
-            task = progress.add_task(f"{arm} images", total=len(todo))
+            bar = tqdm(total=len(todo), desc=f"{arm} images", unit="image", delay=1)
             rows = iter(todo)
             while batch := list(islice(rows, batch_size)):
                 for row, png in zip(batch, _pngs(pipe, family, batch), strict=True):
@@ -162,8 +162,9 @@ def _generate(missing: list[dict], out: Path, base: Model, lora, user, batch_siz
                     with writing(out / "manifest.jsonl"), open(out / "manifest.jsonl", "ab") as manifest:
                         manifest.write(line(row))
                     yield row
-                progress.advance(task, len(batch))
+                bar.update(len(batch))
                 threads.adapt()
+            bar.close()
 
 
 def initial_noise(shape: Sequence[int], seed: int, index: int):

@@ -8,7 +8,6 @@ OUT/manifest.jsonl              one line per image: prompt, settings, hashes of 
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
 from hashlib import file_digest
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from ..common.errors import DiffpoError
-from ..common.files import write_atomic
+from ..common.files import write_atomic, writing
 from ..common.images import ENCODED, BadRow, decode, read_file
 from ..common.text import plain, read_text
 
@@ -40,19 +39,6 @@ KINDS = {
 
 def image_path(out: Path, arm: str, index: int, seed: int) -> Path:
     return Path(out) / "images" / arm / f"{index:05d}_{seed}.png"
-
-
-@contextmanager
-def writing(path: Path):
-    """Turns a full or forbidden disk into one message."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        raise DiffpoError(
-            f"cannot write {path}: {error.strerror}; make room or choose another folder and run the same command again "
-            "(what is finished is kept)"
-        ) from None
 
 
 def save(path: Path, data: bytes) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ import torch
 from .. import models
 from ..common import hub, lock
 from ..common.errors import DiffpoError
-from ..common.files import beside, sync
+from ..common.files import beside, whole_folder, writing
 from ..common.run_folder import CHECKPOINT
 from ..common.text import plain
 from ..config import Model
@@ -81,7 +80,7 @@ def run(
         layers = lora_change.by_layer(changes[family.component]) if to not in MERGED else {}
         if to == "kohya":
             kohya.check_kind(lora_change.kind_of(layers))
-        with _whole(out) as part:
+        with writing(out, "--out", kept="Nothing is left there."), whole_folder(out) as part:
             if to == "diffusers":
                 shutil.copyfile(file, part / FILE_NAME)
                 if lora_file.users_file(file).is_file():
@@ -194,31 +193,3 @@ def _tidy(folder: Path, before: dict[str, Any]) -> None:
         if path.parent == folder:
             saved |= {k: v for k, v in before.items() if k not in saved and k[0] != "_" and not isinstance(v, list)}
         path.write_text(json.dumps(saved, indent=2) + "\n")
-
-
-@contextlib.contextmanager
-def _whole(out: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes ``out`` once all of it is on the disk, or vanishes."""
-    from safetensors import SafetensorError
-
-    part = beside(out, "part")
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        yield part
-        for path in (*part.rglob("*"), part):
-            if path.is_file():
-                path.chmod(part.stat().st_mode & 0o666)  # safetensors writes for the user alone
-            sync(path)
-        os.replace(part, out)
-    except Exception as error:
-        # other writers (tokenizers', safetensors') wrap the system's error, with its words inside
-        if not isinstance(error, (OSError, SafetensorError)) and "No space left" not in str(error):
-            raise
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
-        raise DiffpoError(
-            f"cannot write {out}: {reason}; nothing is left there. Make room or choose another folder with --out, and "
-            f"run the same command again"
-        ) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)

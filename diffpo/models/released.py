@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import DiffpoError
+from ..common.files import writing
 
 VOCABULARY = 49408
 BETAS = {
@@ -138,16 +139,11 @@ def folder(name: str) -> Path:
         files[f"{part}/special_tokens_map.json"] = words
         files[f"{part}/vocab.json"], merges = vocabulary()
         files[f"{part}/merges.txt"] = "\n".join(["#version: 0.2", *merges]) + "\n"
-    try:
+    with writing(f"the model's configs into {where}", "TMPDIR=FOLDER", kept=""):
         for path, content in {"model_index.json": index, **files}.items():
             (where / path).parent.mkdir(parents=True, exist_ok=True)
             text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
             (where / path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DiffpoError(
-            f"cannot write the model's configs into {where}: {error.strerror}. Make room there, or choose another "
-            f"place with TMPDIR"
-        ) from error
     return where
 
 

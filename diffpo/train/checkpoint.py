@@ -1,16 +1,14 @@
-"""The run folder: whose it is, and checkpoints that are whole or not there.
+"""Checkpoints that are whole or not there.
 
 A checkpoint is a folder checkpoint-000100/ with what is trained (in diffusers' own format), state.pt (optimiser,
 schedule, scaler: tensors and numbers, read back without unpickling code) and checkpoint.json, which lists the others'
-sizes and hashes. It is written under another name, flushed, and renamed, so a crash leaves either the whole of it or
-nothing under its name.
+sizes and hashes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -18,137 +16,26 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import yaml
-from pydantic import ValidationError
-
-from ..common import lock
+from ..common import files
 from ..common.errors import DiffpoError
-from ..common.files import sync, write_atomic
-from ..common.run_folder import CHECKPOINT, CONFIG_NAME, METRICS_NAME
+from ..common.run_folder import CHECKPOINT
 from ..common.text import plain, read_text
-from ..config import Config, load_config
-from ..config.reader import parsed
+from ..models import identity
 
 STATE_NAME = "state.pt"
 MANIFEST_NAME = "checkpoint.json"
 MANIFEST_KEYS = ("step", "base", "data_hash", "pairs_per_update", "files")  # what resuming relies on
-
-
-def check_folder(config: Config) -> None:
-    """May ``config.output`` be this run's folder? Nothing is written.
-
-    A folder with checkpoints belongs to the run whose settings stand in them (in those of older versions: in
-    config.yaml). Without, a run that failed before its first checkpoint has nothing to lose, and its settings may be
-    mended. Raises DiffpoError if the folder holds something else, or a run whose settings differ in what they compute.
-    """
-    output, ours = config.output, config.identity()
-    try:
-        saved = bool(_folders(output))
-    except OSError:  # which the next says
-        saved = False
-    if not saved:
-        check_unused(output)
-        return
-    for where, theirs in _settings(output):
-        if theirs != ours:
-            raise DiffpoError(
-                f"{output} holds another run ({differences(theirs, ours)}, by {where}). Choose another folder with "
-                f"output=FOLDER, or delete this one"
-            )
-
-
-def check_unused(output: Path) -> None:
-    """DiffpoError if ``output`` holds anything but what a run leaves that ended before it saved something."""
-    choose = "choose another folder with output=FOLDER"
-    try:
-        names = {path.name for path in output.iterdir()}
-    except FileNotFoundError:
-        return
-    except OSError as error:  # a file, too long a path, a folder that this user may not look into
-        raise DiffpoError(f"cannot use {output}: {error.strerror}; {choose}") from None
-    left = {lock.NAME, CONFIG_NAME, METRICS_NAME, "tensorboard"} if CONFIG_NAME in names else {lock.NAME}
-    if other := sorted(name for name in names - left if not (name.startswith(".") and name.endswith(".part"))):
-        raise DiffpoError(
-            f"{output} is not empty and is not a training run's folder: it holds {plain(other[0], 100)}, and nothing "
-            f"to resume from; {choose}"
-        )
-    if CONFIG_NAME in names and not _written_by_a_run(output / CONFIG_NAME):
-        raise DiffpoError(
-            f"{output / CONFIG_NAME} was not written by a run, and would be overwritten; {choose}, or move it away"
-        )
-
-
-def _written_by_a_run(path: Path) -> bool:
-    """Runs write plain YAML without comments; of what people wrote, nothing may be lost."""
-    try:
-        text = read_text(path)
-        return yaml.safe_dump(parsed(text), sort_keys=False, allow_unicode=True) == text
-    except (OSError, ValueError, yaml.YAMLError):
-        return False
-
-
-def _settings(output: Path) -> Iterator[tuple[Path, dict]]:
-    """What the checkpoints in ``output`` were computed with, by `Config.identity`, and where that stands."""
-    found = False
-    for folder in _folders(output):
-        try:
-            settings = _manifest(folder)["settings"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            continue  # damaged, which `latest` reports, or an older version's
-        found = True
-        where = folder / MANIFEST_NAME
-        try:
-            yield where, Config.model_validate(settings).identity()
-        except (ValidationError, RecursionError) as error:
-            what = "they are nested too deep"
-            if isinstance(error, ValidationError):
-                fault = error.errors(include_url=False)[0]
-                what = plain(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}", 200)
-            raise DiffpoError(
-                f"{where} holds settings that this version of diffpo does not know ({what}); go on with the version "
-                f"that wrote them, or choose another folder with output=FOLDER"
-            ) from None
-    written = output / CONFIG_NAME
-    if not found and not written.exists():
-        raise DiffpoError(
-            f"{output} does not say with what settings its checkpoints were trained; choose another folder with "
-            f"output=FOLDER"
-        )
-    if not found:
-        yield written, load_config(written).identity()
-
-
-@contextlib.contextmanager
-def claim(config: Config) -> Iterator[None]:
-    """``config.output`` is this run's alone within this; DiffpoError as `check_folder`, or if it is in use."""
-    check_folder(config)
-    with lock.held(config.output):
-        check_folder(config)  # another run may have ended there just now
-        yield
-
-
-def write_config(config: Any) -> None:
-    """The resolved settings go into the run's folder."""
-    with disk_errors(config.output):
-        write_atomic(config.output / CONFIG_NAME, config.to_yaml().encode())
-
-
-def differences(theirs: dict, ours: dict) -> str:
-    """The settings at which two `Config.identity` differ, in words."""
-    found = [f"{key}: {_brief(a)} there, {_brief(b)} here" for key, a, b in _differences(theirs, ours)]
-    return "; ".join(found[:10] + ([f"and {len(found) - 10} more"] if len(found) > 10 else []))
-
-
-def _brief(value: Any) -> str:
-    return plain(repr(value), 100)
-
-
-def _differences(one: Any, other: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in sorted({*one, *other}):
-            yield from _differences(one.get(key), other.get(key), f"{prefix}{'.' if prefix else ''}{key}")
-    elif one != other:
-        yield prefix, one, other
+# what must be as it was when the run started: key of the manifest, what is wrong otherwise, and how to mend it
+UNCHANGED = (
+    ("data_hash", "the training pairs are not those", "Point data.train or data.prompts at the same data"),
+    ("validation_hash", "the validation pairs are not those", "Point data.validation at the same data"),
+    ("start_hash", "lora.start is not the LoRA", "Set lora.start to that one"),
+    (
+        "pairs_per_update",
+        "batch_size x accumulation x processes is not the product",
+        "Set train.batch_size and train.accumulation accordingly",
+    ),
+)
 
 
 def save(output: Path, step: int, write: Callable[[Path], Any], state: dict, about: dict, keep: int) -> Path:
@@ -158,27 +45,14 @@ def save(output: Path, step: int, write: Callable[[Path], Any], state: dict, abo
     written is removed, the checkpoints that exist stay, and a DiffpoError says so.
     """
     final = output / f"{CHECKPOINT}{step:06d}"
-    part = output / f".{final.name}.part"
-    with disk_errors(output):
-        try:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-            write(part)
-            _write_state(part / STATE_NAME, state)
-            paths = sorted(path for path in part.rglob("*") if path.is_file())
-            files = {path.relative_to(part).as_posix(): _fingerprint(path) for path in paths}
-            manifest = {"step": step, **about, "files": files}
-            manifest["hash"] = _digest(manifest)
-            (part / MANIFEST_NAME).write_text(json.dumps(manifest, indent=1))
-            for path in (*part.rglob("*"), part):
-                sync(path)
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(part, final)
-            sync(output)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
-    for old in _folders(output)[keep:]:
+    with disk_errors(output), files.whole_folder(final, replace=True) as part:
+        write(part)
+        _write_state(part / STATE_NAME, state)
+        paths = sorted(path for path in part.rglob("*") if path.is_file())
+        manifest = {"step": step, **about, "files": {p.relative_to(part).as_posix(): _fingerprint(p) for p in paths}}
+        manifest["hash"] = _digest(manifest)
+        (part / MANIFEST_NAME).write_text(json.dumps(manifest, indent=1))
+    for old in folders(output)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
@@ -188,18 +62,78 @@ def latest(output: Path, say: Callable[[str], None] = print) -> tuple[Path, dict
 
     Raises DiffpoError if there are checkpoints and not one of them is whole.
     """
-    folders = _folders(output)
-    for folder in folders:
+    found = folders(output)
+    for folder in found:
         problem, manifest = _inspect(folder)
         if not problem:
             return folder, manifest
         say(f"{folder} is damaged ({problem}); going back to the checkpoint before it")
-    if folders:
+    if found:
         raise DiffpoError(
-            f"every checkpoint in {output} is damaged: {', '.join(folder.name for folder in folders)}. Choose another "
+            f"every checkpoint in {output} is damaged: {', '.join(folder.name for folder in found)}. Choose another "
             f"folder with output=FOLDER, or delete this one to start again from the beginning"
         )
     return None
+
+
+def check_unchanged(folder: Path, manifest: dict, about: dict) -> None:
+    """DiffpoError if base, data or batch are not what they were when the run of this checkpoint started."""
+    for key, what, mend in UNCHANGED:
+        if key in manifest and manifest[key] != about.get(key):  # older checkpoints have only some of them
+            raise DiffpoError(
+                f"cannot resume {folder}: {what} that the run started with ({manifest[key]} there, {about.get(key)} "
+                f"now). {mend}, or start a new run with output=FOLDER"
+            )
+    if not identity.same_base(manifest["base"], about["base"]):
+        raise DiffpoError(
+            f"cannot resume {folder}: the base model is not the one that the run started with. Set model.path to that "
+            f"one, or start a new run with output=FOLDER"
+        )
+
+
+def read_state(folder: Path) -> dict:
+    """state.pt of a checkpoint: tensors and numbers, never code."""
+    import torch
+
+    try:
+        return torch.load(folder / STATE_NAME, map_location="cpu", weights_only=True)
+    except Exception as error:  # refused pickles, and whatever damaged bytes lead torch to
+        raise DiffpoError(f"cannot read {folder / STATE_NAME}: {plain(error, 300)}") from error
+
+
+def folders(output: Path) -> list[Path]:
+    """The checkpoints in ``output``, newest first."""
+    found = {
+        path: int(path.name.removeprefix(CHECKPOINT))
+        for path in output.glob(f"{CHECKPOINT}*")
+        if path.is_dir() and path.name.removeprefix(CHECKPOINT).isdecimal()
+    }
+    return sorted(found, key=found.get, reverse=True)  # not by name: a millionth step has a digit more
+
+
+def read_manifest(folder: Path) -> dict:
+    """checkpoint.json, which is as it was written; ValueError and others if it is not."""
+    manifest = json.loads(read_text(folder / MANIFEST_NAME))
+    if manifest.pop("hash") != _digest(manifest):
+        raise ValueError("a value in it has changed")
+    for key in MANIFEST_KEYS:
+        manifest[key]
+    return manifest
+
+
+@contextlib.contextmanager
+def disk_errors(output: Path) -> Iterator[None]:
+    """Turns a full or forbidden disk into one message; what is whole on it stays."""
+    try:
+        yield
+    except Exception as error:
+        if (found := files.system_error(error)) is None:
+            raise
+        whole = [folder.name for folder in folders(output) if not _inspect(folder)[0]] if output.is_dir() else []
+        kept = "There is no checkpoint yet."
+        if whole:
+            kept = f"The last whole checkpoint is {whole[0]}; in the same folder the run resumes from there."
+        raise files.cannot_write(f"into {output}", found, "output=FOLDER", kept) from error
 
 
 def _write_state(path: Path, state: dict) -> None:
@@ -223,39 +157,10 @@ def _write_state(path: Path, state: dict) -> None:
             raise failed[0] if failed else error from None
 
 
-def read_state(folder: Path) -> dict:
-    """state.pt of a checkpoint: tensors and numbers, never code."""
-    import torch
-
-    try:
-        return torch.load(folder / STATE_NAME, map_location="cpu", weights_only=True)
-    except Exception as error:  # refused pickles, and whatever damaged bytes lead torch to
-        raise DiffpoError(f"cannot read {folder / STATE_NAME}: {' '.join(str(error).split())[:300]}") from error
-
-
-def _folders(output: Path) -> list[Path]:
-    """Newest first."""
-    found = {
-        path: int(path.name.removeprefix(CHECKPOINT))
-        for path in output.glob(f"{CHECKPOINT}*")
-        if path.is_dir() and path.name.removeprefix(CHECKPOINT).isdecimal()
-    }
-    return sorted(found, key=found.get, reverse=True)  # not by name: a millionth step has a digit more
-
-
-def _manifest(folder: Path) -> dict:
-    """checkpoint.json, which is as it was written; ValueError and others if it is not."""
-    manifest = json.loads(read_text(folder / MANIFEST_NAME))
-    if manifest.pop("hash") != _digest(manifest):
-        raise ValueError("a value in it has changed")
-    for key in MANIFEST_KEYS:
-        manifest[key]
-    return manifest
-
-
 def _inspect(folder: Path) -> tuple[str, dict]:
+    """What is wrong with a checkpoint, if anything, and its manifest."""
     try:
-        manifest = _manifest(folder)
+        manifest = read_manifest(folder)
         for name in sorted({STATE_NAME, *manifest["files"]}):
             if _fingerprint(folder / name) != manifest["files"][name]:
                 return f"{name} is not what was written", {}
@@ -276,23 +181,3 @@ def _fingerprint(path: Path) -> list:
         while block := file.read(1 << 20):
             digest.update(block)
     return [path.stat().st_size, digest.hexdigest()]
-
-
-@contextlib.contextmanager
-def disk_errors(output: Path) -> Iterator[None]:
-    """Turns a full or forbidden disk into one message; what is whole on it stays."""
-    try:
-        yield
-    except Exception as error:
-        # other writers (tensorboard's) may wrap the system's error, with its words inside
-        full = getattr(error, "errno", None) in lock.FULL or "No space left" in str(error)
-        if not full and not isinstance(error, OSError):
-            raise
-        reason = "the disk is full" if full else lock.reason(error)
-        advice = "Make room" if full else "Mend that, or choose another folder with output=FOLDER,"
-        found = [folder.name for folder in _folders(output) if not _inspect(folder)[0]] if output.is_dir() else []
-        kept = f"the last whole checkpoint is {found[0]}" if found else "there is no checkpoint yet"
-        raise DiffpoError(
-            f"cannot write into {output}: {reason}; {kept}. {advice} and run the same command again"
-            + (": it resumes from there" if found else "")
-        ) from error

@@ -1,4 +1,4 @@
-"""What a run says while it runs: metrics.jsonl always, tensorboard if asked, warnings, and the stop at a NaN."""
+"""What a run reports while it runs: metrics.jsonl always, tensorboard if wanted, and warnings."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import DiffpoError
+from ..common.files import write_atomic
+from ..common.run_folder import METRICS_NAME
 
 BINS = 5  # timestep bins, equally wide
 
@@ -125,9 +127,6 @@ class Tracker:
     first."""
 
     def __init__(self, output: Path, step: int, tensorboard: bool) -> None:
-        from ..common.files import write_atomic
-        from ..common.run_folder import METRICS_NAME
-
         path = output / METRICS_NAME
         kept: list[str] = []
         if path.exists():
@@ -188,7 +187,7 @@ class Watch:
         if self._seen >= self.WINDOW and step >= self._silent_until and rejected > chosen > 0 and margin > self.MARGIN:
             self._silent_until = step + self.QUIET
             self._say(
-                f"step {step}: the margin ({margin:.3g}) grows because both errors rise, the rejected images' faster "
-                f"(chosen {chosen:+.2g}, rejected {rejected:+.2g} against the reference). If samples get worse, lower "
-                f"train.lr, raise objective.beta or stop earlier"
+                f"step {step}: the margin ({margin:.3g}) grows, but both errors rise against the reference (chosen "
+                f"{chosen:+.2g}, rejected {rejected:+.2g}). If samples get worse, lower train.lr, raise objective.beta "
+                f"or stop earlier"
             )

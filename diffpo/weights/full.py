@@ -12,18 +12,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import errno
 import json
-import os
-import re
-import shutil
 from collections.abc import Iterator
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import DiffpoError
-from ..common.files import sync
+from ..common.files import whole_folder
 from ..common.text import read_text
 from ..models.identity import base_identity, same_base
 from .header import known
@@ -106,25 +102,12 @@ def state(network: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def save(folder: Path, network: torch.nn.Module, component: str, about: dict[str, Any]) -> None:
     """Write the network as ``folder``/``component``: all of it or nothing."""
-    from safetensors import SafetensorError
-
-    part, final = folder / f".{component}.part", folder / component
-    try:
-        shutil.rmtree(part, ignore_errors=True)
+    with whole_folder(folder / component, replace=True) as part:
         network.save_pretrained(part)
         config = json.loads((part / "config.json").read_text())
         config.pop("_name_or_path", None)  # a folder's place on this disk is nobody's business
         (part / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         (part / ABOUT).write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
-        for path in (*part.iterdir(), part):
-            sync(path)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(part, final)
-    except SafetensorError as error:  # which wraps the system's
-        code = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(code[1]) if code else errno.EIO, str(error)) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def find(path: str | Path) -> Path | None:

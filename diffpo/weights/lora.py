@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import DiffpoError
+from ..common.files import write_atomic
 from ..config import Lora
 from .lora_file import HEADER, sorted_header
 from .sharding import like, whole
@@ -151,7 +152,7 @@ def save_lora(
     }
     state = lora_state(network) if state is None else state
     content = save({f"{component}.{name}": value for name, value in state.items()}, header)
-    path.write_bytes(sorted_header(content))
+    write_atomic(path, sorted_header(content))
 
 
 def network_of(pipe: Any) -> torch.nn.Module:

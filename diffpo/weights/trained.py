@@ -70,9 +70,7 @@ def save(
     if full.trains(network):
         full.save(folder, network, component, about)
     else:
-        part = folder / f".{lora_file.FILE_NAME}.part"
-        lora.save_lora(part, network, component, about, weights)
-        part.replace(folder / lora_file.FILE_NAME)
+        lora.save_lora(folder / lora_file.FILE_NAME, network, component, about, weights)
 
 
 def restore(folder: Path, network: torch.nn.Module, component: str) -> None:

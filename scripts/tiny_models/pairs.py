@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diffpo.common.tables import Table
 from diffpo.shapes import score, train_captions
 from diffpo.shapes.oracle import FOLLOWING_WEIGHT
 
@@ -42,10 +43,7 @@ def pairs(
     captions = train_captions(n_train + n_validation, seed=SEED)
     folder = assets / "shapes-preferences"
     folder.mkdir(parents=True, exist_ok=True)
-    rng, table = (
-        np.random.default_rng(SEED),
-        ["| split | captions | pairs | ties | flipped | MB |", "| - | - | - | - | - | - |"],
-    )
+    rng, table = np.random.default_rng(SEED), Table(["split", "captions", "pairs", "ties", "flipped", "MB"])
     for split, own in {"train": captions[:n_train], "validation": captions[n_train:]}.items():
         offset = 0 if split == "train" else n_train
         prompts = [c for c in own for _ in range(samples)]
@@ -78,7 +76,7 @@ def pairs(
         pq.write_table(pa.Table.from_pylist(rows), folder / f"{split}.parquet", compression="zstd")
         size = (folder / f"{split}.parquet").stat().st_size / 1e6
         ties, flips = sum(r["label_0"] == 0.5 for r in rows), sum(r["flipped"] for r in rows)
-        table.append(f"| {split} | {len(own)} | {len(rows)} | {ties} | {flips} | {size:.2f} |")
+        table.rows.append((split, len(own), len(rows), ties, flips, f"{size:.2f}"))
         spread = {k: float(np.std([s[k] for s in scores])) for k in ("total", "following", "appearance")}
         log(work, "pairs", split=split, pairs=len(rows), ties=ties, flipped=flips, megabytes=size, spread=spread)
     text = DATA_CARD.format(
@@ -89,7 +87,7 @@ def pairs(
         rest=1 - FOLLOWING_WEIGHT,
         margin=TIE_MARGIN,
         flip=FLIP,
-        table="\n".join(table),
+        table=table.markdown(),
     )
     (folder / "README.md").write_text(text)
     print(text)

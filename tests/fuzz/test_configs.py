@@ -17,7 +17,7 @@ from diffpo.common.errors import DiffpoError
 from diffpo.config import Config, ScorerConfig, load_config
 from diffpo.config.reader import all_keys
 from diffpo.train.build import make_optimizer
-from diffpo.train.checkpoint import check_folder
+from diffpo.train.claim import check_folder
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 RECIPES = {path.name: path.read_text() for path in sorted(CONFIGS.glob("*.yaml")) if "\nmodel:" in path.read_text()}

@@ -19,7 +19,7 @@ from diffpo.data.prompts import load_prompts
 from diffpo.evaluate.manifest import read_manifest
 from diffpo.rollout.labels import read_labels
 from diffpo.scorers.step.base import read_about
-from diffpo.train import checkpoint
+from diffpo.train import checkpoint, claim
 from diffpo.train.build import make_optimizer
 from diffpo.train.metrics import Tracker
 from diffpo.weights import lora_apply, lora_file
@@ -62,7 +62,7 @@ def test_names_of_optimisers_and_folders_that_raise_something_else():
         make_optimizer(load_config(QUICKSTART, ["train.optimizer=..Adam"]).train, [])
     config = load_config(QUICKSTART, ["output=" + "/".join(["x" * 250] * 15 + ["y" * 220])])
     with pytest.raises(DiffpoError, match=r"cannot use .*choose another folder"):
-        checkpoint.check_folder(config.model_copy(update={"output": config.output / ("z" * 250)}))
+        claim.check_folder(config.model_copy(update={"output": config.output / ("z" * 250)}))
 
 
 def test_rows_that_are_not_utf8_are_bad_rows(tmp_path):

@@ -15,7 +15,8 @@ from tiny import metrics_of
 from diffpo.common.errors import DiffpoError
 from diffpo.scorers.shapes import ShapesScorer
 from diffpo.train import metrics as track
-from diffpo.train.loop import Interrupted, train
+from diffpo.train.loop import train
+from diffpo.train.run import Interrupted
 
 ROLLOUT = (
     "data.train=null",

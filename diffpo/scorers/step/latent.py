@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...common.errors import DiffpoError
+from ...common.files import write_atomic
 from ...models.identity import base_identity, same_base
 from ...weights.copies import adapter_off
 from . import base as steps
@@ -118,12 +119,12 @@ class LatentScorer:
 
     def save(self, folder: Path, about: dict[str, Any]) -> None:
         """Head and description; ``about`` goes into the latter."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
-        save_file(self.module.state_dict(), folder / WEIGHTS)
+        write_atomic(folder / WEIGHTS, save(self.module.state_dict()))
         base = base_identity(self.network, self.family.settings.path)
         text = json.dumps({"kind": "latent", "base": base, "head": self.module.sizes, **about}, indent=1)
-        (folder / steps.ABOUT).write_text(text + "\n")
+        write_atomic(folder / steps.ABOUT, f"{text}\n".encode())
 
     def rate(self, x_t: Tensor, x_0: Tensor, t: Tensor, captions: Sequence[str], cond: dict[str, Tensor]) -> Tensor:
         """`score` with gradients for the head."""

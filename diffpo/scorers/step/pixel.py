@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...common.errors import DiffpoError
+from ...common.files import write_atomic
 from ..missing import missing
 from . import base
 
@@ -116,14 +117,14 @@ class StepAwareScorer:
 
     def save(self, folder: Path, about: dict[str, Any]) -> None:
         """The CLIP as `from_pretrained` reads it, with the time's weights and a description beside it."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         self.module.clip.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         self.processor.save_pretrained(folder)
-        save_file(self.module.time.state_dict(), folder / WEIGHTS)
+        write_atomic(folder / WEIGHTS, save(self.module.time.state_dict()))
         text = json.dumps({"kind": "pixel", "time_aware": self.module.time_aware, **about}, indent=1)
-        (folder / base.ABOUT).write_text(text + "\n")
+        write_atomic(folder / base.ABOUT, f"{text}\n".encode())
 
     def prepare(self, pixels: Tensor) -> Tensor:
         """(n, 3, H, W) about [-1, 1] -> what the tower takes: bicubic to the shorter side, centre crop, normalised.

@@ -45,9 +45,10 @@ def test_errors_are_one_message_and_status_2(monkeypatch, capsys, tmp_path):
 
 def test_an_interruption_has_its_own_status(monkeypatch, capsys, tiny_sd, make_config, tmp_path):
     from diffpo.train import loop
+    from diffpo.train.run import Interrupted
 
     def interrupted(config):
-        raise loop.Interrupted("interrupted: step 3 is saved")
+        raise Interrupted("interrupted: step 3 is saved")
 
     monkeypatch.setattr(loop, "train", interrupted)
     make_config(tiny_sd)

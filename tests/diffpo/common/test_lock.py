@@ -13,7 +13,7 @@ import pytest
 
 from diffpo.common import lock
 from diffpo.common.errors import DiffpoError
-from diffpo.train import checkpoint
+from diffpo.train import claim
 
 HOLDER = """
 import sys, time
@@ -89,7 +89,7 @@ def test_what_the_lock_leaves(tmp_path):
 @pytest.mark.parametrize("text", ["", "4711 elsewhere\n", "\x00\xff" * 40, "x" * 200])
 def test_a_lock_file_that_nobody_holds_stops_nothing_and_is_no_content(tmp_path, text):
     (tmp_path / lock.NAME).write_text(text)
-    checkpoint.check_unused(tmp_path)
+    claim.check_unused(tmp_path)
     with lock.held(tmp_path):
         pass
 

@@ -232,9 +232,9 @@ def test_a_full_disk_of_the_datasets_cache_is_named(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("diffpo.data.tables.os.replace", full)
+    monkeypatch.setattr("diffpo.common.files.os.replace", full)
     rows = [{**row, "caption": "in no other test"} for row in pick_a_pic_rows(2)]
-    with pytest.raises(DiffpoError, match=r"cannot copy the rows of .*No space left.*HF_DATASETS_CACHE=FOLDER"):
+    with pytest.raises(DiffpoError, match=r"copy of the rows of .*the disk is full.*HF_DATASETS_CACHE=FOLDER"):
         load(write_parquet(tmp_path / "a.parquet", rows))
     monkeypatch.setattr(datasets, "load_dataset", full)
     with pytest.raises(DiffpoError, match=r"cannot read the rows of .*the disk of .* is full .HF_DATASETS_CACHE=FOLD"):

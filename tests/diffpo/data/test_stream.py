@@ -140,8 +140,8 @@ def test_a_full_disk_is_named(streamed, load, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("diffpo.train.checkpoint.os.replace", full)
-    with pytest.raises(DiffpoError, match=r"(?s)cop.* the rows .*No space left.*data.cache=FOLDER"):
+    monkeypatch.setattr("diffpo.common.files.os.replace", full)
+    with pytest.raises(DiffpoError, match=r"(?s)copy of the rows .*the disk is full.*data.cache=FOLDER"):
         load(streamed, streaming=True)
 
 

@@ -194,7 +194,7 @@ def test_a_full_disk_is_one_error_and_leaves_no_half_file(tmp_path, monkeypatch)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(DiffpoError, match=r"a\.png: No space left on device"):
+    with pytest.raises(DiffpoError, match=r"a\.png: the disk is full"):
         manifest.save(tmp_path / "a.png", b"data")
     assert list(tmp_path.iterdir()) == []
 

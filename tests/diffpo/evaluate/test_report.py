@@ -294,14 +294,6 @@ def test_scores_that_no_prompt_asks_for_are_said(pairs):
         compare.summarise(pairs, {"clip": {"base": nothing, "tuned": nothing}}, None)
 
 
-def test_a_name_in_brackets_is_no_markup_in_the_progress(tmp_path, monkeypatch, capsys):
-    manifest_of(tmp_path, ["a"])
-    monkeypatch.setattr(evaluate.scorers, "load", lambda spec, device=None: Brightness())
-    pairs = evaluate.find_pairs(tmp_path, manifest.read_manifest(tmp_path))
-    evaluate.score_pairs(pairs, ["http://[a::1]:8000/[/]"], "cpu")
-    assert "http://[a::1]:8000/[/] scores" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize("text", TEXTS[:7], ids=lambda text: repr(text)[:20])
 def test_check_and_errors_show_names_as_they_are(monkeypatch, text, capsys):
     """``check`` stops at its first question; what it printed until then is the config."""

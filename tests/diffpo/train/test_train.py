@@ -21,7 +21,8 @@ from diffpo.problems.policy import Policy
 from diffpo.train import metrics as track
 from diffpo.train import update as module
 from diffpo.train.build import make_optimizer
-from diffpo.train.loop import Interrupted, train
+from diffpo.train.loop import train
+from diffpo.train.run import Interrupted
 from diffpo.weights import lora, lora_file
 
 
@@ -186,14 +187,8 @@ def test_learning_rate_warms_up(tiny_sd, make_config):
 
 
 def test_an_unusable_optimizer_is_named(tiny_sd, make_config):
-    for override, words in {
-        "train.optimizer=torch.optim.Adamm": "'torch.optim.Adamm' cannot be imported",
-        "train.optimizer=nowhere.AdamW": "'nowhere.AdamW' cannot be imported",
-        "train.optimizer=AdamW": "'AdamW' cannot be imported",
-        "train.optimizer_args={momentum: 1}": "optimizer_args do not fit torch.optim.AdamW",
-    }.items():
-        with pytest.raises(DiffpoError, match=words):
-            train(make_config(tiny_sd, override))
+    with pytest.raises(DiffpoError, match=r"'torch\.optim\.Adamm'"):
+        train(make_config(tiny_sd, "train.optimizer=torch.optim.Adamm"))
 
 
 def test_nothing_is_called_but_a_class_of_torchs_optimizers(tmp_path, monkeypatch):
@@ -218,6 +213,8 @@ def test_nothing_is_called_but_a_class_of_torchs_optimizers(tmp_path, monkeypatc
         "os.system": "is not a class derived from torch.optim.Optimizer",
         "exits.AdamW": "cannot be imported: SystemExit: bye",
         "torch.optim.Optimizer": "optimizer_args do not fit",
+        "nowhere.AdamW": "cannot be imported",
+        "AdamW": "write package.module.Class",
         "../not_a_module.txt": "write package.module.Class",
         "torch.optim..AdamW": "write package.module.Class",
         "a b.AdamW": "write package.module.Class",
@@ -226,13 +223,13 @@ def test_nothing_is_called_but_a_class_of_torchs_optimizers(tmp_path, monkeypatc
             made(name)
         assert name in str(error.value)
     assert not (tmp_path / "called").exists()
+    with pytest.raises(DiffpoError, match=r"optimizer_args do not fit torch\.optim\.AdamW: .*momentum"):
+        made("torch.optim.AdamW", momentum=1)
 
 
 def test_nan_stops_the_run_and_the_state_before_it_is_kept(tiny_sd, make_config):
     config = make_config(tiny_sd, "train.optimizer=torch.optim.SGD", "train.lr=1e30", "train.max_grad_norm=null")
-    with pytest.raises(
-        DiffpoError, match=r"not finite at step 2; stopped, the state before it is in .*checkpoint-000001"
-    ):
+    with pytest.raises(DiffpoError, match=r"not finite at step 2.*checkpoint-000001"):
         train(config)
     weights, about = lora_file.read_lora(config.output / "checkpoint-000001")
     assert about["step"] == 1 and all(value.isfinite().all() for value in weights.values())
@@ -243,7 +240,7 @@ def test_nan_stops_the_run_and_the_state_before_it_is_kept(tiny_sd, make_config)
 def test_nan_in_the_first_batch(tiny_sd, make_config, monkeypatch):
     monkeypatch.setattr(module, "score", poisoned(module.score))
     config = make_config(tiny_sd)
-    with pytest.raises(DiffpoError, match="loss is not finite at step 1; stopped, there is no good state yet"):
+    with pytest.raises(DiffpoError, match="loss is not finite at step 1"):
         train(config)
     assert not list(config.output.glob("checkpoint-*"))
 
@@ -252,7 +249,7 @@ def test_weights_that_overflow_in_a_step_are_never_saved(tiny_sd, make_config):
     """The loss of that step is still finite, so only the weights show it."""
     options = ("train.optimizer=torch.optim.SGD", "train.optimizer_args={weight_decay: 1e38}", "train.lr=3e38")
     config = make_config(tiny_sd, *options, "train.steps=1", "train.max_grad_norm=null")
-    with pytest.raises(DiffpoError, match="weights are not finite after step 1; stopped, there is no good state yet"):
+    with pytest.raises(DiffpoError, match="weights are not finite after step 1"):
         train(config)
     assert not list(config.output.glob("**/*.safetensors"))
 
@@ -346,7 +343,7 @@ def test_a_margin_that_grows_because_both_errors_rise_is_said_once_in_a_while():
     watch = track.Watch(said.append)
     for step in range(1, 101):
         watch.look(step, {"error/chosen_delta": 0.01, "error/rejected_delta": 0.02, "rewards/margins": 2.5})
-    assert len(said) == 1 and "both errors rise" in said[0]
+    assert len(said) == 1 and all(number in said[0] for number in ("50", "2.5", "0.01", "0.02"))
     healthy = track.Watch(said.append)
     for step in range(1, 101):
         healthy.look(step, {"error/chosen_delta": -0.01, "error/rejected_delta": 0.02, "rewards/margins": 7.5})

@@ -16,9 +16,9 @@ from diffpo.config import Model, ScorerConfig, ScorerTrain, load_config
 from diffpo.models.sd import StableDiffusion
 from diffpo.problems.policy import Policy
 from diffpo.scorers.step import load
-from diffpo.train import step_heldout
-from diffpo.train.checkpoint import check_folder
-from diffpo.train.step_scorer import STATE_NAME, load_data, preference_loss, train_scorer
+from diffpo.train import checkpoint, step_heldout
+from diffpo.train.claim import check_folder
+from diffpo.train.step_scorer import load_data, preference_loss, train_scorer
 
 
 def test_the_loss_is_least_and_zero_at_the_labels_own_odds():
@@ -48,12 +48,12 @@ def test_a_scorer_learns_its_pairs_is_saved_and_scores_the_same_when_loaded(
 
     monkeypatch.setattr(StableDiffusion, "encode_image", average)
     pixel = ["scorer.kind=pixel", f"scorer.clip={tiny_clip}", "scorer.guidance=3"]
-    common = ["train.steps=60", "train.batch_size=8", "train.lr=3e-3", "scorer.times=clean", f"data.cache={tmp_path}"]
+    common = ["train.steps=40", "train.batch_size=8", "train.lr=3e-3", "scorer.times=clean", f"data.cache={tmp_path}"]
     config = make_scorer_config(tiny_sdxl, *common, *(pixel if kind == "pixel" else []))
     folder = train_scorer(config)
     losses = [line["loss"] for line in metrics_of(folder)]
     assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:5])
-    assert not (folder / STATE_NAME).exists() and not list(folder.glob("*.pt"))
+    assert not checkpoint.folders(folder) and not list(folder.glob("*.pt"))
     about = json.loads((folder / "scorer.json").read_text())
     assert about["kind"] == kind and [line["times"] for line in about["held_out"]][:2] == ["clean", "0-199"]
     assert about["held_out"][0]["accuracy"][0] == 1.0 and about["held_out"][0]["pairs"] == 8  # ties are left out
@@ -99,12 +99,12 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tiny_sd, make_scorer_c
     monkeypatch.setattr(verb, "accuracy", stopping)
     with pytest.raises(KeyboardInterrupt):
         train_scorer(config)
-    assert (config.output / STATE_NAME).exists()
+    assert [each.name for each in checkpoint.folders(config.output)] == ["checkpoint-000002"]
     monkeypatch.setattr(verb, "accuracy", real)
     other = make_scorer_config(tiny_sd, f"output={tmp_path / 'cut'}", "train.lr=1e-3")
     for text in (other.to_yaml(), "a: [", None):  # whatever config.yaml says, the state's own settings decide
         (config.output / "config.yaml").write_text(text) if text else (config.output / "config.yaml").unlink()
-        with pytest.raises(DiffpoError, match=r"other settings \(train.lr: 0.01 there, 0.001 here\)"):
+        with pytest.raises(DiffpoError, match=r"train\.lr: 0\.01 there, 0\.001 here"):
             train_scorer(other)
     moved = shutil.copy(config.data.train, tmp_path / "moved.parquet")
     config = make_scorer_config(tiny_sd, f"output={tmp_path / 'cut'}", f"data.train={moved}")
@@ -112,20 +112,38 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tiny_sd, make_scorer_c
     assert load_config(config.output / "config.yaml", kind=ScorerConfig) == config
     assert (config.output / "head.safetensors").read_bytes() == (whole / "head.safetensors").read_bytes()
     assert [line["step"] for line in metrics_of(config.output)] == [1, 2, 3, 4]
+    assert not checkpoint.folders(config.output)
+
+
+def test_a_scorer_does_not_resume_on_other_pairs(tiny_sd, make_scorer_config, tmp_path):
+    origin = {"base": {}, "data_hash": "of other pairs", "pairs_per_update": 4}
+    config = make_scorer_config(tiny_sd)
+    settings = {"settings": config.model_dump(mode="json")}
+    checkpoint.save(config.output, 2, lambda folder: None, {}, {**origin, **settings}, keep=1)
+    with pytest.raises(DiffpoError, match=rf"cannot resume {config.output}/checkpoint-000002: .*of other pairs there"):
+        train_scorer(config)
 
 
 def test_a_scorer_and_a_lora_do_not_share_a_folder(tiny_sd, make_scorer_config, make_config, tmp_path):
-    (tmp_path / "run" / "checkpoint-000002").mkdir(parents=True)
-    (tmp_path / "run" / "config.yaml").write_text(make_config(tiny_sd).to_yaml())
-    with pytest.raises(DiffpoError, match="it holds checkpoint-000002"):
-        train_scorer(make_scorer_config(tiny_sd, f"output={tmp_path / 'run'}"))
-    (tmp_path / "scorer").mkdir()
-    (tmp_path / "scorer" / STATE_NAME).touch()
-    (tmp_path / "scorer" / "config.yaml").write_text(make_scorer_config(tiny_sd).to_yaml())
-    with pytest.raises(DiffpoError, match=f"it holds {STATE_NAME}"):
-        check_folder(make_config(tiny_sd, f"output={tmp_path / 'scorer'}"))
-    with pytest.raises(DiffpoError, match=f"cannot read .*{STATE_NAME}"):
-        train_scorer(make_scorer_config(tiny_sd, f"output={tmp_path / 'scorer'}"))
+    origin = {"base": {}, "data_hash": "d", "pairs_per_update": 4}
+    lora, scorer = (make(tiny_sd, f"output={tmp_path / 'run'}") for make in (make_config, make_scorer_config))
+    for theirs, ours, command in ((lora, scorer, "train"), (scorer, lora, "train-scorer")):
+        settings = {"settings": theirs.model_dump(mode="json")}
+        checkpoint.save(tmp_path / "run", 2, lambda folder: None, {}, {**origin, **settings}, keep=1)
+        with pytest.raises(DiffpoError, match=f"checkpoint-000002.* of a run of `diffpo {command}`"):
+            check_folder(ours)
+        check_folder(theirs)
+
+
+def test_what_older_versions_saved_of_a_scorer_is_refused_with_the_reason(tiny_sd, make_scorer_config, tmp_path):
+    """They kept one file of weights and optimiser, without hashes."""
+    (tmp_path / "old").mkdir()
+    config = make_scorer_config(tiny_sd, f"output={tmp_path / 'old'}")
+    torch.save({"step": 2, "settings": "[]", "module": {}}, tmp_path / "old" / "unfinished.pt")
+    (tmp_path / "old" / "config.yaml").write_text(config.to_yaml())
+    with pytest.raises(DiffpoError, match=r"unfinished\.pt .*older version"):
+        train_scorer(config)
+    assert sorted(path.name for path in (tmp_path / "old").iterdir()) == ["config.yaml", "unfinished.pt"]
 
 
 def test_both_images_of_a_pair_get_the_same_noise_and_time(tiny_sd, make_scorer_config):
