@@ -220,9 +220,9 @@ def export(
 ) -> None:
     """Write the LoRA as other programs read it, with a model card."""
     options = dict(locals())
-    from .export.export import run
+    from .export.export import Export, run
 
-    run(**options)
+    run(Export(**options))
 
 
 @app.command("serve-scorer")

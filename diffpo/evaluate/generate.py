@@ -125,7 +125,7 @@ def _generate(missing: list[dict], out: Path, base: Model, lora, user, batch_siz
 
     first = missing[0]
     pipe = models.load_pipeline(base, first["dtype"], device)
-    family = models.family_class(type(pipe).__name__, base.path)
+    family = models.family_class(base)
     try:
         pipe.scheduler = samplers.SolverScheduler.from_config(pipe.scheduler.config, solver=first["solver"])
     except ValueError as error:

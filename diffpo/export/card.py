@@ -15,7 +15,7 @@ from ..config import Config
 from ..evaluate.charts import read_metrics
 from ..evaluate.manifest import read_manifest
 from ..models import family_class, pipeline_class
-from ..models.single_file import is_one
+from ..models.file_header import is_one
 from ..weights import full
 from ..weights.header import number
 from ..weights.lora_file import FILE_NAME
@@ -46,7 +46,7 @@ def write_card(config: Config, about: dict[str, Any], size: str, output: Path) -
     table = training_table(output)
     base, method = base_name(config.model.path), config.objective.name
     if config.lora is None:
-        network = full.find(output)
+        network = full.WholeNetwork.find(output)
         kind, title = json.loads((network / "config.json").read_text())["_class_name"], TITLE["full"]
         trained, tags, more = "all weights", [], ", " + kind
         load = f'pipe.{network.name} = {kind}.from_pretrained("FOLDER_OF_THIS_FILE", subfolder="{network.name}")'
@@ -55,7 +55,7 @@ def write_card(config: Config, about: dict[str, Any], size: str, output: Path) -
         trained, tags, more, title = f"{kind}rank {config.lora.rank}", ["lora"], "", LORA
         load = f'pipe.load_lora_weights("FOLDER_OF_THIS_FILE", weight_name="{FILE_NAME}")'
         if config.lora.kind == "lokr":  # which diffusers' pipelines do not read, and its networks do
-            part = family_class(pipeline_class(config.model), config.model.path).component
+            part = family_class(config.model).component
             file = f'"FOLDER_OF_THIS_FILE", weight_name="{FILE_NAME}", prefix="{part}"'
             load = f"pipe.{part}.load_lora_adapter({file})"
     tags += ["text-to-image", "preference-optimization", method]

@@ -10,11 +10,15 @@ from torch import Tensor
 
 from ..common.errors import DiffpoError
 from ..data.cache import content_key
-from .family import Family
+from .family import Family, no_users
 
 
 class DiT(Family):
+    pipelines = ("DiTPipeline",)
     network_class = "DiTTransformer2DModel"
+    repeated_blocks = ("BasicTransformerBlock",)
+    feature_blocks = "transformer_blocks"
+    fsdp2 = False  # it uses a part of its first block from outside of it, where the block is not gathered
 
     def predict(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         output = network(x_t.to(self.dtype), timestep=self.told(t), class_labels=cond["class_labels"]).sample
@@ -40,8 +44,12 @@ class DiT(Family):
     def text_features(self, cond: dict[str, Tensor]) -> list[Tensor]:
         return [torch.nn.functional.one_hot(cond["class_labels"], self.classes + 1).float()]
 
-    def _meta_cond(self, network: torch.nn.Module, n: int) -> dict[str, Tensor]:
+    def meta_cond(self, network: torch.nn.Module, n: int) -> dict[str, Tensor]:
         return {"class_labels": torch.zeros(n, dtype=torch.long, device="meta")}
+
+    @classmethod
+    def text_width(cls, network: torch.nn.Module) -> int:
+        raise no_users(network)
 
     @classmethod
     def painting(

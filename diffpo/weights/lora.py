@@ -16,7 +16,7 @@ from .sharding import like, whole
 if TYPE_CHECKING:
     import torch
 
-ADAPTER = "default"
+ADAPTER, REFERENCE = "default", "reference"  # names of the policy's adapter, and of a moving reference's
 
 
 def add_lora(network: torch.nn.Module, lora: Lora, targets: Sequence[str], seed: int = 0) -> list[torch.nn.Parameter]:

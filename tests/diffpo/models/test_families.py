@@ -207,7 +207,7 @@ def test_the_lora_of_a_released_model_has_its_closed_form_size(folder, tmp_path,
         (tmp_path / part).write_text((folder(name) / part).read_text())
     (tmp_path / "transformer").mkdir()
     pipeline = json.loads((tmp_path / "model_index.json").read_text())["_class_name"]
-    config = {"_class_name": models.family_class(pipeline, released).network_class, **settings}
+    config = {"_class_name": models.built_in()[pipeline].network_class, **settings}
     (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
     family = family_of(tmp_path)
     network = family.meta_network()

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from diffpo import models
 from diffpo.common.errors import DiffpoError
 from diffpo.export import kohya
+from diffpo.models.sdxl import StableDiffusionXL
 from diffpo.weights import lora, lora_apply, lora_change, lora_file, lora_forms, lora_names
 
 ATTENTION = "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
@@ -117,7 +118,7 @@ def test_kohyas_names_of_sdxls_original_network(unet, tmp_path):
     layers += ["time_embedding.linear_2", "add_embedding.linear_1", "down_blocks.0.downsamplers.0.conv"]
     made = factors(unet, layers)
     changes = {layer: lora_change.Change("lora", {"down": a, "up": b}, 1.5) for layer, (a, b) in made.items()}
-    state = kohya.convert("StableDiffusionXLPipeline", unet, changes)
+    state = kohya.convert(StableDiffusionXL, unet, changes)
     assert "lora_unet_input_blocks_0_0.alpha" in state and "lora_unet_middle_block_1_proj_in.alpha" in state
     deltas = {layer: 1.5 * torch.einsum("or,ri...->oi...", b.flatten(1), a) for layer, (a, b) in made.items()}
     does(unet, written(tmp_path / "a.safetensors", state), deltas)
