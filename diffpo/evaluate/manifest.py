@@ -150,8 +150,8 @@ def check_same_run(out: Path, done: list[dict], arms: Mapping[str, Generation], 
             before = row.get(key)
             if before != value:
                 raise DiffpoError(
-                    f"{out}/manifest.jsonl was made with {key}={before!r} ({row['arm']}, prompt {row['index']}), now it "
-                    f"is {value!r}; {_advice(key, before)}choose another output folder, or delete this one to start anew"
+                    f"{out}/manifest.jsonl was made with {key}={before!r} ({row['arm']}, prompt {row['index']}), "
+                    f"now it is {value!r}; {_advice(key, before)}choose another output folder, or delete this one"
                 )
 
 
