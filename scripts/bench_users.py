@@ -28,7 +28,8 @@ from PIL import Image
 
 from diffpo.commands.quickstart import ROOT
 from diffpo.config import load_config
-from diffpo.evaluate import generate, manifest, statistics
+from diffpo.evaluate import generate, statistics
+from diffpo.evaluate.generation import ARMS, Generation
 from diffpo.shapes import oracle
 from diffpo.train.loop import train
 
@@ -155,12 +156,9 @@ def accuracy(output: Path) -> str:
 def measure(output: Path, user_pairs: Path | None, n: int, taste: Taste) -> dict[str, np.ndarray]:
     """What the taste reads in the pictures of ``n`` held-out prompts, by arm."""
     out = output / f"pictures-{user_pairs.stem if user_pairs else 'nobody'}"
-    rows = generate.run(
-        MODEL, "shapes:heldout", out, lora=output, user_pairs=user_pairs, n=n, steps=10, guidance=3.0, batch_size=64
-    )
-    found = {
-        arm: [taste.read(Image.open(out / row["file"])) for row in rows if row["arm"] == arm] for arm in manifest.ARMS
-    }
+    pictures = Generation(MODEL, lora=output, user_pairs=user_pairs, steps=10, guidance=3.0, batch_size=64)
+    rows = generate.run(pictures.arms(), "shapes:heldout", out, n)
+    found = {arm: [taste.read(Image.open(out / row["file"])) for row in rows if row["arm"] == arm] for arm in ARMS}
     return {arm: np.array(values) for arm, values in found.items()}
 
 

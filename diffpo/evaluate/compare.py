@@ -11,7 +11,8 @@ from PIL import Image
 
 from ..common.errors import DiffpoError
 from . import statistics
-from .manifest import ARMS, open_image
+from .generation import ARMS
+from .manifest import open_image
 from .statistics import Estimate
 
 _DIVERSITY_IMAGES, _DIVERSITY_SIZE = 512, 64  # all pairs of more, or of larger pictures, cost minutes and tell no more

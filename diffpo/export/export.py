@@ -85,7 +85,8 @@ def run(export: Export) -> Path:
     weights, about = ({}, full.read_about(file)) if whole else lora_file.read_lora(file)
     lora_hash = trained.file_hash(file)
     measured = evaluation_table(Path(export.results).expanduser(), lora_hash) if export.results else ""
-    family, pipeline = models.family_class(base), models.pipeline_class(base)
+    pipeline = models.pipeline_class(base)
+    family = models.family_class(base, pipeline)
     if to == "kohya":
         kohya.check_family(family)
     if to == "single":

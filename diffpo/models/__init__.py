@@ -66,13 +66,14 @@ def built_in() -> dict[str, type[Family]]:
     return found
 
 
-def family_class(settings: Model) -> type[Family]:
-    """The family of a model: ``settings.family``, or the one here that serves the model's pipeline.
+def family_class(settings: Model, pipeline: str | None = None) -> type[Family]:
+    """The family of a model: ``settings.family``, or the one here that serves the model's pipeline, whose class may be
+    known already.
 
     DiffpoError: no family here serves it; ``settings.family`` cannot be imported, is no whole subclass of `Family`, or
     serves other pipelines.
     """
-    pipeline, families = pipeline_class(settings), built_in()
+    pipeline, families = pipeline or pipeline_class(settings), built_in()
     if settings.family is None:
         if pipeline not in families:
             raise DiffpoError(

@@ -13,6 +13,7 @@ from diffpo.commands import check
 from diffpo.common.errors import DiffpoError
 from diffpo.config import Model
 from diffpo.evaluate import generate
+from diffpo.evaluate.generation import Generation
 from diffpo.export import export
 from diffpo.problems.transitions import guided
 from diffpo.scorers.step.latent import LatentScorer
@@ -101,8 +102,8 @@ def test_a_run_resumes_to_the_same_lora_and_the_pipeline_computes_with_it(folder
 
 
 def test_both_arms_are_generated(folder, run, tmp_path):
-    options = {"family": CLASS, "lora": run, "steps": 2, "height": SIDE, "width": SIDE, "device": "cpu"}
-    rows = generate.run(str(folder), list(methods.CAPTIONS), tmp_path / "out", **options)
+    made = Generation(str(folder), family=CLASS, lora=run, steps=2, height=SIDE, width=SIDE, device="cpu")
+    rows = generate.run(made.arms(), list(methods.CAPTIONS), tmp_path / "out")
     assert len({row["sha256"] for row in rows}) == 4 and {row["arm"] for row in rows} == {"base", "tuned"}
 
 
