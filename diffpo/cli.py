@@ -105,7 +105,7 @@ Family = Annotated[
     str | None,
     typer.Option(
         metavar="MODULE:CLASS",
-        help="Your own class for a pipeline that diffpo has no model family for, as model.family.",
+        help="Your own class for a kind of model that diffpo does not know, as model.family.",
     ),
 ]
 Lora = Annotated[str | None, typer.Option(help="A LoRA file, or the folder of a training run.")]

@@ -178,7 +178,7 @@ def test_users_and_sharding_are_refused_where_they_are_not_known(folder, run, tm
     accelerator = SimpleNamespace(
         distributed_type=SimpleNamespace(value="FSDP"), state=SimpleNamespace(fsdp_plugin=plugin)
     )
-    with pytest.raises(DiffpoError, match="AuraFlowTransformer2DModel.* fsdp2"):
+    with pytest.raises(DiffpoError, match=r"AuraFlowTransformer2DModel.* fsdp2"):
         distributed.check(settings(run, output=tmp_path / "new"), family, accelerator)
 
 
