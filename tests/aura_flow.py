@@ -16,7 +16,7 @@ class AuraFlow(Family):
 
     def predict(self, network, x_t, t, cond):
         text = cond["prompt_embeds"].to(self.dtype)
-        return network(x_t.to(self.dtype), text, self.told(t) / self.train_timesteps).sample
+        return network(x_t.to(self.dtype), text, self.network_time(t) / self.train_timesteps).sample
 
     @torch.no_grad()
     def encode_text(self, captions):

@@ -81,7 +81,9 @@ def run(export: Export) -> Path:
     file = trained.find(export.lora)
     whole = file.is_dir()
     if whole and (to not in MERGED or export.scale != 1):
-        raise DiffpoError(f"{file} is a whole network, not a LoRA: export it with --to merged or single, no --scale")
+        raise DiffpoError(
+            f"{file} is a whole network, not a LoRA: export it with --to merged or single, without --scale"
+        )
     weights, about = ({}, full.read_about(file)) if whole else lora_file.read_lora(file)
     lora_hash = trained.file_hash(file)
     measured = evaluation_table(Path(export.results).expanduser(), lora_hash) if export.results else ""
@@ -156,8 +158,8 @@ def _check_weights(file: Path, weights: dict[str, torch.Tensor], component: str,
     foreign = [name for name in weights if not re.fullmatch(names, name)]
     if foreign and to not in MERGED:
         raise DiffpoError(
-            f"{file} holds {plain(foreign[0], 200)}, which is no weight of a {component}'s LoRA as diffpo writes it; "
-            f"give the LoRA of a training run, or use --to merged, which takes others too"
+            f"{file} holds {plain(foreign[0], 200)}, which is not a LoRA weight that diffpo writes for a {component}; "
+            f"export the LoRA of a training run, or use --to merged, which takes other LoRAs too"
         )
     for name, value in weights.items():
         # LyCORIS writes alphas that mean nothing, and in half precision are infinite

@@ -33,11 +33,11 @@ def read_header(file: Path, path: str) -> tuple[dict[str, Weight], dict[str, str
     from safetensors import safe_open
 
     if "://" in path:
-        raise DiffpoError(f"{path} is an address: fetch the file (`hf download OWNER/NAME FILE`) and name it here")
+        raise DiffpoError(f"{path} is a URL: download the file (`hf download OWNER/NAME FILE`) and give its path")
     if not os.path.isfile(file):
         raise DiffpoError(
-            f"there is no file {file} (relative paths start from {Path.cwd()}). One of the hub is fetched with `hf "
-            f"download OWNER/NAME FILE`, which prints its place"
+            f"there is no file {file} (relative paths start from {Path.cwd()}). To fetch a file from the hub, run "
+            f"`hf download OWNER/NAME FILE`, which prints its path"
         )
     try:
         with open(file, "rb") as opened:

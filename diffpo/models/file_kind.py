@@ -1,4 +1,4 @@
-"""What a model's file is, told by the names and shapes of its weights."""
+"""Which model a file holds, by the names and shapes of its weights."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def kind_of(file: Path, weights: dict[str, Weight]) -> str:
     example = f", e.g. {plain(min(weights), 200)}" if weights else ""
     known = ", ".join(layout.title for layout in LAYOUTS.values())
     raise DiffpoError(
-        f"{file} is no model that is known here ({len(weights)} weights{example}). One file can hold {known}; other "
+        f"{file} is not a model that diffpo knows ({len(weights)} weights{example}). One file can hold {known}; other "
         f"families are read from a pipeline's folder"
     )
 

@@ -69,7 +69,7 @@ def text_encoder(
 
 @contextlib.contextmanager
 def reading(what: str, configs: str) -> Iterator[None]:
-    """Turns what the loaders raise for weights or configs of another model into one message."""
+    """Turns the loaders' errors for weights or configs of another model into one message."""
     try:
         yield
     except DiffpoError:
@@ -77,8 +77,8 @@ def reading(what: str, configs: str) -> Iterator[None]:
     except Exception as error:  # of diffusers' converters, whatever weights with odd names lead them to
         reason = plain(error, 300) or type(error).__name__
         raise DiffpoError(
-            f"cannot read {what} by the configs of {configs}: {reason}. Those of another model are set with "
-            f"model.config (or --model-config)"
+            f"cannot read {what} with the configs of {configs}: {reason}. To use other configs, set model.config (or "
+            f"--model-config)"
         ) from error
 
 

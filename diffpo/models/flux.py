@@ -36,7 +36,7 @@ class Flux(Family):
             guidance = torch.full((len(x_t),), self.settings.guidance, device=x_t.device)
         output = network(
             pack(x_t.to(self.dtype)),
-            timestep=self.told(t) / self.train_timesteps,
+            timestep=self.network_time(t) / self.train_timesteps,
             guidance=guidance,
             encoder_hidden_states=text,
             pooled_projections=cond["pooled_prompt_embeds"].to(self.dtype),

@@ -47,7 +47,7 @@ class PixArt(Family):
         sizes = {"resolution": cond.get("resolution"), "aspect_ratio": cond.get("aspect_ratio")}
         output = network(
             x_t.to(self.dtype),
-            timestep=self.told(t),
+            timestep=self.network_time(t),
             encoder_hidden_states=cond["prompt_embeds"].to(self.dtype),
             encoder_attention_mask=cond["prompt_attention_mask"],
             added_cond_kwargs={name: value if value is None else value.to(self.dtype) for name, value in sizes.items()},

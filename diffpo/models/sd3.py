@@ -30,7 +30,7 @@ class StableDiffusion3(Family):
     def predict(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         return network(
             x_t.to(self.dtype),
-            timestep=self.told(t),
+            timestep=self.network_time(t),
             encoder_hidden_states=cond["prompt_embeds"].to(self.dtype),
             pooled_projections=cond["pooled_prompt_embeds"].to(self.dtype),
             **self._user(cond),

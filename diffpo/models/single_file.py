@@ -78,15 +78,15 @@ class SingleFile:
     # ---- whose configs
 
     def _default(self) -> str:
-        told = {"v": True, "epsilon": False}.get(self.metadata.get("modelspec.prediction_type", ""))
-        told = True if "v_pred" in self.weights else told
-        if self.kind == "sd2" and told is None:
+        velocity = {"v": True, "epsilon": False}.get(self.metadata.get("modelspec.prediction_type", ""))
+        velocity = True if "v_pred" in self.weights else velocity
+        if self.kind == "sd2" and velocity is None:
             raise DiffpoError(
                 f"{self.file} is {self.layout.title}, and does not say if it predicts noise or v: set model.config (or "
                 f"--model-config) to sd2 or to sd2{VELOCITY}. The released models for 768 px predict v"
             )
         if self.kind in released.PIPELINES:
-            return self.kind + (VELOCITY if told else "")
+            return self.kind + (VELOCITY if velocity else "")
         inner = self.parts[self.component]
         if self.kind == "flux":
             return HUB["flux-dev" if "guidance_in.in_layer.weight" in inner else "flux-schnell"]
@@ -173,7 +173,7 @@ class SingleFile:
             channels = takes[0] if takes else 0
             known = f" It is {INPUTS[channels]}." if channels in INPUTS else ""
             raise DiffpoError(
-                f"the network in {self.file} takes {channels} channels, and one by the configs of {self.name} takes "
+                f"the network in {self.file} takes {channels} input channels, and the configs of {self.name} have "
                 f"{wanted}.{known} Name a text-to-image model, or its own configs with model.config (--model-config)"
             )
         absent = [
@@ -199,7 +199,7 @@ class SingleFile:
         here = sum(value.numel() for value in module.state_dict().values())
         if there != here:
             raise DiffpoError(
-                f"the {part} in {self.file} has {there:,} weights, and one by the configs of {self.name} has {here:,}: "
+                f"the {part} in {self.file} has {there:,} weights, and by the configs of {self.name} it has {here:,}: "
                 f"set model.config (or --model-config) to a pipeline of the same architecture"
             )
 

@@ -198,16 +198,14 @@ def test_nobody_is_logged_in_without_a_network(monkeypatch):
 
 
 def test_the_command_line_hands_its_options_on(monkeypatch):
-    asked = {}
-    monkeypatch.setattr(export, "run", lambda **options: asked.update(options))
-    words = (
-        "--lora a --to single --model b --model-config g --out c --dtype bfloat16 --scale 0.5 --results d --push e/f"
-    )
-    monkeypatch.setattr("sys.argv", ["diffpo", "export", *words.split()])
+    asked = []
+    monkeypatch.setattr(export, "run", asked.append)
+    words = "--lora a --to single --model b --model-config g --family m:F --out c --dtype bfloat16 --scale 0.5"
+    monkeypatch.setattr("sys.argv", ["diffpo", "export", *words.split(), "--results", "d", "--push", "e/f"])
     with pytest.raises(SystemExit) as end:
         cli.main()
-    expected = {"lora": "a", "to": "single", "model": "b", "out": Path("c"), "dtype": "bfloat16", "results": Path("d")}
-    assert end.value.code == 0 and asked == expected | {"push": "e/f", "scale": 0.5, "model_config": "g"}
+    more = {"model_config": "g", "family": "m:F", "dtype": "bfloat16", "scale": 0.5, "push": "e/f"}
+    assert end.value.code == 0 and asked == [export.Export("a", "single", "b", Path("c"), results=Path("d"), **more)]
 
 
 def test_a_style_from_elsewhere_is_merged_with_its_text_encoder(tiny_sdxl, tmp_path):
@@ -251,5 +249,5 @@ def test_a_merge_of_kohyas_file_is_that_of_the_lora_itself(tiny_sdxl, tmp_path):
 
 def test_the_scale_is_of_merging_alone(tiny_sdxl, tmp_path):
     exports.train(tiny_sdxl, tmp_path / "run")
-    with pytest.raises(DiffpoError, match="--scale is of --to merged"):
+    with pytest.raises(DiffpoError, match="--scale is for --to merged"):
         export.run(export.Export(tmp_path / "run", "kohya", str(tiny_sdxl), tmp_path / "out", scale=0.5))

@@ -88,7 +88,7 @@ def test_flux_at_its_own_width():
 @pytest.mark.parametrize("name", ["sd3", "pixart", "dit"])
 def test_families_without_the_format_are_named(tiny_folder, trained, tmp_path, name):
     run, _ = trained(name)
-    with pytest.raises(DiffpoError, match=r"LoRA for \w+Pipeline cannot be written in kohya's format"):
+    with pytest.raises(DiffpoError, match=r"LoRA for \w+Pipeline.* cannot be written in kohya's format"):
         export.run(export.Export(run, "kohya", str(tiny_folder(name)), tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 

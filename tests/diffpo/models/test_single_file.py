@@ -657,7 +657,7 @@ def test_files_that_are_not_there(one, tmp_path):
     folder, file = one("sd")
     with pytest.raises(DiffpoError, match=r"there is no file .*gone\.safetensors"):
         models.load(Model(path=str(tmp_path / "gone.safetensors")))
-    with pytest.raises(DiffpoError, match=r"https://host/a/b\.safetensors is an address"):
+    with pytest.raises(DiffpoError, match=r"https://host/a/b\.safetensors is a URL"):
         models.load(Model(path="https://host/a/b.safetensors"))
     with pytest.raises(DiffpoError, match=r"holds no model_index\.json.*name the file itself: .*sd\.safetensors"):
         models.load(Model(path=str(file.parent)))

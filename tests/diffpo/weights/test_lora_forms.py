@@ -586,7 +586,7 @@ def test_what_cannot_be_applied_is_named_and_changes_nothing(unet, tmp_path, nam
         ({"r": 2, "lora_alpha": "2"}, "lora_alpha=2"),
         ({"r": 10**400}, "r=1000"),
         ({"r": 2, "use_dora": True}, "use_dora"),
-        ({"r": 2, "alpha_pattern": {"(a+)+$": 2}}, r"alpha_pattern is no layer's name"),
+        ({"r": 2, "alpha_pattern": {"(a+)+$": 2}}, r"alpha_pattern is not the name of a layer"),
         ({"r": 2, "alpha_pattern": [2]}, "alpha_pattern"),
         ({"r": 2, "init_lora_weights": "pissa_niter_4"}, "init_lora_weights=pissa"),
         ({"r": 2, "use_bdlora": {"x": 1}}, "use_bdlora"),
