@@ -81,7 +81,8 @@ def _lokr(key: str, change: Change, parts: tuple[str, ...]) -> dict[str, Tensor]
     """LyCORIS' tensors of a LoKr. Of two whole factors, which have no rank, the scale goes into the first."""
     if len(parts) > 1:
         raise DiffpoError(
-            f"the layers {', '.join(parts)} are one layer in kohya's format, and their LoKrs cannot be combined; use --to merged"
+            f"the layers {', '.join(parts)} are one layer in kohya's format, and their LoKrs cannot be combined; use "
+            f"--to merged"
         )
     factors = dict(change.factors)
     rank = next((len(factors[name]) for name in ("lokr_w2_b", "lokr_w1_b") if name in factors), None)
