@@ -71,7 +71,7 @@ def class_of(pipe: Any, caption: str, classes: int) -> int:
     number = pipe.labels.get(text, int(text) if text.isdecimal() else -1)
     if not 0 <= number < classes:
         raise DiffpoError(
-            f"this model takes one of {classes} classes, not a text, and {caption!r} is not a class: give a number from 0 to "
-            f"{classes - 1}, or a name from id2label in its model_index.json"
+            f"this model takes one of {classes} classes, not a text, and {caption!r} is not a class: give a number "
+            f"from 0 to {classes - 1}, or a name from id2label in its model_index.json"
         )
     return number

@@ -90,7 +90,7 @@ def read(path: Path, parts: Mapping[str, torch.nn.Module]) -> Changes:
         if len(strange) == len(weights):
             some = f"{path} holds no LoRA: none of its {len(weights)} weights is understood"
         raise DiffpoError(
-            f"{some}, e.g. {_some(strange)}. diffpo reads LoRA, DoRA, LoHa, LoKr and differences of weights. Nothing was "
+            f"{some}, e.g. {_some(strange)}. diffpo reads LoRA, DoRA, LoHa, LoKr and weight differences. Nothing was "
             f"applied"
         )
     # what is zero changes nothing, whether or not the model has its layer
