@@ -91,6 +91,21 @@ def test_a_step_of_the_pipeline_is_a_step_with_our_conditions(request, folder, n
     assert expected.std() > 0.01
 
 
+@pytest.mark.parametrize("name", ["sd", "sdxl", *MAKE])
+def test_the_blocks_that_a_family_names_are_those_that_diffusers_computes_again(request, folder, name):
+    family = family_of(request.getfixturevalue(f"tiny_{name}") if name in ("sd", "sdxl") else folder(name))
+    network, seen = family.load_network().train(), set()
+
+    def again(block, *inputs):
+        seen.add(type(block).__name__)
+        return block(*inputs)
+
+    network.enable_gradient_checkpointing(again)
+    cond = conditions(family, ["1" if name == "dit" else "a cat"])
+    family.predict(network, torch.zeros(1, 4, 8, 8), torch.tensor([500]), cond)
+    assert seen == set(family.checkpointed_blocks()) and set(family.repeated_blocks) <= seen
+
+
 @pytest.mark.parametrize("name", ["sd3", "flux"])
 def test_the_flow_is_the_schedulers_own(folder, name):
     family = family_of(folder(name))
