@@ -344,10 +344,10 @@ def test_pictures_that_a_manifest_does_not_describe_are_not_compared(made, tmp_p
 
 def test_files_of_others_are_not_overwritten_by_an_evaluation(made, tmp_path):
     (tmp_path / "report.html").write_text("mine")
-    with pytest.raises(DiffpoError, match=r"report.html is of no evaluation, and would be overwritten"):
+    with pytest.raises(DiffpoError, match=r"report\.html"):
         evaluate.run(tmp_path, made[0])
     (tmp_path / "scores.parquet").write_text("mine too")
-    with pytest.raises(DiffpoError, match=r"scores.parquet is of no evaluation"):
+    with pytest.raises(DiffpoError, match=r"scores\.parquet"):
         evaluate.run(tmp_path, made[0])
     assert (tmp_path / "report.html").read_text() == "mine"
 
