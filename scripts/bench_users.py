@@ -156,7 +156,9 @@ def accuracy(output: Path) -> str:
 def measure(output: Path, user_pairs: Path | None, n: int, taste: Taste) -> dict[str, np.ndarray]:
     """What the taste reads in the pictures of ``n`` held-out prompts, by arm."""
     out = output / f"pictures-{user_pairs.stem if user_pairs else 'none'}"
-    pictures = Generation(MODEL, lora=output, user_pairs=user_pairs, steps=10, guidance=3.0, batch_size=64)
+    # the solver that the tables in docs/users.md were made with
+    options = {"steps": 10, "solver": "dpmpp", "guidance": 3.0, "batch_size": 64}
+    pictures = Generation(MODEL, lora=output, user_pairs=user_pairs, **options)
     rows = generate.run(pictures.arms(), "shapes:heldout", out, n)
     found = {arm: [taste.read(Image.open(out / row["file"])) for row in rows if row["arm"] == arm] for arm in ARMS}
     return {arm: np.array(values) for arm, values in found.items()}
