@@ -17,6 +17,7 @@ import numpy as np
 
 from diffpo import scorers
 from diffpo.commands.quickstart import ROOT
+from diffpo.common import tables
 from diffpo.evaluate import generate, manifest, statistics
 from diffpo.evaluate.generation import Generation
 
@@ -30,10 +31,10 @@ def measure(generation: Generation, out: Path, n: int) -> dict[str, np.ndarray]:
     return scorers.load("shapes").score(images, [row["prompt"] for row in rows])
 
 
-def compared(other: np.ndarray, default: np.ndarray) -> str:
+def compared(other: np.ndarray, default: np.ndarray) -> list[str]:
     prompts = np.arange(len(default))
     found = statistics.mean_difference(other, default, prompts)
-    return f"{other.mean():.3f} | {default.mean():.3f} | {found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+    return [f"{other.mean():.3f}", f"{default.mean():.3f}", f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"]
 
 
 def main() -> None:
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=512)
     parser.add_argument("--out", type=Path, default=Path("runs/bench-default-solver"))
     args = parser.parse_args()
-    print(f"| model | calls | seed | score | {args.against} | default | difference [95 %] |\n" + "| --- " * 7 + "|")
+    print(tables.head(["model", "calls", "seed", "score", args.against, "default", "difference [95 %]"]), flush=True)
     for model in args.models:
         for calls in args.calls:
             for seed in args.seeds:
@@ -57,8 +58,8 @@ def main() -> None:
                     out = args.out / f"{model}-{solver or 'default'}-{calls}-{args.guidance:g}-{seed}"
                     found[solver] = measure(generation, out, args.n)
                 for name in (f"shapes.{each}" for each in SCORES):
-                    texts = compared(found[args.against][name], found[None][name])
-                    print(f"| {model} | {calls} | {seed} | {name.removeprefix('shapes.')} | {texts} |", flush=True)
+                    about = [model, calls, seed, name.removeprefix("shapes.")]
+                    print(tables.row([*about, *compared(found[args.against][name], found[None][name])]), flush=True)
 
 
 if __name__ == "__main__":
