@@ -1,4 +1,4 @@
-"""PPD on the embedded world: users with opposite tastes, learnt together; what users get who were not there.
+"""PPD on the embedded world: users with opposite tastes, learnt together; pictures for users that were not in training.
 
 python scripts/bench_users.py [--taste light] [--out runs/bench-users] [--seeds 0] [--lr 1e-4] [--n 128]
 
@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from diffpo.commands.quickstart import ROOT
+from diffpo.common import tables
 from diffpo.config import load_config
 from diffpo.evaluate import generate, statistics
 from diffpo.evaluate.generation import ARMS, Generation
@@ -119,8 +120,8 @@ def make_data(folder: Path, taste: Taste) -> None:
         pq.write_table(pa.Table.from_pylist(rows), folder / f"{name}.parquet")
         print(f"{name}: {len(rows)} pairs of {users} users", flush=True)
     for number, one in enumerate(taste.names):
-        his = [row for row in rows if row["user_id"] == f"{one} {number}"]
-        pq.write_table(pa.Table.from_pylist(his), folder / f"{one}.parquet")
+        own = [row for row in rows if row["user_id"] == f"{one} {number}"]
+        pq.write_table(pa.Table.from_pylist(own), folder / f"{one}.parquet")
 
 
 def run(method: str, seed: int, lr: float, folder: Path) -> Path:
@@ -155,8 +156,10 @@ def accuracy(output: Path) -> str:
 
 def measure(output: Path, user_pairs: Path | None, n: int, taste: Taste) -> dict[str, np.ndarray]:
     """What the taste reads in the pictures of ``n`` held-out prompts, by arm."""
-    out = output / f"pictures-{user_pairs.stem if user_pairs else 'nobody'}"
-    pictures = Generation(MODEL, lora=output, user_pairs=user_pairs, steps=10, guidance=3.0, batch_size=64)
+    out = output / f"pictures-{user_pairs.stem if user_pairs else 'none'}"
+    # the solver that the tables in docs/users.md were made with
+    options = {"steps": 10, "solver": "dpmpp", "guidance": 3.0, "batch_size": 64}
+    pictures = Generation(MODEL, lora=output, user_pairs=user_pairs, **options)
     rows = generate.run(pictures.arms(), "shapes:heldout", out, n)
     found = {arm: [taste.read(Image.open(out / row["file"])) for row in rows if row["arm"] == arm] for arm in ARMS}
     return {arm: np.array(values) for arm, values in found.items()}
@@ -167,10 +170,8 @@ def line(name: str, found: dict[str, np.ndarray]) -> str:
     seen = ~(np.isnan(found["base"]) | np.isnan(found["tuned"]))
     base, tuned, prompts = found["base"][seen], found["tuned"][seen], np.arange(seen.sum())
     difference, more = statistics.mean_difference(base, tuned, prompts), statistics.win_rate(base, tuned, prompts)
-    return (
-        f"| {name} | {base.mean():.2f} | {tuned.mean():.2f} | "
-        f"{difference.value:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}] | {percent(more)} | {seen.sum()} |"
-    )
+    change = f"{difference.value:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]"
+    return tables.row([name, f"{base.mean():.2f}", f"{tuned.mean():.2f}", change, percent(more), seen.sum()])
 
 
 def main() -> None:

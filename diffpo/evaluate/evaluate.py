@@ -13,7 +13,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from difflib import get_close_matches
 from io import BytesIO
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from .. import scorers
 from ..common import lock
 from ..common.errors import DiffpoError
 from ..common.images import is_picture, passed_over, remarks
+from ..common.names import hint
 from ..common.text import plain, whole
 from ..data.prompts import load_prompts
 from . import charts, generate, report
@@ -97,7 +97,7 @@ def run(
 
 def training_run(folder: str | Path | None, lora: str | None) -> Path | None:
     """The folder of the training run whose curves to show: the given one, else that of the LoRA. DiffpoError if the
-    given one is of no training run."""
+    given one is not of a training run."""
     if folder and not (Path(folder) / "metrics.jsonl").is_file():
         raise DiffpoError(f"{folder} is not the folder of a training run: it holds no metrics.jsonl")
     if folder or lora is None:
@@ -116,25 +116,25 @@ def _check_scoring(scoring: Scoring) -> None:
 
 
 def _check_target(files: dict[str, Path]) -> None:
-    """DiffpoError if one of ``files`` is there and not of an evaluation: it would be overwritten."""
+    """DiffpoError if one of ``files`` exists and is not from an evaluation: it would be overwritten."""
     import pyarrow.parquet as pq
 
     there, table = [path for path in files.values() if os.path.lexists(path)], files["scores.parquet"]
-    try:  # the table is the first to be written
+    try:  # the table is written first
         ours = not there or (table.is_file() and pq.read_schema(table).names == COLUMNS)
     except (OSError, ValueError):
         ours = False
     if not ours:
-        raise DiffpoError(f"{there[0]} is of no evaluation, and would be overwritten; choose another folder with --out")
+        raise DiffpoError(f"{there[0]} is not of an eval, and would be overwritten; choose another folder with --out")
 
 
 def find_pairs(folder: Path, manifest: list[dict], prompts=None, n: int | None = None) -> list[Pair]:
     """The pairs that ``manifest`` lists, or that lie in ``folder`` when it is empty, of the first ``n`` prompts.
 
-    Both arms must hold the same images, under whatever suffixes; files that are no pictures are counted and named.
+    Both arms must hold the same images, under whatever suffixes; other files are counted and named.
     """
     if manifest and prompts is not None:
-        raise DiffpoError(f"{folder}/manifest.jsonl already says the prompts; leave out --prompts")
+        raise DiffpoError(f"{folder}/manifest.jsonl holds the prompts already; leave out --prompts")
     if manifest:
         found = {(r["arm"], r["index"], r["seed"]): (r["prompt"], folder / r["file"]) for r in manifest}
     else:
@@ -151,17 +151,17 @@ def find_pairs(folder: Path, manifest: list[dict], prompts=None, n: int | None =
                 raise DiffpoError(f"{path}: expected images/base or images/tuned/<prompt index>_<seed>.png")
             index, seed = int(digits[1]), int(digits[2] or 0)
             if index >= len(texts):
-                raise DiffpoError(f"{path} has no prompt: {prompts} holds {len(texts)}, counted from 0")
+                raise DiffpoError(f"{path} has no prompt: {prompts} holds {len(texts)} prompts, counted from 0")
             twin = found.setdefault((path.parent.name, index, seed), (texts[index], path))[1]
             if twin != path:
-                raise DiffpoError(f"{twin} and {path} are the same prompt and seed: which of them is it?")
+                raise DiffpoError(f"{twin} and {path} are the same prompt and seed; delete one of them")
         if others:
             print(f"{folder}: passed over {passed_over(others)}")
     keys = {arm: {(i, s) for a, i, s in found if a == arm and (n is None or i < n)} for arm in ARMS}
     for arm, other in (ARMS, ARMS[::-1]):
         if lacking := sorted(keys[other] - keys[arm]):
             path = image_path(folder, arm, *lacking[0])
-            advice = "run the same `diffpo generate` again to fill in"
+            advice = "run the same `diffpo generate` again to make what is missing"
             if not manifest:
                 advice = f"its counterpart is {found[other, *lacking[0]][1]}"
             raise DiffpoError(f"{path} is missing, {len(lacking)} in all; {advice}")
@@ -217,14 +217,12 @@ def _check(name: str, values: np.ndarray, batch: Sequence[Pair], arm: str, optio
 
 
 def _check_train_scorer(train_scorer: str | None, names: list[str]) -> None:
-    """The training scorer need not be measured here, but a misspelt name is an error."""
+    """The training scorer need not be among the scorers, but a misspelt name is an error."""
     if train_scorer is None or train_scorer in names:
         return
     name = scorers.check_name(train_scorer.partition(".")[0])[0]
     if parts := [known for known in names if known.partition(".")[0] == name]:
-        near = get_close_matches(train_scorer, parts, 1)
-        hint = f", did you mean {near[0]!r}?" if near else ""
-        raise DiffpoError(f"unknown training scorer {train_scorer!r}{hint} (there are {', '.join(parts)})")
+        raise DiffpoError(f"unknown training scorer {train_scorer!r}: {hint(train_scorer, parts)}")
 
 
 def _parquet(pairs: Sequence[Pair], scores: dict[str, dict[str, np.ndarray]]) -> bytes:

@@ -157,7 +157,7 @@ def check_same_run(out: Path, done: list[dict], arms: Mapping[str, Generation], 
 
 def _advice(key: str, before: Any) -> str:
     """Which option continues the folder, for the one whose default has changed since the first manifests."""
-    return f"pass --solver {before} to continue it, " if key == "solver" and before is not None else ""
+    return f"continue it with --solver {before} (generate and eval), " if key == "solver" and before is not None else ""
 
 
 def check_comparable(out: Path, rows: list[dict]) -> None:

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from functools import cache
 from typing import TYPE_CHECKING, Literal
 
+from ..common.names import hint
 from . import free, lists, pairwise, single, ties
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def names() -> list[str]:
 def get(name: str) -> Callable[..., Tensor]:
     """The link ``name``; ValueError with the nearest name if there is none."""
     if name not in LINKS:
-        raise ValueError(f"unknown link {name!r}: {_hint(name, names())}")
+        raise ValueError(f"unknown link {name!r}: {hint(name, names())}")
     return LINKS[name]
 
 
@@ -87,7 +87,7 @@ def check(name: str, given: Mapping[str, float]) -> None:
     known = options(name)
     for option, value in given.items():
         if option not in known:
-            raise ValueError(f"the link {name} has no option {option!r}: {_hint(option, list(known))}")
+            raise ValueError(f"the link {name} has no option {option!r}: {hint(option, known)}")
         low, high, closed = RANGES[option]
         if name == "dspo":
             high = 1.0  # there the gradient turns against the chosen image
@@ -130,9 +130,3 @@ def _swapped(quantity: str) -> str:
     if quantity.startswith("chosen"):
         return "rejected" + quantity.removeprefix("chosen")
     return "chosen" + quantity.removeprefix("rejected") if quantity.startswith("rejected") else quantity
-
-
-def _hint(name: str, known: list[str]) -> str:
-    if near := get_close_matches(name, known, 1):
-        return f"did you mean {near[0]}?"
-    return f"there are {', '.join(sorted(known))}" if known else "it has none"

@@ -130,10 +130,10 @@ def test_a_truncated_image_is_named(folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scorers": ("shape",)}, "'shapes'"),
+        ({"scorers": ("shape",)}, "shapes"),
         ({"scorers": ()}, "--scorers"),
-        ({"train_scorer": "shapes.totl"}, "'shapes.total'"),
-        ({"train_scorer": "pikscore"}, "'pickscore'"),
+        ({"train_scorer": "shapes.totl"}, "shapes.total"),
+        ({"train_scorer": "pikscore"}, "pickscore"),
     ],
 )
 def test_scorers_that_there_are_not(folder, options, message):

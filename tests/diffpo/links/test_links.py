@@ -66,7 +66,7 @@ def test_what_is_known_about_links_by_name():
     [
         ("sigmoit", {}, "unknown link 'sigmoit': did you mean sigmoid"),
         ("robust", {"flipp": 0.1}, "no option 'flipp': did you mean flip"),
-        ("ipo", {"tau": 0.1}, "no option 'tau': it has none"),
+        ("ipo", {"tau": 0.1}, "link ipo has no option 'tau'"),
         ("robust", {"flip": 0.5}, "flip of the link robust must be from 0 and below 0.5, not 0.5"),
         ("exo", {"epsilon": 0.0}, "epsilon of the link exo must be above 0"),
         ("dspo", {"weight": 1.0}, "below 1, not 1"),
