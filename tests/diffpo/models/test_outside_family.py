@@ -15,7 +15,8 @@ from diffpo.config import Model
 from diffpo.evaluate import generate
 from diffpo.evaluate.generation import Generation
 from diffpo.export import export
-from diffpo.problems.transitions import guided
+from diffpo.problems.policy import Policy
+from diffpo.problems.regression import Conditioning
 from diffpo.scorers.step.latent import LatentScorer
 from diffpo.train import distributed
 from diffpo.train.loop import train
@@ -76,7 +77,7 @@ def test_a_step_of_the_pipeline_is_a_step_with_our_conditions(folder):
     prompted, empty = ({name: value[i : i + 1] for name, value in cond.items()} for i in (0, 1))
     t = torch.tensor([family.train_timesteps - 1])
     with torch.no_grad():
-        out = guided(family, family.load_network(), noise[None], t, prompted, empty, 3.0)
+        out = Policy(family, family.load_network()).output(noise[None], t, Conditioning(prompted, empty, 3.0))
     found = (family.decode(family.to_x_0(out, noise[None], t)) / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
