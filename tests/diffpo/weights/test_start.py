@@ -156,7 +156,7 @@ def test_what_cannot_be_trained_on_is_refused_with_the_way_out(tiny_sdxl, tmp_pa
         ("ranks", narrow, "layers of rank 1, 2, and a run has one rank; merge it"),
         ("layers", fewer, r"has targets \['to_k', 'to_q', 'to_v'\], .* set lora.targets="),
         ("loha", loha, "no plain LoRA, DoRA or LoKr .* merge it"),
-        ("text", {**tensors, text: torch.ones(2, 16)}, r"text_encoder.*merged first"),
+        ("text", {**tensors, text: torch.ones(2, 16)}, r"text_encoder.*--to merged"),
         ("alpha", {**tensors, f"{layer}.alpha": torch.tensor(1.0)}, "layers of alpha 1, 2, and a run has one alpha"),
     ):
         save_file(changed, tmp_path / f"{name}.safetensors")
