@@ -63,9 +63,9 @@ def test_a_taste_comes_from_other_pairs_of_the_same_user_alone():
 def test_shots_are_drawn_anew_at_each_position_and_only_by_address():
     tastes = users.Tastes(torch.randn(20, 3), ["a"] * 20)
     one = tastes.rows([0] * 8, Draws(0, "train", range(8)))
-    assert torch.equal(tastes.rows([0] * 3, 0, "train", [5, 6, 7]), one[5:])
+    assert torch.equal(tastes.rows([0] * 3, Draws(0, "train", [5, 6, 7])), one[5:])
     assert len(one.unique(dim=0)) == 8
-    assert not torch.equal(tastes.rows([0] * 8, 1, "train", range(8)), one)
+    assert not torch.equal(tastes.rows([0] * 8, Draws(1, "train", range(8))), one)
 
 
 def test_someone_with_two_pairs_is_needed():
