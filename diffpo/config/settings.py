@@ -18,6 +18,7 @@ class Model(Section):
     """A diffusers pipeline, a local folder or a hub id; or one file, .safetensors (docs/models.md)."""
 
     path: str
+    family: str | None = None  # of a pipeline that diffpo has no family for: package.module:Class (docs/extending.md)
     config: str | None = None  # of one file: whose configs it has; a folder, a hub id, sd1, sd2, sd2-v, sdxl or sdxl-v
     revision: str | None = None
     variant: str | None = None  # e.g. fp16: which weight files are read, not the precision of the training

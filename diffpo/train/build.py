@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import torch
 
 from .. import links, models
 from ..common.errors import DiffpoError
+from ..common.imports import load_attribute
 from ..common.text import plain
 from ..common.worker import Worker
 from ..config import Config, Optimisation
@@ -133,25 +133,22 @@ def load_data(config: Config, family: Family, accelerator: Accelerator) -> Sourc
 
 
 def make_optimizer(settings: Optimisation, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """An optimiser class by its dotted path, e.g. torch.optim.AdamW or bitsandbytes.optim.AdamW8bit. Its module is
-    imported, which runs the module; the class is called only if it is derived from torch's Optimizer."""
-    path = settings.optimizer
-    module, _, name = path.rpartition(".")
-    refusal = f"train.optimizer {plain(path, 200)!r}"
-    if not module or not all(part.isidentifier() for part in path.split(".")):
-        raise DiffpoError(f"{refusal} cannot be imported: write package.module.Class, e.g. torch.optim.AdamW")
+    """An optimiser class by its path, e.g. torch.optim.AdamW or bitsandbytes.optim:AdamW8bit. Its module is imported,
+    which runs the module; the class is called only if it is derived from torch's Optimizer."""
+    path, kind = settings.optimizer, "a class derived from torch.optim.Optimizer"
     try:
-        cls = getattr(importlib.import_module(module), name)
-    except (Exception, SystemExit) as error:  # a module that is imported may raise anything
-        advice = 'pip install "diffpo[quantised]"' if module.startswith("bitsandbytes") else "is its package installed?"
-        reason = plain(f"{type(error).__name__}: {error}", 300)
-        raise DiffpoError(f"{refusal} cannot be imported: {reason}; {advice}") from None
-    if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
-        raise DiffpoError(f"{refusal} is not a class derived from torch.optim.Optimizer")
+        cls = load_attribute(path, "train.optimizer", kind, _is_optimizer)
+    except DiffpoError as error:
+        advice = ' (pip install "diffpo[quantised]")' if path.startswith("bitsandbytes") else ""
+        raise DiffpoError(f"{error}{advice}") from None
     try:
         return cls(parameters, lr=settings.lr, **settings.optimizer_args)
     except Exception as error:  # each class has its own checks of its arguments
         raise DiffpoError(f"train.optimizer_args do not fit {path}: {plain(error, 300)}") from None
+
+
+def _is_optimizer(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
 
 
 def make_schedule(settings: Optimisation, optimizer: torch.optim.Optimizer) -> Any:

@@ -36,7 +36,7 @@ ADVICE = "Lower train.lr or raise objective.beta (in a new output folder), or us
 
 
 def train(config: Config) -> Path:
-    """Train ``config``'s LoRA or network into ``config.output``, or resume it there; returns what `trained.save` wrote.
+    """Train ``config``'s LoRA or network into ``config.output``, or resume it there; returns what `Weights.save` wrote.
 
     Raises DiffpoError on bad input, if another run is at work in the folder, on a NaN (with the last good state saved)
     and on a full disk, and Interrupted after SIGINT or SIGTERM once the step is finished and saved.
@@ -49,7 +49,7 @@ def train(config: Config) -> Path:
             repeat(run, learner, sources)
             finish(run, learner, sources)
     run.accelerator.wait_for_everyone()
-    done = trained.place(config.output, learner.policy.network, learner.policy.family.component)
+    done = learner.weights.place(config.output, learner.policy.family.component)
     run.say(f"the {'LoRA' if config.lora else 'network'} is in {done}")
     return done
 
@@ -96,6 +96,7 @@ class Learner:
 
     config: Config
     policy: Policy  # the bare network
+    weights: trained.Weights  # of it
     update: Updater
     optimizer: Any
     schedule: Any
@@ -113,9 +114,8 @@ class Learner:
         }
 
     def writer(self, step: int) -> Callable[[Path], None]:
-        family, network = self.policy.family, self.policy.network
-        weights, about = trained.gather(network), {**self.about, "step": step}
-        return lambda folder: trained.save(folder, network, weights, family.component, about)
+        gathered, about = self.weights.gather(), {**self.about, "step": step}
+        return lambda folder: self.weights.save(folder, gathered, self.policy.family.component, about)
 
     def state(self) -> dict[str, Any]:
         accelerator = self.update.accelerator
@@ -132,7 +132,7 @@ class Learner:
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
         scaler = self.update.accelerator.scaler
-        trained.restore(folder, self.policy.network, self.policy.family.component)
+        self.weights.restore(folder, self.policy.family.component)
         distributed.load_optimizer(self.optimizer, state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         if "users" in state:
@@ -149,12 +149,13 @@ def make_learner(run: Run) -> tuple[Learner, Sources]:
     family = models.load(config.model, settings.precision, config.data.resolution)
     distributed.check(config, family, accelerator)
     sources = load_data(config, family, accelerator)
-    network = trained.load_network(config, family, distributed.place(accelerator))
+    weights = trained.load(config, family, distributed.place(accelerator))
+    network = weights.network
     meter = Meter(network, accelerator)
-    for copy in trained.frozen(network):
+    for copy in weights.frozen():
         meter.watch(copy)
     base = identity.base_identity(network, config.model.path)
-    parameters = trained.begin(config, family, network)
+    parameters = weights.begin(config, family)
     if config.objective.users:
         parameters += users.attach(network, sources.tastes.scale, settings.seed).parameters()
     bare = Policy(family, network, accelerator.autocast)
@@ -164,8 +165,8 @@ def make_learner(run: Run) -> tuple[Learner, Sources]:
     if settings.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     if settings.compile:
-        for each in (network, *trained.frozen(network)):
-            distributed.compile_blocks(each)
+        for each in (network, *weights.frozen()):
+            distributed.compile_blocks(family, each)
     optimizer = make_optimizer(settings, parameters)
     schedule = make_schedule(settings, optimizer)
     wrapped, optimizer = distributed.prepare(accelerator, network, optimizer)
@@ -177,4 +178,4 @@ def make_learner(run: Run) -> tuple[Learner, Sources]:
         "data_hash": sources.hash,
         "pairs_per_update": update.per_update,
     }
-    return Learner(config, bare, update, optimizer, schedule, meter, about), sources
+    return Learner(config, bare, weights, update, optimizer, schedule, meter, about), sources

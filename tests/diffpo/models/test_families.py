@@ -13,6 +13,7 @@ from diffpo import models
 from diffpo.common.errors import DiffpoError
 from diffpo.config import Lora, Model
 from diffpo.evaluate import generate
+from diffpo.evaluate.generation import Generation
 from diffpo.models.identity import base_identity
 from diffpo.problems.policy import Policy
 from diffpo.problems.regression import Conditioning
@@ -91,6 +92,21 @@ def test_a_step_of_the_pipeline_is_a_step_with_our_conditions(request, folder, n
     assert expected.std() > 0.01
 
 
+@pytest.mark.parametrize("name", ["sd", "sdxl", *MAKE])
+def test_the_blocks_that_a_family_names_are_those_that_diffusers_computes_again(request, folder, name):
+    family = family_of(request.getfixturevalue(f"tiny_{name}") if name in ("sd", "sdxl") else folder(name))
+    network, seen = family.load_network().train(), set()
+
+    def again(block, *inputs):
+        seen.add(type(block).__name__)
+        return block(*inputs)
+
+    network.enable_gradient_checkpointing(again)
+    cond = conditions(family, ["1" if name == "dit" else "a cat"])
+    family.predict(network, torch.zeros(1, 4, 8, 8), torch.tensor([500]), cond)
+    assert seen == set(family.checkpointed_blocks()) and set(family.repeated_blocks) <= seen
+
+
 @pytest.mark.parametrize("name", ["sd3", "flux"])
 def test_the_flow_is_the_schedulers_own(folder, name):
     family = family_of(folder(name))
@@ -104,7 +120,7 @@ def test_the_flow_is_the_schedulers_own(folder, name):
         sigmas, timesteps = scheduler.sigmas.flip(0), scheduler.timesteps.flip(0)
     t = torch.arange(1000)
     torch.testing.assert_close(family.alpha_sigma(t)[1].flatten(), sigmas.float())
-    torch.testing.assert_close(family.told(t), timesteps.float(), rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(family.network_time(t), timesteps.float(), rtol=1e-5, atol=1e-3)
     x_0, noise = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     few = torch.tensor([0, 400, 999])
     x_t, target = family.add_noise(x_0, noise, few), family.target(x_0, noise, few)
@@ -150,10 +166,10 @@ def test_both_arms_are_painted_from_the_same_noise(folder, tmp_path, name):
     prompts = [methods.CAPTIONS[0], methods.CAPTIONS[1]]
     size = {} if name == "dit" else {"height": SIDE, "width": SIDE}  # FLUX and PixArt-alpha would take 128 latents
     options = {"lora": tmp_path / lora_file.FILE_NAME, "steps": 2, "guidance": 2.0, "device": "cpu", **size}
-    rows = generate.run(folder(name), prompts, tmp_path / "out", batch_size=2, **options)
+    rows = generate.run(Generation(folder(name), batch_size=2, **options).arms(), prompts, tmp_path / "out")
     shots = {arm: [row["sha256"] for row in rows if row["arm"] == arm] for arm in ("base", "tuned")}
     assert shots["base"] == shots["tuned"] and len(set(shots["base"])) == 2
-    alone = generate.run(folder(name), prompts[:1], tmp_path / "alone", batch_size=1, **options)
+    alone = generate.run(Generation(folder(name), batch_size=1, **options).arms(), prompts[:1], tmp_path / "alone")
     with (
         Image.open(tmp_path / "out" / rows[0]["file"]) as one,
         Image.open(tmp_path / "alone" / alone[0]["file"]) as other,
@@ -173,7 +189,7 @@ def test_both_arms_are_painted_from_the_same_noise(folder, tmp_path, name):
 )
 def test_what_a_pipeline_cannot_do_is_said(folder, tmp_path, name, options, said):
     with pytest.raises(DiffpoError, match=said):
-        generate.run(folder(name), [methods.CAPTIONS[0]], tmp_path, steps=1, device="cpu", **options)
+        generate.run(Generation(folder(name), steps=1, device="cpu", **options).arms(), [methods.CAPTIONS[0]], tmp_path)
 
 
 @pytest.mark.parametrize("name", list(MAKE))
@@ -183,8 +199,8 @@ def test_a_size_that_is_no_whole_number_of_tokens_is_refused(folder, name):
 
 
 def test_a_caption_that_is_no_class_is_named(folder, tmp_path):
-    with pytest.raises(DiffpoError, match="knows 1000 classes and no texts, and 'a dog' is none"):
-        generate.run(folder("dit"), ["a dog"], tmp_path, steps=1, device="cpu")
+    with pytest.raises(DiffpoError, match=r"1000 classes.*'a dog'"):
+        generate.run(Generation(folder("dit"), steps=1, device="cpu").arms(), ["a dog"], tmp_path)
 
 
 # transformer/config.json of the released models where it differs from the class's defaults; their published number of
@@ -208,7 +224,7 @@ def test_the_lora_of_a_released_model_has_its_closed_form_size(folder, tmp_path,
         (tmp_path / part).write_text((folder(name) / part).read_text())
     (tmp_path / "transformer").mkdir()
     pipeline = json.loads((tmp_path / "model_index.json").read_text())["_class_name"]
-    config = {"_class_name": models.family_class(pipeline, released).network_class, **settings}
+    config = {"_class_name": models.built_in()[pipeline].network_class, **settings}
     (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
     family = family_of(tmp_path)
     network = family.meta_network()

@@ -13,6 +13,7 @@ from diffpo.data.batches import Batches
 from diffpo.data.groups import load_groups
 from diffpo.data.judgement import Judgement
 from diffpo.evaluate import generate
+from diffpo.evaluate.generation import Generation
 from diffpo.models.identity import base_identity
 from diffpo.models.released import UNET_XL
 from diffpo.objective.reference import Reference
@@ -242,7 +243,7 @@ def test_models_that_cannot_be_had(tmp_path, tiny_sd):
     with pytest.raises(DiffpoError, match=str(tmp_path)):
         family_of(tmp_path)
     (tmp_path / "model_index.json").write_text('{"_class_name": "WuerstchenPriorPipeline"}')
-    with pytest.raises(DiffpoError, match=r"WuerstchenPriorPipeline; diffpo trains StableDiffusionPipeline"):
+    with pytest.raises(DiffpoError, match=r"WuerstchenPriorPipeline.*StableDiffusionPipeline.*model\.family"):
         family_of(tmp_path)
 
 
@@ -268,4 +269,4 @@ def test_what_a_solver_cannot_do_is_one_message(tiny_sd, tmp_path):
     path = copy / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "beta_schedule": "squaredcos_cap_v2"}))
     with pytest.raises(DiffpoError, match="prediction"):
-        generate.run(str(copy), ["a cat"], tmp_path / "out", steps=2, guidance=1.0)
+        generate.run(Generation(copy, steps=2, guidance=1.0).arms(), ["a cat"], tmp_path / "out")

@@ -10,10 +10,11 @@ from whole_networks import file_of, move, ready, same
 
 from diffpo.common.errors import DiffpoError
 from diffpo.evaluate import generate
+from diffpo.evaluate.generation import Generation
 from diffpo.export import export
 from diffpo.models.identity import base_identity
 from diffpo.train.checkpoint import disk_errors
-from diffpo.weights import full, lora, trained
+from diffpo.weights import lora, trained
 
 
 @pytest.fixture
@@ -25,16 +26,19 @@ def run(tiny_sd, make_config, tmp_path):
     move(parameters)
     for folder in (tmp_path / "run", tmp_path / "run" / "checkpoint-000005"):
         folder.mkdir()
-        trained.save(folder, network, trained.gather(network), "unet", about)
+        trained.of(network).save(folder, None, "unet", about)
     return tmp_path / "run"
 
 
 def test_generate_paints_with_the_trained_network_and_export_merged_too(tiny_sd, run, tmp_path):
-    options = {"steps": 2, "height": 16, "width": 16, "device": "cpu", "prompts": ["a red cat", "a dog"]}
-    rows = generate.run(str(tiny_sd), out=tmp_path / "both", lora=run, **options)
-    alone = generate.run(str(tiny_sd), out=tmp_path / "alone", **options)
-    export.run(run, "merged", str(tiny_sd), tmp_path / "merged")
-    merged = generate.run(str(tmp_path / "merged"), out=tmp_path / "again", **options)
+    def generated(name, model, lora=None):
+        made = Generation(model, lora=lora, steps=2, height=16, width=16, device="cpu")
+        return generate.run(made.arms(), ["a red cat", "a dog"], tmp_path / name)
+
+    rows = generated("both", tiny_sd, run)
+    alone = generated("alone", tiny_sd)
+    export.run(export.Export(run, "merged", str(tiny_sd), tmp_path / "merged"))
+    merged = generated("again", tmp_path / "merged")
 
     def hashes(rows, arm):
         return [row["sha256"] for row in rows if row["arm"] == arm]
@@ -45,7 +49,7 @@ def test_generate_paints_with_the_trained_network_and_export_merged_too(tiny_sd,
     # a lost picture is painted again by its own arm
     for arm in ("base", "tuned"):
         (tmp_path / "both" / "images" / arm / "00001_0.png").unlink()
-    assert generate.run(str(tiny_sd), out=tmp_path / "both", lora=run / "checkpoint-000005", **options) == [
+    assert generated("both", tiny_sd, run / "checkpoint-000005") == [
         {**row, "lora": row["lora"] and str(run / "checkpoint-000005")} if row["index"] == 1 else row for row in rows
     ]
     unet = lora.network_of(fresh(tmp_path / "merged"))
@@ -59,28 +63,28 @@ def test_generate_paints_with_the_trained_network_and_export_merged_too(tiny_sd,
 )
 def test_an_export_as_a_lora_is_refused(tiny_sd, run, tmp_path, to, options):
     with pytest.raises(DiffpoError, match="is a whole network, not a LoRA: export it with --to merged"):
-        export.run(run, to, str(tiny_sd), tmp_path / "out", **options)
+        export.run(export.Export(run, to, str(tiny_sd), tmp_path / "out", **options))
 
 
 def test_what_does_not_belong_to_the_base_is_refused_before_a_picture_is_made(tiny_sd, run, tmp_path):
-    options = {"steps": 2, "height": 16, "width": 16, "device": "cpu"}
-    other = make_sd(tmp_path / "other", seed=7)
-    with pytest.raises(DiffpoError, match="trained from another base model"):
-        generate.run(str(other), ["a cat"], tmp_path / "a", lora=run, **options)
+    def refused(name, model, match):
+        made = Generation(model, lora=run, steps=2, height=16, width=16, device="cpu")
+        with pytest.raises(DiffpoError, match=match):
+            generate.run(made.arms(), ["a cat"], tmp_path / name)
+
+    refused("a", make_sd(tmp_path / "other", seed=7), "trained from another base model")
     weights = file_of(run)
     whole = weights.read_bytes()
     weights.write_bytes(whole[:100])
-    with pytest.raises(DiffpoError, match=r"cannot read the weights .*truncated"):
-        generate.run(str(tiny_sd), ["a cat"], tmp_path / "b", lora=run, **options)
+    refused("b", tiny_sd, r"cannot read the weights .*truncated")
     weights.unlink()
-    with pytest.raises(DiffpoError, match="do not fit the model"):
-        generate.run(str(tiny_sd), ["a cat"], tmp_path / "c", lora=run, **options)
+    refused("c", tiny_sd, "do not fit the model")
     assert not list(tmp_path.glob("?/images/*/*.png"))
 
 
 def test_sharded_files_are_read_whole(tiny_sd, run):
     """Diffusers splits large networks."""
-    folder = full.find(run)
+    folder = trained.find(run)
     unet = diffusers.UNet2DConditionModel.from_pretrained(folder)
     expected = output(unet)
     file_of(run).unlink()
@@ -100,7 +104,7 @@ def test_a_full_disk_keeps_what_was_there(tiny_sd, make_config, run):
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_of(run).stat().st_size // 2, limits[1]))
     try:
         with pytest.raises(DiffpoError, match=r"cannot write into .*File too large"), disk_errors(run):
-            trained.save(run, network, None, "unet", {})
+            trained.of(network).save(run, None, "unet", {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert trained.file_hash(run) == before and not list(run.glob(".*"))

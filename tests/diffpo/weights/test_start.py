@@ -10,6 +10,7 @@ from diffpo import models
 from diffpo.common.errors import DiffpoError
 from diffpo.config import Lora, Model
 from diffpo.export import export
+from diffpo.models.flux import Flux
 from diffpo.train.loop import train
 from diffpo.weights import lora, lora_apply, lora_file
 
@@ -108,7 +109,9 @@ def started(path, file, **settings):
 def test_it_may_be_of_any_form(tiny_sdxl, tmp_path, form):
     network = exports.train(tiny_sdxl, tmp_path / "run", rank=2, alpha=3 if form == "kohya" else 2)
     if form == "kohya":
-        file = export.run(tmp_path / "run", "kohya", str(tiny_sdxl), tmp_path / "out") / "out.safetensors"
+        file = (
+            export.run(export.Export(tmp_path / "run", "kohya", str(tiny_sdxl), tmp_path / "out")) / "out.safetensors"
+        )
     else:
         before = {"peft": "base_model.model.", "bare": ""}[form]
         tensors = load_file(tmp_path / "run" / lora_file.FILE_NAME)
@@ -129,7 +132,7 @@ def test_layers_that_are_one_in_kohyas_flux_are_taken_apart(tiny_folder, tmp_pat
     network = exports.train(tiny_folder("flux"), tmp_path / "run", rank=2, alpha=3, targets=targets)
     bare = models.load(Model(path=str(tiny_folder("flux")))).load_network()
     changed = lora_forms.read(tmp_path / "run" / lora_file.FILE_NAME, {"transformer": bare})["transformer"]
-    state = kohya.convert("FluxPipeline", bare, lora_change.by_layer(changed))
+    state = kohya.convert(Flux, bare, lora_change.by_layer(changed))
     assert state["lora_unet_single_blocks_1_linear1.lora_down.weight"].shape[0] == 8
     save_file(state, tmp_path / "kohya.safetensors")
     found = started(tiny_folder("flux"), tmp_path / "kohya.safetensors", rank=2, alpha=3, targets=targets)
@@ -153,7 +156,7 @@ def test_what_cannot_be_trained_on_is_refused_with_the_way_out(tiny_sdxl, tmp_pa
         ("ranks", narrow, "layers of rank 1, 2, and a run has one rank; merge it"),
         ("layers", fewer, r"has targets \['to_k', 'to_q', 'to_v'\], .* set lora.targets="),
         ("loha", loha, "no plain LoRA, DoRA or LoKr .* merge it"),
-        ("text", {**tensors, text: torch.ones(2, 16)}, r"text_encoder.*merged first"),
+        ("text", {**tensors, text: torch.ones(2, 16)}, r"text_encoder.*--to merged"),
         ("alpha", {**tensors, f"{layer}.alpha": torch.tensor(1.0)}, "layers of alpha 1, 2, and a run has one alpha"),
     ):
         save_file(changed, tmp_path / f"{name}.safetensors")
