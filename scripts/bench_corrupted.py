@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from bench_faults import ROOT, config
 
 from diffpo.common.errors import DiffpoError
+from diffpo.common.tables import Table
 from diffpo.train.loop import train
 from diffpo.weights.lora_file import FILE_NAME, read_lora
 
@@ -69,7 +70,9 @@ def main() -> None:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     table = pq.read_table(ROOT / "assets" / "shapes-preferences" / "train.parquet").slice(0, args.pairs)
-    rows, rng, wrong, lines = table.to_pylist(), random.Random(args.seed), 0, []
+    rows, rng, wrong = table.to_pylist(), random.Random(args.seed), 0
+    columns = ["share", "pairs", "damaged", "all counted and the first named (`error`)", "losses finite (`skip`)"]
+    results = Table([*columns, "same data_hash as the other pairs alone", "same LoRA, bit for bit"])
     for share in args.shares:
         bad, where = damaged(rows, share, rng)
         source = write(out / f"damaged-{share}.parquet", bad, table.schema)
@@ -94,11 +97,8 @@ def main() -> None:
         equal = skipped.read_bytes() == alone.read_bytes()
         good = [named and nothing, finite, same_data, equal]
         wrong += not all(good)
-        cells = (f"{share:.1%}", len(rows), len(where), *("yes" if each else "no" for each in good))
-        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
-    print("| share | pairs | damaged | all counted and the first named (`error`) | losses finite (`skip`) |", end="")
-    print(" same data_hash as the other pairs alone | same LoRA, bit for bit |\n" + "| --- " * 7 + "|")
-    print("\n".join(lines))
+        results.rows.append((f"{share:.1%}", len(rows), len(where), *("yes" if each else "no" for each in good)))
+    print(results.markdown())
     raise SystemExit(bool(wrong))
 
 

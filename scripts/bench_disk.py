@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bench_faults import OBJECTIVES, ambush, config, prepare, train
 
+from diffpo.common import tables
 from diffpo.common.errors import DiffpoError
 from diffpo.weights.lora_file import FILE_NAME
 
@@ -70,12 +71,8 @@ def main() -> None:
     args = parser.parse_args()
     out, context = prepare(args.out)
     rng, wrong = random.Random(args.seed), 0
-    print(
-        "| objective | runs | met the full disk, and said so in one message | LoRAs that differ |\n"
-        + "| --- " * 4
-        + "|",
-        flush=True,
-    )
+    columns = ["objective", "runs", "met the full disk, and said so in one message", "LoRAs that differ"]
+    print(tables.head(columns), flush=True)
     for objective in args.objectives:
         straight = context.Process(target=train, args=(objective, out / objective, out / "cache", None))
         straight.start()
@@ -91,7 +88,7 @@ def main() -> None:
             finally:
                 subprocess.run(["umount", str(disk)], check=True)
         wrong += differ
-        print(f"| {objective} | {args.runs} | {full} | {differ} |", flush=True)
+        print(tables.row([objective, args.runs, full, differ]), flush=True)
     sys.exit(bool(wrong))
 
 

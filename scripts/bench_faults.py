@@ -23,6 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from diffpo.commands.quickstart import ROOT
+from diffpo.common import tables
 from diffpo.config import load_config
 from diffpo.weights.lora_file import FILE_NAME
 
@@ -130,10 +131,8 @@ def main() -> None:
     args = parser.parse_args()
     out, context = prepare(args.out)
     rng, total, wrong = random.Random(args.seed), 0, 0
-    print(
-        "| objective | runs | killed at a moment | at a file operation | newest checkpoint torn | LoRAs that differ |"
-    )
-    print("| --- | --- | --- | --- | --- | --- |", flush=True)
+    columns = ["objective", "runs", "killed at a moment", "at a file operation"]
+    print(tables.head([*columns, "newest checkpoint torn", "LoRAs that differ"]), flush=True)
     for objective in args.objectives:
         straight = out / f"{objective}-straight"
         for _ in range(2):  # the first one fills the caches
@@ -153,7 +152,7 @@ def main() -> None:
             runs += 1
         total, wrong = total + counts["moment"] + counts["file"], wrong + differ
         row = (objective, runs, counts["moment"], counts["file"], counts["torn"], differ)
-        print("| " + " | ".join(str(cell) for cell in row) + " |", flush=True)
+        print(tables.row(row), flush=True)
     print(f"\n{total} kills, {wrong} LoRAs that differ")
     sys.exit(bool(wrong))
 

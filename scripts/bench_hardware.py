@@ -20,6 +20,7 @@ import diffusers
 import torch
 from published_networks import MODELS, make_family, make_network
 
+from diffpo.common import tables
 from diffpo.common.errors import DiffpoError
 from diffpo.config import Lora, ObjectiveSettings, Train
 from diffpo.data.batches import Batch
@@ -77,16 +78,17 @@ def measure(settings: Train, family, network, parameters, resolution: int, accel
 
 def row(settings: Train, warmup: int, *rest) -> str:
     """Of the table."""
-    start = f"| {settings.batch_size} | {'on' if settings.gradient_checkpointing else 'off'} |"
+    start = (settings.batch_size, "on" if settings.gradient_checkpointing else "off")
     try:
         seconds, peak = measure(settings, *rest)
     except (torch.OutOfMemoryError, DiffpoError) as error:
         if not isinstance(error, torch.OutOfMemoryError) and not isinstance(error.__cause__, torch.OutOfMemoryError):
             raise
-        return f"{start} out of memory | | |"
+        return tables.row([*start, "out of memory", "", ""])
     rates = [settings.batch_size / each for each in seconds[warmup:]]
     low, *_, high = quantiles(rates, n=10, method="inclusive")
-    return f"{start} {median(rates):.3g} | {low:.3g} to {high:.3g} | {f'{peak / 2**30:.1f} GiB' if peak else ''} |"
+    memory = f"{peak / 2**30:.1f} GiB" if peak else ""
+    return tables.row([*start, f"{median(rates):.3g}", f"{low:.3g} to {high:.3g}", memory])
 
 
 def main(arguments: list[str]) -> None:
@@ -120,8 +122,7 @@ def main(arguments: list[str]) -> None:
         "",
         f"`python scripts/bench_hardware.py {shlex.join(arguments)}`",
         "",
-        "| pairs in an update | gradient checkpointing | pairs/s | 80 % | peak memory |",
-        "| --- | --- | --- | --- | --- |",
+        tables.head(["pairs in an update", "gradient checkpointing", "pairs/s", "80 %", "peak memory"]),
     ]
     print("\n".join(lines))
     for switch in asked.checkpointing:

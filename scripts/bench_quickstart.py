@@ -15,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+from diffpo.common import tables
+
 ROWS = ("shapes.total", "shapes.following", "shapes.appearance", "shapes.all_right")
 
 
@@ -44,8 +46,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench-quickstart"))
     parser.add_argument("--dit", action="store_true", help="the embedded DiT, not the SDXL")
     args = parser.parse_args()
-    print("| seed | score | base | tuned | difference [95 %] | win rate [95 %] | n | seconds | peak GB |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |", flush=True)
+    columns = ["seed", "score", "base", "tuned", "difference [95 %]", "win rate [95 %]", "n", "seconds", "peak GB"]
+    print(tables.head(columns), flush=True)
     for seed in args.seeds:
         result = run(seed, args.n, (args.out / f"seed-{seed}").resolve(), *["--dit"] * args.dit)
         for i, name in enumerate(ROWS):
@@ -62,7 +64,7 @@ def main() -> None:
                 f"{result['seconds']:.0f}" if i == 0 else "",
                 f"{result['gigabytes']:.2f}" if i == 0 else "",
             ]
-            print("| " + " | ".join(cells) + " |", flush=True)
+            print(tables.row(cells), flush=True)
     print(f"\n{os.cpu_count()} CPUs ({platform.machine()}), Python {platform.python_version()}")
 
 

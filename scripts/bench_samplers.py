@@ -52,11 +52,13 @@ def main() -> None:
     if args.overhead or every:
         results["overhead"] = overhead.run()
     for table in report.tables(results):
-        console.print(table.rich())
+        console.print(table.terminal())
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))
     if args.markdown:
-        args.markdown.write_text("\n\n".join(table.markdown() for table in report.tables(results)) + "\n")
+        args.markdown.write_text(
+            "\n\n".join(f"{table.title}\n\n{table.markdown()}" for table in report.tables(results)) + "\n"
+        )
 
 
 if __name__ == "__main__":

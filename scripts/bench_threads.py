@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from diffpo.common.tables import Table
+
 ROOT = Path(__file__).resolve().parents[1]
 ONE = "one thread"
 KNOBS = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
@@ -83,10 +85,11 @@ def measure(out: Path, settings: list[str], rounds: int, steps: int) -> dict[str
 
 
 def table(title: str, found: dict[str, list[float]], against: float) -> None:
-    print(f"| {title} | median s | ratio | all |\n| --- | --- | --- | --- |")
+    rows = []
     for setting, times in found.items():
         middle = statistics.median(times)
-        print(f"| {setting} | {middle:.1f} | {middle / against:.2f} | {' '.join(f'{t:.1f}' for t in times)} |")
+        rows.append((setting, f"{middle:.1f}", f"{middle / against:.2f}", " ".join(f"{t:.1f}" for t in times)))
+    print(Table([title, "median s", "ratio", "all"], rows).markdown())
 
 
 def main() -> None:

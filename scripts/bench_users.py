@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from diffpo.commands.quickstart import ROOT
+from diffpo.common import tables
 from diffpo.config import load_config
 from diffpo.evaluate import generate, manifest, statistics
 from diffpo.shapes import oracle
@@ -169,10 +170,8 @@ def line(name: str, found: dict[str, np.ndarray]) -> str:
     seen = ~(np.isnan(found["base"]) | np.isnan(found["tuned"]))
     base, tuned, prompts = found["base"][seen], found["tuned"][seen], np.arange(seen.sum())
     difference, more = statistics.mean_difference(base, tuned, prompts), statistics.win_rate(base, tuned, prompts)
-    return (
-        f"| {name} | {base.mean():.2f} | {tuned.mean():.2f} | "
-        f"{difference.value:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}] | {percent(more)} | {seen.sum()} |"
-    )
+    change = f"{difference.value:+.2f} [{difference.low:+.2f}, {difference.high:+.2f}]"
+    return tables.row([name, f"{base.mean():.2f}", f"{tuned.mean():.2f}", change, percent(more), seen.sum()])
 
 
 def main() -> None:

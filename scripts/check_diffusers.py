@@ -22,6 +22,7 @@ import diffusers
 import torch
 
 import samplers
+from diffpo.common import tables
 from samplers.analytic import GaussianMixture
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -270,7 +271,7 @@ def row(case: Case, gap: float) -> str:
     said |= {"steps": case.steps} if case.steps != 10 else {}
     cell = lambda options: ", ".join(f"{k}={v!r}" for k, v in options.items())  # noqa: E731
     result = "the same" if gap < TOLERANCE else f"{gap:.0e}: {case.why}"
-    return f"| {case.theirs} | {cell(said)} | {case.ours} | {cell(case.options)} | {result} |\n"
+    return tables.row([case.theirs, cell(said), case.ours, cell(case.options), result]) + "\n"
 
 
 def main() -> int:
@@ -279,7 +280,7 @@ def main() -> int:
     write = parser.parse_args().write
     warnings.simplefilter("ignore")
     diffusers.logging.set_verbosity_error()
-    table = "| diffusers | settings | samplers | options | result |\n| --- | --- | --- | --- | --- |\n"
+    table = tables.head(["diffusers", "settings", "samplers", "options", "result"]) + "\n"
     wrong = 0
     for case in cases():
         gap = difference(case)

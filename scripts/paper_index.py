@@ -11,6 +11,7 @@ from pathlib import Path
 import yaml
 
 from diffpo import links, methods
+from diffpo.common.tables import Table
 from diffpo.config import ObjectiveSettings
 
 PAGE = Path(__file__).parents[1] / "docs" / "papers.md"
@@ -69,17 +70,14 @@ def cited(text: str) -> str:
     return re.sub(r"arXiv (\d{4}\.\d{5})", r"[arXiv \1](https://arxiv.org/abs/\1)", text)
 
 
-def table(names: list[str]) -> list[str]:
-    lines = [
-        "| method | paper | source | link | reference | what is special |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+def table(names: list[str]) -> str:
+    rows = []
     for name in names:
         found, preset = settings(name), methods.load(name)
         source = found.source if found.error == "squared" else f"{found.source}, {found.error} error"
         cells = [f"[{name}](#{name})", cited(preset.paper.split(";")[0]), source, found.link, found.reference.policy]
-        lines.append("| " + " | ".join([*cells, special(name).rstrip(".").replace("|", "\\|")]) + " |")
-    return lines
+        rows.append([*cells, special(name).rstrip(".").replace("|", "\\|")])
+    return Table(["method", "paper", "source", "link", "reference", "what is special"], rows).markdown()
 
 
 def entry(name: str) -> list[str]:
@@ -101,7 +99,7 @@ def page() -> str:
         by_group[group(settings(name))].append(name)
     lines = [HEAD]
     for key, title in GROUPS.items():
-        lines += [f"## {title}", "", *table(by_group[key]), ""]
+        lines += [f"## {title}", "", table(by_group[key]), ""]
     lines += ["## The methods, one by one", ""]
     for name in methods.names():
         lines += entry(name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from ..common.errors import DiffpoError
+from ..common.names import nearest
 from ..common.text import plain, read_text
 
 LIMIT = 2**17  # bytes of a config; the recipes have about 2**11
@@ -164,13 +164,13 @@ def _explain(problem: dict, kind: type[BaseModel]) -> str:
     if problem["type"] == "extra_forbidden":
         *parents, wrong = problem["loc"]
         known = list(_fields(kind, parents))
-        near = difflib.get_close_matches(str(wrong), known, n=1, cutoff=0.6)
+        near = nearest(str(wrong), known)
         last = {name.rsplit(".")[-1]: name for name in reversed(all_keys(kind))}
-        everywhere = difflib.get_close_matches(str(wrong), last, n=1, cutoff=0.8)
+        elsewhere = nearest(str(wrong), last)
         if near and str(wrong) not in last:  # a key that belongs into another section is nearer than any misspelling
-            hint = f"did you mean {'.'.join([*map(str, parents), near[0]])}?"
-        elif everywhere:
-            hint = f"did you mean {last[everywhere[0]]}?"
+            hint = f"did you mean {'.'.join([*map(str, parents), near])}?"
+        elif elsewhere:
+            hint = f"did you mean {last[elsewhere]}?"
         else:
             hint = f"known keys: {', '.join(known)}"
         return f"unknown key {key}: {hint}"

@@ -13,7 +13,6 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from difflib import get_close_matches
 from io import BytesIO
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from .. import scorers
 from ..common import lock
 from ..common.errors import DiffpoError
 from ..common.images import is_picture, passed_over, remarks
+from ..common.names import hint
 from ..common.text import plain, whole
 from ..data.prompts import load_prompts
 from . import charts, generate, report
@@ -208,9 +208,7 @@ def _check_train_scorer(train_scorer: str | None, names: list[str]) -> None:
         return
     name = scorers.check_name(train_scorer.partition(".")[0])[0]
     if parts := [known for known in names if known.partition(".")[0] == name]:
-        near = get_close_matches(train_scorer, parts, 1)
-        hint = f", did you mean {near[0]!r}?" if near else ""
-        raise DiffpoError(f"unknown training scorer {train_scorer!r}{hint} (there are {', '.join(parts)})")
+        raise DiffpoError(f"unknown training scorer {train_scorer!r}: {hint(train_scorer, parts)}")
 
 
 def _parquet(pairs: Sequence[Pair], scores: dict[str, dict[str, np.ndarray]]) -> bytes:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 from html import escape
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..common import tables
 from ..common.text import plain
 from . import charts
 from .manifest import open_image
@@ -54,26 +56,14 @@ def diversity_text(evaluation: Evaluation) -> str:
 
 def print_table(evaluation: Evaluation) -> None:
     """The table, diversity, the best and worst five prompts and the files, to the terminal."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    # texts are shown as they are: [bold] and :cat: are no markup
-    console = Console(markup=False, emoji=False, highlight=False)
-    if not console.is_terminal:
-        console.width = 120  # a log file has no width of its own
+    console, rows = tables.console(), evaluation.rows
     title = f"base against tuned: {len(evaluation.pairs)} pairs of {len(evaluation.by_prompt)} prompts"
-    table = Table(title=title, box=SIMPLE_HEAD)
-    for column in COLUMNS:
-        # in a narrow terminal the intervals go to a second line; names and numbers stay whole
-        table.add_column(
-            column, justify="left" if column in (COLUMNS[0], COLUMNS[-1]) else "right", no_wrap="[" not in column
-        )
-    for row, following in zip(evaluation.rows, [*evaluation.rows[1:], None], strict=True):
-        style = "bold" if row.scorer == evaluation.primary else None
-        ends = following is not None and section(row.scorer) != section(following.scorer)
-        table.add_row(*cells(row), style=style, end_section=ends)
-    console.print(table)
+    table = tables.Table(COLUMNS, [cells(row) for row in rows], title)
+    bold = [number for number, row in enumerate(rows) if row.scorer == evaluation.primary]
+    ends = [
+        number for number, (row, after) in enumerate(pairwise(rows)) if section(row.scorer) != section(after.scorer)
+    ]
+    console.print(table.terminal(left=(0, len(COLUMNS) - 1), bold=bold, rule_after=ends))
     console.print(diversity_text(evaluation))
     for title, entries in (("best", evaluation.by_prompt[:5]), ("worst", evaluation.by_prompt[::-1][:5])):
         console.print(f"{title} prompts by {plain(evaluation.primary, 100)}, tuned - base:")

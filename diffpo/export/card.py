@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from ..common import tables
 from ..common.errors import DiffpoError
 from ..common.files import write_atomic
 from ..common.text import markdown, plain, read_text
@@ -92,16 +93,16 @@ def _front_matter(tags: list[str], base: str = "", relation: str = "") -> str:
 def training_table(folder: Path, step: int | None = None) -> str:
     """What the metrics.jsonl of a run's ``folder`` says up to ``step``, as a Markdown table; empty without one."""
     rows = [row for row in read_metrics(folder) if step is None or row["step"] <= step]
-    numbers = ["| training | |", "| --- | --- |"] if rows else []
+    table = tables.Table(["training", ""])
     for name in SHOWN:
         values = [row[name] for row in rows[-50:] if name in row]
         if values:
-            numbers.append(f"| {name} | {sum(values) / len(values):.4g} |")
+            table.rows.append((name, f"{sum(values) / len(values):.4g}"))
     held_out = next((row for row in reversed(rows) if "eval/accuracy" in row), None)
     if held_out:
         pairs = f" ({held_out['eval/pairs']:.0f} pairs)" if "eval/pairs" in held_out else ""
-        numbers.append(f"| held-out pair accuracy{pairs} | {held_out['eval/accuracy']:.3f} |")
-    return "\n".join(numbers)
+        table.rows.append((f"held-out pair accuracy{pairs}", f"{held_out['eval/accuracy']:.3f}"))
+    return table.markdown() if rows else ""
 
 
 def _users(config: Config) -> str:
@@ -200,10 +201,10 @@ def evaluation_table(folder: Path, lora_hash: str) -> str:
     pictures are another LoRA's."""
     try:
         summary = json.loads(read_text(folder / "summary.json"))
-        lines = ["| score | base | tuned | tuned - base | win rate | pictures | trained on |", "| --- " * 7 + "|"]
         if not isinstance(summary["rows"], list):
             raise TypeError("rows is no list")
-        lines += map(_line, summary["rows"])
+        columns = ["score", "base", "tuned", "tuned - base", "win rate", "pictures", "trained on"]
+        table = tables.Table(columns, [_cells(row) for row in summary["rows"]]).markdown()
         prompts = _number(summary["prompts"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DiffpoError(
@@ -211,23 +212,27 @@ def evaluation_table(folder: Path, lora_hash: str) -> str:
         ) from None
     tuned = [row for row in read_manifest(folder) if row["arm"] == "tuned"]
     if not tuned:  # it scored pictures from elsewhere
-        return "\n".join([*lines, "", "The pictures were not made by this evaluation, which does not know their LoRA."])
+        return f"{table}\n\nThe pictures were not made by this evaluation, which does not know their LoRA."
     if any(row.get("lora_hash") != lora_hash for row in tuned):
         raise DiffpoError(f"the results in {folder} are of another LoRA, {tuned[0].get('lora')}; evaluate this one")
     settings = [tuned[0].get(key, "unknown") for key in ("steps", "solver", "guidance", "dtype")]
     steps, solver, guidance, dtype = (f"{each:g}" if number(each) else markdown(each, 40) for each in settings)
     how = f"{steps} steps of {solver}, guidance {guidance}, {dtype}"
-    return "\n".join([*lines, "", f"{prompts:g} prompts, {how}."])
+    return f"{table}\n\n{prompts:g} prompts, {how}."
 
 
-def _line(row: dict[str, Any]) -> str:
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     (difference, low, high), (wins, least, most) = (
         [_number(row[name][key]) for key in ("value", "low", "high")] for name in ("difference", "win_rate")
     )
     return (
-        f"| {markdown(row['scorer'])} | {_number(row['base']):.4g} | {_number(row['tuned']):.4g} | "
-        f"{difference:+.4g} ({low:.4g} to {high:.4g}) | {wins:.1%} ({least:.1%} to {most:.1%}) | "
-        f"{_number(row['n']):g} | {markdown(row['training_signal'], 40)} |"
+        markdown(row["scorer"]),
+        f"{_number(row['base']):.4g}",
+        f"{_number(row['tuned']):.4g}",
+        f"{difference:+.4g} ({low:.4g} to {high:.4g})",
+        f"{wins:.1%} ({least:.1%} to {most:.1%})",
+        f"{_number(row['n']):g}",
+        markdown(row["training_signal"], 40),
     )
 
 

@@ -19,13 +19,13 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Literal, get_type_hints
 
 from ..common.errors import DiffpoError
 from ..common.imports import load_attribute
+from ..common.names import hint
 from ..common.text import plain
 from . import free, lists, pairwise, single, ties
 from .ranges import Range
@@ -99,7 +99,7 @@ def check(name: str, given: Mapping[str, float]) -> None:
     link = _link(name)
     for option, value in given.items():
         if option not in link.options:
-            raise DiffpoError(f"the link {name} has no option {option!r}: {_hint(option, list(link.options))}")
+            raise DiffpoError(f"the link {name} has no option {option!r}: {hint(option, link.options)}")
         if not math.isfinite(value):
             raise DiffpoError(f"the option {option} of the link {name} must be a finite number, not {value:g}")
         if option in link.ranges and value not in link.ranges[option]:
@@ -146,7 +146,7 @@ def _link(name: str) -> Link:
     if ":" in name:
         return _described(name, load_attribute(name, "link", "a function of tensors, see diffpo/links", callable))
     if name not in LINKS:
-        raise DiffpoError(f"unknown link {name!r}: {_hint(name, names())}")
+        raise DiffpoError(f"unknown link {name!r}: {hint(name, names())}")
     return _described(name, LINKS[name])
 
 
@@ -161,7 +161,7 @@ def _described(name: str, function: Callable[..., Tensor]) -> Link:
     for each in parameters:
         if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) or (each.name in needed and each.name not in every):
             raise DiffpoError(
-                f"the link {name} takes {each.name!r}, which is no quantity ({_hint(each.name, every)}); options stand "
+                f"the link {name} takes {each.name!r}, which is no quantity ({hint(each.name, every)}); options stand "
                 f"behind a * in its signature"
             )
     kinds = [kind for kind, group in QUANTITIES.items() if set(needed) <= {*group}]
@@ -189,9 +189,3 @@ def _swapped(quantity: str) -> str:
     if quantity.startswith("chosen"):
         return "rejected" + quantity.removeprefix("chosen")
     return "chosen" + quantity.removeprefix("rejected") if quantity.startswith("rejected") else quantity
-
-
-def _hint(name: str, known: list[str]) -> str:
-    if near := get_close_matches(name, known, 1):
-        return f"did you mean {near[0]}?"
-    return f"there are {', '.join(sorted(known))}" if known else "it has none"

@@ -10,8 +10,9 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
+
+from ..common.names import hint
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,7 @@ def names() -> list[str]:
 def load(name: str) -> Preset:
     """The preset in diffpo/methods/``name``.py; ValueError with the nearest name if there is none."""
     if name not in names():
-        near = get_close_matches(name, names(), 1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names())}"
-        raise ValueError(f"unknown objective {name!r}: {hint}")
+        raise ValueError(f"unknown objective {name!r}: {hint(name, names())}")
     return importlib.import_module(f"{__name__}.{name}").PRESET
 
 

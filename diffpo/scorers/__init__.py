@@ -9,11 +9,11 @@ another file here and one line in `load`, or runs behind `diffpo serve-scorer` a
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Protocol
 
 from ..common.errors import DiffpoError
 from ..common.hub import limit_waiting
+from ..common.names import hint
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,10 +35,7 @@ def check_name(spec: str) -> tuple[str, str | None]:
     """Split ``name`` or ``name=source``; raises DiffpoError for an unknown name, offering the nearest."""
     name, _, source = spec.partition("=")
     if name not in NAMES:
-        near = get_close_matches(name, NAMES, 1)
-        raise DiffpoError(
-            f"unknown scorer {name!r}{f', did you mean {near[0]!r}?' if near else ''} (there are {', '.join(NAMES)})"
-        )
+        raise DiffpoError(f"unknown scorer {name!r}: {hint(name, NAMES)}")
     return name, source or None
 
 

@@ -23,6 +23,7 @@ from PIL import Image
 
 from ..common.errors import DiffpoError
 from ..common.images import rgb
+from ..common.names import hint
 from ..common.text import plain
 from .server import NAME, PROTOCOL
 
@@ -59,7 +60,7 @@ class HttpScorer:
                 "version of `diffpo serve-scorer` there, or correct the address"
             )
         if number and number not in names:
-            raise DiffpoError(f"the scorer at {url} gives no number {number!r}: it gives {', '.join(names)}")
+            raise DiffpoError(f"the scorer at {url} gives no number {number!r}: {hint(number, names)}")
         self.names: tuple[str, ...] = (number,) if number else tuple(names)
         self.optional = frozenset(optional)
         self.max_images, self.max_bytes = limits

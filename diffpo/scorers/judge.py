@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from .. import scorers
 from ..common.errors import DiffpoError
+from ..common.names import hint
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -46,11 +46,10 @@ class Judge:
             if number not in known and number == name and len(known) == 1:
                 number = known[0]
             if number not in known:
-                near = get_close_matches(number, known, 1)
-                hint = f"did you mean {near[0]}?" if near else f"it gives {', '.join(known)}"
                 if number == name and scorers.is_url(name):
-                    raise DiffpoError(f"{KEY}: {hint}; choose one, as in {name}/{known[0]}")
-                raise DiffpoError(f"{KEY}: the scorer {name} gives no number {number!r}: {hint}")
+                    several = f"the scorer {name} gives {', '.join(known)}"
+                    raise DiffpoError(f"{KEY}: {several}; choose one, as in {name}/{known[0]}")
+                raise DiffpoError(f"{KEY}: the scorer {name} gives no number {number!r}: {hint(number, known)}")
             self._columns.append((source, number))
         self.names = [number for _, number in self._columns]
 

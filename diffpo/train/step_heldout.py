@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..common.tables import Table
 from ..data.batches import Batch, Batches
 from ..evaluate.statistics import mean_difference, win_rate
 from ..objective.reward import predict
@@ -105,7 +106,7 @@ def measure(
 def table(lines: list[dict[str, Any]]) -> str:
     """The lines of `measure` as Markdown."""
     names = list(dict.fromkeys(line["scorer"] for line in lines))
-    rows = [f"| t | {' | '.join(names)} |", f"| --- |{' --- |' * len(names)}"]
+    rows = []
     for times in dict.fromkeys(line["times"] for line in lines):
         cells = []
         for line in (line for line in lines if line["times"] == times):
@@ -115,5 +116,5 @@ def table(lines: list[dict[str, Any]]) -> str:
                 value, low, high = (100 * each for each in line["first_minus"])
                 cell += f", {value:+.1f} [{low:+.1f}, {high:+.1f}]"
             cells.append(cell)
-        rows.append(f"| {times} | {' | '.join(cells)} |")
-    return "\n".join(rows)
+        rows.append([times, *cells])
+    return Table(["t", *names], rows).markdown()

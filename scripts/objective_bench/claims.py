@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from diffpo.common.tables import Table
 from diffpo.evaluate import statistics
 
 from .data import FLIPS
@@ -75,15 +76,14 @@ def lists(results: Results) -> str:
 
 
 def robust(results: Results) -> str:
-    lines = []
+    rows = []
     for name in ROBUST:
         cells = [cell(results[key], "total") if key in results else "" for key in (name, *flipped(name))]
         if all(cells):
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    if not lines:
+            rows.append([name, *cells])
+    if not rows:
         return ""
-    head = "| link | as shipped (4 % flipped) | " + " | ".join(f"{share} % flipped" for share in FLIPS) + " |"
-    rule = "| --- " * (len(FLIPS) + 2) + "|"
+    columns = ["link", "as shipped (4 % flipped)", *(f"{share} % flipped" for share in FLIPS)]
     gaps: dict[str, list[str]] = {}
     for name in ROBUST[1:]:
         for share in FLIPS:
@@ -98,7 +98,7 @@ def robust(results: Results) -> str:
         f"prompt, at {' and '.join(f'{share} %' for share in FLIPS)}: "
         f"{'; '.join(f'{name} ' + ', '.join(found) for name, found in gaps.items())}.\n\n"
     )
-    return text + "\n".join([head, rule, *lines])
+    return text + Table(columns, rows).markdown()
 
 
 def flipped(name: str) -> list[str]:

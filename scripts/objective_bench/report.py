@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from diffpo.commands.quickstart import ROOT
+from diffpo.common.tables import Table
 
 from . import claims, reasons
 from .job import Setting
@@ -35,23 +36,20 @@ def write(setting: Setting) -> None:
 
 
 def table(methods: list[Method], results: dict[str, list[dict[str, Any]]], diversity: float) -> str:
-    lines = [
-        f"| method | seeds | total | following | appearance | diversity (base {diversity:.3f}) | updates | calls "
-        f"forward + backward | cost to {BAR:.0%} | seconds | GB |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    columns = ["method", "seeds", "total", "following", "appearance", f"diversity (base {diversity:.3f})", "updates"]
+    columns += ["calls forward + backward", f"cost to {BAR:.0%}", "seconds", "GB"]
+    rows = []
     for method in methods:
         runs = results[method.name]
         last = [run["curve"][-1] for run in runs]
         forward, backward = (np.mean([one[key] for one in last]) for key in ("forward", "backward"))
         at = reached(runs)
-        lines.append(
-            f"| {method.name} | {len(runs)} | {cell(runs, 'total')} | {cell(runs, 'following')} | "
-            f"{cell(runs, 'appearance')} | {np.mean([run['diversity'] for run in runs]):.3f} | {runs[0]['steps']} | "
-            f"{forward:,.0f} + {backward:,.0f} | {'never' if at is None else f'{at:,.0f}'} | "
-            f"{np.mean([run['seconds'] for run in runs]):.0f} | {max(run['gigabytes'] for run in runs):.2f} |"
-        )
-    return "\n".join(lines)
+        row = [method.name, len(runs), *(cell(runs, score) for score in ("total", "following", "appearance"))]
+        row += [f"{np.mean([run['diversity'] for run in runs]):.3f}", runs[0]["steps"]]
+        row += [f"{forward:,.0f} + {backward:,.0f}", "never" if at is None else f"{at:,.0f}"]
+        row += [f"{np.mean([run['seconds'] for run in runs]):.0f}", f"{max(run['gigabytes'] for run in runs):.2f}"]
+        rows.append(row)
+    return Table(columns, rows).markdown()
 
 
 def losers(methods: list[Method], results: dict[str, list[dict[str, Any]]]) -> str:

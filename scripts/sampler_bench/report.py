@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+
+from diffpo.common.tables import Table
 
 from . import ours, published, theirs
 from .compare import errors, geometric_mean, measure, ratio, rmse
@@ -69,27 +70,6 @@ def summary(found: dict) -> str:
     return f"{found['problem']}, {found['calls']} calls: rule {found['rule']:.4f} = " + ", ".join(parts)
 
 
-@dataclass
-class Table:
-    title: str
-    columns: list[str]
-    rows: list[list[str]] = field(default_factory=list)
-
-    def rich(self):
-        from rich.table import Table as RichTable
-
-        table = RichTable(title=self.title, title_justify="left")
-        for i, column in enumerate(self.columns):
-            table.add_column(column, justify="left" if i == 0 else "right")
-        for row in self.rows:
-            table.add_row(*row)
-        return table
-
-    def markdown(self) -> str:
-        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
-        return f"{self.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def tables(results: dict) -> list[Table]:
     """What the bench prints."""
     found = [_against(results[part], part) for part in ("analytic", "tiny") if part in results]
@@ -100,7 +80,7 @@ def tables(results: dict) -> list[Table]:
 def _against(cells: list[dict], part: str) -> Table:
     families = list(cells[0]["against"])
     title = f"{part}: RMSE of the rule, and its ratio to the best of each family [95 %], n = {cells[0]['n']}"
-    table = Table(title, ["problem", "calls", "rule", *families, "fitted codes"])
+    table = Table(["problem", "calls", "rule", *families, "fitted codes"], title=title)
     for c in cells:
         row = [c["problem"], str(c["calls"]), f"{c['rule']:.4f}"]
         for a in c["against"].values():
@@ -112,9 +92,8 @@ def _against(cells: list[dict], part: str) -> Table:
 def _means(cells: list[dict]) -> Table:
     """Geometric means over the problems."""
     families = list(cells[0]["against"])
-    table = Table(
-        "analytic: geometric mean of the ratios (and the largest)", ["calls", *families, "official or fitted"]
-    )
+    title = "analytic: geometric mean of the ratios (and the largest)"
+    table = Table(["calls", *families, "official or fitted"], title=title)
     groups = {"5 to 10": [c for c in cells if 5 <= c["calls"] <= 10], "all": cells}
     groups |= {str(n): [c for c in cells if c["calls"] == n] for n in sorted({c["calls"] for c in cells})}
     for name, group in groups.items():
@@ -128,10 +107,8 @@ def _means(cells: list[dict]) -> Table:
 
 def _overhead(rows: list[dict]) -> Table:
     shapes = list(dict.fromkeys(tuple(r["shape"]) for r in rows))
-    table = Table(
-        "time per call without the model, 1 thread, float32",
-        ["", *(f"{list(s)}: us, x DPM++2M, x UniPC 3" for s in shapes)],
-    )
+    columns = ["", *(f"{list(s)}: us, x DPM++2M, x UniPC 3" for s in shapes)]
+    table = Table(columns, title="time per call without the model, 1 thread, float32")
     for name in dict.fromkeys(r["name"] for r in rows):
         line = [name]
         for shape in shapes:

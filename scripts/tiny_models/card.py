@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from diffpo.common.tables import Table
 from diffpo.shapes import ATTRIBUTES, heldout_captions, parse, score
 
 from .common import LATENT_NOISE, SEED
@@ -42,33 +43,29 @@ def base_table(pipe, folder: Path, **options) -> str:
     images = generate(pipe, prompts, [SEED * 10_000 + i for i in range(PROMPTS)], STEPS, **options)
     scores = [score(im, p) for im, p in zip(images, prompts, strict=True)]
     chance = [score(im, p) for im, p in zip(images, prompts[1:] + prompts[:1], strict=True)]
-    rows = ["| attribute right | share | 95 % interval | chance |", "| --- | --- | --- | --- |"]
+    table = Table(["attribute right", "share", "95 % interval", "chance"])
     for key in [f"right_{a}" for a in ATTRIBUTES] + ["all_right"]:
         values = np.array([s[key] for s in scores])
         values = values[~np.isnan(values)]
         low, high = wilson(values.sum(), len(values))
         by_chance = np.nanmean([s[key] for s in chance])
-        rows.append(
-            f"| {key.removeprefix('right_')} | {values.mean():.1%} | {low:.1%} to {high:.1%} | {by_chance:.1%} |"
-        )
+        interval = f"{low:.1%} to {high:.1%}"
+        table.rows.append((key.removeprefix("right_"), f"{values.mean():.1%}", interval, f"{by_chance:.1%}"))
     # nearly all held-out prompts ask for two objects, so counting is told from chance on the others alone
     counted = [c for c in heldout_captions() if parse(c).relation is None] * 8
     seen = generate(pipe, counted, [SEED * 30_000 + i for i in range(len(counted))], STEPS, **options)
     values = [score(im, c)["right_count"] for im, c in zip(seen, counted, strict=True)]
     low, high = wilson(sum(values), len(values))
     by_chance = np.mean([score(im, c)["right_count"] for im, c in zip(seen, counted[1:] + counted[:1], strict=True)])
-    rows.append(
-        f"| count, one to three equal objects (n {len(values)}) | {np.mean(values):.1%} | {low:.1%} to {high:.1%} "
-        f"| {by_chance:.1%} |"
-    )
+    name, interval = f"count, one to three equal objects (n {len(values)})", f"{low:.1%} to {high:.1%}"
+    table.rows.append((name, f"{np.mean(values):.1%}", interval, f"{by_chance:.1%}"))
     for key in ("following", "appearance", "total"):
         values = [s[key] for s in scores]
         half = 1.96 * np.std(values) / math.sqrt(PROMPTS)
-        rows.append(
-            f"| {key} (mean score) | {np.mean(values):.3f} | ± {half:.3f} | {np.mean([s[key] for s in chance]):.3f} |"
-        )
+        by_chance = np.mean([s[key] for s in chance])
+        table.rows.append((f"{key} (mean score)", f"{np.mean(values):.3f}", f"± {half:.3f}", f"{by_chance:.3f}"))
     contact_sheet(images[:96], 16).save(folder / "grid.png")
-    return "\n".join(rows)
+    return table.markdown()
 
 
 def write_card(folder: Path, template: str, **values) -> None:

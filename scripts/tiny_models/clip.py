@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from diffpo.common.tables import Table
 from diffpo.shapes import SIZE, Scene, heldout_captions, parse, render
 from diffpo.shapes.scenes import BACKGROUNDS, COLOURS, RELATIONS, SHAPES
 
@@ -31,9 +32,7 @@ of what differs is which object is where. It saw clean pictures only and no pref
 {n} pictures of held-out captions (combinations of objects never seen in training): how often the right caption scores
 above the same caption with one thing changed (chance 50 %; 95 % Wilson intervals), and how often it is the best of 64:
 
-| changed | right | 95 % interval | n |
-| --- | --- | --- | --- |
-{rows}
+{table}
 """
 
 
@@ -192,10 +191,10 @@ def card(folder: Path, model, processor, steps: int, bind_steps: int, n: int = 1
         results[kind] = (score[rows] > (image[rows] * encode(texts)).sum(1)).double()
     groups = torch.arange(len(scenes) // 64 * 64).view(-1, 64)
     results["best of 64"] = torch.cat([((image[g] @ own[g].T).argmax(1) == torch.arange(64)).double() for g in groups])
-    lines = []
+    table = Table(["changed", "right", "95 % interval", "n"])
     for kind, right in results.items():
         low, high = wilson(right.sum().item(), len(right))
-        lines.append(f"| {kind} | {right.mean().item():.1%} | {low:.1%} to {high:.1%} | {len(right)} |")
+        table.rows.append((kind, f"{right.mean().item():.1%}", f"{low:.1%} to {high:.1%}", len(right)))
     text = CARD.format(
         parameters=sum(p.numel() for p in model.parameters()) / 1e6,
         megabytes=(folder / "model.safetensors").stat().st_size / 1e6,
@@ -205,7 +204,7 @@ def card(folder: Path, model, processor, steps: int, bind_steps: int, n: int = 1
         steps=steps,
         bind_steps=bind_steps,
         n=n,
-        rows="\n".join(lines),
+        table=table.markdown(),
     )
     (folder / "README.md").write_text(text)
     print(json.dumps({kind: right.mean().item() for kind, right in results.items()}))

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
+from diffpo.common.tables import Table
+
 from .card import base_table, parameters_and_megabytes, write_card, write_log
 from .common import LATENT_CHANNELS, data, load_scenes
 from .unet import make_text_encoders, make_tokenizer, make_unet, train_unet
@@ -62,14 +64,14 @@ def card(work: Path, folder: Path) -> None:
     base = base_table(pipe, folder)
     arrays, captions = load_scenes(work)
     vae = check_vae(pipe.vae, arrays[-1000:], captions[-1000:])
-    vae_rows = ["| | |", "| --- | --- |", f"| PSNR | {vae.pop('psnr'):.1f} dB |"]
-    vae_rows += [f"| {k.removeprefix('right_')} | {v:.1%} |" for k, v in vae.items()]
+    rows = [("PSNR", f"{vae.pop('psnr'):.1f} dB")]
+    rows += [(k.removeprefix("right_"), f"{v:.1%}") for k, v in vae.items()]
     write_log(work, folder, {"data": data, "vae": train_vae, "decoder": train_decoder, "unet": train_unet})
     write_card(
         folder,
         MODEL_CARD,
         **parameters_and_megabytes(folder, pipe.unet, pipe.vae, pipe.text_encoder, pipe.text_encoder_2),
         channels=LATENT_CHANNELS,
-        vae="\n".join(vae_rows),
+        vae=Table(["", ""], rows).markdown(),
         base=base,
     )

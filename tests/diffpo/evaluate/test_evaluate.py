@@ -125,10 +125,10 @@ def test_a_truncated_image_is_named(folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scorer_names": ["shape"]}, "did you mean 'shapes'"),
+        ({"scorer_names": ["shape"]}, "did you mean shapes"),
         ({"scorer_names": []}, "no scorer"),
-        ({"train_scorer": "shapes.totl"}, "did you mean 'shapes.total'"),
-        ({"train_scorer": "pikscore"}, "did you mean 'pickscore'"),
+        ({"train_scorer": "shapes.totl"}, "did you mean shapes.total"),
+        ({"train_scorer": "pikscore"}, "did you mean pickscore"),
         ({"images": None}, "--model"),
         ({"prompts": None}, "--prompts"),
     ],

@@ -42,7 +42,7 @@ def test_what_a_scorer_must_not_return_names_scorer_and_prompt(judged):
         judged(["shapes.a"], a=[1, 2, 3])
     with pytest.raises(DiffpoError, match=r"no number 'shapes\.mayb': did you mean shapes\.maybe"):
         judged(["shapes.mayb"])
-    with pytest.raises(DiffpoError, match="unknown scorer 'shape', did you mean 'shapes'"):
+    with pytest.raises(DiffpoError, match="unknown scorer 'shape': did you mean shapes"):
         judge.Judge(["shape.a"])
 
 

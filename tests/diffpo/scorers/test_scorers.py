@@ -154,7 +154,7 @@ def test_aesthetic_head_has_the_published_shape():
 
 
 def test_unknown_scorer_offers_the_nearest_name():
-    with pytest.raises(DiffpoError, match="'pickscor', did you mean 'pickscore'"):
+    with pytest.raises(DiffpoError, match="'pickscor': did you mean pickscore"):
         scorers.load("pickscor")
 
 

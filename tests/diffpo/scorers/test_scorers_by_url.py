@@ -62,7 +62,7 @@ def test_the_judge_asks_a_server_once_for_all_its_numbers(images):
             Judge([server.url])
         with pytest.raises(DiffpoError, match=f"{server.url} gives no number 'both.meen': did you mean both.mean"):
             Judge([f"{server.url}/both.meen"])
-        with pytest.raises(DiffpoError, match=f"{server.url} gives no number 'both.meen': it gives both.mean"):
+        with pytest.raises(DiffpoError, match=f"{server.url} gives no number 'both.meen': did you mean both.mean"):
             scorers.load(f"{server.url}/both.meen")
 
 
