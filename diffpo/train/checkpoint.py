@@ -26,7 +26,7 @@ from ..common.errors import DiffpoError
 from ..common.files import sync, write_atomic
 from ..common.run_folder import CHECKPOINT, CONFIG_NAME, METRICS_NAME
 from ..common.text import plain, read_text
-from ..config import Config, load_config
+from ..config import Config, load_config, stored_identity
 from ..config.reader import parsed
 
 STATE_NAME = "state.pt"
@@ -98,7 +98,7 @@ def _settings(output: Path) -> Iterator[tuple[Path, dict]]:
         found = True
         where = folder / MANIFEST_NAME
         try:
-            yield where, Config.model_validate(settings).identity()
+            yield where, stored_identity(settings)
         except (ValidationError, RecursionError) as error:
             what = "they are nested too deep"
             if isinstance(error, ValidationError):
@@ -115,7 +115,7 @@ def _settings(output: Path) -> Iterator[tuple[Path, dict]]:
             f"output=FOLDER"
         )
     if not found:
-        yield written, load_config(written).identity()
+        yield written, load_config(written, imports=False).identity()
 
 
 @contextlib.contextmanager

@@ -21,9 +21,9 @@ def call(monkeypatch, *words: object) -> int:
 def test_help_and_check_of_data_do_not_import_torch(pairs_parquet):
     code = f"""
 import sys
-import diffpo.cli, diffpo.config.settings, diffpo.commands.check
+import diffpo.cli, diffpo.config, diffpo.commands.check
 from diffpo.data.groups import scan
-assert len(scan(diffpo.config.settings.Data(train={str(pairs_parquet)!r}, resolution=16), {str(pairs_parquet)!r}, "train")) == 10
+assert len(scan(diffpo.config.Data(train={str(pairs_parquet)!r}, resolution=16), {str(pairs_parquet)!r}, "train")) == 10
 print([name for name in ("torch", "diffusers", "transformers", "peft") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
