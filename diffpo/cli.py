@@ -239,10 +239,10 @@ def serve_scorer(
 ) -> None:
     """Answer for a scorer over HTTP: eval and training name it http://HOST:PORT."""
     from . import scorers
-    from .scorers.server import serve
+    from .scorers.server import Limits, serve
 
     loaded = scorers.load(scorer, device or scorers.default_device(scorer))
-    serve(loaded, host, port, max_images=max_images, max_bytes=max_bytes, max_pixels=max_pixels)
+    serve(loaded, host, port, Limits(max_images, max_bytes, max_pixels))
 
 
 @app.command()

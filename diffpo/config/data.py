@@ -82,7 +82,7 @@ class Data(Section):
 
     prompts: str | None = None
     """Prompts that on-policy objectives sample for: a text file with one in a line, or as `diffpo generate --prompts`.
-    """
+    null: for objectives that train on data."""
 
     train_split: str = "train"
     """The split of `train`, where a hub id or a folder holds several."""

@@ -88,7 +88,8 @@ class RolloutSettings(Section):
     """A file of human preferences between trajectories of `diffpo collect`, instead of scorers. null: none."""
 
     step_scorer: str | None = None
-    """Judges the candidates of source pool: a folder of `diffpo train-scorer`, or a scorer as in `scorers`."""
+    """Judges the candidates of source pool: a folder of `diffpo train-scorer`, or a scorer as in `scorers`. null: for
+    other sources."""
 
     pool: int = Field(4, gt=1)
     """Candidates for the next state (source pool)."""

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from .. import models
+from .. import methods, models
 from ..common.errors import DiffpoError
 from ..common.run_folder import CHECKPOINT
 from ..common.text import plain
@@ -78,7 +78,7 @@ def _train(config: Config, accelerator: Any) -> Path:
     update = Updater(settings, family, network, policy, objective, feed, accelerator)
 
     about = {
-        "objective": config.objective.name,
+        "objective": methods.label(config.objective.name),
         "beta": config.objective.beta,
         "base": base,
         "data_hash": sources.hash,

@@ -255,9 +255,9 @@ def test_slow_clients_do_not_stop_another(capfd, count, start):
         assert post(server, one(GOOD)) == (200, {"scores": {"shapes.total": [1.0]}})
         assert threading.active_count() == threads
         end = time.monotonic() + 20
-        while len(server.clients) > server.connections and time.monotonic() < end:  # those that are dropped still close
+        while len(server.clients) > server.limits.connections and time.monotonic() < end:  # those that are dropped still close
             time.sleep(0.01)
-        assert len(server.clients) <= server.connections
+        assert len(server.clients) <= server.limits.connections
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -307,7 +307,7 @@ def test_of_bodies_that_wait_for_each_other_the_last_one_makes_room():
         made.task = SimpleNamespace(cancel=lambda: dropped.append(began) or server.clients.discard(made))
         return made
 
-    with serve_scorer.Server(Brightness(), port=0, max_bytes=100) as server:
+    with serve_scorer.Server(Brightness(), port=0, limits=serve_scorer.Limits(max_bytes=100)) as server:
         for scored in (0, 50):
             dropped = []
             first, second, third = client(1, 130 - scored, 70), client(2, 130, 60), client(3, 130, 50)
