@@ -1,15 +1,18 @@
-"""Fast, exact sampling of diffusion models: a solver is a table of numbers."""
+"""Fast, exact sampling of diffusion models, with every solver as a table of numbers."""
 
+from . import forward
 from .adaptive import sample_adaptive
 from .default import default_solver
 from .grid import Grid, Nodes
 from .plan import Plan, State
-from .prediction import Guidance, convert, dynamic_threshold
+from .prediction import Guidance, convert, dynamic_threshold, guide
 from .sample import build_plan, sample
 from .schedule import EDM, RectifiedFlow, Schedule, VPDiscrete, VPLinear
 from .solvers import SOLVERS
 from .solvers.afs import without_first_call
 from .solvers.denoise import then_denoise
+from .solvers.renoise import renoise
+from .transition import Transition
 
 _NAMED = (  # SolverScheduler with a fixed solver: named.py
     "DDIM",
@@ -46,12 +49,16 @@ __all__ = [
     "Schedule",
     "SolverScheduler",
     "State",
+    "Transition",
     "VPDiscrete",
     "VPLinear",
     "build_plan",
     "convert",
     "default_solver",
     "dynamic_threshold",
+    "forward",
+    "guide",
+    "renoise",
     "sample",
     "sample_adaptive",
     "then_denoise",
@@ -61,8 +68,8 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    # Only these need diffusers, which is slow to import. SchedulerMixin is what diffusers looks up beside the class
-    # when it loads a saved pipeline, to find out how the class is loaded.
+    # Only these need diffusers, which is slow to import. When diffusers loads a saved pipeline, it looks for
+    # SchedulerMixin in the class's module to find out how to load the class.
     if name in ("SolverScheduler", "SchedulerMixin", *_NAMED):
         from . import named, scheduler
 

@@ -30,20 +30,20 @@ def sa_solver(
     """SA-Solver with a p-step predictor and a corrector through c values.
 
     Order min(p + 1, c) for tau = 0, p without corrector. With noise, mean and variance of Gaussian data converge with
-    that order, but with 2 at most. A step to sigma = 0 is first order (lambda is infinite there).
+    that order, at most 2. A step to sigma = 0 is first order (lambda is infinite there).
     Calls for N intervals: N ('few_steps') or N + 2 ('more_steps'); with `pece` 2N - 1 or 2N + 1.
 
     Args:
-        predictor_order: p = 1, 2, 3, ..., how many values the predictor interpolates.
+        predictor_order: p, at least 1: how many values the predictor interpolates.
         corrector_order: c, how many values the corrector interpolates, the new one included; 0 is no corrector.
         tau: amount of noise: 0 is the probability-flow ODE, 1 the reverse SDE. (tau, t_low, t_high): tau while a
             step ends in t_low <= t <= t_high, else 0; the authors often use (1.0, 0.2, 0.8).
         target: interpolate x_0 ('sample') or the noise ('epsilon').
         mode: 'few_steps' makes the last step with tau = 0 and without corrector. 'more_steps' makes it like the
-            others, at the price of a call to correct it, and then takes the x_0 of another call at t_end as the
-            result; a grid that ends at sigma = 0 is used up to the node before.
+            others, which takes one more call to correct it. The result is then the x_0 of another call at t_end; a
+            grid that ends at sigma = 0 is used up to the node before.
         pece: call the network again at the corrected states and use those values from there on.
-        lower_order_final: end with orders ..., 2, 1 (the corrector one more), at any number of steps.
+        lower_order_final: the last steps go down to order 1 (the corrector's to 2), at any number of steps.
         as_published: formulas through two values have h^2/2 for the exact integral ('sample' and 'few_steps' only), as
             UniPC's 'bh1'. It changes O(h^3), not the order.
     """
@@ -55,7 +55,7 @@ def sa_solver(
     if mode not in ("few_steps", "more_steps"):
         raise unknown("mode", mode, ("few_steps", "more_steps"))
     if pece and not corrector_order:
-        raise ValueError("pece evaluates corrected states: it needs corrector_order >= 1")
+        raise ValueError("pece calls the network at corrected states: it needs corrector_order >= 1")
     few = mode == "few_steps"
     nodes = _nodes(grid, steps, few, pece, corrected=corrector_order > 0)
     n = len(nodes) - 1
@@ -82,7 +82,7 @@ def _nodes(grid: Grid, steps: int, few: bool, pece: bool, corrected: bool) -> No
     if calls < 1 or (pece and calls % 2 == 0):
         first, gap = 1 + extra, 1 + pece
         possible = ", ".join(str(first + k * gap) for k in range(3))
-        raise ValueError(f"sa_solver makes {possible}, ... model calls with these options, not {steps}")
+        raise ValueError(f"sa_solver with these options makes {possible} (and so on) model calls, not {steps}")
     n = (calls + 1) // 2 if pece else calls
     ends_at_zero = grid.end == "zero" if grid.given is None else grid.given.sigma[-1] == 0.0
     return grid.nodes(n) if few or not ends_at_zero else grid.nodes(n + 1).take(range(n + 1))
@@ -90,7 +90,7 @@ def _nodes(grid: Grid, steps: int, few: bool, pece: bool, corrected: bool) -> No
 
 def _tau(tau: float | tuple[float, float, float], t: float) -> float:
     """The amount of noise of a step that ends at t."""
-    value, low, high = tau if np.ndim(tau) else (tau, -np.inf, np.inf)
+    value, low, high = tau if isinstance(tau, tuple | list) else (tau, -np.inf, np.inf)
     if not value >= 0:
         raise ValueError(f"tau must not be negative, got {value}")
     return float(value) if low <= t <= high else 0.0

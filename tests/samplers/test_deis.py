@@ -114,7 +114,7 @@ def test_both_ends(mixture, z, variant):
     assert rmse(plan.run(mixture.model(flow, "flow"), z), exact) < 0.01
     cosine = VPDiscrete(training_betas("squaredcos_cap_v2", zero_snr=True))
     plan = deis(Grid(cosine, "trailing"), 20, variant=variant)
-    with pytest.warns(UserWarning, match="next to nothing of the image"):  # so exact a network is rare
+    with pytest.warns(UserWarning, match="alpha"):  # so exact a network is rare
         assert torch.isfinite(plan.run(mixture.model(cosine), z)).all()
 
 
@@ -141,12 +141,12 @@ def test_interpolation_of_a_discrete_schedule():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: deis(Grid(SD), 5, order=0), "orders 1 to 4, got 0"),
+        (lambda: deis(Grid(SD), 5, order=0), "deis.* 0"),
         (lambda: deis(Grid(SD), 5, variant="rho_ab"), "did you mean 'rhoab'"),
         (lambda: deis(Grid(SD), 5, space="flw"), "did you mean 'flow'"),
         (lambda: deis(Grid(SD), 5, as_published="diff_sampler"), "did you mean 'diff-sampler'"),
-        (lambda: deis(Grid(SD), 5, as_published=True), "ends at t_end"),
-        (lambda: deis(Grid(SD, end="t_end"), 5, variant="logrho", as_published=True), "'tab' or 'rhoab'"),
+        (lambda: deis(Grid(SD), 5, as_published=True), "as_published.*t_end"),
+        (lambda: deis(Grid(SD, end="t_end"), 5, variant="logrho", as_published=True), "as_published.*rhoab"),
         (lambda: build_plan(SD, "deis", 5, ordr=3), "did you mean 'order'"),
         (lambda: VPDiscrete(SD.betas, interpolation="alpha"), "did you mean 'log_alpha'|did you mean 'alpha_bar'"),
     ],

@@ -280,7 +280,7 @@ def test_then_denoise(mixture, z, solver, prediction):
     torch.testing.assert_close(
         longer.for_prediction("score").run(mixture.model(VP, "score"), z), x0, rtol=0, atol=1e-10
     )
-    with pytest.raises(ValueError, match="already ends at sigma = 0"):
+    with pytest.raises(ValueError, match="sigma = 0"):
         then_denoise(longer, VP)
 
 
@@ -290,33 +290,33 @@ def test_then_denoise(mixture, z, solver, prediction):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"solver": singlestep, "steps": 2.5}, "whole number of model calls"),
-        ({"solver": singlestep, "order": 4}, "orders 1, 2 and 3, got 4"),
-        ({"solver": singlestep, "solver_type": "taylor"}, "unknown solver_type 'taylor'"),
+        ({"solver": singlestep, "steps": 2.5}, "2.5"),
+        ({"solver": singlestep, "order": 4}, " 4"),
+        ({"solver": singlestep, "solver_type": "taylor"}, "solver_type.*taylor"),
         ({"solver": singlestep, "target": "epsilom"}, "did you mean 'epsilon'"),
-        ({"solver": singlestep, "fixed": True, "steps": 11}, "cannot make 11 calls here: choose 10 or 13"),
-        ({"solver": singlestep, "fixed": True, "order": 2, "end": "t_end"}, "cannot make 5 calls here: choose 4 or 6"),
-        ({"solver": singlestep, "sigmas": [10.0, 1.0, 0.1], "steps": 3}, "make 3 intervals, this solver needs 2"),
-        ({"solver": dpmpp, "eta": -0.1}, "eta must not be negative"),
-        ({"solver": dpmpp, "eta": 1.0, "t_start": 0.1, "t_end": 0.9, "end": "t_end"}, "from noise to data"),
+        ({"solver": singlestep, "fixed": True, "steps": 11}, " 11.* 10.* 13"),
+        ({"solver": singlestep, "fixed": True, "order": 2, "end": "t_end"}, " 5.* 4.* 6"),
+        ({"solver": singlestep, "sigmas": [10.0, 1.0, 0.1], "steps": 3}, " 3 .* 2"),
+        ({"solver": dpmpp, "eta": -0.1}, "eta.* -0.1"),
+        ({"solver": dpmpp, "eta": 1.0, "t_start": 0.1, "t_end": 0.9, "end": "t_end"}, "noise"),
     ],
 )
 def test_misuse(mixture, z, call, message):
     with pytest.raises(ValueError, match=message):
         sample(mixture.model(VP), z, schedule=VP, **{"steps": 5, **call})
-    with pytest.raises(ValueError, match="undefined at alpha = 0"):
+    with pytest.raises(ValueError, match="alpha = 0"):
         build_plan(RectifiedFlow(), singlestep, 5, prediction="flow", target="epsilon")
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"order": 1}, "orders 2 and 3"),
-        ({"controller": "pid"}, "unknown controller 'pid'"),
-        ({"rtol": -1.0}, "must be positive"),
-        ({"rtol": 0.0, "atol": 0.0}, "must be positive"),
-        ({"t_start": 0.5, "t_end": 2.0}, "outside the schedule"),
-        ({"schedule": RectifiedFlow()}, "finite lambda"),
+        ({"order": 1}, " 1"),
+        ({"controller": "pid"}, "controller.*pid"),
+        ({"rtol": -1.0}, "rtol=.*atol="),
+        ({"rtol": 0.0, "atol": 0.0}, "rtol=.*atol="),
+        ({"t_start": 0.5, "t_end": 2.0}, "schedule"),
+        ({"schedule": RectifiedFlow()}, "lambda.*t_start"),
     ],
 )
 def test_adaptive_misuse(mixture, z, call, message):
@@ -325,7 +325,7 @@ def test_adaptive_misuse(mixture, z, call, message):
 
 
 def test_adaptive_failures_say_where(mixture, z):
-    with pytest.raises(RuntimeError, match=r"not reached in max_calls = 20 but t = 0\.\d+ \(Effort\(calls=18"):
+    with pytest.raises(RuntimeError, match=r"18.*max_calls = 20.*t = 0\.\d+"):
         sample_adaptive(mixture.model(VP), z, schedule=VP, rtol=1e-9, atol=1e-9, max_calls=20)
     calls = []
 
@@ -333,5 +333,5 @@ def test_adaptive_failures_say_where(mixture, z):
         calls.append(1)
         return x * math.nan if len(calls) == 8 else mixture.model(VP)(x, t)
 
-    with pytest.raises(FloatingPointError, match=r"after 6 calls.*call 1 of 3 \(label .*, sigma .*\) is not finite"):
+    with pytest.raises(FloatingPointError, match=r" 6 calls.*call 1 of 3"):
         sample_adaptive(broken, z, schedule=VP)

@@ -2,6 +2,7 @@
 not what they should be."""
 
 import json
+import re
 
 import diffusers
 import numpy as np
@@ -55,11 +56,11 @@ def test_no_class_is_passed_over(cls, name, tmp_path):
     """A class of a newer diffusers is in none of the lists and must be refused too."""
     for config in configs(name, tmp_path):
         if name == "FlowMapEulerDiscreteScheduler" and "_class_name" not in config:
-            with pytest.warns(UserWarning, match="could be of FlowMatchHeunDiscreteScheduler or FlowMapEuler"):
+            with pytest.warns(UserWarning, match=r"FlowMatchHeunDiscreteScheduler.*FlowMapEuler"):
                 cls.from_config(config)
         elif name in DIFFUSION or name in FLOW:
             if name == "FlowMatchHeunDiscreteScheduler" and "_class_name" not in config:
-                with pytest.warns(UserWarning, match="could be of"):
+                with pytest.warns(UserWarning, match="FlowMatchHeunDiscreteScheduler"):
                     scheduler = cls.from_config(config)
             else:
                 scheduler = cls.from_config(config)
@@ -88,7 +89,7 @@ def test_the_betas_are_those_of_the_class(name, tmp_path):
 
 
 def test_the_document_says_what_happens_to_each_class():
-    table = DOC.read_text().split("## Whose configs are read")[1].split("\n## ")[0]
+    table = DOC.read_text().split("## Which configs can be used")[1].split("\n## ")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in table.splitlines() if line.startswith("| ")]
     said = {f"{name}Scheduler": verdict for names, verdict in rows[2:-1] for name in names.split(", ")}
     assert {name: verdict.split(":")[0].split(";")[0] for name, verdict in said.items()} == {
@@ -99,9 +100,9 @@ def test_the_document_says_what_happens_to_each_class():
 
 def test_a_class_that_nobody_knows():
     for name in ("MyScheduler", "FlowMatchEulerDiscreteSchedulerV2", ["my", "Scheduler"], 7):
-        with pytest.raises(ValueError, match=r"_class_name|not known here"):
+        with pytest.raises(ValueError, match=r"_class_name|MyScheduler|SchedulerV2"):
             SolverScheduler.from_config({"_class_name": name, **SD})
-    with pytest.raises(ValueError, match="has the option 'beta_stat'"):
+    with pytest.raises(ValueError, match="beta_stat"):
         SolverScheduler.from_config({"beta_stat": 0.1})
     unipc = {
         "predict_x0": True,
@@ -118,7 +119,7 @@ def test_a_class_that_nobody_knows():
         with pytest.raises(ValueError, match=option):
             SolverScheduler.from_config(config)
     for config in (None, [1], "folder", 3, SolverScheduler()):
-        with pytest.raises(ValueError, match="takes a scheduler's config"):
+        with pytest.raises(ValueError, match="from_config"):
             SolverScheduler.from_config(config)
 
     class Mine(SolverScheduler, solver="ddim"):
@@ -140,7 +141,7 @@ def test_a_flow_config_without_its_shift():
 
 @pytest.mark.parametrize("option", ["invert_sigmas", "stochastic_sampling"])
 def test_flows_of_another_kind(option):
-    with pytest.raises(ValueError, match=f"{option} is not supported: its network"):
+    with pytest.raises(ValueError, match=option):
         SolverScheduler.from_config(diffusers.FlowMatchEulerDiscreteScheduler(**{option: True}).config)
 
 
@@ -148,7 +149,7 @@ def test_a_network_told_the_logarithm_of_sigma():
     svd = diffusers.EulerDiscreteScheduler(
         prediction_type="v_prediction", timestep_type="continuous", sigma_min=0.002, sigma_max=700.0
     )
-    with pytest.raises(ValueError, match="EDM-preconditioned network, told log"):
+    with pytest.raises(ValueError, match=r"samplers.EDM"):
         SolverScheduler.from_config(svd.config)
 
 
@@ -169,7 +170,7 @@ COSINE = {"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "trailing"}
 
 def test_epsilon_at_zero_terminal_snr():
     """A network's error at the first call would come out 4096 times as large."""
-    with pytest.raises(ValueError, match=r"predicts 'epsilon' says next to .* alpha = 0\.00024.*v_prediction"):
+    with pytest.raises(ValueError, match=r"alpha = 0\.00024.*epsilon.*v_prediction"):
         SolverScheduler.from_config(diffusers.DDIMScheduler(**ZERO_SNR, clip_sample=False).config)
     for allowed in ({"prediction_type": "v_prediction"}, {"thresholding": True}, {"clip_sample": True}):
         scheduler = SolverScheduler(**ZERO_SNR, solver="ddim", **allowed)
@@ -184,9 +185,9 @@ def test_epsilon_of_betas_that_end_in_noise():
     trained = samplers.schedule.training_betas("scaled_linear", 0.00085, 0.012, zero_snr=True).tolist()
     for config in (COSINE, {"trained_betas": trained}):
         scheduler = SolverScheduler(**config, solver="ddim")
-        with pytest.raises(ValueError, match="predicts 'epsilon' says next to nothing"):
+        with pytest.raises(ValueError, match="epsilon"):
             scheduler.set_timesteps(10)
-        with pytest.raises(ValueError, match="run set_timesteps before step"):
+        with pytest.raises(ValueError, match="set_timesteps"):
             scheduler.step(NOISE, 999, NOISE)
         scheduler.set_timesteps(timesteps=[900, 500, 100])
         SolverScheduler(**config, solver="ddim", thresholding=True).set_timesteps(10)
@@ -295,9 +296,9 @@ def test_options_of_solvers_have_the_kind_of_their_defaults():
 def test_numbers_of_steps_that_no_memory_holds():
     schedule = samplers.VPDiscrete.scaled_linear()
     for solver in (None, "dpmpp", "sa_solver"):
-        with pytest.raises(ValueError, match="more than the 100000"):
+        with pytest.raises(ValueError, match="100000"):
             SolverScheduler(**SD, solver=solver).set_timesteps(10**10)
-        with pytest.raises(ValueError, match="more than the 100000"):
+        with pytest.raises(ValueError, match="100000"):
             samplers.build_plan(schedule, solver, 10**10)
 
 
@@ -310,21 +311,21 @@ def test_ranges_of_the_flags():
         scheduler.set_timesteps(8)
     torch.testing.assert_close(ours.sigmas, theirs.sigmas, rtol=1e-5, atol=1e-6)
     for changed in ({"sigma_max": 80.0}, {"sigma_min": 0.001}):
-        with pytest.raises(ValueError, match=f"{next(iter(changed))} = .* lies outside the schedule, 0.029"):
+        with pytest.raises(ValueError, match=f"{next(iter(changed))} = .*0.029"):
             samplers.Euler(**{**settings, **changed}).set_timesteps(8)
-    with pytest.raises(ValueError, match="sigma_min must be below sigma_max"):
+    with pytest.raises(ValueError, match=r"sigma_min.*sigma_max"):
         samplers.Euler(**{**settings, "sigma_min": 10.0})
 
 
 def test_a_config_is_written_whole_or_not_at_all(tmp_path):
     SolverScheduler(**SD).save_config(tmp_path)
     before = (tmp_path / "scheduler_config.json").read_bytes()
-    with pytest.raises(ValueError, match="cannot be saved"):
+    with pytest.raises(ValueError, match="saved"):
         SolverScheduler(**SD, solver="deis", solver_options={"time": samplers.VPLinear()}).save_config(tmp_path)
     assert (tmp_path / "scheduler_config.json").read_bytes() == before
     (tmp_path / "scheduler_config.json").write_text('[{"_class_name": "DDIMScheduler"}]')
-    with pytest.raises(ValueError, match="takes a scheduler's config"):
+    with pytest.raises(ValueError, match="from_config"):
         SolverScheduler.from_pretrained(tmp_path)
     (tmp_path / "scheduler_config.json").write_text('{"a":' * 100_000)
-    with pytest.raises(ValueError, match="nested too deeply"):
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
         SolverScheduler.from_pretrained(tmp_path)

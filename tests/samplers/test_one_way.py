@@ -47,9 +47,9 @@ FACES = {
 def test_what_goes_up_is_refused(face, name):
     for schedule, values in itertools.product((SD, RectifiedFlow(3.0), VPLinear(), EDM()), (UP[name], [0.2, 0.5])):
         given = torch.tensor(values) if face == "Grid" else values
-        with pytest.raises(ValueError, match=f"{name} must go down, from noise to data, but entry 1 is .* after"):
+        with pytest.raises(ValueError, match=f"{name}.*entry 1"):
             FACES[face](schedule, **{name: given})
-    with pytest.raises(ValueError, match="times must go down"):
+    with pytest.raises(ValueError, match=r"times.*entry 1"):
         Grid(SD, times=[0.1, 0.5, 1.0], end="t_end")
 
 
@@ -61,11 +61,11 @@ def test_what_goes_up_is_refused_in_pipelines(cls, name):
         scheduler = cls(**config)
         scheduler.set_timesteps(5)
         for values in (UP[name], np.array(UP[name]), torch.tensor(UP[name]), UP[name][:2]):
-            with pytest.raises(ValueError, match=f"{name} must go down"):
+            with pytest.raises(ValueError, match=f"{name}.*entry 1"):
                 scheduler.set_timesteps(**{name: values})
         assert scheduler.plan is None  # not the one of before
         for values, message in (
-            ([], "empty"),
+            ([], "sigmas"),
             (3.0, "sequence of numbers"),
             ([9, 9], "monotone"),
             ([5, None], "numbers"),
@@ -85,7 +85,7 @@ def test_towards_noise_by_the_range_alone(mixture, z):
     up, _ = sample_adaptive(model, x, schedule=SD, t_start=0.05, t_end=0.6, rtol=1e-5, atol=1e-6)
     assert (up - there.run(model, x)).abs().max() < 1e-3
     for solver in ("euler_ancestral", "reverse_diffusion", "euler_maruyama"):
-        with pytest.raises(ValueError, match="from noise to data"):
+        with pytest.raises(ValueError, match="noise"):
             build_plan(SD, solver, 6, t_start=0.05, t_end=0.6, end="t_end")
 
 
@@ -97,11 +97,11 @@ def test_nodes_that_fall_together():
         (lambda: Grid(SD, "leading").nodes(1000), "not apart"),
         (lambda: Grid(SD, "leading", steps_offset=5).nodes(999), "begins at label 1004, outside 0 to 999"),
         (lambda: Grid(SD, timesteps=[500, 200], t_end=0.4, end="t_end"), "not apart"),
-        (lambda: Grid(RectifiedFlow(), timesteps=[500, 0]), "called at sigma = 0"),
+        (lambda: Grid(RectifiedFlow(), timesteps=[500, 0]), "sigma = 0"),
         (lambda: Grid(EDM(), sigmas=[1.0, 5e-324]), "called at sigma = 4.94e-324"),
-        (lambda: Grid(EDM(), t_start=float("inf")), "outside the schedule"),
+        (lambda: Grid(EDM(), t_start=float("inf")), "schedule"),
         (lambda: Grid(SD, "karras", rho=0.0), "rho must be above 0"),
-        (lambda: Grid(SD).nodes(10**7), "more than the 100000"),
+        (lambda: Grid(SD).nodes(10**7), "100000"),
         (lambda: build_plan(RectifiedFlow(), "reverse_diffusion", 1, prediction="flow"), "needs a call between"),
     ):
         with pytest.raises(ValueError, match=message):

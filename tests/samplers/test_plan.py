@@ -32,7 +32,7 @@ def test_load_refuses_other_files(tmp_path):
     from safetensors.numpy import save_file
 
     save_file({"x": np.zeros(2)}, str(tmp_path / "x.safetensors"))
-    with pytest.raises(ValueError, match="not a sampling plan"):
+    with pytest.raises(ValueError, match=r"x.safetensors"):
         Plan.load(tmp_path / "x.safetensors")
 
 
@@ -104,7 +104,7 @@ def test_anchor_noise_constant_and_tensor_coefficients():
     state = varied.step(1, state, m1)
     torch.testing.assert_close(state.input, x + torch.tensor(c) * m1 - m0)
     torch.testing.assert_close(state.anchor, x + 10 * m1 - m0)
-    with pytest.raises(ValueError, match="call 0 of this plan adds noise"):
+    with pytest.raises(ValueError, match=r"call 0.*noise="):
         varied.step(0, varied.begin(x), m0)
 
 
@@ -131,7 +131,7 @@ def test_generators(mixture):
     alone = plan.run(model, x[1:2], generator=gens([6]))
     torch.testing.assert_close(together[1:2], alone)
     assert not torch.equal(together, plan.run(model, x, generator=gens([5, 8, 7])))
-    with pytest.raises(ValueError, match="2 generators for a batch of 3"):
+    with pytest.raises(ValueError, match=r"2 generators.* 3"):
         randn((3, 1), gens([1, 2]), "cpu", torch.float32)
 
 
@@ -157,9 +157,9 @@ def test_bad_model_outputs(plan, z):
     k = int((plan.label >= 500).sum())
     with pytest.raises(FloatingPointError, match=rf"call {k} of 6 \(label {plan.label[k]:g}"):
         plan.run(broken, z)
-    with pytest.raises(ValueError, match=r"call 0: the model returned shape \(8, 2\)"):
+    with pytest.raises(ValueError, match=r"call 0.*\(8, 2\)"):
         plan.run(lambda x, t: x[:, 0, 0], z)
-    with pytest.raises(TypeError, match="floating-point"):
+    with pytest.raises(TypeError, match="int64"):
         plan.run(lambda x, t: x, torch.zeros(1, 2, dtype=torch.int64))
 
 

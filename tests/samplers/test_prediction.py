@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from samplers import Guidance, convert, dynamic_threshold
+from samplers import Guidance, SolverScheduler, convert, dynamic_threshold, forward, guide
 from samplers.prediction import PREDICTIONS, conversion
 
 
@@ -25,11 +25,56 @@ def test_every_conversion(alpha, sigma):
 
 
 def test_undetermined_conversions():
-    with pytest.raises(ValueError, match="'epsilon' does not determine 'sample' at alpha = 0"):
+    with pytest.raises(ValueError, match=r"epsilon.*sample.*alpha = 0"):
         conversion("epsilon", "sample", 0.0, 1.0)
     assert conversion("v_prediction", "sample", 0.0, 1.0) == (0.0, -1.0)
     with pytest.raises(ValueError, match="did you mean 'epsilon'"):
         conversion("eps", "sample", 0.6, 0.8)
+
+
+@pytest.mark.parametrize(("alpha", "sigma"), [(0.8, 0.6), (0.6, 0.8)])
+@pytest.mark.parametrize("kind", PREDICTIONS)
+def test_the_forward_process(kind, alpha, sigma):
+    """Targets by the table's (p, q); x_0 back from the target; per sample levels of shape (batch, 1, 1)."""
+    x_0, eps = torch.randn(2, 3, 4, 5, dtype=torch.float64)
+    if kind == "flow":
+        alpha = 1 - sigma
+    x_t = forward.add_noise(x_0, eps, alpha, sigma)
+    torch.testing.assert_close(x_t, x_0 * alpha + eps * sigma)
+    p, q = PREDICTIONS[kind](alpha, sigma)
+    target = forward.training_target(kind, x_0, eps, alpha, sigma)
+    torch.testing.assert_close(target, p * x_0 + q * eps)
+    torch.testing.assert_close(forward.predicted_x_0(kind, target, x_t, alpha, sigma), x_0)
+    levels = torch.full((3, 1, 1), alpha, dtype=torch.float64), torch.full((3, 1, 1), sigma, dtype=torch.float64)
+    torch.testing.assert_close(forward.training_target(kind, x_0, eps, *levels), target)
+    torch.testing.assert_close(forward.predicted_x_0(kind, target, x_t, *levels), x_0)
+
+
+def test_forward_process_of_an_unknown_kind():
+    x = torch.zeros(1, 2)
+    for use in (forward.training_target, forward.predicted_x_0):
+        with pytest.raises(ValueError, match="did you mean 'v_prediction'"):
+            use("v_predicton", x, x, 0.6, 0.8)
+
+
+def test_in_float32_the_forward_process_is_the_plain_expression():
+    """Training compares numbers to the last bit."""
+    x_0, eps, out = torch.randn(3, 2, 4, 8, 8)
+    alpha, sigma = torch.rand(2, 1, 1, 1), torch.rand(2, 1, 1, 1)
+    assert torch.equal(forward.add_noise(x_0, eps, alpha, sigma), alpha * x_0 + sigma * eps)
+    assert torch.equal(forward.training_target("v_prediction", x_0, eps, alpha, sigma), alpha * eps - sigma * x_0)
+    for kind, x in {
+        "epsilon": (eps - sigma * out) / alpha,
+        "v_prediction": alpha * eps - sigma * out,
+        "flow": eps - sigma * out,
+    }.items():
+        assert torch.equal(forward.predicted_x_0(kind, out, eps, alpha, sigma), x)
+    assert torch.equal(guide(x_0, eps, 7.5), eps + 7.5 * (x_0 - eps))
+    scheduler, t = SolverScheduler(), torch.tensor([3, 700])
+    times = (t.numpy() + 1) / 1000
+    levels = scheduler.schedule.alpha(times), scheduler.schedule.sigma(times)
+    alpha, sigma = (torch.from_numpy(level).float().view(2, 1, 1, 1) for level in levels)
+    assert torch.equal(scheduler.add_noise(x_0, eps, t), forward.add_noise(x_0, eps, alpha, sigma))
 
 
 def test_guidance():

@@ -56,7 +56,7 @@ def test_zero_terminal_snr_betas():
 def test_bad_schedules():
     with pytest.raises(ValueError, match="did you mean 'scaled_linear'"):
         training_betas("scaled_linar")
-    with pytest.raises(ValueError, match="strictly between 0 and 1"):
+    with pytest.raises(ValueError, match=r"betas.*VPDiscrete|VPDiscrete.*betas"):
         VPDiscrete([0.1, 1.0])
-    with pytest.raises(ValueError, match="shift > 0"):
+    with pytest.raises(ValueError, match="shift"):
         RectifiedFlow(shift=0)

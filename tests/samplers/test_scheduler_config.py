@@ -47,7 +47,7 @@ def test_flow_match_configs_both_ways():
         diffusers.DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=5.0),
     ):
         assert SolverScheduler.from_config(theirs.config).schedule.shift == 5.0
-    with pytest.raises(ValueError, match="EDM-preconditioned"):
+    with pytest.raises(ValueError, match=r"samplers.EDM"):
         SolverScheduler.from_config(diffusers.EDMEulerScheduler().config)
 
 
@@ -117,10 +117,10 @@ def test_named_scheduler(cls):
     for scheduler in switched:
         scheduler.set_timesteps(9)
         assert (scheduler.plan.rows == switched[0].plan.rows).all() and scheduler.config.solver == cls.fixed_solver
-    with pytest.raises(ValueError, match=f"{cls.__name__} is solver '{cls.fixed_solver}'"):
+    with pytest.raises(ValueError, match=f"{cls.__name__}.*{cls.fixed_solver}"):
         cls(solver="ddim" if cls.fixed_solver != "ddim" else "dpmpp")
     for name in cls.fixed_options:
-        with pytest.raises(ValueError, match=f"{cls.__name__} fixes '{name}'"):
+        with pytest.raises(ValueError, match=f"{cls.__name__}.*{name}"):
             cls(solver_options={name: 3})
     assert SolverScheduler.from_config(cls(**SD).config).config.solver is None  # a switch back is the rule again
 
@@ -183,14 +183,14 @@ def test_default_is_the_rule():
         ({"solver": "dpmp"}, "unknown solver 'dpmp': did you mean 'dpmpp'"),
         ({"solvr": "dpmpp"}, "unknown option of SolverScheduler 'solvr': did you mean 'solver'"),
         ({"solver": "unipc", "solver_options": {"ordr": 3}}, "option of solver 'unipc' 'ordr': did you mean 'order'"),
-        ({"solver": "unipc", "eta": 1.0}, "'unipc' has no option 'eta'"),
-        ({"solver_options": {"order": 3}}, "name it with solver="),
+        ({"solver": "unipc", "eta": 1.0}, "unipc.*eta"),
+        ({"solver_options": {"order": 3}}, "solver="),
         ({"grid": "karrass"}, "did you mean 'karras'"),
         ({"prediction_type": "v-prediction"}, "did you mean 'v_prediction'"),
         ({"final_sigmas_type": "sigma_max"}, "did you mean 'sigma_min'"),
         ({"timestep_spacing": "linspce"}, "did you mean 'linspace'"),
         ({"beta_schedule": "scaled_liner"}, "did you mean 'scaled_linear'"),
-        ({"use_karras_sigmas": True, "use_lu_lambdas": True}, "at most one"),
+        ({"use_karras_sigmas": True, "use_lu_lambdas": True}, "sigmas.*timesteps|use_karras_sigmas"),
     ],
 )
 def test_bad_config(config, message):

@@ -212,7 +212,7 @@ def test_eta_and_generators():
     torch.testing.assert_close(noisy[1:], alone, rtol=1e-5, atol=1e-5)
     assert (run([gen(5), gen(6)]) - noisy).abs().max() > 0.1, "without eta the same pipeline is deterministic"
     assert torch.equal(run(gen(1)), run(gen(2)))
-    with pytest.raises(ValueError, match="'unipc' has no option 'eta'"):
+    with pytest.raises(ValueError, match=r"unipc.*eta"):
         pipes.sd(SolverScheduler(**SD, solver="unipc"))(**inputs(pipe), num_inference_steps=4, eta=0.5)
 
 
@@ -256,7 +256,7 @@ def test_half_precision_pipelines():
         given["prompt_embeds"] = given["prompt_embeds"].to(dtype)
         out = pipe(**given, latents=NOISE.to(dtype), num_inference_steps=4).images
         assert out.dtype == dtype and torch.isfinite(out).all()
-        assert pipe.scheduler._state.input.dtype == torch.float32
+        assert pipe.scheduler._run.state.input.dtype == torch.float32
 
 
 def test_dit_saved_batched_and_as_tuple(tmp_path):

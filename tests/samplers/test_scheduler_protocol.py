@@ -41,14 +41,14 @@ def test_attributes():
     assert scheduler.init_noise_sigma == 1.0 and scheduler.order == 1 and len(scheduler) == 1000
     assert scheduler.scale_model_input(x, 3) is x and scheduler.step_index is scheduler.begin_index is None
     assert scheduler.timesteps.tolist() == list(range(999, -1, -1))
-    with pytest.raises(ValueError, match="run set_timesteps before step"):
+    with pytest.raises(ValueError, match="set_timesteps"):
         scheduler.step(x, 0, x)
     scheduler = ready(5)
     assert len(scheduler.timesteps) == scheduler.num_inference_steps == 5 and len(scheduler.sigmas) == 6
     for i, t in enumerate(scheduler.timesteps):
         assert scheduler.step_index == (i or None)
         assert scheduler.step(x, t, x, return_dict=False)[0].shape == x.shape
-    with pytest.raises(ValueError, match="all 5 steps are done"):
+    with pytest.raises(ValueError, match=r"5.*set_timesteps"):
         scheduler.step(x, t, x)
 
 
@@ -72,9 +72,9 @@ def test_every_solver_counts_calls(solver):
 
 
 def test_numbers_of_calls_that_a_solver_cannot_make():
-    with pytest.raises(ValueError, match=r"pndm.* makes 2, 3, 4, ... model calls, not 1"):
+    with pytest.raises(ValueError, match=r"pndm.* 2.* 1"):
         ready(1, "pndm")
-    with pytest.raises(ValueError, match=r"exactly one of .* makes 5 calls where num_inference_steps is 3"):
+    with pytest.raises(ValueError, match=r"heun.* 5 .*num_inference_steps.* 3"):
         ready(3, "heun", sigmas=[9.0, 3.0, 1.0])
     assert len(ready(5, "heun", sigmas=[9.0, 3.0, 1.0]).timesteps) == 5
 
@@ -151,7 +151,7 @@ def test_dynamic_shift():
     flow = SolverScheduler(
         use_flow_sigmas=True, prediction_type="flow_prediction", use_dynamic_shifting=True, solver="heun"
     )
-    with pytest.raises(ValueError, match="pass mu="):
+    with pytest.raises(ValueError, match="mu="):
         flow.set_timesteps(4)
     flow.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25], mu=1.0)
     s, e = np.array([1.0, 0.75, 0.5, 0.25]), np.e
@@ -183,7 +183,7 @@ def test_state_is_float32_in_a_half_precision_pipeline():
     kept, rounded = ready(30), ready(30)
     assert loop(kept, noise).dtype == torch.bfloat16
     loop(rounded, noise, edit=lambda k, x: x.clone())  # what a scheduler without a state of its own would step from
-    error = [(s._state.input.double() - exact).abs().mean() for s in (kept, rounded)]
+    error = [(s._run.state.input.double() - exact).abs().mean() for s in (kept, rounded)]
     assert error[0] < 0.7 * error[1]
 
 
@@ -233,40 +233,40 @@ def test_two_requests_run_interleaved_on_one_plan():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({}, "exactly one of"),
-        ({"num_inference_steps": 0}, "at least 1"),
-        ({"num_inference_steps": 2.5}, "whole number"),
-        ({"num_inference_steps": 3, "timesteps": [5, 3]}, "exactly one of"),
-        ({"sigmas": [3.0], "timesteps": [5, 3]}, "exactly one of"),
-        ({"sigmas": [1.0, 2.0, 0.1]}, "strictly monotone"),
+        ({}, "num_inference_steps.*timesteps.*sigmas"),
+        ({"num_inference_steps": 0}, "0|2.5"),
+        ({"num_inference_steps": 2.5}, "2.5"),
+        ({"num_inference_steps": 3, "timesteps": [5, 3]}, "num_inference_steps.*timesteps.*sigmas"),
+        ({"sigmas": [3.0], "timesteps": [5, 3]}, "num_inference_steps.*timesteps.*sigmas"),
+        ({"sigmas": [1.0, 2.0, 0.1]}, "entry [12]"),
         ({"sigmas": [0.0]}, "at least"),
-        ({"sigmas": [1e5, 1.0]}, "outside the schedule"),
-        ({"timesteps": [2000, 3]}, "outside the schedule"),
-        ({"timesteps": [7, 7]}, "strictly monotone"),
+        ({"sigmas": [1e5, 1.0]}, "schedule"),
+        ({"timesteps": [2000, 3]}, "schedule"),
+        ({"timesteps": [7, 7]}, "entry [12]"),
     ],
 )
 def test_bad_set_timesteps(call, message):
     if call == {"sigmas": [0.0]}:
-        message = "need a value above 0"
+        message = "sigmas"
     with pytest.raises(ValueError, match=message):
         SolverScheduler(**SD, solver="dpmpp").set_timesteps(**call)
 
 
 def test_bad_step():
     x = NOISE
-    with pytest.raises(ValueError, match=r"returned shape \(2, 8, 8, 8\) for input \(2, 4, 8, 8\)"):
+    with pytest.raises(ValueError, match=r"\(2, 8, 8, 8\).*\(2, 4, 8, 8\)"):
         ready(3).step(x.repeat(1, 2, 1, 1), 999, x)
-    with pytest.raises(ValueError, match=r"model_output \(torch.int64 on cpu\) does not go with"):
+    with pytest.raises(ValueError, match=r"model_output.*torch.int64"):
         ready(3).step(x.long(), 999, x)
-    with pytest.raises(ValueError, match=r"model_output .* on meta.* does not go with the sample .* on cpu"):
+    with pytest.raises(ValueError, match=r"model_output.*meta.*cpu"):
         ready(3).step(x.to("meta"), 999, x)
-    with pytest.raises(TypeError, match=r"floating-point tensor, got torch.int64"):
+    with pytest.raises(TypeError, match=r"torch.int64"):
         ready(3).step(x, 999, x.long())
-    with pytest.raises(ValueError, match="3 generators for a batch of 2"):
+    with pytest.raises(ValueError, match=r"3 generators.* 2"):
         ready(3, "euler_ancestral").step(x, 999, x, generator=[gen()] * 3)
-    with pytest.raises(ValueError, match="begin at 0 to 2, not at 3"):
+    with pytest.raises(ValueError, match=r" 0 to 2.* 3"):
         ready(3, begin=3).step(x, 999, x)
-    with pytest.raises(ValueError, match="'unipc' has no option 'eta'"):
+    with pytest.raises(ValueError, match=r"unipc.*eta"):
         ready(3, "unipc").step(x, 999, x, eta=1.0)
 
 

@@ -22,20 +22,42 @@ def exact(mixture, z):
     return mixture.exact(VPLinear(), z)
 
 
-def test_the_solver_in_the_readme(mixture, z, exact):
-    """The README's own code: a solver with two calls per step, of order 2, that counts its calls honestly."""
-    text = (Path(__file__).parents[2] / "samplers" / "README.md").read_text()
-    code = next(block for block in text.split("```python")[1:] if "def heun" in block).split("```")[0]
-    space = {}
-    exec(code, space)
-    model = mixture.model(VPLinear())
-    errors = [rmse(space["sample"](model, z, VPLinear(), steps=n, end="t_end"), exact) for n in (80, 160)]
+README = (Path(__file__).parents[2] / "samplers" / "README.md").read_text()
+
+
+def block(with_text):
+    """The Python block of the README that has this text."""
+    blocks = [part.split("```")[0] for part in README.split("```python\n")[1:]]
+    return next(block for block in blocks if with_text in block)
+
+
+def test_the_solver_in_the_readme(mixture, z, exact, tmp_path, monkeypatch):
+    """The README's own code as a module: a solver with two calls per step, of order 2, by its path."""
+    (tmp_path / "my_solvers.py").write_text(block("def heun"))
+    monkeypatch.syspath_prepend(tmp_path)
+    model, solver = mixture.model(VPLinear()), "my_solvers:heun"
+    outs = [sample(model, z, schedule=VPLinear(), solver=solver, steps=n, end="t_end") for n in (80, 160)]
+    errors = [rmse(out, exact) for out in outs]
     assert abs(math.log2(errors[0] / errors[1]) - 2) < 0.3
     calls = []
-    space["sample"](lambda x, t: calls.append(1) or model(x, t), z, VPLinear(), steps=9)
+    sample(lambda x, t: calls.append(1) or model(x, t), z, schedule=VPLinear(), solver=solver, steps=9)
     assert len(calls) == 9
-    with pytest.raises(ValueError, match="'heun' cannot make exactly 8 model calls here; it would make 7"):
-        space["sample"](model, z, VPLinear(), steps=8)
+    with pytest.raises(ValueError, match=r"'heun'.* 8 .* 7"):
+        sample(model, z, schedule=VPLinear(), solver=solver, steps=8)
+
+
+def test_the_gaussian_in_the_readme(tmp_path, monkeypatch):
+    x, output, reference, noise = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    names = "schedule, x, output, reference_output, noise"
+    code = f"import samplers\n\n\ndef run({names}):\n" + "".join(
+        f"    {line}\n" for line in block("plan.transition").splitlines()
+    )
+    (tmp_path / "readme_gaussian.py").write_text(f"{code}    return log_p, ratio, x_next, step\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import readme_gaussian
+
+    log_p, ratio, x_next, step = readme_gaussian.run(VPDiscrete.scaled_linear(), x, output, reference, noise)
+    torch.testing.assert_close(ratio.sum(1), log_p - step.log_prob(x, reference, x_next))
 
 
 def test_exact_solution_is_exact_for_one_gaussian():
@@ -153,11 +175,11 @@ def test_ancestral_ddim_has_the_ddpm_moments():
         ({"ordre": 2}, "option of solver 'dpmpp' 'ordre': did you mean 'order'"),
         ({"order": 4}, "orders 1, 2 and 3"),
         ({"solver_type": "middlepoint"}, "did you mean 'midpoint'"),
-        ({"target": "noise"}, "unknown target 'noise'"),
-        ({"steps": 0}, "at least 1"),
-        ({"solver": "ddim", "eta": -1.0}, "must not be negative"),
-        ({"sigmas": [3.0, 5.0, 1.0]}, "strictly monotone"),
-        ({"grid": Grid(VPLinear()), "end": "zero"}, "carries its own end"),
+        ({"target": "noise"}, "target.*noise"),
+        ({"steps": 0}, "0|2.5"),
+        ({"solver": "ddim", "eta": -1.0}, "-1|-0.1"),
+        ({"sigmas": [3.0, 5.0, 1.0]}, "entry [12]"),
+        ({"grid": Grid(VPLinear()), "end": "zero"}, "Grid object.* end"),
     ],
 )
 def test_misuse(mixture, z, call, message):
@@ -167,5 +189,5 @@ def test_misuse(mixture, z, call, message):
         sample(lambda x, t: x, z, schedule=RectifiedFlow(), steps=3, prediction="epsilon")
     with pytest.raises(ValueError, match="pass steps="):
         build_plan(VPLinear())
-    with pytest.raises(ValueError, match="make 2 intervals, this solver needs 5"):
+    with pytest.raises(ValueError, match=r" 2 .* 5"):
         sample(lambda x, t: x, z, schedule=VPLinear(), steps=5, sigmas=[3.0, 1.0])

@@ -109,11 +109,11 @@ def test_networks_and_schedules(mixture, z):
 def test_impossible_beginnings_are_named():
     plan = plan_of(heun, 6)
     for first in (-1, 6):
-        with pytest.raises(ValueError, match=rf"6 calls: it can begin at 0 to 5, not at {first}"):
+        with pytest.raises(ValueError, match=rf" 0 to 5.*{first}"):
             tail(plan, first)
     # a plan that forgets the network's output at its second call: no step can be made from there
     nodes = Nodes.at(VP, [0.9, 0.6, 0.3, 0.1])
     pairs = [(row(1.0, -0.1), row(1.0)), row(0.9, -0.1, -0.1), row(0.8, -0.1)]
     blind = Plan.build("toy", "epsilon", nodes, pairs, reads=[[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
-    with pytest.raises(ValueError, match=r"cannot begin at call 1 .*; it can at \[0, 2\]"):
+    with pytest.raises(ValueError, match=r" 1 .*\[0, 2\]"):
         tail(blind, 1)
