@@ -10,8 +10,9 @@ from typing import Annotated, Literal
 from .common.errors import DiffpoError
 from .common.text import plain
 from .common.threads import set_waiting
+from .evaluate.generation import Generation
 
-INTERRUPTED = "\ninterrupted; the same command goes on from what is finished"
+INTERRUPTED = "\ninterrupted; run the same command again to continue from what is finished"
 
 try:
     import typer
@@ -27,9 +28,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; configs/ holds recipes.")]
+Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/ for recipes.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Settings that replace the file's, e.g. train.lr=1e-5.")
+    list[str] | None,
+    typer.Argument(metavar="[a.b=c]...", help="Settings that replace those of the file, e.g. train.lr=1e-5."),
 ]
 
 
@@ -38,7 +40,7 @@ def train(config: Config, overrides: Overrides = None) -> None:
     """Train a preference LoRA; run the same command again to resume."""
     from .config import load_config
 
-    settings = load_config(config, overrides or [])  # a typing error is reported before the slow imports
+    settings = load_config(config, overrides or [])  # typing errors are reported before the slow imports
 
     from .train.loop import train
 
@@ -50,10 +52,11 @@ def check(
     config: Config,
     overrides: Overrides = None,
     picture: Annotated[
-        Path | None, typer.Option(help="Where to draw some of the data as trained on; OUTPUT-data.png by default.")
+        Path | None,
+        typer.Option(help="File for a picture of some of the data as trained on; OUTPUT-data.png by default."),
     ] = None,
 ) -> None:
-    """Dry run: what the config says, what the data holds, what training would need."""
+    """Dry run: show the config, what the data holds and the memory that training needs."""
     from .commands.check import check
     from .config import load_config
 
@@ -76,9 +79,9 @@ def train_scorer(config: Config, overrides: Overrides = None) -> None:
 def collect(
     config: Config,
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Where to write; the folder of rollout.labels by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder; by default that of rollout.labels.")] = None,
 ) -> None:
-    """Sample pictures for people to compare; train with objective.rollout.labels=OUT/labels.jsonl afterwards."""
+    """Sample pictures for people to compare. Then train with objective.rollout.labels=OUT/labels.jsonl."""
     from .config import load_config
 
     settings = load_config(config, overrides or [])
@@ -86,38 +89,48 @@ def collect(
     from .commands.collect import collect
 
     labels = collect(settings, out)
-    print(f"the pictures are in {labels.parent / 'images'}; fill in label_0 in {labels}: 1, 0, 0.5 (a tie) or null")
+    print(f"the pictures are in {labels.parent / 'images'}")
+    print(f"fill in label_0 in {labels}: 1 if image_0 is better, 0 if image_1 is, 0.5 for a tie, null if not judged")
 
 
 MODEL = typer.Option(help="A pipeline folder, a hub id, or one .safetensors file.")
 ModelConfig = Annotated[
     str | None,
     typer.Option(
-        help="Whose configs a MODEL of one file has: a folder, a hub id, sd1, sd2, sd2-v, sdxl or sdxl-v. By default "
-        "what the file tells."
+        help="Configs for a MODEL that is one file: a folder, a hub id, sd1, sd2, sd2-v, sdxl or sdxl-v. By default "
+        "read from the file."
     ),
 ]
 Lora = Annotated[str | None, typer.Option(help="A LoRA file, or the folder of a training run.")]
 UserPairs = Annotated[
     str | None,
-    typer.Option(help="Whom to paint for, if the LoRA knows users: his pairs, as for data.train; the first 4 count."),
+    typer.Option(
+        help="Pairs by the user to personalise for (the first 4 are used); any format of data.train. For a LoRA that "
+        "was trained with users."
+    ),
 ]
 PROMPTS = typer.Option(
     help="A text file (one per line); .json, .jsonl, .csv, .tsv or .parquet with a column prompt, caption or text, or "
     "FILE:COLUMN; or shapes:heldout[:N]."
 )
-Out = Annotated[Path, typer.Option(help="Where to write; the same command again continues.")]
-Count = Annotated[int | None, typer.Option("--n", min=1, help="Only the first N prompts.")]
+Out = Annotated[Path, typer.Option(help="Output folder; run the same command again to continue.")]
+Count = Annotated[int | None, typer.Option("--n", min=1, help="Use only the first N prompts.")]
 Seed = Annotated[int, typer.Option(help="First seed of every prompt.")]
 PerPrompt = Annotated[int, typer.Option(min=1, help="Images (seeds) per prompt.")]
 Steps = Annotated[int, typer.Option(min=1, help="Model calls per image.")]
-Solver = Annotated[str, typer.Option(help="A solver of the package samplers.")]
+Solver = Annotated[
+    str | None,
+    typer.Option(
+        help="A solver of the package samplers, e.g. dpmpp or unipc. By default it is chosen from the number of calls "
+        "and the guidance scale."
+    ),
+]
 Guidance = Annotated[float, typer.Option(help="Classifier-free guidance scale.")]
 Negative = Annotated[str | None, typer.Option(help="Negative prompt.")]
-Side = Annotated[int | None, typer.Option(min=8, help="Pixels; the model's own size by default.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time; does not change them.")]
+Side = Annotated[int | None, typer.Option(min=8, help="Size in pixels; by default the model's own.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time; it does not change the images.")]
 Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Precision of the model.")]
-Device = Annotated[str | None, typer.Option(help="cuda, cpu, ...; CUDA where there is one by default.")]
+Device = Annotated[str | None, typer.Option(help="cuda, cpu or another torch device; by default cuda if there is one.")]
 
 
 @app.command()
@@ -125,27 +138,43 @@ def generate(
     model: Annotated[str, MODEL],
     prompts: Annotated[str, PROMPTS],
     out: Out,
-    model_config: ModelConfig = None,
-    lora: Lora = None,
-    user_pairs: UserPairs = None,
+    model_config: ModelConfig = Generation.model_config,
+    lora: Lora = Generation.lora,
+    user_pairs: UserPairs = Generation.user_pairs,
     n: Count = None,
-    seed: Seed = 0,
-    images_per_prompt: PerPrompt = 1,
-    steps: Steps = 20,
-    solver: Solver = "dpmpp",
-    guidance: Guidance = 5.0,
-    negative_prompt: Negative = None,
-    height: Side = None,
-    width: Side = None,
-    batch_size: BatchSize = 8,
-    dtype: Dtype = "float32",
-    device: Device = None,
+    seed: Seed = Generation.seed,
+    images_per_prompt: PerPrompt = Generation.images_per_prompt,
+    steps: Steps = Generation.steps,
+    solver: Solver = Generation.solver,
+    guidance: Guidance = Generation.guidance,
+    negative_prompt: Negative = Generation.negative_prompt,
+    height: Side = Generation.height,
+    width: Side = Generation.width,
+    batch_size: BatchSize = Generation.batch_size,
+    dtype: Dtype = Generation.dtype,
+    device: Device = Generation.device,
 ) -> None:
     """Make images with the base model and, with --lora, the tuned one: same prompts, same noise."""
-    options = dict(locals())
+    pictures = Generation(
+        model=model,
+        model_config=model_config,
+        lora=lora,
+        user_pairs=user_pairs,
+        seed=seed,
+        images_per_prompt=images_per_prompt,
+        steps=steps,
+        solver=solver,
+        guidance=guidance,
+        negative_prompt=negative_prompt,
+        height=height,
+        width=width,
+        dtype=dtype,
+        batch_size=batch_size,
+        device=device,
+    )
     from .evaluate.generate import run
 
-    rows = run(**options)
+    rows = run(pictures.arms(), prompts, out, n)
     print(f"{len(rows)} images in {out / 'images'}, described by {out / 'manifest.jsonl'}")
 
 
@@ -153,46 +182,64 @@ def generate(
 def evaluate(
     out: Out,
     model: Annotated[str | None, MODEL] = None,
-    model_config: ModelConfig = None,
-    lora: Lora = None,
-    user_pairs: UserPairs = None,
+    model_config: ModelConfig = Generation.model_config,
+    lora: Lora = Generation.lora,
+    user_pairs: UserPairs = Generation.user_pairs,
     prompts: Annotated[str | None, PROMPTS] = None,
     images: Annotated[
         Path | None,
-        typer.Option(help="Compare these instead of making them: a folder with images/base and images/tuned."),
+        typer.Option(help="A folder with images/base and images/tuned to compare, instead of making images."),
     ] = None,
     scorers: Annotated[
         list[str] | None,
         typer.Option(
             help="shapes (the default), pickscore, hps, clip or aesthetic; NAME=SOURCE for local weights; "
-            "http://HOST:PORT for one of serve-scorer. Repeatable."
+            "http://HOST:PORT of a serve-scorer. Repeatable."
         ),
     ] = None,
     train_scorer: Annotated[
         str | None, typer.Option(help="The score that labelled the training pairs, such as shapes.total.")
     ] = None,
     run_folder: Annotated[
-        Path | None, typer.Option("--run", help="Training run whose curves to show; the LoRA's folder by default.")
+        Path | None,
+        typer.Option("--run", help="Folder of the training run whose curves to show; by default that of the LoRA."),
     ] = None,
     n: Count = None,
-    seed: Seed = 0,
-    images_per_prompt: PerPrompt = 1,
-    steps: Steps = 20,
-    solver: Solver = "dpmpp",
-    guidance: Guidance = 5.0,
-    negative_prompt: Negative = None,
-    height: Side = None,
-    width: Side = None,
-    batch_size: BatchSize = 8,
-    dtype: Dtype = "float32",
-    device: Device = None,
+    seed: Seed = Generation.seed,
+    images_per_prompt: PerPrompt = Generation.images_per_prompt,
+    steps: Steps = Generation.steps,
+    solver: Solver = Generation.solver,
+    guidance: Guidance = Generation.guidance,
+    negative_prompt: Negative = Generation.negative_prompt,
+    height: Side = Generation.height,
+    width: Side = Generation.width,
+    batch_size: BatchSize = Generation.batch_size,
+    dtype: Dtype = Generation.dtype,
+    device: Device = Generation.device,
 ) -> None:
     """Compare base and tuned images: a table with intervals, a before/after picture and an HTML report."""
-    options = dict(locals())
-    options["scorer_names"] = options.pop("scorers") or ["shapes"]
-    from .evaluate.evaluate import run
+    pictures = images or Generation(
+        model=model,
+        model_config=model_config,
+        lora=lora,
+        user_pairs=user_pairs,
+        seed=seed,
+        images_per_prompt=images_per_prompt,
+        steps=steps,
+        solver=solver,
+        guidance=guidance,
+        negative_prompt=negative_prompt,
+        height=height,
+        width=width,
+        dtype=dtype,
+        batch_size=batch_size,
+        device=device,
+    )
+    from .evaluate import report
+    from .evaluate.evaluate import Scoring, run, training_run
 
-    run(**options)
+    scoring = Scoring(tuple(scorers or Scoring.scorers), train_scorer, device)
+    report.print_table(run(out, pictures, prompts, n, scoring, training_run(run_folder, lora)))
 
 
 @app.command()
@@ -201,43 +248,44 @@ def export(
     to: Annotated[
         Literal["diffusers", "kohya", "merged", "single"],
         typer.Option(
-            help="kohya: a LoRA for ComfyUI, A1111 and Forge; merged: a pipeline with the LoRA in it; single: the same "
-            "as one file, for these programs."
+            help="kohya: a LoRA for ComfyUI, A1111 and Forge; merged: a pipeline with the LoRA in it; single: the "
+            "merged model as one file, for the same programs."
         ),
     ],
     model: Annotated[str, MODEL],
-    out: Annotated[Path, typer.Option(help="A new folder, for the export and its model card.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the export and its model card.")],
     model_config: ModelConfig = None,
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"] | None, typer.Option(help="Precision; as it is stored by default.")
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Precision; by default that of the stored file."),
     ] = None,
-    scale: Annotated[float, typer.Option(help="Strength of the LoRA that is merged (single too).")] = 1.0,
-    results: Annotated[Path | None, typer.Option(help="A folder of eval, whose numbers the card is to show.")] = None,
+    scale: Annotated[float, typer.Option(help="Strength of the LoRA, for merged and single.")] = 1.0,
+    results: Annotated[Path | None, typer.Option(help="Folder of an eval; the card then shows its numbers.")] = None,
     push: Annotated[
         str | None,
         typer.Option(metavar="OWNER/NAME", help="Upload the folder to the hub; a new repository is private."),
     ] = None,
 ) -> None:
-    """Write the LoRA as other programs read it, with a model card."""
-    options = dict(locals())
+    """Write the LoRA in a format for other programs, with a model card."""
     from .export.export import run
 
-    run(**options)
+    options = {"dtype": dtype, "scale": scale, "results": results, "push": push}
+    run(lora, to, model, out, model_config=model_config, **options)
 
 
 @app.command("serve-scorer")
 def serve_scorer(
-    scorer: Annotated[str, typer.Argument(metavar="SCORER", help="As for eval, e.g. pickscore or hps=FILE.")],
-    host: Annotated[str, typer.Option(help="Where to listen; by default this machine alone can reach it.")] = (
+    scorer: Annotated[str, typer.Argument(metavar="SCORER", help="As for eval --scorers, e.g. pickscore or hps=FILE.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; by default only this machine can connect.")] = (
         "127.0.0.1"
     ),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    max_images: Annotated[int, typer.Option(min=1, help="Images scored at a time; clients split larger batches.")] = 32,
-    max_bytes: Annotated[int, typer.Option(min=1, help="Size of a request.")] = 2**26,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Pixels of an image.")] = 2**23,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8000,
+    max_images: Annotated[int, typer.Option(min=1, help="Most images in a request; clients split batches.")] = 32,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Largest size of a request in bytes.")] = 2**26,
+    max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels in one image.")] = 2**23,
     device: Device = None,
 ) -> None:
-    """Answer for a scorer over HTTP: eval and training name it http://HOST:PORT."""
+    """Serve a scorer over HTTP; pass http://HOST:PORT as the scorer to eval or training."""
     from . import scorers
     from .scorers.server import Limits, serve
 
@@ -249,13 +297,15 @@ def serve_scorer(
 def quickstart(
     out: Annotated[
         Path | None,
-        typer.Option(help="Where to write; the same command again continues.", show_default="runs/quickstart[-dit]"),
+        typer.Option(
+            help="Output folder; run the same command again to continue.", show_default="runs/quickstart[-dit]"
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Training seed.")] = 0,
-    n: Annotated[int, typer.Option("--n", min=2, help="Held-out prompts to measure on.")] = 512,
-    dit: Annotated[bool, typer.Option("--dit", help="On the embedded DiT (flow matching), not the SDXL.")] = False,
+    n: Annotated[int, typer.Option("--n", min=2, help="Number of held-out prompts to evaluate on.")] = 512,
+    dit: Annotated[bool, typer.Option("--dit", help="Use the embedded DiT (flow matching) instead.")] = False,
 ) -> None:
-    """The main job on the embedded model, in minutes on a CPU: check, train, eval, report."""
+    """Align the embedded model in minutes on a CPU: check, train, evaluate, report."""
     from .commands.quickstart import run
 
     model = "tiny-dit" if dit else "tiny-sdxl"
@@ -265,7 +315,7 @@ def quickstart(
 def main() -> None:
     """Entry point. A DiffpoError is printed as one message; its exit status is 2 (130 after an interruption)."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # prompts and names are shown in any encoding of the terminal or log
+        if hasattr(stream, "reconfigure"):  # any prompt or name can be printed, whatever the encoding
             stream.reconfigure(errors="backslashreplace")
     pressed: list[int] = []
 
@@ -291,16 +341,16 @@ def main() -> None:
 def _last_words(error: BaseException, interrupted: bool) -> tuple[str, int] | None:
     """What to print, and the exit status; None if it is to be raised as it is."""
     rank = f"[process {os.environ.get('RANK')}] " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
-    if getattr(error, "exit_code", None) == 130:  # the run says where it stopped
+    if getattr(error, "exit_code", None) == 130:  # its text names the step where it stopped
         return f"{rank}{error}", 130
-    # typer exits without a word, and a library that is being imported makes another error of Ctrl-C
+    # typer's exits have no message; Ctrl-C during an import may surface as another error
     finished = isinstance(error, SystemExit) and not error.code
     if isinstance(error, KeyboardInterrupt) or getattr(error, "code", None) == 130 or (interrupted and not finished):
         return INTERRUPTED, 130
     if isinstance(error, DiffpoError):
         text = "\n".join(plain(line, 10_000) for line in str(error).split("\n"))
         return f"{rank}error: {text}", 2
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which may not even be imported
+    if type(error).__name__ == "OutOfMemoryError":  # torch's class; torch may not be imported
         return (
             f"error: the accelerator's memory is full ({str(error).split('. ')[0]}). Lower train.batch_size and raise "
             "train.accumulation, set train.gradient_checkpointing=true and train.precision=bf16; or lower --batch-size"

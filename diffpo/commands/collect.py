@@ -38,7 +38,7 @@ def collect(config: Config, out: Path | None = None) -> Path:
         labels.jsonl                        a line for each pair: {"prompt", "image_0", "image_1", "label_0": null}
 
     and return the labels' path. label_0 is for people to fill in: 1 if image_0 is better, 0 if image_1 is, 0.5 for a
-    tie; null means not judged. The same command goes on where it was stopped, and labels are never overwritten.
+    tie; null means not judged. The same command continues where it stopped, and labels are never overwritten.
     """
     labels = _checked(config, out)
     accelerator = build.make_accelerator(config.train)
@@ -57,7 +57,7 @@ def _collect(config: Config, labels: Path, accelerator: Any) -> Path:
     conditions = PromptConditions(prompts, config.data, family, accelerator.device)
     family.free_encoders(keep_vae=True)
     network = family.load_network(accelerator.device)
-    # nobody is asked for a preference yet
+    # there are no preferences yet
     objective = config.objective.model_copy(update={"rollout": rollout.model_copy(update={"scorers": []})})
     rounds = Rounds(objective, conditions, None, family, network, None, seed, accelerator.autocast)
     made = {"base": base_identity(network)["hash"], "seed": seed, "samples": rollout.samples}
@@ -97,7 +97,7 @@ def _check_same(path: Path, about: dict[str, str]) -> None:
         with safe_open(path, "pt") as file:
             there = {key: json.loads((file.metadata() or {}).get(key, ours)) for key, ours in about.items()}
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise DiffpoError(f"cannot read {path}: {plain(error, 200)}. Delete it, and it is sampled again") from None
+        raise DiffpoError(f"cannot read {path}: {plain(error, 200)}. Delete it, and it will be sampled again") from None
     for key, ours in about.items():
         if there[key] != json.loads(ours):
             raise DiffpoError(
@@ -111,11 +111,13 @@ def _checked(config: Config, out: Path | None) -> Path:
     objective = config.objective
     if objective.source != "trajectory":
         raise DiffpoError(
-            f"collect makes trajectories for people to compare, and objective {objective.name} has the source "
-            f"{objective.source}; use d3po"
+            f"collect samples trajectories for people to compare, but objective {objective.name} trains on the source "
+            f"{objective.source}; use objective.name=d3po"
         )
     if config.data.prompts is None:
-        raise DiffpoError("collect samples for data.prompts: set it, e.g. to a text file with one prompt in a line")
+        raise DiffpoError(
+            "collect samples images of data.prompts, which is not set; name e.g. a text file with one prompt per line"
+        )
     if out is not None:
         return Path(out).expanduser() / "labels.jsonl"
     if objective.rollout.labels is None:

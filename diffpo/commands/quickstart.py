@@ -1,4 +1,4 @@
-"""The main job in minutes on a small machine: align the embedded SDXL with its preferences and measure what changed."""
+"""Align an embedded model with its preferences in minutes on a small machine, and measure the change."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RECIPES = {"tiny-sdxl": "quickstart.yaml", "tiny-dit": "quickstart_dit.yaml"}  #
 def run(
     out: Path, seed: int = 0, n: int = 512, overrides: tuple[str, ...] = (), model: str = "tiny-sdxl"
 ) -> Evaluation:
-    """``check``, ``train`` and ``eval`` of ``model``'s recipe into ``out``; ends with what to try next.
+    """``check``, ``train`` and ``eval`` of ``model``'s recipe into ``out``; prints what to try next.
 
     ``seed`` is the training's; the ``n`` held-out prompts and their noise are always the same. ``overrides`` are
     settings as on the command line of ``diffpo train``.
@@ -43,7 +43,7 @@ def _run(out: Path, seed: int, n: int, overrides: tuple[str, ...], model: str) -
     if not config.exists():
         raise DiffpoError(f"{config} is missing: quickstart runs from a clone of the repository, installed with pip -e")
     console = Console(markup=False, emoji=False)
-    # paths as in the recipe where they hold, so that `diffpo train` with the recipe goes on with this very run
+    # relative paths as in the recipe where possible, so that `diffpo train` with the recipe continues this run
     assets = (Path() if Path.cwd() == ROOT else ROOT) / "assets"
     places = {
         "model.path": assets / model,
@@ -65,21 +65,14 @@ def _run(out: Path, seed: int, n: int, overrides: tuple[str, ...], model: str) -
     console.print(Rule("train: Diffusion-DPO, a LoRA on the attention layers"))
     train(settings)
 
-    from ..evaluate import evaluate
+    from ..evaluate import evaluate, report
+    from ..evaluate.generation import Generation
 
     console.print(Rule(f"eval: {n} held-out prompts, before and after, same noise"))
-    evaluation = evaluate.run(
-        out / "eval",
-        model=settings.model.path,
-        lora=out,
-        prompts="shapes:heldout",
-        n=n,
-        scorer_names=["shapes"],
-        train_scorer="shapes.total",
-        steps=10,
-        guidance=3.0,
-        batch_size=64,
-    )
+    pictures = Generation(settings.model.path, lora=out, steps=10, guidance=3.0, batch_size=64)
+    scoring = evaluate.Scoring(train_scorer="shapes.total")
+    evaluation = evaluate.run(out / "eval", pictures, "shapes:heldout", n, scoring)
+    report.print_table(evaluation)
     console.print(Rule(f"done in {time.time() - started:.0f} s"))
     lora = out / "pytorch_lora_weights.safetensors"
     command = "diffpo" if shutil.which("diffpo") else sys.argv[0]

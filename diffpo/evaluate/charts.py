@@ -70,8 +70,8 @@ def _svg(figure) -> str:
 
 def histograms(name: str, base: np.ndarray, tuned: np.ndarray) -> str:
     """Two panels: the scores of both arms, and the paired differences."""
-    asked = ~(np.isnan(base) | np.isnan(tuned))
-    base, tuned = base[asked], tuned[asked]
+    scored = ~(np.isnan(base) | np.isnan(tuned))
+    base, tuned = base[scored], tuned[scored]
     figure, (left, right) = _figure(2, 2)
     low, high = min(base.min(), tuned.min()), max(base.max(), tuned.max())
     room = max(0.0, 1e-6 * max(abs(low), abs(high), 1e-6) - (high - low)) / 2  # equal scores need bins too

@@ -11,10 +11,11 @@ from PIL import Image
 
 from ..common.errors import DiffpoError
 from . import statistics
-from .manifest import ARMS, open_image
+from .generation import ARMS
+from .manifest import open_image
 from .statistics import Estimate
 
-_DIVERSITY_IMAGES, _DIVERSITY_SIZE = 512, 64  # all pairs of more, or of larger pictures, cost minutes and tell no more
+_DIVERSITY_IMAGES, _DIVERSITY_SIZE = 512, 64  # more or larger pictures take minutes and change little
 
 
 @dataclass(frozen=True)
@@ -58,29 +59,29 @@ class Evaluation:
 
 
 def summarise(pairs: Sequence[Pair], scores: dict[str, dict[str, np.ndarray]], train_scorer: str | None) -> Evaluation:
-    """The statistics of given scores. A score that a prompt does not ask for (NaN) leaves that pair out of its row;
-    DiffpoError if none is left."""
+    """The statistics of given scores. A pair whose score is NaN, because its prompt has none, is left out of that row.
+    DiffpoError if no pair is left."""
     ids = np.array([pair.index for pair in pairs])
     rows = []
     for name, arms in scores.items():
         base, tuned = arms["base"], arms["tuned"]
-        asked = ~(np.isnan(base) | np.isnan(tuned))
-        if not asked.any():
+        scored = ~(np.isnan(base) | np.isnan(tuned))
+        if not scored.any():
             continue
-        base, tuned, asked_ids = base[asked], tuned[asked], ids[asked]
+        base, tuned, own_ids = base[scored], tuned[scored], ids[scored]
         rows.append(
             Comparison(
                 name,
                 float(base.mean()),
                 float(tuned.mean()),
-                statistics.mean_difference(base, tuned, asked_ids),
-                statistics.win_rate(base, tuned, asked_ids),
+                statistics.mean_difference(base, tuned, own_ids),
+                statistics.win_rate(base, tuned, own_ids),
                 len(base),
                 _training_signal(name, train_scorer),
             )
         )
     if not rows:
-        raise DiffpoError(f"no prompt asks for any of the scores {', '.join(scores)}; name other scorers")
+        raise DiffpoError(f"no prompt has any of the scores {', '.join(scores)}; name other scorers")
     names = [row.scorer for row in rows]
     primary = train_scorer if train_scorer in names else names[0]
     return Evaluation(
@@ -107,9 +108,9 @@ def _by_prompt(pairs: Sequence[Pair], arms: dict[str, np.ndarray]) -> list[dict]
     for k, pair in enumerate(pairs):
         groups.setdefault(pair.index, []).append(k)
     entries = []
-    asked = ~(np.isnan(arms["base"]) | np.isnan(arms["tuned"]))
+    scored = ~(np.isnan(arms["base"]) | np.isnan(arms["tuned"]))
     for index, group in groups.items():
-        if not (ks := [k for k in group if asked[k]]):
+        if not (ks := [k for k in group if scored[k]]):
             continue
         base, tuned = float(arms["base"][ks].mean()), float(arms["tuned"][ks].mean())
         entries.append(

@@ -12,7 +12,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -27,100 +27,114 @@ from ..common.text import plain, whole
 from ..data.prompts import load_prompts
 from . import charts, generate, report
 from .compare import Evaluation, Pair, summarise
-from .manifest import ARMS, check_comparable, image_path, json_bytes, open_image, read_manifest, save
+from .generation import ARMS, Generation
+from .manifest import check_comparable, image_path, json_bytes, open_image, read_manifest, save
 
 FILES = ("scores.parquet", "summary.json", "grid.png", "report.html")
 COLUMNS = ["prompt_id", "seed", "arm", "scorer", "value"]  # of scores.parquet
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """With what pictures are scored.
+
+    Attributes:
+        scorers: as for `diffpo.scorers.load`.
+        train_scorer: the score that labelled the training pairs, if it is known.
+        device: None is each scorer's own default.
+    """
+
+    scorers: tuple[str, ...] = ("shapes",)
+    train_scorer: str | None = None
+    device: str | None = None
+
+
+BY_SHAPES = Scoring()
+
+
 def run(
     out: str | Path,
-    *,
-    model: str | Path | None = None,
-    lora: str | Path | None = None,
+    pictures: Generation | str | Path,
     prompts: str | Path | Sequence[str] | None = None,
-    images: str | Path | None = None,
-    scorer_names: Sequence[str] = ("shapes",),
-    train_scorer: str | None = None,
-    run_folder: str | Path | None = None,
     n: int | None = None,
-    device: str | None = None,
-    show: bool = True,
-    **generation,
+    scoring: Scoring = BY_SHAPES,
+    run_folder: Path | None = None,
 ) -> Evaluation:
-    """Compare ``model`` with and without ``lora`` and write the files above into ``out``.
+    """Compare base and tuned pictures and write the files above into ``out``.
 
-    Either generates the images (``model``, ``lora``, ``prompts``; ``generation`` goes to `diffpo.evaluate.generate.run`) or
-    takes them from the folder ``images``: one made by ``diffpo generate``, or any with
+    ``pictures``: how to make them, with a LoRA; or a folder that holds them, made by ``diffpo generate`` or any with
     images/base/<prompt index>_<seed>.png and images/tuned/..., to which ``prompts`` gives the texts (any suffix of a
-    picture).
-    ``scorer_names``: see `diffpo.scorers.load`.
-    ``train_scorer`` names the score that labelled the training pairs. ``run_folder`` holds metrics.jsonl for the
-    training curves; by default the folder of the LoRA. Raises DiffpoError for missing images, unknown names and NaN.
+    picture). The first ``n`` prompts count. ``run_folder``: see `training_run`. Raises DiffpoError for missing images,
+    unknown names and NaN.
     """
     out = Path(out)
-    if run_folder and not (Path(run_folder) / "metrics.jsonl").is_file():
-        raise DiffpoError(f"{run_folder} is not the folder of a training run: it holds no metrics.jsonl")
-    if not scorer_names:
-        raise DiffpoError("no scorer named; for example --scorers shapes")
-    # every scorer is loaded once before the first picture is made: missing weights should not show hours later
-    names = [name for spec in scorer_names for name in scorers.load(spec).names]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise DiffpoError(f"two of the scorers give the number {twice[0]!r}; compare them in two folders (--out)")
-    _check_train_scorer(train_scorer, names)
-    if images is None:
-        for name, value in {"model": model, "lora": lora, "prompts": prompts}.items():
+    _check_scoring(scoring)
+    if isinstance(pictures, Generation):
+        for name, value in {"lora": pictures.lora, "prompts": prompts}.items():
             if value is None:
                 raise DiffpoError(f"eval needs --{name} to make the images, or --images with a folder of them")
-    elif not Path(images).is_dir():
-        raise DiffpoError(f"there is no folder {images} with images to compare")
-    run_folder = Path(run_folder) if run_folder else (_folder_of(lora) if lora else None)
+        run_folder = run_folder or training_run(None, pictures.lora)
+    elif not Path(pictures).is_dir():
+        raise DiffpoError(f"there is no folder {pictures} with images to compare")
     files = {name: out / name for name in FILES}
     _check_target(files)
     with lock.held(out):
-        if images is None:
-            images, manifest = out, generate.run(model, prompts, out, lora=lora, n=n, device=device, **generation)
+        if isinstance(pictures, Generation):
+            folder, manifest = out, generate.run(pictures.arms(), prompts, out, n)
             prompts = None  # the manifest has them
         else:
-            manifest = read_manifest(images)
-            check_comparable(Path(images), [row for row in manifest if n is None or row["index"] < n])
-        pairs = find_pairs(Path(images), manifest, prompts, n)
-        scores = score_pairs(pairs, scorer_names, device)
-        evaluation = summarise(pairs, scores, train_scorer)
-        evaluation = Evaluation(**{**vars(evaluation), "files": files})
+            folder, manifest = Path(pictures), read_manifest(Path(pictures))
+            check_comparable(folder, [row for row in manifest if n is None or row["index"] < n])
+        pairs = find_pairs(folder, manifest, prompts, n)
+        scores = score_pairs(pairs, scoring.scorers, scoring.device)
+        evaluation = replace(summarise(pairs, scores, scoring.train_scorer), files=files)
         save(files["scores.parquet"], _parquet(pairs, scores))
         save(files["summary.json"], _json(evaluation))
         save(files["grid.png"], report.grid_png(evaluation))
         save(files["report.html"], report.html(evaluation, manifest, charts.read_metrics(run_folder)).encode())
-    if show:
-        report.print_table(evaluation)
     return evaluation
 
 
+def training_run(folder: str | Path | None, lora: str | None) -> Path | None:
+    """The folder of the training run whose curves to show: the given one, else that of the LoRA. DiffpoError if the
+    given one is not of a training run."""
+    if folder and not (Path(folder) / "metrics.jsonl").is_file():
+        raise DiffpoError(f"{folder} is not the folder of a training run: it holds no metrics.jsonl")
+    if folder or lora is None:
+        return Path(folder) if folder else None
+    return Path(lora) if Path(lora).is_dir() else Path(lora).parent
+
+
+def _check_scoring(scoring: Scoring) -> None:
+    """Every scorer is loaded once before the first picture is made: missing weights should not show hours later."""
+    if not scoring.scorers:
+        raise DiffpoError("no scorer named; for example --scorers shapes")
+    names = [name for spec in scoring.scorers for name in scorers.load(spec).names]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise DiffpoError(f"two of the scorers give the number {twice[0]!r}; compare them in two folders (--out)")
+    _check_train_scorer(scoring.train_scorer, names)
+
+
 def _check_target(files: dict[str, Path]) -> None:
-    """DiffpoError if one of ``files`` is there and not of an evaluation: it would be overwritten."""
+    """DiffpoError if one of ``files`` exists and is not from an evaluation: it would be overwritten."""
     import pyarrow.parquet as pq
 
     there, table = [path for path in files.values() if os.path.lexists(path)], files["scores.parquet"]
-    try:  # the table is the first to be written
+    try:  # the table is written first
         ours = not there or (table.is_file() and pq.read_schema(table).names == COLUMNS)
     except (OSError, ValueError):
         ours = False
     if not ours:
-        raise DiffpoError(f"{there[0]} is of no evaluation, and would be overwritten; choose another folder with --out")
-
-
-def _folder_of(lora: str | Path) -> Path:
-    return Path(lora) if Path(lora).is_dir() else Path(lora).parent
+        raise DiffpoError(f"{there[0]} is not of an eval, and would be overwritten; choose another folder with --out")
 
 
 def find_pairs(folder: Path, manifest: list[dict], prompts=None, n: int | None = None) -> list[Pair]:
     """The pairs that ``manifest`` lists, or that lie in ``folder`` when it is empty, of the first ``n`` prompts.
 
-    Both arms must hold the same images, under whatever suffixes; files that are no pictures are counted and named.
+    Both arms must hold the same images, under whatever suffixes; other files are counted and named.
     """
     if manifest and prompts is not None:
-        raise DiffpoError(f"{folder}/manifest.jsonl already says the prompts; leave out --prompts")
+        raise DiffpoError(f"{folder}/manifest.jsonl holds the prompts already; leave out --prompts")
     if manifest:
         found = {(r["arm"], r["index"], r["seed"]): (r["prompt"], folder / r["file"]) for r in manifest}
     else:
@@ -137,17 +151,17 @@ def find_pairs(folder: Path, manifest: list[dict], prompts=None, n: int | None =
                 raise DiffpoError(f"{path}: expected images/base or images/tuned/<prompt index>_<seed>.png")
             index, seed = int(digits[1]), int(digits[2] or 0)
             if index >= len(texts):
-                raise DiffpoError(f"{path} has no prompt: {prompts} holds {len(texts)}, counted from 0")
+                raise DiffpoError(f"{path} has no prompt: {prompts} holds {len(texts)} prompts, counted from 0")
             twin = found.setdefault((path.parent.name, index, seed), (texts[index], path))[1]
             if twin != path:
-                raise DiffpoError(f"{twin} and {path} are the same prompt and seed: which of them is it?")
+                raise DiffpoError(f"{twin} and {path} are the same prompt and seed; delete one of them")
         if others:
             print(f"{folder}: passed over {passed_over(others)}")
     keys = {arm: {(i, s) for a, i, s in found if a == arm and (n is None or i < n)} for arm in ARMS}
     for arm, other in (ARMS, ARMS[::-1]):
         if lacking := sorted(keys[other] - keys[arm]):
             path = image_path(folder, arm, *lacking[0])
-            advice = "run the same `diffpo generate` again to fill in"
+            advice = "run the same `diffpo generate` again to make what is missing"
             if not manifest:
                 advice = f"its counterpart is {found[other, *lacking[0]][1]}"
             raise DiffpoError(f"{path} is missing, {len(lacking)} in all; {advice}")
@@ -203,7 +217,7 @@ def _check(name: str, values: np.ndarray, batch: Sequence[Pair], arm: str, optio
 
 
 def _check_train_scorer(train_scorer: str | None, names: list[str]) -> None:
-    """The training scorer need not be measured here, but a misspelt name is an error."""
+    """The training scorer need not be among the scorers, but a misspelt name is an error."""
     if train_scorer is None or train_scorer in names:
         return
     name = scorers.parse(train_scorer).name

@@ -1,4 +1,4 @@
-"""Paired generation: the same prompts and the same noise through the base model and the tuned one.
+"""Paired generation: the same prompts and the same noise through every arm, e.g. the base model and the tuned one.
 
 They go into a folder that manifest.py describes. Every image has its own random generator, seeded from (seed, prompt
 index) on the CPU in float32, so a picture does not depend on the batch size, on the other prompts or on where an
@@ -7,163 +7,170 @@ interrupted run continued.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .. import models
 from ..common import lock
 from ..common.errors import DiffpoError
 from ..common.text import plain
 from ..common.threads import Threads
-from ..config import Model
 from ..data.prompts import load_prompts
 from ..weights import lora as lora_module
 from ..weights import trained
-from .manifest import ARMS, check_same_run, image_path, intact, line, read_manifest, save, writing
+from .generation import Generation
+from .manifest import check_same_run, image_path, intact, line, read_manifest, save, writing
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
 
+class Picture(NamedTuple):
+    """What is painted: a prompt with its number, which the noise depends on, and the seed."""
+
+    index: int
+    seed: int
+    prompt: str
+
+
 def run(
-    model: str | Path,
-    prompts: str | Path | Sequence[str],
-    out: str | Path,
-    *,
-    model_config: str | Path | None = None,
-    lora: str | Path | None = None,
-    user_pairs: str | Path | None = None,
-    n: int | None = None,
-    seed: int = 0,
-    images_per_prompt: int = 1,
-    steps: int = 20,
-    solver: str = "dpmpp",
-    guidance: float = 5.0,
-    negative_prompt: str | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    batch_size: int = 8,
-    dtype: str = "float32",
-    device: str | None = None,
-) -> list[dict]:
-    """Generate the base arm and, with ``lora``, the tuned arm into ``out``; what is there and intact is kept.
+    arms: Mapping[str, Generation], prompts: str | Path | Sequence[str], out: str | Path, n: int | None = None
+) -> list[dict[str, Any]]:
+    """Generate the pictures of ``arms``, e.g. of `Generation.arms`, into ``out``; what is there and intact is kept.
 
-    ``model`` is a pipeline folder, a hub id or one file, to which ``model_config`` gives the configs (`Model.config`),
-    ``lora`` a LoRA file or the folder of a run, ``prompts`` anything
-    `diffpo.data.prompts.load_prompts` reads, ``user_pairs`` pairs of the user that the tuned arm paints for (objective/users.py).
-    Seeds are ``seed, ..., seed + images_per_prompt - 1``; ``height`` and ``width`` default to the model's. Returns the
+    ``prompts``: anything that `diffpo.data.prompts.load_prompts` reads, of which the first ``n`` count. Returns the
     manifest rows of this call, arm by arm. Raises DiffpoError when ``out`` was made with other settings or is in use,
-    the model or LoRA cannot be loaded, or an image comes out as NaN.
+    a model or LoRA cannot be loaded, or an image comes out as NaN.
     """
-    for key, value in {"steps": steps, "batch_size": batch_size, "images_per_prompt": images_per_prompt}.items():
-        if value < 1:
-            raise DiffpoError(f"{key} must be at least 1, not {value}")
-    for key, value in {"height": height, "width": width}.items():
-        if value is not None and (value < 8 or value % 8):
-            raise DiffpoError(f"{key} must be a multiple of 8, not {value}")
-    if not -(2**63) < seed <= 2**63 - images_per_prompt:
-        raise DiffpoError(f"seed must be a number of 64 bits, not {seed}")
-    if not math.isfinite(guidance):
-        raise DiffpoError(f"guidance must be a number, not {guidance}")
     out, prompts = Path(out), load_prompts(prompts, n)
-    base = models.named(model, model_config)
-    settings = {
-        "model": str(model),
-        "model_hash": models.source_of(base).fingerprint(),
-        "steps": steps,
-        "solver": solver,
-        "guidance": float(guidance),
-        "negative_prompt": negative_prompt,
-        "height": height,
-        "width": width,
-        "dtype": dtype,
-        "versions": {name: version(name) for name in _LIBRARIES},
-    }
-    nobody = {"user_pairs": None, "user_hash": None}
-    arms, user = {"base": {"lora": None, "lora_hash": None, **nobody}}, None
-    if lora is not None:
-        arms["tuned"] = {"lora": str(lora), "lora_hash": trained.file_hash(lora), **nobody}
-    if user_pairs is not None:
-        if lora is None:
-            raise DiffpoError("--user-pairs says whom a tuned model paints for: name its LoRA with --lora")
-        from ..objective import users
-
-        user, user_hash = users.read_user(user_pairs, lora)
-        arms["tuned"] |= {"user_pairs": str(user_pairs), "user_hash": user_hash}
-    elif lora is not None and trained.knows_users(lora):
-        print(f"the LoRA {lora} was trained with users; it paints for nobody in particular without --user-pairs")
+    arms, users = _identified(arms)
+    versions = {name: version(name) for name in _LIBRARIES}
     wanted = {
-        (arm, index, s): {"arm": arm, "index": index, "seed": s, "prompt": prompt, **adapter, **settings}
-        for arm, adapter in arms.items()
+        (name, index, seed): {"arm": name, "index": index, "seed": seed, "prompt": prompt}
+        | arm.recorded()
+        | {"versions": versions}
+        for name, arm in arms.items()
         for index, prompt in enumerate(prompts)
-        for s in range(seed, seed + images_per_prompt)
+        for seed in arm.seeds
     }
-
     with lock.held(out):
         done = read_manifest(out)
-        check_same_run(out, done, wanted)
+        check_same_run(out, done, arms, prompts)
         finished = {(r["arm"], r["index"], r["seed"]): r for r in done if intact(out, r)}
         # rewritten whole before anything is added, so that a half-written last line does not swallow the next one
         save(out / "manifest.jsonl", b"".join(line(row) for row in finished.values()))
         missing = [row for key, row in wanted.items() if key not in finished]
         if missing:
-            for row in _generate(missing, out, base, lora, user, batch_size, device):
+            for row in _generate(missing, arms, users, out):
                 finished[row["arm"], row["index"], row["seed"]] = row
     return [finished[key] for key in wanted]
 
 
-def _generate(missing: list[dict], out: Path, base: Model, lora, user, batch_size: int, device: str | None):
+def _identified(arms: Mapping[str, Generation]) -> tuple[dict[str, Generation], dict[str, Any]]:
+    """The arms with the hashes of what they name, and the pairs of the users that they are personalised for."""
+    found, users = {}, {}
+    fingerprint = cache(lambda *model: models.source_of(models.named(*model)).fingerprint())
+    for name, arm in arms.items():
+        hashes = {"model_hash": fingerprint(arm.model, arm.model_config)}
+        if arm.lora is not None:
+            hashes["lora_hash"] = trained.file_hash(arm.lora)
+        if arm.user_pairs is not None:
+            from ..objective.users import read_user
+
+            users[name], hashes["user_hash"] = read_user(arm.user_pairs, arm.lora)
+        elif arm.lora is not None and trained.knows_users(arm.lora):
+            print(f"the LoRA {arm.lora} was trained with users; without --user-pairs it is personalised for none")
+        found[name] = replace(arm, **hashes)
+    return found, users
+
+
+def _base(generation: Generation) -> Any:
+    """The settings of the model."""
+    return models.named(generation.model, generation.model_config)
+
+
+def _generate(
+    missing: list[dict], arms: dict[str, Generation], users: dict[str, Any], out: Path
+) -> Iterator[dict[str, Any]]:
     """Make the missing images, one batch at a time; yields each row once its image and manifest line are on disk."""
     from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 
-    import samplers
-
-    first = missing[0]
-    pipe = models.load_pipeline(base, first["dtype"], device)
-    family = models.family_class(type(pipe).__name__, base.path)
-    try:
-        pipe.scheduler = samplers.SolverScheduler.from_config(pipe.scheduler.config, solver=first["solver"])
-    except ValueError as error:
-        raise DiffpoError(str(error)) from None
-    if lora is not None:
-        trained.check(pipe, lora)  # before hours go into the base arm
+    todo = {name: rows for name in arms if (rows := [row for row in missing if row["arm"] == name])}
+    loaded = arms[next(iter(todo))].base()
+    pipe = load(loaded)
+    for arm in (arms[name] for name in todo):
+        if arm.lora is not None and arm.base() == loaded:
+            trained.check(pipe, arm.lora)  # before hours go into the base arm
     if long := models.too_long(pipe, list(dict.fromkeys(row["prompt"] for row in missing))):
         print(long)
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns) as progress, Threads(pipe.device.type) as threads:
+        for name, rows in todo.items():
+            arm = arms[name]
+            if arm.base() != loaded:
+                pipe = load(arm.base())
+            loaded = arm
+            with ExitStack() as personal:
+                if arm.lora is not None:
+                    trained.load_into(pipe, arm.lora)
+                if name in users:
+                    personal.enter_context(_personalised(pipe, arm, users[name]))
+                task = progress.add_task(f"{name} images", total=len(rows))
+                rest = iter(rows)
+                while batch := list(islice(rest, arm.batch_size)):
+                    images = paint(pipe, arm, [Picture(row["index"], row["seed"], row["prompt"]) for row in batch])
+                    for row, image in zip(batch, images, strict=True):
+                        yield _keep(row, image, out)
+                    progress.advance(task, len(batch))
+                    threads.adapt()
+
+
+def _personalised(pipe: Any, arm: Generation, pairs: Any) -> Any:
+    """A context in which ``pipe``, with the arm's LoRA, paints for the user of ``pairs``."""
+    from ..objective import users
+
+    taste = users.welcome(pairs, arm.lora, _base(arm), pipe)
+    return users.painting_for(lora_module.network_of(pipe), taste)
+
+
+def _keep(row: dict[str, Any], image: Image.Image, out: Path) -> dict[str, Any]:
+    """The row with its file and hash, once both are on disk."""
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    path = image_path(out, row["arm"], row["index"], row["seed"])
+    save(path, buffer.getvalue())
+    row = {**row, "file": path.relative_to(out).as_posix(), "sha256": sha256(buffer.getvalue()).hexdigest()}
+    with writing(out / "manifest.jsonl"), open(out / "manifest.jsonl", "ab") as manifest:
+        manifest.write(line(row))
+    return row
+
+
+def load(generation: Generation) -> Any:
+    """The pipeline of the model, without the LoRA, with the solver. DiffpoError if either cannot be had."""
+    import samplers
+
+    pipe = models.load_pipeline(_base(generation), generation.dtype, generation.device)
+    options = {"solver": generation.solver, "guidance": generation.guidance}
+    try:
+        pipe.scheduler = samplers.SolverScheduler.from_config(pipe.scheduler.config, **options)
+    except ValueError as error:
+        raise DiffpoError(str(error)) from None
     pipe.set_progress_bar_config(disable=True)
     # neither belongs into a measurement: one blackens pictures, the other prints into them
     for extra in ("safety_checker", "watermark"):
         if getattr(pipe, extra, None) is not None:
             setattr(pipe, extra, None)
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns) as progress, Threads(pipe.device.type) as threads, ExitStack() as painting:
-        for arm in ARMS:
-            todo = [row for row in missing if row["arm"] == arm]
-            if not todo:
-                continue
-            if arm == "tuned":
-                trained.load_into(pipe, lora)
-                if user is not None:
-                    from ..objective import users
-
-                    taste = users.welcome(user, lora, base, pipe)
-                    painting.enter_context(users.painting_for(lora_module.network_of(pipe), taste))
-            task = progress.add_task(f"{arm} images", total=len(todo))
-            rows = iter(todo)
-            while batch := list(islice(rows, batch_size)):
-                for row, png in zip(batch, _pngs(pipe, family, batch), strict=True):
-                    path = image_path(out, arm, row["index"], row["seed"])
-                    save(path, png)
-                    row = {**row, "file": path.relative_to(out).as_posix(), "sha256": sha256(png).hexdigest()}
-                    with writing(out / "manifest.jsonl"), open(out / "manifest.jsonl", "ab") as manifest:
-                        manifest.write(line(row))
-                    yield row
-                progress.advance(task, len(batch))
-                threads.adapt()
+    return pipe
 
 
 def initial_noise(shape: Sequence[int], seed: int, index: int):
@@ -181,34 +188,37 @@ def noise_generator(seed: int, index: int):
     return generator(seed, "generate", index)
 
 
-def _pngs(pipe, family, batch: list[dict]) -> list[bytes]:
+def paint(pipe: Any, generation: Generation, batch: Sequence[Picture]) -> list[Image.Image]:
+    """The pictures ``batch`` by the pipeline of `load`, in one go. DiffpoError if the model cannot make them, or one
+    comes out as NaN."""
     import torch
     from PIL import Image
 
     network, factor = lora_module.network_of(pipe), models.vae_factor(pipe)
-    height, width = (batch[0][k] // factor if batch[0][k] else family.sample_size(pipe) for k in ("height", "width"))
+    family = models.family_class(type(pipe).__name__, generation.model)
+    height, width = (
+        side // factor if side else family.sample_size(pipe) for side in (generation.height, generation.width)
+    )
     shape = (family.latent_channels(network.config), height, width)
-    noises, generators = zip(*(initial_noise(shape, row["seed"], row["index"]) for row in batch), strict=True)
+    noises, generators = zip(*(initial_noise(shape, each.seed, each.index) for each in batch), strict=True)
     latents = torch.stack(noises).to(pipe.device, network.dtype)
-    prompts = [row["prompt"] for row in batch]
-    options = family.painting(pipe, prompts, batch[0]["negative_prompt"], latents, batch[0]["guidance"])
+    prompts = [each.prompt for each in batch]
+    options = family.painting(pipe, prompts, generation.negative_prompt, latents, generation.guidance)
     if "latents" not in options:  # the pipeline draws them itself
-        generators = [noise_generator(row["seed"], row["index"]) for row in batch]
+        generators = [noise_generator(each.seed, each.index) for each in batch]
+    options |= {"generator": list(generators), "num_inference_steps": generation.steps, "output_type": "pt"}
     try:
         with torch.inference_mode():
-            images = pipe(
-                **options, generator=list(generators), num_inference_steps=batch[0]["steps"], output_type="pt"
-            ).images
+            images = pipe(**options).images
     except ValueError as error:  # a number of calls that the solver cannot make, a size that the model does not take
-        raise DiffpoError(f"cannot generate with {batch[0]['model']}: {' '.join(str(error).split())[:500]}") from error
-    pngs = []
-    for row, image in zip(batch, images.float().cpu(), strict=True):
+        raise DiffpoError(f"cannot generate with {generation.model}: {' '.join(str(error).split())[:500]}") from error
+    pictures = []
+    for each, image in zip(batch, images.float().cpu(), strict=True):
         if not image.isfinite().all():
+            tuned = f" with {generation.lora}" if generation.lora else ""
             raise DiffpoError(
-                f"the {row['arm']} image of prompt {row['index']} ({plain(row['prompt'], 200)!r}) is NaN; the images "
-                "before it are kept. In float16 the usual cause is the VAE: use --dtype bfloat16 or float32"
+                f"the image{tuned} of prompt {each.index} ({plain(each.prompt, 200)!r}) is NaN; the images before it "
+                "are kept. In float16 the usual cause is the VAE: use --dtype bfloat16 or float32"
             )
-        buffer = BytesIO()
-        Image.fromarray((image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()).save(buffer, "PNG")
-        pngs.append(buffer.getvalue())
-    return pngs
+        pictures.append(Image.fromarray((image * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()))
+    return pictures

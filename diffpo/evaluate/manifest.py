@@ -8,6 +8,7 @@ OUT/manifest.jsonl              one line per image: prompt, settings, hashes of 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import file_digest
 from pathlib import Path, PurePosixPath
@@ -19,16 +20,11 @@ from ..common.errors import DiffpoError
 from ..common.files import write_atomic
 from ..common.images import ENCODED, BadRow, decode, read_file
 from ..common.text import plain, read_text
+from .generation import ARMS, COMPARED, OF_ARM, Generation
 
-ARMS = ("base", "tuned")
-# what makes two images comparable; a folder never mixes values of these
-SETTINGS = ("model_hash", "lora_hash", "user_hash", "steps", "solver", "guidance", "negative_prompt")
-SETTINGS += ("height", "width", "dtype")
-OF_ARM = {"lora_hash", "user_hash"}  # what base and tuned pictures differ in
-
-# what the values of a row are; None: they may be null or missing
+# what the values of a row are; those not named here may be null or missing
 REQUIRED = {"prompt", "file", "index", "seed"}
-MADE_HERE = {"steps", "solver", "guidance", "dtype"}  # what `diffpo generate` always says; it says a model_hash too
+MADE_HERE = {"model", "model_hash", "steps", "guidance", "dtype"}  # what `diffpo generate` always says
 KINDS = {
     **dict.fromkeys(("prompt", "file", "solver", "dtype", "model", "model_hash", "lora", "lora_hash"), str),
     **dict.fromkeys(("user_pairs", "user_hash", "negative_prompt", "sha256"), str),
@@ -87,7 +83,7 @@ def read_manifest(out: Path) -> list[dict]:
 def _problem(row: Any) -> str | None:
     if not isinstance(row, dict) or row.get("arm") not in ARMS:
         return f"expected an object with the arm {' or '.join(ARMS)}"
-    own = "model_hash" in row
+    own = "model_hash" in row  # made by `diffpo generate`
     for key, kinds in KINDS.items():
         value = row.get(key)
         if value is None and key not in (REQUIRED | MADE_HERE if own else REQUIRED):
@@ -103,6 +99,11 @@ def _problem(row: Any) -> str | None:
     wanted = image_path(Path(), row["arm"], row["index"], row["seed"]).as_posix()
     if own and row["file"] != wanted:
         return f"file is {plain(repr(row['file']), 80)}, not {wanted!r}"
+    if own:
+        try:
+            Generation.of(row)
+        except DiffpoError as error:
+            return str(error)
     return None
 
 
@@ -133,30 +134,38 @@ def intact(out: Path, row: dict) -> bool:
         return False
 
 
-def check_same_run(out: Path, done: list[dict], wanted: dict[tuple, dict]) -> None:
-    """Raise if ``out`` was made with other settings: mixing them would compare unlike with unlike."""
+def check_same_run(out: Path, done: list[dict], arms: Mapping[str, Generation], prompts: Sequence[str]) -> None:
+    """Raise if ``out`` was made with other settings or prompts: mixing them would compare unlike with unlike.
+
+    A folder of another solver is not continued with its own: what a command makes never depends on what is there.
+    """
     if not done and any((out / "images").glob("*/*.png")):
-        raise DiffpoError(f"{out} holds images but no manifest of this tool; choose another output folder")
-    examples = {arm: next((r for r in wanted.values() if r["arm"] == arm), None) for arm in ARMS}
+        raise DiffpoError(f"{out} holds images but no manifest.jsonl that describes them; choose another output folder")
     for row in done:
-        new = wanted.get((row["arm"], row["index"], row["seed"])) or examples[row["arm"]]
-        if new is None:
+        if row["arm"] not in arms:
             continue
-        keys = SETTINGS if new["index"] != row["index"] else ("prompt", *SETTINGS)
-        for key in keys:
-            if row.get(key) != new[key]:
+        now = {"prompt": prompts[row["index"]]} if row["index"] < len(prompts) else {}
+        now |= {key: getattr(arms[row["arm"]], key) for key in COMPARED}
+        for key, value in now.items():
+            before = row.get(key)
+            if before != value:
                 raise DiffpoError(
-                    f"{out}/manifest.jsonl was made with {key}={row.get(key)!r} ({row['arm']}, prompt {row['index']}), "
-                    f"now it is {new[key]!r}; choose another output folder, or delete this one to start anew"
+                    f"{out}/manifest.jsonl was made with {key}={before!r} ({row['arm']}, prompt {row['index']}), "
+                    f"now it is {value!r}; {_advice(key, before)}choose another output folder, or delete this one"
                 )
+
+
+def _advice(key: str, before: Any) -> str:
+    """Which option continues the folder, for the one whose default has changed since the first manifests."""
+    return f"continue it with --solver {before} (generate and eval), " if key == "solver" and before is not None else ""
 
 
 def check_comparable(out: Path, rows: list[dict]) -> None:
     """Raise if ``rows`` are of several runs, or if a picture is not the one that its row describes."""
     first: dict[tuple, dict] = {}
     for row in rows:
-        # the arms differ in the LoRA and in whom it paints for
-        for group, keys in (((row["arm"],), SETTINGS), ((), set(SETTINGS) - OF_ARM), ((row["index"],), ("prompt",))):
+        # the arms differ in the LoRA and in the user
+        for group, keys in (((row["arm"],), COMPARED), ((), set(COMPARED) - OF_ARM), ((row["index"],), ("prompt",))):
             example = first.setdefault(group, row)
             for key in sorted(keys):
                 if row.get(key) != example.get(key):

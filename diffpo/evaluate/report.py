@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
-from html import escape
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image, ImageDraw, ImageFont
 
 from ..common import tables
@@ -106,7 +107,7 @@ def grid_png(evaluation: Evaluation, columns: int = 8, cell: int = 160) -> bytes
     """Before/after: a row of the base, a row of the tuned model, the prompt and its difference above each column.
 
     Of the prompts ordered by difference, ``columns`` at even distances from the best to the worst, with their first
-    seed: the picture shows the whole range and flatters nobody.
+    seed, so that the picture shows the whole range.
     """
     ranked = evaluation.by_prompt
     count = min(columns, len(ranked))
@@ -143,24 +144,24 @@ def _data_uri(path: Path) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _card(pair: Pair, base: float, tuned: float) -> str:
-    colour = charts.TUNED if tuned > base else charts.WORSE if tuned < base else "#555"
-    figures = "".join(
-        f'<figure><img alt="{arm}" src="{_data_uri(path)}"><figcaption>{arm} {value:.3f}</figcaption></figure>'
-        for arm, path, value in (("base", pair.base, base), ("tuned", pair.tuned, tuned))
-    )
-    return (
-        f'<div class="card"><div class="two">{figures}</div><p><b style="color:{colour}">{tuned - base:+.3f}</b> '
-        f'{escape(plain(pair.prompt, SHOWN))} <span class="dim">#{pair.index}, seed {pair.seed}</span></p></div>'
-    )
+def _card(pair: Pair, base: float, tuned: float) -> dict[str, Any]:
+    return {
+        "figures": (("base", pair.base, base), ("tuned", pair.tuned, tuned)),
+        "colour": charts.TUNED if tuned > base else charts.WORSE if tuned < base else "#555",
+        "difference": tuned - base,
+        "prompt": pair.prompt,
+        "index": pair.index,
+        "seed": pair.seed,
+    }
 
 
-def _grid(evaluation: Evaluation) -> str:
+def _grid(evaluation: Evaluation) -> list[tuple[str, list[dict[str, Any]]]]:
+    """Sections of cards with their titles: all pairs, or of many the best, the middle and the worst."""
     arms = evaluation.scores[evaluation.primary]
     scored = [
         (pair, float(base), float(tuned))
         for pair, base, tuned in zip(evaluation.pairs, arms["base"], arms["tuned"], strict=True)
-        if base == base and tuned == tuned  # NaN: the prompt does not ask for this score
+        if base == base and tuned == tuned  # NaN: the prompt has no such score
     ]
     scored.sort(key=lambda item: (item[1] - item[2], item[0].index, item[0].seed))
     if len(scored) <= _GRID_LIMIT:
@@ -172,76 +173,50 @@ def _grid(evaluation: Evaluation) -> str:
             (f"The {third} in the middle", scored[middle - third // 2 : middle - third // 2 + third]),
             (f"The {third} worst", scored[-third:]),
         ]
-    return "".join(
-        f'<h3>{title}</h3><div class="grid">{"".join(_card(*item) for item in items)}</div>' for title, items in parts
-    )
+    return [(title, [_card(*item) for item in items]) for title, items in parts]
 
 
-def _table(evaluation: Evaluation) -> str:
-    body, previous = [], None
+def _rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """The lines of the table: their texts, an axis's name, a bar of the win rate, and classes for the style."""
+    found, previous = [], None
     for row in evaluation.rows:
-        classes = ["new"] if previous is not None and section(row.scorer) != previous else []
-        classes += ["primary"] if row.scorer == evaluation.primary else []
-        previous = section(row.scorer)
-        values = cells(row)
-        name = escape(values[0])
-        if label := _AXES.get(row.scorer.partition(".")[2]):
-            name += f' <span class="dim">(axis: {label})</span>'
-        w = row.win_rate
-        rate = f"{escape(values[4])} {charts.interval_bar(w.value, w.low, w.high)}"
-        tds = [name, *map(escape, values[1:4]), rate, *map(escape, values[5:])]
-        body.append(f'<tr class="{" ".join(classes)}">{"".join(f"<td>{td}</td>" for td in tds)}</tr>')
-    return f"<table><tr>{''.join(f'<th>{escape(c)}</th>' for c in COLUMNS)}</tr>{''.join(body)}</table>"
+        new = previous is not None and section(row.scorer) != previous
+        previous, rate = section(row.scorer), row.win_rate
+        classes = ["new"] * new + ["primary"] * (row.scorer == evaluation.primary)
+        found.append(
+            {
+                "cells": cells(row),
+                "axis": _AXES.get(row.scorer.partition(".")[2]),
+                "bar": Markup(charts.interval_bar(rate.value, rate.low, rate.high)),
+                "classes": " ".join(classes),
+            }
+        )
+    return found
 
 
-def _prompts(title: str, entries: list[dict]) -> str:
-    items = "".join(f"<li><b>{e['difference']:+.4f}</b> {escape(plain(e['prompt'], SHOWN))}</li>" for e in entries)
-    return f"<div><h3>{title}</h3><ol>{items}</ol></div>"
-
-
-def _made_with(manifest: list[dict]) -> str:
-    """The settings of the images, from the last row of either arm (the manifest holds one set of settings only)."""
+def _settings(manifest: list[dict]) -> list[tuple[str, Any]]:
+    """How the images were made, from the last row of either arm (the manifest holds one set of settings only)."""
     if not manifest:
-        return "<p>The images came without a manifest; how they were made is not known.</p>"
-    row = {k: v for k, v in manifest[-1].items() if k not in ("arm", "index", "seed", "prompt", "file", "sha256")}
-    row["seeds"] = ", ".join(str(seed) for seed in sorted({r["seed"] for r in manifest}))
-    pairs = [(escape(plain(key, 100)), escape(plain(value, SHOWN))) for key, value in row.items()]
-    lines = "".join(f"<tr><td>{key}</td><td>{value}</td></tr>" for key, value in pairs)
-    return f'<table class="settings">{lines}</table>'
-
-
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#222;background:#fff;max-width:1180px;margin:2em auto;padding:0 1em}
-h1{font-size:1.5em}h2{margin-top:1.8em;border-bottom:1px solid #ddd}h3{font-size:1em}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:3px 12px 3px 0;text-align:left}
-td{white-space:nowrap}th{border-bottom:2px solid #222}tr.new td{border-top:1px solid #ccc}tr.primary td{font-weight:600}
-.settings td{white-space:normal;font-size:.9em}.dim{color:#666;font-weight:400}td svg{vertical-align:middle}
-.scroll{overflow-x:auto}.columns{display:flex;gap:3em;flex-wrap:wrap}svg{max-width:100%;height:auto}
-.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(250px,1fr));gap:14px}
-.card{border:1px solid #ddd;border-radius:6px;padding:8px}.card p{margin:.4em 0 0;font-size:.85em}
-.two{display:flex;gap:8px}figure{margin:0;flex:1}figure img{width:100%;image-rendering:pixelated}
-figcaption{font-size:.8em;color:#555}
-"""
+        return []
+    settings = {k: v for k, v in manifest[-1].items() if k not in ("arm", "index", "seed", "prompt", "file", "sha256")}
+    if "solver" in settings and settings["solver"] is None:
+        settings["solver"] = "the default for this number of calls and guidance"
+    settings["seeds"] = ", ".join(str(seed) for seed in sorted({row["seed"] for row in manifest}))
+    return list(settings.items())
 
 
 def html(evaluation: Evaluation, manifest: list[dict], metrics: list[dict]) -> str:
     """The whole report as one page that loads nothing from anywhere."""
-    e, arms = evaluation, evaluation.scores[evaluation.primary]
-    training = charts.curves(metrics)
-    extremes = _prompts("Best five prompts", e.by_prompt[:5]) + _prompts("Worst five", e.by_prompt[::-1][:5])
-    return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>diffpo: base against tuned</title><style>{_STYLE}</style></head><body>
-<h1>Base against tuned: {len(e.pairs)} pairs of {len(e.by_prompt)} prompts</h1>
-<div class="scroll">{_table(e)}</div>
-<p class="dim">Every pair shares prompt, seed and settings. The difference is tuned - base with a bootstrap interval
-over prompts; the win rate counts ties half and has Wilson's interval. A score that was the training signal says
-how well it was optimised, not whether pictures got better: look at the others, at diversity, and at the pictures.</p>
-<p>{escape(diversity_text(e))}</p>
-<h2>Scores: {escape(plain(e.primary, 100))}</h2>{charts.histograms(e.primary, arms["base"], arms["tuned"])}
-<div class="columns">{extremes}</div>
-{f"<h2>Training</h2>{training}" if training else ""}
-<h2>Pictures, by {escape(plain(e.primary, 100))}</h2>{_grid(e)}
-<h2>How the images were made</h2>{_made_with(manifest)}
-</body></html>
-"""
+    pages = Environment(loader=PackageLoader(__package__), autoescape=True, trim_blocks=True, undefined=StrictUndefined)
+    pages.filters |= {"plain": lambda value, length=SHOWN: plain(value, length), "data_uri": _data_uri}
+    arms = evaluation.scores[evaluation.primary]
+    return pages.get_template("report.html").render(
+        e=evaluation,
+        columns=COLUMNS,
+        rows=_rows(evaluation),
+        diversity=diversity_text(evaluation),
+        histograms=Markup(charts.histograms(evaluation.primary, arms["base"], arms["tuned"])),
+        curves=Markup(charts.curves(metrics)),
+        grid=_grid(evaluation),
+        settings=_settings(manifest),
+    )

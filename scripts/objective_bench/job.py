@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ import numpy as np
 from diffpo.commands.quickstart import ROOT
 from diffpo.config import Config, load_config
 from diffpo.evaluate import statistics
+from diffpo.evaluate.generation import Generation
 
 from .data import MODEL, PAIRS, VALIDATION
 from .methods import Method
 
 SCORES = ("shapes.total", "shapes.following", "shapes.appearance", "shapes.all_right")
-STEPS, GUIDANCE, BATCH = 6, 3.0, 64  # of the pictures that are compared; the solver is the default rule's choice
+# how the pictures that are compared are made
+GENERATION = Generation(MODEL, steps=6, guidance=3.0, batch_size=64, device="cpu")
 PARTS = 3  # measurements, the last one at the end
 DIVERSE_PROMPTS, DIVERSE_SEEDS = 16, 4
 
@@ -131,52 +134,26 @@ def tail(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {**found, **({"eval/accuracy": held_out[-1]} if held_out else {})}
 
 
-@functools.cache
-def pipeline() -> Any:
-    """The embedded model, loaded once in a job."""
-    import samplers
-    from diffpo import models
-
-    pipe = models.load_pipeline(str(MODEL), device="cpu")
-    pipe.scheduler = samplers.SolverScheduler.from_config(pipe.scheduler.config, guidance=GUIDANCE)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 def draw(lora: Path | None, indices: Iterable[int], seed: int = 0) -> dict[str, Any]:
     """Pictures of held-out prompts, (n, H, W, 3) in 0..1, and their scores by name."""
-    import torch
-
-    from diffpo.evaluate.generate import initial_noise
+    from diffpo.evaluate import generate
     from diffpo.scorers.shapes import ShapesScorer
     from diffpo.shapes import heldout_captions
-    from diffpo.weights.lora_apply import load_lora
+    from diffpo.weights import trained
 
-    pipe = pipeline()
+    pipe = generate.load(GENERATION)
     if lora is not None:
-        load_lora(pipe, lora)
+        trained.load_into(pipe, lora)
     captions, scorer = heldout_captions(), ShapesScorer()
-    shape = (pipe.unet.config.in_channels, pipe.unet.config.sample_size, pipe.unet.config.sample_size)
     scores: dict[str, list[float]] = {name: [] for name in SCORES}
-    pictures, rest = [], list(indices)
-    while rest:
-        part, rest = rest[:BATCH], rest[BATCH:]
-        noise, generators = zip(*(initial_noise(shape, seed, i) for i in part), strict=True)
-        prompts = [captions[i] for i in part]
-        with torch.inference_mode():
-            images = pipe(
-                prompt=prompts,
-                latents=torch.stack(noise),
-                generator=list(generators),
-                num_inference_steps=STEPS,
-                guidance_scale=GUIDANCE,
-            ).images
-        for name, values in scorer.score(images, prompts).items():
+    pictures: list[np.ndarray] = []
+    rest = iter(indices)
+    while part := list(islice(rest, GENERATION.batch_size)):
+        images = generate.paint(pipe, GENERATION, [generate.Picture(i, seed, captions[i]) for i in part])
+        for name, values in scorer.score(images, [captions[i] for i in part]).items():
             if name in scores:
                 scores[name] += values.tolist()
         pictures += [np.asarray(image) / 255 for image in images]
-    if lora is not None:
-        pipe.unload_lora_weights()
     return {"scores": scores, "pictures": np.stack(pictures)}
 
 

@@ -78,11 +78,11 @@ ANCHORED = {
     "dpop": "punishes every rise of the chosen images' error (it ends at {chosen})",
 }
 FREE = {
-    "cpo": "knows no reference and adds fine-tuning on the chosen images",
+    "cpo": "has no reference and adds fine-tuning on the chosen images",
     "orpo": "is fine-tuning on the chosen images with a weak contrast, by odds instead of a reference",
-    "simpo": "knows no reference: errors of 0.06 that differ by noise and image content hide a difference of 0.0005",
-    "mapo": "knows no reference and pulls towards the chosen images",
-    "asft": "knows no reference: at beta 500 both rewards are about -16, where its term for the rejected image is flat",
+    "simpo": "has no reference: errors of 0.06 that differ by noise and image content hide a difference of 0.0005",
+    "mapo": "has no reference and pulls towards the chosen images",
+    "asft": "has no reference: at beta 500 both rewards are about -16, where its term for the rejected image is flat",
 }
 ABSOLUTE = (
     "rewards the chosen images for themselves, not only above the rejected ones: their error changes by {chosen}, the "

@@ -1,4 +1,5 @@
 import contextlib
+import re
 import signal
 import subprocess
 import sys
@@ -21,9 +22,11 @@ def call(monkeypatch, *words: object) -> int:
 def test_help_and_check_of_data_do_not_import_torch(pairs_parquet):
     code = f"""
 import sys
-import diffpo.cli, diffpo.config, diffpo.commands.check
+import diffpo.cli, diffpo.commands.check
+from diffpo.config import Data
 from diffpo.data.groups import scan
-assert len(scan(diffpo.config.Data(train={str(pairs_parquet)!r}, resolution=16), {str(pairs_parquet)!r}, "train")) == 10
+source = {str(pairs_parquet)!r}
+assert len(scan(Data(train=source, resolution=16), source, "train")) == 10
 print([name for name in ("torch", "diffusers", "transformers", "peft") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -39,7 +42,7 @@ def test_help_names_the_verbs(monkeypatch, capsys):
 def test_errors_are_one_message_and_status_2(monkeypatch, capsys, tmp_path):
     assert call(monkeypatch, "train", tmp_path / "nowhere.yaml") == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith("error: cannot read the config") and "Traceback" not in captured.err
+    assert captured.err.startswith("error: ") and "nowhere.yaml" in captured.err and "Traceback" not in captured.err
     assert len(captured.err.strip().splitlines()) == 1
 
 
@@ -62,23 +65,22 @@ def test_check_tells_what_it_found(tiny_sdxl, make_config, tmp_path, capsys):
     data = write_parquet(tmp_path / "a.parquet", rows)
     options = ("data.bad_rows=skip", "train.accumulation=3", "train.steps=7", "train.precision=bf16")
     check(make_config(tiny_sdxl, *options, data=data))
-    out = capsys.readouterr().out
-    for words in (
-        "accumulation: 3",
-        "pairs       6 with 3 captions",
-        "ties        2 left out",
-        "1 of 9 rows cannot be used (1 x empty caption); the first is row 0",
-        "16x16          5",
-        "12x20          1  enlarged",
-        "7 steps of 12 pairs (4 at a time x 3 accumulated)",
-        "each pair is seen 14 times",
-        "latents of 12 images at 16 px",
-        "4,608 trainable (LoRA rank 4, float32)",
-        "bfloat16",
-        "memory    roughly",
-        "training can start",
+    lines = capsys.readouterr().out.split("\n")
+    for numbers in (
+        r"accumulation: 3",  # the config as it is
+        r"\b6 .*\b3 ",  # pairs and captions
+        r"\b2\b.*left out",  # ties
+        r"\b1 of 9\b.*\brow 0\b",  # what cannot be used, and where the first is
+        r"16x16 +5\b",  # sizes
+        r"12x20 +1\b",
+        r"\b7 .*\b12 .*\b4 .*\b3\b",  # updates of 4 pairs at a time, 3 times
+        r"\b14 times",  # that each pair is seen
+        r"\b12 images.*16 px",  # to be cached
+        r"4,608 trainable.*rank 4",
+        r"bfloat16",
+        r"memory",
     ):
-        assert words in out, words
+        assert any(re.search(numbers, line) for line in lines), numbers
 
 
 def test_check_prints_everything_and_then_fails_on_what_would_stop_training(tiny_sd, make_config, tmp_path, capsys):
@@ -122,7 +124,7 @@ def test_ctrl_c_outside_the_training_loop_says_how_to_go_on(monkeypatch, capsys,
     monkeypatch.setattr(loop, "train", pressed)
     make_config(tiny_sd)
     assert call(monkeypatch, "train", tmp_path / "recipe.yaml") == 130
-    assert capsys.readouterr().err == "\ninterrupted; the same command goes on from what is finished\n"
+    assert capsys.readouterr().err == cli.INTERRUPTED + "\n"
 
 
 @pytest.mark.parametrize("error", [ImportError("numpy failed to import"), DiffpoError("cannot read"), SystemError("?")])
@@ -140,7 +142,7 @@ def test_ctrl_c_that_a_library_turned_into_another_error(monkeypatch, capsys, ti
     make_config(tiny_sd)
     before = signal.getsignal(signal.SIGINT)
     assert call(monkeypatch, "train", tmp_path / "recipe.yaml") == 130
-    assert capsys.readouterr().err == "\ninterrupted; the same command goes on from what is finished\n"
+    assert capsys.readouterr().err == cli.INTERRUPTED + "\n"
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -175,4 +177,5 @@ def test_a_full_accelerator_is_one_message(monkeypatch, capsys, tiny_sd, make_co
     make_config(tiny_sd)
     assert call(monkeypatch, "train", tmp_path / "recipe.yaml") == 2
     err = capsys.readouterr().err
-    assert err.startswith("error: the accelerator's memory is full (CUDA out of memory). Lower train.batch_size")
+    assert err.startswith("error: ") and len(err.strip().splitlines()) == 1
+    assert "CUDA out of memory" in err and "train.batch_size" in err and "--batch-size" in err

@@ -34,7 +34,7 @@ def test_collect_writes_what_people_judge_and_training_reads_it(make_config, tin
     assert [(row["image_0"], row["image_1"]) for row in rows[:3]] == [
         (f"images/00000-{i}.png", f"images/00000-{j}.png") for i, j in itertools.combinations(range(3), 2)
     ]
-    with pytest.raises(DiffpoError, match="no pair is judged"):
+    with pytest.raises(DiffpoError, match=r"labels\.jsonl"):
         feed(labels=labels, steps=3, guidance=5.0)
     rows[1]["label_0"], rows[4]["label_0"] = 0, 0.7
     labels.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -49,7 +49,7 @@ def test_collect_writes_what_people_judge_and_training_reads_it(make_config, tin
     assert made.begin(0) == {}
     state = made.state()
     made.load(state)
-    with pytest.raises(DiffpoError, match="not those that the run started with"):
+    with pytest.raises(DiffpoError, match="labels"):
         made.load({**state, "labels": "others"})
     assert len(made.items) == 2 * 2  # pairs x noisy steps
     prefer = [item for item in made.items if item.preference < 1]
@@ -58,10 +58,10 @@ def test_collect_writes_what_people_judge_and_training_reads_it(make_config, tin
     with pytest.raises(DiffpoError, match=r"sampled with rollout\.guidance=5\.0.* is 2\.0"):
         feed(labels=labels, steps=3, guidance=2.0)
     (folder / "trajectories/00001.safetensors").write_bytes(b"not")
-    with pytest.raises(DiffpoError, match=r"cannot read the trajectories .*00001"):
+    with pytest.raises(DiffpoError, match="00001"):
         feed(labels=labels, steps=3, guidance=5.0)
     (tmp_path / "prompts.txt").write_text("green fox\n")
-    with pytest.raises(DiffpoError, match="other prompts or images"):
+    with pytest.raises(DiffpoError, match=r"labels\.jsonl.*--out"):
         collect(config)
 
 
@@ -69,7 +69,7 @@ def test_collect_refuses_what_it_cannot_do(make_config, tiny_sd, tmp_path):
     config = collected(make_config, tiny_sd, tmp_path / "f", "data.prompts=null")
     with pytest.raises(DiffpoError, match=r"data\.prompts"):
         collect(config)
-    with pytest.raises(DiffpoError, match="source forward; use d3po"):
+    with pytest.raises(DiffpoError, match=r"source forward.*d3po"):
         collect(make_config(tiny_sd))
 
 
@@ -82,10 +82,10 @@ def test_collect_does_not_mix_settings_nor_overwrite_pictures(make_config, tiny_
         "train.seed=1": '"seed": 1',
         "objective.rollout.samples=2": '"samples": 2',
     }.items():
-        with pytest.raises(DiffpoError, match=rf"00000.safetensors was sampled with .*{words}.*choose another folder"):
+        with pytest.raises(DiffpoError, match=rf"00000.safetensors .*{words}.*--out"):
             collect(collected(make_config, tiny_sd, folder, override))
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     (folder / "labels.jsonl").unlink()
-    with pytest.raises(DiffpoError, match=r"holds images or trajectories but no labels.jsonl"):
+    with pytest.raises(DiffpoError, match=r"labels\.jsonl.*--out"):
         collect(collected(make_config, tiny_sd, folder))
     assert not (folder / "labels.jsonl").exists()

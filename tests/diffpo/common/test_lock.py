@@ -183,6 +183,7 @@ def test_every_verb_that_writes_refuses_a_folder_in_use(tiny_sd, make_config, ma
     from diffpo.commands import quickstart
     from diffpo.commands.collect import collect
     from diffpo.evaluate import evaluate, generate
+    from diffpo.evaluate.generation import Generation
     from diffpo.export import export
     from diffpo.train.loop import train
     from diffpo.train.step_scorer import train_scorer
@@ -190,12 +191,12 @@ def test_every_verb_that_writes_refuses_a_folder_in_use(tiny_sd, make_config, ma
     lora, _ = trained("sd")
     out = tmp_path / "out"
     sampling = ("objective.name=d3po", "objective.beta=0.2", "data.prompts=shapes:train:2")
-    images = {"model": tiny_sd, "lora": lora, "prompts": ["a cat"]}
+    pictures = Generation(tiny_sd, lora=lora)
     for verb in (
         lambda: train(make_config(tiny_sd, f"output={out}")),
         lambda: train_scorer(make_scorer_config(tiny_sd, f"output={out}")),
-        lambda: generate.run(tiny_sd, ["a cat"], out),
-        lambda: evaluate.run(out, **images),
+        lambda: generate.run(pictures.arms(), ["a cat"], out),
+        lambda: evaluate.run(out, pictures, ["a cat"]),
         lambda: collect(make_config(tiny_sd, *sampling, f"objective.rollout.labels={out}/labels.jsonl"), None),
         lambda: quickstart.run(out),
     ):

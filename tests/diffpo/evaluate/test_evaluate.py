@@ -8,7 +8,8 @@ from scipy import stats
 
 from diffpo import shapes
 from diffpo.common.errors import DiffpoError
-from diffpo.evaluate import evaluate
+from diffpo.evaluate import evaluate, report
+from diffpo.evaluate.generation import Generation
 
 _RELATION = [c for c in shapes.heldout_captions() if shapes.parse(c).relation]
 _EQUAL = [c for c in shapes.heldout_captions() if not shapes.parse(c).relation]
@@ -34,12 +35,13 @@ def folder(tmp_path):
     return tmp_path
 
 
-def compare(folder, **more):
-    return evaluate.run(folder / "eval", images=folder, prompts=folder / "prompts.txt", **{"show": False, **more})
+def compare(folder, n=None, run_folder=None, **scoring):
+    scoring = evaluate.Scoring(**scoring)
+    return evaluate.run(folder / "eval", folder, folder / "prompts.txt", n, scoring, run_folder)
 
 
 def test_folders_of_images_become_a_table_and_files(folder, capsys):
-    result = compare(folder, train_scorer="shapes.total", show=True)
+    result = compare(folder, train_scorer="shapes.total")
     appearance = result.row("shapes.appearance")
     expected = {
         arm: [
@@ -68,8 +70,11 @@ def test_folders_of_images_become_a_table_and_files(folder, capsys):
     assert summary["best"][0]["difference"] == max(e["difference"] for e in result.by_prompt)
     for name in ("grid.png", "report.html"):
         assert (folder / "eval" / name).stat().st_size > 1000
+    report.print_table(result)
     printed = capsys.readouterr().out
-    assert "shapes.appearance" in printed and "diversity" in printed and "worst prompts" in printed
+    for row in result.rows:
+        assert row.scorer in printed and f"{row.base:.4f}" in printed
+    assert result.by_prompt[-1]["prompt"] in printed
 
 
 def test_relation_counts_only_the_prompts_that_have_one(folder):
@@ -125,17 +130,26 @@ def test_a_truncated_image_is_named(folder):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scorer_names": ["shape"]}, "did you mean shapes"),
-        ({"scorer_names": []}, "no scorer"),
-        ({"train_scorer": "shapes.totl"}, "did you mean shapes.total"),
-        ({"train_scorer": "pikscore"}, "did you mean pickscore"),
-        ({"images": None}, "--model"),
-        ({"prompts": None}, "--prompts"),
+        ({"scorers": ("shape",)}, "shapes"),
+        ({"scorers": ()}, "--scorers"),
+        ({"train_scorer": "shapes.totl"}, "shapes.total"),
+        ({"train_scorer": "pikscore"}, "pickscore"),
     ],
 )
-def test_bad_input_is_one_clear_error(folder, options, message):
+def test_scorers_that_there_are_not(folder, options, message):
     with pytest.raises(DiffpoError, match=message):
-        evaluate.run(folder / "eval", **{"images": folder, "prompts": folder / "prompts.txt", "show": False, **options})
+        compare(folder, **options)
+
+
+def test_what_is_not_given_is_named(folder, tiny_sd):
+    with pytest.raises(DiffpoError, match="--prompts"):
+        evaluate.run(folder / "eval", folder)
+    with pytest.raises(DiffpoError, match=r"--model.*--images"):
+        Generation(None)
+    with pytest.raises(DiffpoError, match="--lora"):
+        evaluate.run(folder / "eval", Generation(tiny_sd), CAPTIONS)
+    with pytest.raises(DiffpoError, match="--prompts"):
+        evaluate.run(folder / "eval", Generation(tiny_sd, lora="lora.safetensors"))
 
 
 def test_n_takes_the_first_prompts(folder):
@@ -146,8 +160,22 @@ def test_n_takes_the_first_prompts(folder):
 def test_folders_that_are_not_there(folder, tmp_path):
     with pytest.raises(DiffpoError, match=r"there is no folder .*nowhere"):
         compare(tmp_path / "nowhere")
-    with pytest.raises(DiffpoError, match=r"nowhere is not the folder of a training run: it holds no metrics\.jsonl"):
-        compare(folder, run_folder=tmp_path / "nowhere")
+    with pytest.raises(DiffpoError, match=r"nowhere.*metrics\.jsonl"):
+        evaluate.training_run(tmp_path / "nowhere", None)
+
+
+def test_the_training_curves_are_of_the_run_that_is_named_or_of_the_lora(folder, tmp_path):
+    for name in ("run", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
+    assert evaluate.training_run(tmp_path / "run", str(tmp_path / "other")) == tmp_path / "run"
+    assert evaluate.training_run(None, str(tmp_path / "other")) == tmp_path / "other"
+    assert evaluate.training_run(None, str(tmp_path / "other" / "lora.safetensors")) == tmp_path / "other"
+    assert evaluate.training_run(None, None) is None
+    compare(folder)
+    plain = (folder / "eval" / "report.html").read_text()
+    compare(folder, run_folder=tmp_path / "run")
+    assert plain.count("<svg") + 1 == (folder / "eval" / "report.html").read_text().count("<svg")
 
 
 def test_pictures_of_any_suffix_are_compared_in_either_arm(folder, capsys):
@@ -205,4 +233,4 @@ def test_a_manifest_names_no_picture_elsewhere(folder, tmp_path):
         line = json.dumps({"arm": "base", "index": 0, "seed": 0, "prompt": "x", "file": file})
         (folder / "manifest.jsonl").write_text(f"{line}\n{line}\n")
         with pytest.raises(DiffpoError, match=r"manifest\.jsonl:1 is not a manifest line"):
-            evaluate.run(folder / "eval", images=folder, show=False)
+            evaluate.run(folder / "eval", folder)

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 from io import BytesIO
 
@@ -12,12 +13,18 @@ from diffpo.common.errors import DiffpoError
 from diffpo.config import Lora
 from diffpo.data.prompts import load_prompts
 from diffpo.evaluate import evaluate, generate, manifest
+from diffpo.evaluate.generation import Generation
 from diffpo.models.identity import base_identity
 from diffpo.weights.lora import add_lora, save_lora
 from diffpo.weights.lora_file import FILE_NAME
 
 PROMPTS = ["a cat", "a dog", "two birds", "a red house", "a green fish"]
 FAST = {"steps": 2, "guidance": 3.0}
+
+
+def generated(model, prompts, out, n=None, **options):
+    """The rows of both arms."""
+    return generate.run(Generation(model, **{**FAST, **options}).arms(), prompts, out, n)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +53,7 @@ def random_lora(model, folder):
 def made(model, lora, tmp_path_factory):
     """Both arms in one go, for tests that only look."""
     out = tmp_path_factory.mktemp("made")
-    rows = generate.run(model, PROMPTS, out, lora=lora, batch_size=5, **FAST)
+    rows = generated(model, PROMPTS, out, lora=lora, batch_size=5)
     return out, rows
 
 
@@ -61,7 +68,7 @@ def test_layout_and_manifest(made, model, lora):
     assert [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()] == rows
     for row in rows:
         assert pixels(out, row).shape == (16, 16, 3)
-        assert (row["steps"], row["solver"], row["guidance"]) == (2, "dpmpp", 3.0)
+        assert (row["steps"], row["solver"], row["guidance"]) == (2, None, 3.0)
         assert row["versions"]["torch"] == torch.__version__.partition("+")[0] and len(row["model_hash"]) > 40
         assert (row["lora_hash"] is None) == (row["arm"] == "base")
     assert not list(out.rglob("*.part"))
@@ -69,7 +76,7 @@ def test_layout_and_manifest(made, model, lora):
 
 def test_pictures_do_not_depend_on_the_batch_size(made, model, lora, tmp_path):
     out, rows = made
-    again = generate.run(model, PROMPTS, tmp_path, lora=lora, batch_size=2, **FAST)
+    again = generated(model, PROMPTS, tmp_path, lora=lora, batch_size=2)
     for one, other in zip(rows, again, strict=True):
         # BLAS may add in another order for another batch size: at most one level of 255
         assert np.abs(pixels(out, one) - pixels(tmp_path, other)).max() <= 1
@@ -84,7 +91,7 @@ def test_the_arms_share_the_noise_and_differ_by_the_lora(made, model):
     out, rows = made
     pipe = StableDiffusionXLPipeline.from_pretrained(model)
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = samplers.SolverScheduler.from_config(pipe.scheduler.config, solver="dpmpp")
+    pipe.scheduler = samplers.SolverScheduler.from_config(pipe.scheduler.config, solver=None, guidance=3.0)
     noise, _ = generate.initial_noise((4, 8, 8), seed=0, index=3)
     image = pipe(PROMPTS[3], latents=noise[None], num_inference_steps=2, guidance_scale=3.0, height=16, width=16).images
     assert np.abs(np.asarray(image[0]).astype(int) - pixels(out, rows[3])).max() <= 1
@@ -101,7 +108,7 @@ def test_noise_is_fixed_by_seed_and_index_alone():
 
 
 def test_only_missing_and_damaged_images_are_made_again(model, tmp_path, monkeypatch):
-    rows = generate.run(model, PROMPTS, tmp_path, **FAST)
+    rows = generated(model, PROMPTS, tmp_path)
     paths = [tmp_path / row["file"] for row in rows]
     before = [path.read_bytes() for path in paths]
     paths[1].unlink()
@@ -109,7 +116,7 @@ def test_only_missing_and_damaged_images_are_made_again(model, tmp_path, monkeyp
     with open(tmp_path / "manifest.jsonl", "a") as file:
         file.write('{"arm": "base", "ind')  # an interrupted write
     times = [path.stat().st_mtime_ns for i, path in enumerate(paths) if i not in (1, 3)]
-    again = generate.run(model, PROMPTS, tmp_path, batch_size=2, **FAST)
+    again = generated(model, PROMPTS, tmp_path, batch_size=2)
     assert [path.stat().st_mtime_ns for i, path in enumerate(paths) if i not in (1, 3)] == times
     for i in (1, 3):
         difference = np.abs(pixels(tmp_path, again[i]) - np.asarray(Image.open(BytesIO(before[i]))).astype(int))
@@ -118,24 +125,32 @@ def test_only_missing_and_damaged_images_are_made_again(model, tmp_path, monkeyp
     finished = manifest.read_manifest(tmp_path)
     assert len(finished) == 5
     monkeypatch.setattr(generate.models, "load_pipeline", None)
-    assert generate.run(model, PROMPTS, tmp_path, **FAST) == again
+    assert generated(model, PROMPTS, tmp_path) == again
 
 
 def test_more_prompts_and_the_tuned_arm_can_be_added_later(model, lora, tmp_path):
-    first = generate.run(model, PROMPTS, tmp_path, n=2, **FAST)
-    both = generate.run(model, PROMPTS, tmp_path, n=3, lora=lora, **FAST)
+    first = generated(model, PROMPTS, tmp_path, n=2)
+    both = generated(model, PROMPTS, tmp_path, n=3, lora=lora)
     assert both[:2] == first and [r["arm"] for r in both] == ["base"] * 3 + ["tuned"] * 3
+
+
+def test_arms_are_painted_by_themselves_in_any_order(made, model, lora, tmp_path):
+    """The LoRA of one arm is not in the next one."""
+    _, rows = made
+    arms = Generation(model, lora=lora, batch_size=5, **FAST).arms()
+    turned = generate.run({"base": arms["tuned"], "tuned": arms["base"]}, PROMPTS, tmp_path)
+    assert [row["sha256"] for row in turned] == [row["sha256"] for row in (*rows[5:], *rows[:5])]
 
 
 def test_stable_diffusion_1_is_generated_too(tiny_sd, tmp_path):
     lora = random_lora(tiny_sd, tmp_path)
-    base, tuned = generate.run(tiny_sd, PROMPTS[:1], tmp_path / "out", lora=lora, negative_prompt="a fish", **FAST)
+    base, tuned = generated(tiny_sd, PROMPTS[:1], tmp_path / "out", lora=lora, negative_prompt="a fish")
     assert np.abs(pixels(tmp_path / "out", base) - pixels(tmp_path / "out", tuned)).max() > 1
 
 
 def test_bfloat16_is_close_to_float32_because_the_noise_is_the_same(made, model, tmp_path):
     out, rows = made
-    half = generate.run(model, PROMPTS, tmp_path, dtype="bfloat16", **FAST)
+    half = generated(model, PROMPTS, tmp_path, dtype="bfloat16")
     for one, other in zip(rows, half, strict=False):
         difference = np.abs(pixels(out, one) - pixels(tmp_path, other)).mean()
         assert 0 < difference < 0.25 * np.abs(pixels(out, rows[0]) - pixels(out, rows[1])).mean()
@@ -154,38 +169,38 @@ def test_a_folder_of_other_settings_is_refused_and_kept(made, model, change, key
     out, _ = made
     before = (out / "manifest.jsonl").read_bytes()
     with pytest.raises(DiffpoError, match=key):
-        generate.run(**{"model": model, "prompts": PROMPTS, "out": out, **FAST, **change})
+        generated(**{"model": model, "prompts": PROMPTS, "out": out, **change})
     assert (out / "manifest.jsonl").read_bytes() == before
 
 
 def test_another_model_under_the_same_name_is_noticed(model, tmp_path):
     copy = shutil.copytree(model, tmp_path / "model")
-    generate.run(copy, PROMPTS[:1], tmp_path / "out", **FAST)
+    generated(copy, PROMPTS[:1], tmp_path / "out")
     config = json.loads((copy / "scheduler" / "scheduler_config.json").read_text())
     (copy / "scheduler" / "scheduler_config.json").write_text(json.dumps({**config, "beta_end": 0.02}))
     with pytest.raises(DiffpoError, match="model_hash"):
-        generate.run(copy, PROMPTS[:1], tmp_path / "out", **FAST)
+        generated(copy, PROMPTS[:1], tmp_path / "out")
 
 
 def test_a_folder_of_foreign_images_is_not_overwritten(model, tmp_path):
     (tmp_path / "images" / "base").mkdir(parents=True)
     (tmp_path / "images" / "base" / "00000_0.png").write_bytes(b"mine")
-    with pytest.raises(DiffpoError, match="no manifest"):
-        generate.run(model, PROMPTS, tmp_path, **FAST)
+    with pytest.raises(DiffpoError, match=re.escape(str(tmp_path))):
+        generated(model, PROMPTS, tmp_path)
     assert (tmp_path / "images" / "base" / "00000_0.png").read_bytes() == b"mine"
 
 
 def test_nan_names_the_prompt_and_keeps_what_is_done(model, tmp_path, monkeypatch):
-    original = generate._pngs
+    original = generate.paint
 
-    def broken(pipe, family, batch):
-        if batch[0]["index"] == 2:
+    def broken(pipe, generation, batch):
+        if batch[0].index == 2:
             pipe.vae.post_quant_conv.weight.data.fill_(float("nan"))
-        return original(pipe, family, batch)
+        return original(pipe, generation, batch)
 
-    monkeypatch.setattr(generate, "_pngs", broken)
+    monkeypatch.setattr(generate, "paint", broken)
     with pytest.raises(DiffpoError, match=r"prompt 2 \('two birds'\) is NaN"):
-        generate.run(model, PROMPTS, tmp_path, batch_size=1, **FAST)
+        generated(model, PROMPTS, tmp_path, batch_size=1)
     assert len(manifest.read_manifest(tmp_path)) == 2
 
 
@@ -211,7 +226,7 @@ def test_a_full_disk_is_one_error_and_leaves_no_half_file(tmp_path, monkeypatch)
 )
 def test_bad_input_is_one_clear_error(model, tmp_path, options, message):
     with pytest.raises(DiffpoError, match=message):
-        generate.run(**{"model": model, "prompts": PROMPTS, "out": tmp_path, **FAST, **options})
+        generated(**{"model": model, "prompts": PROMPTS, "out": tmp_path, **options})
 
 
 def test_prompts_come_from_text_jsonl_and_the_embedded_world(tmp_path):
@@ -242,11 +257,11 @@ def test_bad_prompts_name_file_and_line(tmp_path, name, content, message):
 
 def test_a_lora_of_another_base_is_refused_before_any_image_is_made(model, lora, tiny_sd, tmp_path):
     with pytest.raises(DiffpoError, match="was trained on another base model"):
-        generate.run(tiny_sd, PROMPTS, tmp_path / "out", lora=lora, **FAST)
+        generated(tiny_sd, PROMPTS, tmp_path / "out", lora=lora)
     assert not list(tmp_path.glob("out/**/*.png"))
     weights = tiny_sd / "unet" / "diffusion_pytorch_model.safetensors"
     with pytest.raises(DiffpoError, match="holds no LoRA"):
-        generate.run(tiny_sd, PROMPTS, tmp_path / "out", lora=weights, **FAST)
+        generated(tiny_sd, PROMPTS, tmp_path / "out", lora=weights)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +275,7 @@ def test_a_lora_of_another_base_is_refused_before_any_image_is_made(model, lora,
 )
 def test_options_that_no_pipeline_takes(model, tmp_path, options, words):
     with pytest.raises(DiffpoError, match=words):
-        generate.run(model, ["a cat"], tmp_path, **{**FAST, **options})
+        generated(model, ["a cat"], tmp_path, **options)
 
 
 def test_prompts_with_line_separators_blank_lines_and_a_byte_order_mark(model, tmp_path):
@@ -269,7 +284,7 @@ def test_prompts_with_line_separators_blank_lines_and_a_byte_order_mark(model, t
     assert load_prompts(file) == ["a\u2028cat", "a\x85dog"]
     file.with_suffix(".txt").write_text("\ufeffa\u2028cat\r\n\r\na dog", encoding="utf-8")
     assert load_prompts(file.with_suffix(".txt")) == ["a\u2028cat", "a dog"]
-    rows = generate.run(model, file, tmp_path / "out", **FAST)
+    rows = generated(model, file, tmp_path / "out")
     assert manifest.read_manifest(tmp_path / "out") == rows
 
 
@@ -330,45 +345,45 @@ def test_pictures_that_a_manifest_does_not_describe_are_not_compared(made, tmp_p
     lines = [json.dumps(row | (change if row is rows[5] else {})) + "\n" for row in rows]
     (tmp_path / "made" / "manifest.jsonl").write_text("".join(lines))
     with pytest.raises(DiffpoError) as error:
-        evaluate.run(tmp_path / "eval", images=tmp_path / "made", show=False)
+        evaluate.run(tmp_path / "eval", tmp_path / "made")
     assert words in str(error.value)
     assert not (tmp_path / "eval").exists()
 
 
 def test_files_of_others_are_not_overwritten_by_an_evaluation(made, tmp_path):
     (tmp_path / "report.html").write_text("mine")
-    with pytest.raises(DiffpoError, match=r"report.html is of no evaluation, and would be overwritten"):
-        evaluate.run(tmp_path, images=made[0], show=False)
+    with pytest.raises(DiffpoError, match=r"report\.html"):
+        evaluate.run(tmp_path, made[0])
     (tmp_path / "scores.parquet").write_text("mine too")
-    with pytest.raises(DiffpoError, match=r"scores.parquet is of no evaluation"):
-        evaluate.run(tmp_path, images=made[0], show=False)
+    with pytest.raises(DiffpoError, match=r"scores\.parquet"):
+        evaluate.run(tmp_path, made[0])
     assert (tmp_path / "report.html").read_text() == "mine"
 
 
 def test_an_interruption_is_no_loss(model, lora, tmp_path, monkeypatch):
-    original = generate._pngs
+    original = generate.paint
 
-    def pressed(pipe, family, batch):
-        if batch[0]["arm"] == "tuned":
+    def pressed(pipe, generation, batch):
+        if generation.lora is not None:
             raise KeyboardInterrupt
-        return original(pipe, family, batch)
+        return original(pipe, generation, batch)
 
-    monkeypatch.setattr(generate, "_pngs", pressed)
+    monkeypatch.setattr(generate, "paint", pressed)
     with pytest.raises(KeyboardInterrupt):
-        generate.run(model, PROMPTS[:2], tmp_path / "out", lora=lora, **FAST)
+        generated(model, PROMPTS[:2], tmp_path / "out", lora=lora)
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.png")}
     assert len(times) == 2 and not (tmp_path / "out" / ".lock").exists()
     monkeypatch.undo()
-    assert len(generate.run(model, PROMPTS[:2], tmp_path / "out", lora=lora, **FAST)) == 4
+    assert len(generated(model, PROMPTS[:2], tmp_path / "out", lora=lora)) == 4
     assert all(path.stat().st_mtime_ns == time for path, time in times.items())
 
 
 @pytest.mark.parametrize("seed", [-3, 2**62])
 def test_a_seed_is_a_number_of_64_bits(model, tmp_path, seed):
-    (row,) = generate.run(model, ["a cat"], tmp_path, seed=seed, **FAST)
+    (row,) = generated(model, ["a cat"], tmp_path, seed=seed)
     assert row["file"] == f"images/base/00000_{seed}.png" and manifest.read_manifest(tmp_path) == [row]
     with pytest.raises(DiffpoError, match="seed"):
-        generate.run(model, ["a cat"], tmp_path / "long", seed=10**60, **FAST)
+        generated(model, ["a cat"], tmp_path / "long", seed=10**60)
 
 
 @pytest.mark.parametrize("line", ['{"arm": "base", "index": 0, "seed": 0}', '{"arm": "x", "index": 0, "seed": 0}', "7"])
@@ -379,7 +394,7 @@ def test_a_manifest_from_elsewhere_is_refused(tmp_path, line):
 
 
 def test_a_lora_loads_in_silence_and_texts_that_are_cut_off_are_counted(model, lora, tmp_path, capfd):
-    generate.run(model, ["a cat", "very " * 40], tmp_path, lora=lora, **FAST)
+    generated(model, ["a cat", "very " * 40], tmp_path, lora=lora)
     captured = capfd.readouterr()
     assert "1 of 2 texts have more than the 16 tokens that the model reads" in captured.out
     for noise in ("No LoRA keys", "was truncated", "indexing errors"):

@@ -306,7 +306,7 @@ def test_a_name_in_brackets_is_no_markup_in_the_progress(tmp_path, monkeypatch, 
 def test_check_and_errors_show_names_as_they_are(monkeypatch, text, capsys):
     """``check`` stops at its first question; what it printed until then is the config."""
     monkeypatch.setattr(check, "scan", lambda *args, **options: (_ for _ in ()).throw(DiffpoError(f"no {text}")))
-    monkeypatch.setattr("diffpo.config.settings.load_config", lambda *args: Settings(text))
+    monkeypatch.setattr("diffpo.config.load_config", lambda *args: Settings(text))
     monkeypatch.setattr("sys.argv", ["diffpo", "check", "x.yaml"])
     with pytest.raises(SystemExit) as end, contextlib.suppress(UnicodeEncodeError):
         cli.main()

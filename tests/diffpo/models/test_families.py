@@ -13,6 +13,7 @@ from diffpo import models
 from diffpo.common.errors import DiffpoError
 from diffpo.config import Lora, Model
 from diffpo.evaluate import generate
+from diffpo.evaluate.generation import Generation
 from diffpo.models.identity import base_identity
 from diffpo.problems.transitions import guided
 from diffpo.weights import lora, lora_apply, lora_file
@@ -149,10 +150,10 @@ def test_both_arms_are_painted_from_the_same_noise(folder, tmp_path, name):
     prompts = [methods.CAPTIONS[0], methods.CAPTIONS[1]]
     size = {} if name == "dit" else {"height": SIDE, "width": SIDE}  # FLUX and PixArt-alpha would take 128 latents
     options = {"lora": tmp_path / lora_file.FILE_NAME, "steps": 2, "guidance": 2.0, "device": "cpu", **size}
-    rows = generate.run(folder(name), prompts, tmp_path / "out", batch_size=2, **options)
+    rows = generate.run(Generation(folder(name), batch_size=2, **options).arms(), prompts, tmp_path / "out")
     shots = {arm: [row["sha256"] for row in rows if row["arm"] == arm] for arm in ("base", "tuned")}
     assert shots["base"] == shots["tuned"] and len(set(shots["base"])) == 2
-    alone = generate.run(folder(name), prompts[:1], tmp_path / "alone", batch_size=1, **options)
+    alone = generate.run(Generation(folder(name), batch_size=1, **options).arms(), prompts[:1], tmp_path / "alone")
     with (
         Image.open(tmp_path / "out" / rows[0]["file"]) as one,
         Image.open(tmp_path / "alone" / alone[0]["file"]) as other,
@@ -172,7 +173,7 @@ def test_both_arms_are_painted_from_the_same_noise(folder, tmp_path, name):
 )
 def test_what_a_pipeline_cannot_do_is_said(folder, tmp_path, name, options, said):
     with pytest.raises(DiffpoError, match=said):
-        generate.run(folder(name), [methods.CAPTIONS[0]], tmp_path, steps=1, device="cpu", **options)
+        generate.run(Generation(folder(name), steps=1, device="cpu", **options).arms(), [methods.CAPTIONS[0]], tmp_path)
 
 
 @pytest.mark.parametrize("name", list(MAKE))
@@ -183,7 +184,7 @@ def test_a_size_that_is_no_whole_number_of_tokens_is_refused(folder, name):
 
 def test_a_caption_that_is_no_class_is_named(folder, tmp_path):
     with pytest.raises(DiffpoError, match="knows 1000 classes and no texts, and 'a dog' is none"):
-        generate.run(folder("dit"), ["a dog"], tmp_path, steps=1, device="cpu")
+        generate.run(Generation(folder("dit"), steps=1, device="cpu").arms(), ["a dog"], tmp_path)
 
 
 # transformer/config.json of the released models where it differs from the class's defaults; their published number of

@@ -12,6 +12,7 @@ from diffpo.config import Lora, Model, ObjectiveSettings
 from diffpo.data.batches import Batches
 from diffpo.data.groups import load_groups
 from diffpo.evaluate import generate
+from diffpo.evaluate.generation import Generation
 from diffpo.models.identity import base_identity
 from diffpo.models.released import UNET_XL
 from diffpo.objective.reference import Reference
@@ -265,4 +266,4 @@ def test_what_a_solver_cannot_do_is_one_message(tiny_sd, tmp_path):
     path = copy / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "beta_schedule": "squaredcos_cap_v2"}))
     with pytest.raises(DiffpoError, match="prediction"):
-        generate.run(str(copy), ["a cat"], tmp_path / "out", steps=2, guidance=1.0)
+        generate.run(Generation(copy, steps=2, guidance=1.0).arms(), ["a cat"], tmp_path / "out")

@@ -17,6 +17,7 @@ from diffpo.commands.quickstart import ROOT
 from diffpo.common.errors import DiffpoError
 from diffpo.config import Model
 from diffpo.evaluate import generate
+from diffpo.evaluate.generation import Generation
 from diffpo.export import export
 from diffpo.models import original, released, single_file
 from diffpo.train.loop import train
@@ -99,8 +100,9 @@ def test_training_and_pictures_are_the_folders_to_the_last_bit(one, make_config,
     assert not any(str(path.parent) in card for path, card in zip((folder, file), cards, strict=True))
     # the LoRA of one on the other
     options = {"steps": 2, "device": "cpu"}
-    rows = generate.run(folder, ["a cat"], tmp_path / "a", lora=runs[1], **options)
-    other = generate.run(file, ["a cat"], tmp_path / "b", model_config=folder, lora=runs[0], **options)
+    rows = generate.run(Generation(folder, lora=runs[1], **options).arms(), ["a cat"], tmp_path / "a")
+    made = Generation(file, model_config=folder, lora=runs[0], **options)
+    other = generate.run(made.arms(), ["a cat"], tmp_path / "b")
     assert [row["sha256"] for row in rows] == [row["sha256"] for row in other]
     assert rows[0]["sha256"] != rows[1]["sha256"] and rows[0]["model_hash"] != other[0]["model_hash"]
 
@@ -666,8 +668,9 @@ def test_files_that_are_not_there(one, tmp_path):
 
 def test_the_embedded_model_paints_the_same(one, tmp_path):
     folder, file = one("embedded")
-    options = {"steps": 3, "device": "cpu", "n": 1}
-    rows = generate.run(folder, "shapes:heldout", tmp_path / "a", **options)
-    other = generate.run(file, "shapes:heldout", tmp_path / "b", model_config=folder, **options)
+    options = {"steps": 3, "device": "cpu"}
+    rows = generate.run(Generation(folder, **options).arms(), "shapes:heldout", tmp_path / "a", 1)
+    made = Generation(file, model_config=folder, **options)
+    other = generate.run(made.arms(), "shapes:heldout", tmp_path / "b", 1)
     with Image.open(tmp_path / "a" / rows[0]["file"]) as ours, Image.open(tmp_path / "b" / other[0]["file"]) as theirs:
         assert ImageChops.difference(ours, theirs).getbbox() is None and ours.getextrema()[0][0] < 250

@@ -12,12 +12,17 @@ from tiny import metrics_of, pick_a_pic_rows, picture, png, write_parquet
 from diffpo.commands.check import check
 from diffpo.common.errors import DiffpoError
 from diffpo.evaluate import generate
+from diffpo.evaluate.generation import Generation
 from diffpo.objective import users
 from diffpo.train.loop import train
 from diffpo.weights import lora_file
 
 FAST = {"steps": 2, "guidance": 3.0, "batch_size": 4}
 PROMPTS = ["a cat", "a dog"]
+
+
+def generated(model, out, prompts=PROMPTS, **options):
+    return generate.run(Generation(model, **FAST, **options).arms(), prompts, out)
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +109,9 @@ def test_opposite_users_get_different_pictures_and_nobody_gets_the_plain_loras(t
     ):
         capsys.readouterr()
         out = tmp_path / "out" / name
-        rows = generate.run(tiny_sdxl, PROMPTS, out, lora=folder, user_pairs=pairs, **FAST)
+        rows = generated(tiny_sdxl, out, lora=folder, user_pairs=pairs)
         found[name] = [(out / row["file"]).read_bytes() for row in rows]
-        assert ("paints for nobody" in capsys.readouterr().out) == (name == "nobody")
+        assert ("--user-pairs" in capsys.readouterr().out) == (name == "nobody")
     base = {name: pictures[:2] for name, pictures in found.items()}
     assert base["one"] == base["other"] == base["plain"]
     assert found["nobody"] == found["plain"]
@@ -122,10 +127,10 @@ def test_a_picture_for_a_user_is_that_of_his_taste_in_a_plain_pipeline(tiny_sdxl
     import samplers
 
     pairs, _ = opposite(tmp_path)
-    (row,) = generate.run(tiny_sdxl, PROMPTS[:1], tmp_path / "out", lora=trained, user_pairs=pairs, **FAST)[1:]
+    (row,) = generated(tiny_sdxl, tmp_path / "out", PROMPTS[:1], lora=trained, user_pairs=pairs)[1:]
     pipe = StableDiffusionXLPipeline.from_pretrained(tiny_sdxl)
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = samplers.SolverScheduler.from_config(pipe.scheduler.config, solver="dpmpp")
+    pipe.scheduler = samplers.SolverScheduler.from_config(pipe.scheduler.config, guidance=3.0)
     pipe.load_lora_weights(trained, weight_name=lora_file.FILE_NAME)
     images = torch.stack([torch.from_numpy(np.array(picture(50 + i))) for i in range(8)]).permute(0, 3, 1, 2)
     with torch.no_grad():
@@ -156,12 +161,12 @@ def test_a_picture_for_a_user_is_that_of_his_taste_in_a_plain_pipeline(tiny_sdxl
 def test_pictures_for_different_users_are_never_mixed(tiny_sdxl, trained, tmp_path):
     one, other = opposite(tmp_path)
     out = tmp_path / "out"
-    rows = generate.run(tiny_sdxl, PROMPTS, out, lora=trained, user_pairs=one, **FAST)
+    rows = generated(tiny_sdxl, out, lora=trained, user_pairs=one)
     assert [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()] == rows
     assert [bool(row["user_hash"]) for row in rows] == [False, False, True, True]
     for pairs in (other, None):
         with pytest.raises(DiffpoError, match="was made with user_hash="):
-            generate.run(tiny_sdxl, PROMPTS, out, lora=trained, user_pairs=pairs, **FAST)
+            generated(tiny_sdxl, out, lora=trained, user_pairs=pairs)
 
 
 def test_what_cannot_be_used_is_refused(tiny_sdxl, make_config, data, trained, pairs_parquet, tmp_path):
@@ -182,12 +187,12 @@ def test_what_cannot_be_used_is_refused(tiny_sdxl, make_config, data, trained, p
     his, _ = opposite(tmp_path)
     ties = write_parquet(tmp_path / "ties.parquet", pick_a_pic_rows(2, ties=2))
     with pytest.raises(DiffpoError, match=r"ties\.parquet: all 2 usable pairs are ties"):
-        generate.run(tiny_sdxl, PROMPTS, tmp_path / "out", lora=trained, user_pairs=ties, **FAST)
+        generated(tiny_sdxl, tmp_path / "out", lora=trained, user_pairs=ties)
     with pytest.raises(DiffpoError, match="name its LoRA with --lora"):
-        generate.run(tiny_sdxl, PROMPTS, tmp_path / "out", user_pairs=his, **FAST)
+        generated(tiny_sdxl, tmp_path / "out", user_pairs=his)
     (trained / lora_file.USERS_FILE_NAME).unlink()
     with pytest.raises(DiffpoError, match="knows no users"):
-        generate.run(tiny_sdxl, PROMPTS, tmp_path / "out", lora=trained, user_pairs=his, **FAST)
+        generated(tiny_sdxl, tmp_path / "out", lora=trained, user_pairs=his)
     assert not (tmp_path / "out").exists()
 
 

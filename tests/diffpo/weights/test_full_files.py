@@ -10,6 +10,7 @@ from whole_networks import file_of, move, ready, same
 
 from diffpo.common.errors import DiffpoError
 from diffpo.evaluate import generate
+from diffpo.evaluate.generation import Generation
 from diffpo.export import export
 from diffpo.models.identity import base_identity
 from diffpo.train.checkpoint import disk_errors
@@ -30,11 +31,14 @@ def run(tiny_sd, make_config, tmp_path):
 
 
 def test_generate_paints_with_the_trained_network_and_export_merged_too(tiny_sd, run, tmp_path):
-    options = {"steps": 2, "height": 16, "width": 16, "device": "cpu", "prompts": ["a red cat", "a dog"]}
-    rows = generate.run(str(tiny_sd), out=tmp_path / "both", lora=run, **options)
-    alone = generate.run(str(tiny_sd), out=tmp_path / "alone", **options)
+    def generated(name, model, lora=None):
+        made = Generation(model, lora=lora, steps=2, height=16, width=16, device="cpu")
+        return generate.run(made.arms(), ["a red cat", "a dog"], tmp_path / name)
+
+    rows = generated("both", tiny_sd, run)
+    alone = generated("alone", tiny_sd)
     export.run(run, "merged", str(tiny_sd), tmp_path / "merged")
-    merged = generate.run(str(tmp_path / "merged"), out=tmp_path / "again", **options)
+    merged = generated("again", tmp_path / "merged")
 
     def hashes(rows, arm):
         return [row["sha256"] for row in rows if row["arm"] == arm]
@@ -45,7 +49,7 @@ def test_generate_paints_with_the_trained_network_and_export_merged_too(tiny_sd,
     # a lost picture is painted again by its own arm
     for arm in ("base", "tuned"):
         (tmp_path / "both" / "images" / arm / "00001_0.png").unlink()
-    assert generate.run(str(tiny_sd), out=tmp_path / "both", lora=run / "checkpoint-000005", **options) == [
+    assert generated("both", tiny_sd, run / "checkpoint-000005") == [
         {**row, "lora": row["lora"] and str(run / "checkpoint-000005")} if row["index"] == 1 else row for row in rows
     ]
     unet = lora.network_of(fresh(tmp_path / "merged"))
@@ -63,18 +67,18 @@ def test_an_export_as_a_lora_is_refused(tiny_sd, run, tmp_path, to, options):
 
 
 def test_what_does_not_belong_to_the_base_is_refused_before_a_picture_is_made(tiny_sd, run, tmp_path):
-    options = {"steps": 2, "height": 16, "width": 16, "device": "cpu"}
-    other = make_sd(tmp_path / "other", seed=7)
-    with pytest.raises(DiffpoError, match="trained from another base model"):
-        generate.run(str(other), ["a cat"], tmp_path / "a", lora=run, **options)
+    def refused(name, model, match):
+        made = Generation(model, lora=run, steps=2, height=16, width=16, device="cpu")
+        with pytest.raises(DiffpoError, match=match):
+            generate.run(made.arms(), ["a cat"], tmp_path / name)
+
+    refused("a", make_sd(tmp_path / "other", seed=7), "trained from another base model")
     weights = file_of(run)
     whole = weights.read_bytes()
     weights.write_bytes(whole[:100])
-    with pytest.raises(DiffpoError, match=r"cannot read the weights .*truncated"):
-        generate.run(str(tiny_sd), ["a cat"], tmp_path / "b", lora=run, **options)
+    refused("b", tiny_sd, r"cannot read the weights .*truncated")
     weights.unlink()
-    with pytest.raises(DiffpoError, match="do not fit the model"):
-        generate.run(str(tiny_sd), ["a cat"], tmp_path / "c", lora=run, **options)
+    refused("c", tiny_sd, "do not fit the model")
     assert not list(tmp_path.glob("?/images/*/*.png"))
 
 

@@ -1,0 +1,98 @@
+"""How the pictures of one arm are made: one value, from the command line to the manifest."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..common.errors import DiffpoError
+
+ARMS = ("base", "tuned")
+# the keys of a manifest row that say how its picture was made, in their order there
+RECORDED = ("lora", "lora_hash", "user_pairs", "user_hash", "model", "model_hash", "steps", "solver", "guidance")
+RECORDED += ("negative_prompt", "height", "width", "dtype")
+# those that two pictures of one folder share: names of files may differ, their content may not
+COMPARED = tuple(key for key in RECORDED if key not in ("lora", "user_pairs", "model"))
+OF_ARM = {"lora_hash", "user_hash"}  # what base and tuned pictures differ in
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How the pictures of one arm are made. The defaults of every verb that makes pictures stand here.
+
+    Attributes:
+        model: a pipeline folder, a hub id or one file; ``model_config`` then gives the configs (`Model.config`).
+        lora: a LoRA file or the folder of a run.
+        user_pairs: pairs of the user to personalise for (objective/users.py).
+        seed: the first of ``images_per_prompt`` seeds of every prompt.
+        steps: model calls per picture.
+        solver: a name in `samplers.solvers.SOLVERS`; None is `samplers.default_solver`.
+        height, width: pixels; None is the model's own size.
+        batch_size, device: of the computation; they do not belong to the picture and are not recorded.
+        model_hash, lora_hash, user_hash: the content behind the names, which `generate.run` fills in.
+
+    Raises DiffpoError if a number is out of range.
+    """
+
+    model: str
+    model_config: str | None = None
+    lora: str | None = None
+    user_pairs: str | None = None
+    seed: int = 0
+    images_per_prompt: int = 1
+    steps: int = 20
+    solver: str | None = None
+    guidance: float = 5.0
+    negative_prompt: str | None = None
+    height: int | None = None
+    width: int | None = None
+    dtype: str = "float32"
+    batch_size: int = 8
+    device: str | None = None
+    model_hash: str | None = None
+    lora_hash: str | None = None
+    user_hash: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.model is None:
+            raise DiffpoError("no model is named: pass --model, or --images with a folder of pictures to compare")
+        for name in ("model", "model_config", "lora", "user_pairs"):
+            if isinstance(value := getattr(self, name), Path):
+                object.__setattr__(self, name, str(value))
+        object.__setattr__(self, "guidance", float(self.guidance))
+        for name in ("steps", "batch_size", "images_per_prompt"):
+            if getattr(self, name) < 1:
+                raise DiffpoError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("height", "width"):
+            value = getattr(self, name)
+            if value is not None and (value < 8 or value % 8):
+                raise DiffpoError(f"{name} must be a multiple of 8, not {value}")
+        if not -(2**63) < self.seed <= 2**63 - self.images_per_prompt:
+            raise DiffpoError(f"seed must be a number of 64 bits, not {self.seed}")
+        if not math.isfinite(self.guidance):
+            raise DiffpoError(f"guidance must be a number, not {self.guidance}")
+        if self.user_pairs is not None and self.lora is None:
+            raise DiffpoError("--user-pairs personalises a tuned model: name its LoRA with --lora")
+
+    @property
+    def seeds(self) -> range:
+        return range(self.seed, self.seed + self.images_per_prompt)
+
+    def base(self) -> Generation:
+        """The same without the LoRA."""
+        return replace(self, lora=None, lora_hash=None, user_pairs=None, user_hash=None)
+
+    def arms(self) -> dict[str, Generation]:
+        """The arms that are compared: without the LoRA and, if there is one, with it."""
+        return {"base": self.base()} | ({} if self.lora is None else {"tuned": self})
+
+    def recorded(self) -> dict[str, Any]:
+        """What a manifest row says of it."""
+        return {key: getattr(self, key) for key in RECORDED}
+
+    @classmethod
+    def of(cls, row: dict[str, Any]) -> Generation:
+        """The value that a row of `diffpo generate` was made from; the inverse of `recorded`."""
+        return cls(seed=row["seed"], **{key: row.get(key) for key in RECORDED})
