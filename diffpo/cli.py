@@ -101,6 +101,13 @@ ModelConfig = Annotated[
         "read from the file."
     ),
 ]
+Family = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODULE:CLASS",
+        help="Your own class for a kind of model that diffpo does not know, as model.family.",
+    ),
+]
 Lora = Annotated[str | None, typer.Option(help="A LoRA file, or the folder of a training run.")]
 UserPairs = Annotated[
     str | None,
@@ -139,6 +146,7 @@ def generate(
     prompts: Annotated[str, PROMPTS],
     out: Out,
     model_config: ModelConfig = Generation.model_config,
+    family: Family = Generation.family,
     lora: Lora = Generation.lora,
     user_pairs: UserPairs = Generation.user_pairs,
     n: Count = None,
@@ -158,6 +166,7 @@ def generate(
     pictures = Generation(
         model=model,
         model_config=model_config,
+        family=family,
         lora=lora,
         user_pairs=user_pairs,
         seed=seed,
@@ -183,6 +192,7 @@ def evaluate(
     out: Out,
     model: Annotated[str | None, MODEL] = None,
     model_config: ModelConfig = Generation.model_config,
+    family: Family = Generation.family,
     lora: Lora = Generation.lora,
     user_pairs: UserPairs = Generation.user_pairs,
     prompts: Annotated[str | None, PROMPTS] = None,
@@ -221,6 +231,7 @@ def evaluate(
     pictures = images or Generation(
         model=model,
         model_config=model_config,
+        family=family,
         lora=lora,
         user_pairs=user_pairs,
         seed=seed,
@@ -255,6 +266,7 @@ def export(
     model: Annotated[str, MODEL],
     out: Annotated[Path, typer.Option(help="A new folder for the export and its model card.")],
     model_config: ModelConfig = None,
+    family: Family = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
         typer.Option(help="Precision; by default that of the stored file."),
@@ -267,10 +279,10 @@ def export(
     ] = None,
 ) -> None:
     """Write the LoRA in a format for other programs, with a model card."""
-    from .export.export import run
+    options = dict(locals())
+    from .export.export import Export, run
 
-    options = {"dtype": dtype, "scale": scale, "results": results, "push": push}
-    run(lora, to, model, out, model_config=model_config, **options)
+    run(Export(**options))
 
 
 @app.command("serve-scorer")

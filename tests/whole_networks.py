@@ -10,8 +10,8 @@ from diffpo.weights import trained
 def ready(config):
     """Family, network and its reference as `train` makes them."""
     family = models.load(config.model, config.train.precision, config.data.resolution)
-    network = trained.load_network(config, family, "cpu")
-    parameters = trained.begin(config, family, network)
+    weights = trained.load(config, family, "cpu")
+    network, parameters = weights.network, weights.begin(config, family)
     return family, network, parameters, reference.make(config.objective.reference, network)
 
 

@@ -1,77 +1,89 @@
-"""What `diffpo check` says of the model: its parameters, and what caches and training will take."""
+"""What `diffpo check` says of the model: its parameters, and the memory that caches and training need."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from ..config import Config
+from ..config import Config, Train
 from ..data.groups import Groups
-from ..weights import copies
 from . import disk
 
-CHECKPOINTED = (  # what diffusers recomputes in the backward pass
-    "ResnetBlock2D",
-    "BasicTransformerBlock",
-    "JointTransformerBlock",
-    "FluxTransformerBlock",
-    "FluxSingleTransformerBlock",
-)
+if TYPE_CHECKING:
+    import torch
+
+    from ..models import Family
 
 
-def footprint(config: Config, groups: Groups | None, say: Any) -> None:
+def footprint(config: Config, groups: Groups | None, say: Callable[[str], None]) -> None:
     """Parameters, and rough estimates of the caches' size and of memory, from the shapes alone (meta device)."""
     from .. import models
     from ..data.batches import latents_can_be_cached
-    from ..models import storage
-    from ..weights.full import BASE
-    from ..weights.lora import add_lora
 
     family = models.load(config.model, config.train.precision, config.data.resolution)
     network = family.meta_network()
-    members = groups.members if groups is not None else 2
     if groups:
         family.require_sizes(groups.targets)
         text, latents = disk.size(family, network, groups, latents_can_be_cached(config.data))
         say(f"          they take up to {_amount(text)} (text) and {_amount(latents)} (latents) of disk")
     small = config.model.base_weights
-    spread = small == "fp8" and not config.train.gradient_checkpointing  # autograd keeps what was computed with
-    weights = storage.size(network, "full" if spread else small)
     total = sum(parameter.numel() for parameter in network.parameters())
-    if config.lora is None:
-        trained, what, held = total, "all of them", "network"
-        half = weights if config.train.precision != "no" else 0  # autocast's copy of what is trained
-        weights = sum(weights if name == BASE else 4 * total for name in copies.needed(config.objective))
-    else:
-        trained = sum(parameter.numel() for parameter in add_lora(network, config.lora, family.lora_targets))
-        name = {"lora": "LoRA", "dora": "DoRA", "lokr": "LoKr"}[config.lora.kind]
-        what, held, half = f"{name} rank {config.lora.rank}", name, 0
-    kept = activations(family, network, members * config.train.batch_size, config.data.resolution, config.train)
-    optimizer = trained * (2 if "8bit" in config.train.optimizer else 8)
+    frozen, held, trained, lines = _weights(config, family, network)
+    samples = (groups.members if groups is not None else 2) * config.train.batch_size
+    kept = activations(family, network, samples, config.data.resolution, config.train)
     how = "" if small == "full" else f", kept as {small}"
     say(f"model     {type(family).__name__}, {family.prediction}; {total:,} parameters in {str(family.dtype)[6:]}{how}")
-    say(f"          {trained:,} trainable ({what}, float32)")
-    if spread:
-        say("          fp8 saves memory only with train.gradient_checkpointing=true")
-    parts = {
-        "frozen weights": weights,
-        f"{held}, gradients, optimiser": half + 8 * trained + optimizer,
-        "activations": kept,
-    }
+    for line in lines:
+        say(f"          {line}")
+    parts = {"frozen weights": frozen, f"{held}, gradients, optimiser": trained}
+    after = "encoders are freed before"
+    if kept is None:
+        after += f"; activations are not known: {type(family).__name__}.repeated_blocks is not set"
+    else:
+        parts["activations"] = kept
     amounts = ", ".join(f"{name} {_amount(size)}" for name, size in parts.items())
-    say(f"memory    roughly {_amount(sum(parts.values()))} while training ({amounts}); encoders are freed before")
+    say(f"memory    roughly {_amount(sum(parts.values()))} while training ({amounts}); {after}")
+
+
+def _weights(config: Config, family: Family, network: torch.nn.Module) -> tuple[int, str, int, list[str]]:
+    """Bytes of the frozen weights; what is trained and its bytes with gradients and optimiser; lines to say. Adds the
+    LoRA to ``network``."""
+    from ..models import storage
+    from ..weights import full
+    from ..weights.lora import add_lora
+
+    small = config.model.base_weights
+    spread = small == "fp8" and not config.train.gradient_checkpointing  # autograd keeps what was computed with
+    frozen = storage.size(network, "full" if spread else small)
+    if config.lora is None:
+        trained, what, held = sum(each.numel() for each in network.parameters()), "all of them", "network"
+        half = frozen if config.train.precision != "no" else 0  # autocast's copy of what is trained
+        frozen = sum(frozen if name == full.BASE else 4 * trained for name in full.needed(config.objective))
+    else:
+        trained = sum(each.numel() for each in add_lora(network, config.lora, family.lora_targets))
+        held, half = {"lora": "LoRA", "dora": "DoRA", "lokr": "LoKr"}[config.lora.kind], 0
+        what = f"{held} rank {config.lora.rank}"
+    lines = [f"{trained:,} trainable ({what}, float32)"]
+    if spread:
+        lines.append("fp8 saves memory only with train.gradient_checkpointing=true")
+    optimizer = trained * (2 if "8bit" in config.train.optimizer else 8)
+    return frozen, held, half + 8 * trained + optimizer, lines
 
 
 def _amount(size: int) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
-def activations(family: Any, network: Any, samples: int, resolution: int, train: Any) -> int:
+def activations(family: Family, network: torch.nn.Module, samples: int, resolution: int, train: Train) -> int | None:
     """Bytes that a backward pass needs, counted as the outputs of all layers; under gradient checkpointing, the
-    outputs of the checkpointed blocks and the inside of the largest one. An estimate: kernels save less, and their
-    work space is extra."""
+    outputs of the checkpointed blocks and the inside of the largest one. None if these blocks are not known. An
+    estimate: kernels save less, and their work space is extra."""
     import torch
 
-    blocks = {name: [0, 0] for name, module in network.named_modules() if type(module).__name__ in CHECKPOINTED}
+    kinds = family.checkpointed_blocks()
+    if train.gradient_checkpointing and not kinds:
+        return None
+    blocks = {name: [0, 0] for name, module in network.named_modules() if type(module).__name__ in kinds}
     outside = 0
 
     def note(name: str, leaf: bool) -> Any:

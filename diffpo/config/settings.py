@@ -22,6 +22,10 @@ class Model(Section):
     path: str
     """A folder, a hub id, or one .safetensors file."""
 
+    family: str | None = None
+    """The class of a family of your own, package.module:Class (its module is imported; docs/extending.md). null: the
+    family that diffpo has for the pipeline."""
+
     config: str | None = None
     """For one file: where the configs of its pipeline are. A folder, a hub id, sd1, sd2, sd2-v, sdxl or sdxl-v. null:
     those of the released model that the weights belong to."""

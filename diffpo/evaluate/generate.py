@@ -96,7 +96,7 @@ def _identified(arms: Mapping[str, Generation]) -> tuple[dict[str, Generation], 
 
 def _base(generation: Generation) -> Any:
     """The settings of the model."""
-    return models.named(generation.model, generation.model_config)
+    return models.named(generation.model, generation.model_config, generation.family)
 
 
 def _generate(
@@ -195,7 +195,7 @@ def paint(pipe: Any, generation: Generation, batch: Sequence[Picture]) -> list[I
     from PIL import Image
 
     network, factor = lora_module.network_of(pipe), models.vae_factor(pipe)
-    family = models.family_class(type(pipe).__name__, generation.model)
+    family = models.family_class(_base(generation), type(pipe).__name__)
     height, width = (
         side // factor if side else family.sample_size(pipe) for side in (generation.height, generation.width)
     )

@@ -24,6 +24,7 @@ class Generation:
 
     Attributes:
         model: a pipeline folder, a hub id or one file; ``model_config`` then gives the configs (`Model.config`).
+        family: a model family from outside, as `Model.family`.
         lora: a LoRA file or the folder of a run.
         user_pairs: pairs of the user to personalise for (objective/users.py).
         seed: the first of ``images_per_prompt`` seeds of every prompt.
@@ -38,6 +39,7 @@ class Generation:
 
     model: str
     model_config: str | None = None
+    family: str | None = None
     lora: str | None = None
     user_pairs: str | None = None
     seed: int = 0

@@ -17,7 +17,7 @@ from ..config import Config
 from ..evaluate.charts import read_metrics
 from ..evaluate.manifest import read_manifest
 from ..models import family_class, pipeline_class
-from ..models.single_file import is_one
+from ..models.file_header import is_one
 from ..weights import full
 from ..weights.header import number
 from ..weights.lora_file import FILE_NAME
@@ -48,7 +48,7 @@ def write_card(config: Config, about: dict[str, Any], size: str, output: Path) -
     table = training_table(output)
     base, method = base_name(config.model.path), methods.label(config.objective.name)
     if config.lora is None:
-        network = full.find(output)
+        network = full.WholeNetwork.find(output)
         kind, title = json.loads((network / "config.json").read_text())["_class_name"], TITLE["full"]
         trained, tags, more = "all weights", [], ", " + kind
         load = f'pipe.{network.name} = {kind}.from_pretrained("FOLDER_OF_THIS_FILE", subfolder="{network.name}")'
@@ -57,7 +57,7 @@ def write_card(config: Config, about: dict[str, Any], size: str, output: Path) -
         trained, tags, more, title = f"{kind}rank {config.lora.rank}", ["lora"], "", LORA
         load = f'pipe.load_lora_weights("FOLDER_OF_THIS_FILE", weight_name="{FILE_NAME}")'
         if config.lora.kind == "lokr":  # which diffusers' pipelines do not read, and its networks do
-            part = family_class(pipeline_class(config.model), config.model.path).component
+            part = family_class(config.model).component
             file = f'"FOLDER_OF_THIS_FILE", weight_name="{FILE_NAME}", prefix="{part}"'
             load = f"pipe.{part}.load_lora_adapter({file})"
     tags += ["text-to-image", "preference-optimization", method]
@@ -110,8 +110,8 @@ def _users(config: Config) -> str:
     if not config.objective.users:
         return ""
     return (
-        "Loaded like that it paints for nobody in particular. Whom it paints for is read from a few of his pairs:\n"
-        "`diffpo generate ... --lora FOLDER_OF_THIS_FILE --user-pairs HIS_PAIRS`.\n\n"
+        "Loaded like this it is not personalised. To personalise it for a user, give a few pairs of that user:\n"
+        "`diffpo generate --model MODEL --lora FOLDER_OF_THIS_FILE --user-pairs PAIRS`.\n\n"
     )
 
 
@@ -170,9 +170,9 @@ def usage(form: str, name: str, model: str, pipeline: str, users: bool) -> str:
         text = _use(model, pipeline, f'pipe.load_lora_weights("THIS_FOLDER", weight_name="{name}")')
     if not users:
         return text
-    text += "\n\nIt was trained with users; loaded like that it paints for nobody in particular."
+    text += "\n\nIt was trained with users; loaded like this it is not personalised."
     if form == "diffusers":
-        text += " For someone: `diffpo generate ... --lora THIS_FOLDER --user-pairs HIS_PAIRS`."
+        text += " To personalise it: `diffpo generate --model MODEL --lora THIS_FOLDER --user-pairs PAIRS`."
     return text
 
 
@@ -193,7 +193,7 @@ def is_hub_id(model: str) -> bool:
 
 
 def base_name(model: str) -> str:
-    """A model as others may know it: its place on this disk is nobody's business."""
+    """A model's name for others: without its path on this disk, which is private."""
     return model if is_hub_id(model) else os.path.basename(os.path.abspath(os.path.expanduser(model)))
 
 
@@ -215,7 +215,7 @@ def evaluation_table(folder: Path, lora_hash: str) -> str:
     if not tuned:  # it scored pictures from elsewhere
         return f"{table}\n\nThe pictures were not made by this evaluation, which does not know their LoRA."
     if any(row.get("lora_hash") != lora_hash for row in tuned):
-        raise DiffpoError(f"the results in {folder} are of another LoRA, {tuned[0].get('lora')}; evaluate this one")
+        raise DiffpoError(f"the results in {folder} belong to another LoRA, {tuned[0].get('lora')}; evaluate this one")
     settings = [tuned[0].get(key, "unknown") for key in ("steps", "solver", "guidance", "dtype")]
     steps, solver, guidance, dtype = (f"{each:g}" if number(each) else markdown(each, 40) for each in settings)
     how = f"{steps} steps of {solver}, guidance {guidance}, {dtype}"

@@ -3,7 +3,7 @@
 OUT/pytorch_lora_weights.safetensors   diffusers: for `pipe.load_lora_weights`
 OUT/<OUT's name>.safetensors           kohya: for ComfyUI, A1111 and Forge (kohya.py)
 OUT/model_index.json, ...              merged: a pipeline that needs no LoRA any more
-OUT/<OUT's name>.safetensors           single: the same as one file, for ComfyUI, A1111 and Forge (models/original.py)
+OUT/<OUT's name>.safetensors           single: the same as one file, for ComfyUI, A1111 and Forge (models/layouts.py)
 OUT/README.md                          the model card
 """
 
@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from ..common.files import beside, sync
 from ..common.run_folder import CHECKPOINT
 from ..common.text import plain
 from ..config import Model
-from ..models import original, single_file
+from ..models import Family, file_write, layouts
 from ..weights import full, lora_apply, lora_change, lora_file, trained
 from ..weights.lora_file import FILE_NAME
 from . import kohya
@@ -37,84 +38,106 @@ MERGED = ("merged", "single")  # a model without a LoRA
 STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names of dtypes
 
 
-def run(
-    lora: str | Path,
-    to: str,
-    model: str,
-    out: str | Path,
-    *,
-    model_config: str | Path | None = None,
-    dtype: str | None = None,
-    scale: float = 1.0,
-    results: str | Path | None = None,
-    push: str | None = None,
-) -> Path:
-    """Write the LoRA ``lora`` (a file, or a folder that holds one) of the base ``model`` into the new folder ``out``.
+@dataclass(frozen=True)
+class Export:
+    """What is exported, and how. The defaults of `diffpo export` are here.
 
-    ``to``: diffusers, kohya, merged or single, the last two for LoRAs from elsewhere and whole networks (full.py) too,
-    and LoRAs at any ``scale``. ``model_config``: as `Model.config`, for a model that is one file. ``dtype`` by name; by
-    default the LoRA's, or what each part of the model is stored in. ``results``: a folder of `diffpo eval`, for the
-    card. ``push``: a hub repository to upload ``out`` to. Raises DiffpoError if ``out`` is not empty, the LoRA is
-    damaged or not of this model, the family has no such format, the disk is full, or the hub cannot be reached; nothing
-    half-written stays under ``out``.
+    Attributes:
+        lora: a LoRA file, or a folder that holds a LoRA or a network that was trained as a whole.
+        to: diffusers, kohya, merged or single. The last two also take LoRAs from elsewhere and whole networks.
+        model: the base model: a pipeline's folder, a hub id or one file.
+        out: a new folder.
+        model_config, family: as `Model.config` and `Model.family`.
+        dtype: a torch dtype by name; None is the LoRA's own, or what each part of the model is stored in.
+        scale: the strength of the LoRA, for merged and single.
+        results: a folder of `diffpo eval`, for the model card.
+        push: a hub repository to upload ``out`` to.
     """
-    out = Path(out).expanduser().resolve()
-    _check_target(out, to, dtype, scale)
-    file = trained.find(lora)
+
+    lora: str | Path
+    to: str
+    model: str
+    out: str | Path
+    model_config: str | Path | None = None
+    family: str | None = None
+    dtype: str | None = None
+    scale: float = 1.0
+    results: str | Path | None = None
+    push: str | None = None
+
+    def base(self) -> Model:
+        """The settings of the base model."""
+        return models.named(self.model, self.model_config, self.family)
+
+
+def run(export: Export) -> Path:
+    """Write ``export``; returns its folder.
+
+    Raises DiffpoError if the folder is not empty, the LoRA is damaged or not of this model, the family has no such
+    format, the disk is full, or the hub cannot be reached; nothing half-written stays in the folder.
+    """
+    out, to, base = Path(export.out).expanduser().resolve(), export.to, export.base()
+    _check_target(out, export)
+    file = trained.find(export.lora)
     whole = file.is_dir()
-    if whole and (to not in MERGED or scale != 1):
-        raise DiffpoError(f"{file} is a whole network, not a LoRA: export it with --to merged or single, no --scale")
+    if whole and (to not in MERGED or export.scale != 1):
+        raise DiffpoError(
+            f"{file} is a whole network, not a LoRA: export it with --to merged or single, without --scale"
+        )
     weights, about = ({}, full.read_about(file)) if whole else lora_file.read_lora(file)
     lora_hash = trained.file_hash(file)
-    measured = evaluation_table(Path(results).expanduser(), lora_hash) if results else ""
-    base_model = models.named(model, model_config)
-    pipeline = models.pipeline_class(base_model)
-    family = models.family_class(pipeline, model)
-    if to in ("kohya", "single"):
-        (kohya if to == "kohya" else original).check_family(pipeline)
+    measured = evaluation_table(Path(export.results).expanduser(), lora_hash) if export.results else ""
+    pipeline = models.pipeline_class(base)
+    family = models.family_class(base, pipeline)
+    if to == "kohya":
+        kohya.check_family(family)
+    if to == "single":
+        layouts.check_pipeline(pipeline)
     _check_weights(file, weights, family.component, to)
-    api = hub.client(push) if push else None
+    api = hub.client(export.push) if export.push else None
 
     with lock.held(out, beside(out, "lock")), _quiet_diffusers():
-        pipe, source = _load(base_model, family, to, dtype)
+        pipe, source = _load(base, family, export)
         changes = {} if whole else lora_apply.check_lora(pipe, file)
         layers = lora_change.by_layer(changes[family.component]) if to not in MERGED else {}
         if to == "kohya":
             kohya.check_kind(lora_change.kind_of(layers))
+        name = {"diffusers": FILE_NAME, "merged": ""}.get(to, f"{out.name}.safetensors")
         with _whole(out) as part:
             if to == "diffusers":
-                shutil.copyfile(file, part / FILE_NAME)
-                if lora_file.users_file(file).is_file():
-                    shutil.copyfile(lora_file.users_file(file), part / lora_file.USERS_FILE_NAME)
-                name = FILE_NAME
+                _copy(file, part)
             elif to == "kohya":
-                name = f"{out.name}.safetensors"
-                kohya.write(part / name, pipe, layers, dtype, about)
+                kohya.write(part / name, family, pipe, layers, export.dtype, about)
             else:
-                name = ""
                 if whole:
                     trained.load_into(pipe, file)
                 for component, changed in changes.items():  # a LoRA from elsewhere may change text encoders too
-                    lora_change.merge(pipe.components[component], changed, scale)
+                    lora_change.merge(pipe.components[component], changed, export.scale)
                 if to == "single":
-                    name = f"{out.name}.safetensors"
-                    single_file.write(part / name, pipe, source)
+                    file_write.write(part / name, pipe, source)
                 else:
                     pipe.save_pretrained(part)
                     _tidy(part, source.index())
             run_folder = file.parent.parent if file.parent.name.startswith(CHECKPOINT) else file.parent
             curves = training_table(run_folder, about["step"]) if "step" in about else ""
-            base = model if is_hub_id(model) else about.get("base", {}).get("name") or model
-            how = usage(to, name, base, pipeline, trained.knows_users(file))
-            card = export_card(base, about, "full" if whole else to, how, [curves, measured], lora_hash)
+            model = export.model if is_hub_id(export.model) else about.get("base", {}).get("name") or export.model
+            how = usage(to, name, model, pipeline, trained.knows_users(file))
+            card = export_card(model, about, "full" if whole else to, how, [curves, measured], lora_hash)
             (part / "README.md").write_text(card, encoding="utf-8")
     print(f"the export is in {out}" + (f" ({name})" if name else ""))
     if api:
-        hub.push(api, push, out)
+        hub.push(api, export.push, out)
     return out
 
 
-def _check_target(out: Path, to: str, dtype: str | None, scale: float) -> None:
+def _copy(file: Path, part: Path) -> None:
+    """The LoRA as it is, with its user tokens if it has some."""
+    shutil.copyfile(file, part / FILE_NAME)
+    if lora_file.users_file(file).is_file():
+        shutil.copyfile(lora_file.users_file(file), part / lora_file.USERS_FILE_NAME)
+
+
+def _check_target(out: Path, export: Export) -> None:
     if out.suffix == ".safetensors":
         raise DiffpoError(f"--out is a folder, for the file and its card: {out.with_suffix('')}, for example")
     try:
@@ -123,9 +146,9 @@ def _check_target(out: Path, to: str, dtype: str | None, scale: float) -> None:
         raise DiffpoError(f"cannot use {out}: {error.strerror}; choose another folder with --out") from None
     if occupied:
         raise DiffpoError(f"{out} is not empty; choose another folder with --out, or delete this one")
-    if scale != 1 and to not in MERGED:
-        raise DiffpoError("--scale is of --to merged and single: a LoRA that stays one is scaled where it is used")
-    if dtype and to == "diffusers":
+    if export.scale != 1 and export.to not in MERGED:
+        raise DiffpoError("--scale is for --to merged and single: a LoRA that stays one is scaled where it is used")
+    if export.dtype and export.to == "diffusers":
         raise DiffpoError("--to diffusers copies the LoRA as it is: leave --dtype out")
 
 
@@ -135,8 +158,8 @@ def _check_weights(file: Path, weights: dict[str, torch.Tensor], component: str,
     foreign = [name for name in weights if not re.fullmatch(names, name)]
     if foreign and to not in MERGED:
         raise DiffpoError(
-            f"{file} holds {plain(foreign[0], 200)}, which is no weight of a {component}'s LoRA as diffpo writes it; "
-            f"give the LoRA of a training run, or use --to merged, which takes others too"
+            f"{file} holds {plain(foreign[0], 200)}, which is not a LoRA weight that diffpo writes for a {component}; "
+            f"export the LoRA of a training run, or use --to merged, which takes other LoRAs too"
         )
     for name, value in weights.items():
         # LyCORIS writes alphas that mean nothing, and in half precision are infinite
@@ -158,9 +181,9 @@ def _quiet_diffusers() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _load(model: Model, family: Any, to: str, dtype: str | None) -> tuple[Any, Any]:
-    """The pipeline, in ``dtype`` or as it is stored, and its source; the network alone unless it is merged."""
-    source = models.source_of(model)
+def _load(model: Model, family: type[Family], export: Export) -> tuple[Any, Any]:
+    """The pipeline, in the export's dtype or as it is stored, and its source; the network alone unless it is merged."""
+    source, to, dtype = models.source_of(model), export.to, export.dtype
     parts = [name for name, value in source.index().items() if isinstance(value, list) and value[0]]
     left_out: dict[str, Any] = {}
     if to not in MERGED:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..common.errors import DiffpoError
 from ..common.rng import generator
-from ..models.kohya_names import NAMES
+from ..models import Family, built_in
 from ..weights.lora import network_of, tuned_layers
 from ..weights.lora_file import HEADER, sorted_header
 
@@ -30,12 +30,13 @@ if TYPE_CHECKING:
     from ..weights.lora_change import Change
 
 
-def check_family(pipeline: str) -> None:
-    """DiffpoError if there is no such format for the pipeline's class, or none that can be checked here."""
-    if pipeline not in NAMES:
+def check_family(family: type[Family]) -> None:
+    """DiffpoError if there is no such format for the family, or none that can be checked here."""
+    if family.kohya is None:
+        known = [name for name, each in built_in().items() if each.kohya is not None]
         raise DiffpoError(
-            f"a LoRA for {pipeline} cannot be written in kohya's format: diffusers reads back that of "
-            f"{', '.join(NAMES)} alone, so no other could be verified. Use --to diffusers or --to merged"
+            f"a LoRA for {' or '.join(family.pipelines)} cannot be written in kohya's format, which is known for "
+            f"{', '.join(known)} alone ({family.__name__}.kohya is not set). Use --to diffusers or --to merged"
         )
 
 
@@ -48,17 +49,17 @@ def check_kind(kind: str) -> None:
         )
 
 
-def convert(pipeline: str, network: torch.nn.Module, layers: Mapping[str, Change]) -> dict[str, Tensor]:
-    """The file's tensors for the changes (LoRA or LoKr) of the ``layers``, by their names in ``network``, of the
-    pipeline class ``pipeline``.
+def convert(family: type[Family], network: torch.nn.Module, layers: Mapping[str, Change]) -> dict[str, Tensor]:
+    """The file's tensors for the changes (LoRA or LoKr) of the ``layers``, by their names in the ``network`` of
+    ``family``.
 
     Layers that are one in the original become one LoRA of their ranks' sum: A's stacked, B's on the diagonal, which is
     exact. DiffpoError for a family or a layer without a name in this format.
     """
-    check_family(pipeline)
+    check_family(family)
     state: dict[str, Tensor] = {}
     for layer, change in layers.items():
-        name, parts = NAMES[pipeline](layer, network.config)
+        name, parts = family.kohya.name(layer, network.config)
         key = f"lora_unet_{name}"
         if f"{key}.alpha" in state:
             continue
@@ -80,7 +81,7 @@ def _lokr(key: str, change: Change, parts: tuple[str, ...]) -> dict[str, Tensor]
     """LyCORIS' tensors of a LoKr. Of two whole factors, which have no rank, the scale goes into the first."""
     if len(parts) > 1:
         raise DiffpoError(
-            f"the layers {', '.join(parts)} are one in kohya's format, and LoKrs of them are not one; use --to merged"
+            f"the layers {', '.join(parts)} are one layer in kohya's format, and their LoKrs cannot be combined; use --to merged"
         )
     factors = dict(change.factors)
     rank = next((len(factors[name]) for name in ("lokr_w2_b", "lokr_w1_b") if name in factors), None)
@@ -92,19 +93,13 @@ def _lokr(key: str, change: Change, parts: tuple[str, ...]) -> dict[str, Tensor]
     }
 
 
-def serialize(state: Mapping[str, Tensor], pipeline: str, network: torch.nn.Module, about: Mapping[str, Any]) -> bytes:
+def serialize(
+    state: Mapping[str, Tensor], family: type[Family], network: torch.nn.Module, about: Mapping[str, Any]
+) -> bytes:
     """The safetensors file, with what A1111 looks at to tell which models a LoRA is for."""
     from safetensors.torch import save
 
-    second = pipeline == "StableDiffusionPipeline" and network.config.cross_attention_dim == 1024
-    version = {"StableDiffusionXLPipeline": "sdxl_base_v1-0", "FluxPipeline": "flux1"}.get(pipeline)
-    header = {
-        "format": "pt",
-        "ss_network_module": "networks.lora_flux" if pipeline == "FluxPipeline" else "networks.lora",
-        "ss_base_model_version": version or ("sd_v2" if second else "sd_v1"),
-        "ss_v2": str(second),
-        HEADER: json.dumps(dict(about), sort_keys=True),
-    }
+    header = {"format": "pt", **family.kohya.header(network.config), HEADER: json.dumps(dict(about), sort_keys=True)}
     return sorted_header(save(dict(state), header))
 
 
@@ -133,11 +128,17 @@ def _side_by_side(
 # ---- reading back
 
 
-def write(path: Path, pipe: Any, layers: dict[str, Change], dtype: str | None, about: dict[str, Any]) -> None:
+def write(
+    path: Path,
+    family: type[Family],
+    pipe: Any,
+    layers: dict[str, Change],
+    dtype: str | None,
+    about: dict[str, Any],
+) -> None:
     """Write the file, and read it back: what it does to each layer must be what the LoRA does. A LoRA is read by the
     pipeline's own loader, a LoKr, which diffusers does not read, by ours."""
     network, kinds = network_of(pipe), {change.kind for change in layers.values()}
-    pipeline = type(pipe).__name__
     before = {name: _effect(change, network.get_submodule(name).weight.shape) for name, change in layers.items()}
     if dtype:
         wanted = getattr(torch, dtype)
@@ -145,11 +146,11 @@ def write(path: Path, pipe: Any, layers: dict[str, Change], dtype: str | None, a
             name: change._replace(factors={key: value.to(wanted) for key, value in change.factors.items()})
             for name, change in layers.items()
         }
-    state = convert(pipeline, network, layers)
+    state = convert(family, network, layers)
     for name, value in state.items():
         if not value.isfinite().all():
             raise DiffpoError(f"{name} is too large for {dtype}; use --dtype bfloat16 or leave it out")
-    path.write_bytes(serialize(state, pipeline, network, about))
+    path.write_bytes(serialize(state, family, network, about))
     after = _read_by_diffusers(path, pipe) if kinds == {"lora"} else _read_by_us(path, pipe)
     exact = all(value.dtype == torch.float32 for value in (*state.values(), *network.parameters()))
     for name in {**before, **after}:

@@ -1,26 +1,36 @@
-"""Model families: the only place that knows a family's conditioning. One file each, the same few methods (family.py).
+"""Model families: all that depends on the kind of model. One file for each, a subclass of `family.Family`.
 
-`load` reads the pipeline's own model_index.json to tell the family; `load_pipeline` gives the whole pipeline, for
+`load` finds the family by the pipeline's own model_index.json; `load_pipeline` gives the whole pipeline, for
 generation. Where configs and weights come from is in pipeline.py, or in single_file.py for a model that is one file.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
+import torch
+
 from ..common.errors import DiffpoError
+from ..common.imports import load_attribute
 from ..config import Model
+from .family import Family
+from .original import Piece
 from .source import load_pipeline, named, pipeline_class, source_of, vae_factor
 
 __all__ = [
     "FAMILIES",
+    "Family",
+    "built_in",
     "family_class",
+    "family_of",
     "load",
     "load_pipeline",
     "named",
+    "names_in_loras",
     "pipeline_class",
     "source_of",
     "text_width",
@@ -28,30 +38,90 @@ __all__ = [
     "vae_factor",
 ]
 
-# the class that model_index.json names -> file here, class in it
-FAMILIES = {
-    "StableDiffusionPipeline": ("sd", "StableDiffusion"),
-    "StableDiffusionXLPipeline": ("sdxl", "StableDiffusionXL"),
-    "StableDiffusion3Pipeline": ("sd3", "StableDiffusion3"),
-    "PixArtAlphaPipeline": ("pixart", "PixArt"),
-    "PixArtSigmaPipeline": ("pixart", "PixArt"),
-    "FluxPipeline": ("flux", "Flux"),
-    "DiTPipeline": ("dit", "DiT"),
-}
+# file here and class in it; `model.family` names one that is elsewhere
+FAMILIES = (
+    "sd:StableDiffusion",
+    "sdxl:StableDiffusionXL",
+    "sd3:StableDiffusion3",
+    "pixart:PixArt",
+    "flux:Flux",
+    "dit:DiT",
+)
 
 
-def load(settings: Model, precision: str = "no", resolution: int = 1024) -> Any:
+def load(settings: Model, precision: str = "no", resolution: int = 1024) -> Family:
     """The family of ``settings.path``; nothing large is read yet. ``precision``: no | bf16 | fp16; ``resolution`` of
     the images in pixels."""
-    return family_class(pipeline_class(settings), settings.path)(settings, precision, resolution)
+    return family_class(settings)(settings, precision, resolution)
 
 
-def family_class(name: str, path: str) -> Any:
-    """The class here for a pipeline's class by its name; ``path`` is for the error."""
-    if name not in FAMILIES:
-        raise DiffpoError(f"{path} is a {name}; diffpo trains {', '.join(FAMILIES)}")
-    module, cls = FAMILIES[name]
-    return getattr(importlib.import_module(f"{__name__}.{module}"), cls)
+@functools.cache
+def built_in() -> dict[str, type[Family]]:
+    """The families here by the pipelines that they serve."""
+    found = {}
+    for spec in FAMILIES:
+        module, _, name = spec.partition(":")
+        family = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+        found |= dict.fromkeys(family.pipelines, family)
+    return found
+
+
+def family_class(settings: Model, pipeline: str | None = None) -> type[Family]:
+    """The family of a model: ``settings.family``, or the one here that serves the model's pipeline, whose class may be
+    known already.
+
+    DiffpoError: no family here serves it; ``settings.family`` cannot be imported, is no whole subclass of `Family`, or
+    serves other pipelines.
+    """
+    pipeline, families = pipeline or pipeline_class(settings), built_in()
+    if settings.family is None:
+        if pipeline not in families:
+            raise DiffpoError(
+                f"{settings.path} is a {pipeline}, and diffpo trains {', '.join(families)}. For another family, set "
+                f"model.family=package.module:Class to a class of your own (docs/extending.md)"
+            )
+        return families[pipeline]
+    family = load_attribute(settings.family, "model.family", "a class derived from diffpo.models.Family", _is_family)
+    given = f"model.family={settings.family}"
+    undefined = [*sorted(family.__abstractmethods__), *(["network_class"] * (not hasattr(family, "network_class")))]
+    if undefined:
+        raise DiffpoError(f"{given} is not complete: {family.__name__} does not define {', '.join(undefined)}")
+    if pipeline not in family.pipelines:
+        serves = ", ".join(family.pipelines) or "none: its attribute pipelines is not set"
+        raise DiffpoError(f"{given} does not fit {settings.path}, which is a {pipeline}; it serves {serves}")
+    return family
+
+
+def _is_family(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, Family)
+
+
+def family_of(network: torch.nn.Module) -> type[Family] | None:
+    """The family whose network this is. A class from outside counts once it is imported, where no family here has such
+    a network. None for parts of another kind, e.g. text encoders."""
+    families = (*built_in().values(), *_subclasses(Family))
+    kind = type(network).__name__
+    return next((family for family in families if getattr(family, "network_class", None) == kind), None)
+
+
+def _subclasses(family: type[Family]) -> Iterator[type[Family]]:
+    for each in family.__subclasses__():
+        yield each
+        yield from _subclasses(each)
+
+
+def names_in_loras(part: torch.nn.Module, layers: Collection[str]) -> Iterator[tuple[str, tuple[Piece, ...]]]:
+    """`Family.names_in_loras` of a network's family; nothing for another part of a pipeline."""
+    family = family_of(part)
+    return iter(()) if family is None else family.names_in_loras(layers, part.config)
+
+
+def text_width(network: torch.nn.Module) -> int:
+    """`Family.text_width` of a network's family."""
+    family = family_of(network)
+    if family is None:
+        raise DiffpoError(f"objective.users is not possible: no family is known for a {type(network).__name__}")
+    return family.text_width(network)
 
 
 def too_long(pipe: Any, texts: Sequence[str]) -> str:
@@ -69,16 +139,3 @@ def too_long(pipe: Any, texts: Sequence[str]) -> str:
     return (
         f"{longer} of {len(texts)} texts have more than the {limit} tokens that the model reads; their ends are cut off"
     )
-
-
-def text_width(network: Any) -> int:
-    """The width of the text embedding that the network attends to. DiffpoError for networks that attend to none, or
-    that mask the padding."""
-    config = network.config
-    width = config.get("joint_attention_dim") or config.get("cross_attention_dim")
-    if type(network).__name__ in ("PixArtTransformer2DModel", "DiTTransformer2DModel") or not width:
-        raise DiffpoError(
-            f"a {type(network).__name__} has no place for user tokens: it takes no text embedding of fixed length; use "
-            f"an objective without users"
-        )
-    return width

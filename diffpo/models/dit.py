@@ -10,14 +10,18 @@ from torch import Tensor
 
 from ..common.errors import DiffpoError
 from ..data.cache import content_key
-from .family import Family
+from .family import Family, no_users
 
 
 class DiT(Family):
+    pipelines = ("DiTPipeline",)
     network_class = "DiTTransformer2DModel"
+    repeated_blocks = ("BasicTransformerBlock",)
+    feature_blocks = "transformer_blocks"
+    fsdp2 = False  # it uses a part of its first block from outside of it, where the block is not gathered
 
     def predict(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        output = network(x_t.to(self.dtype), timestep=self.told(t), class_labels=cond["class_labels"]).sample
+        output = network(x_t.to(self.dtype), timestep=self.network_time(t), class_labels=cond["class_labels"]).sample
         return output[:, : x_t.shape[1]]  # the rest is a learnt variance
 
     @property
@@ -40,8 +44,12 @@ class DiT(Family):
     def text_features(self, cond: dict[str, Tensor]) -> list[Tensor]:
         return [torch.nn.functional.one_hot(cond["class_labels"], self.classes + 1).float()]
 
-    def _meta_cond(self, network: torch.nn.Module, n: int) -> dict[str, Tensor]:
+    def meta_cond(self, network: torch.nn.Module, n: int) -> dict[str, Tensor]:
         return {"class_labels": torch.zeros(n, dtype=torch.long, device="meta")}
+
+    @classmethod
+    def text_width(cls, network: torch.nn.Module) -> int:
+        raise no_users(network)
 
     @classmethod
     def painting(
@@ -63,7 +71,7 @@ def class_of(pipe: Any, caption: str, classes: int) -> int:
     number = pipe.labels.get(text, int(text) if text.isdecimal() else -1)
     if not 0 <= number < classes:
         raise DiffpoError(
-            f"this model knows {classes} classes and no texts, and {caption!r} is none: give a number from 0 to "
+            f"this model takes one of {classes} classes, not a text, and {caption!r} is not a class: give a number from 0 to "
             f"{classes - 1}, or a name from id2label in its model_index.json"
         )
     return number

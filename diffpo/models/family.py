@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,30 +14,46 @@ from ..common.errors import DiffpoError
 from ..config import Model
 from ..data.cache import content_key, module_key
 from . import storage
+from .file_header import is_one
+from .file_parts import read_vae
+from .kohya_names import Kohya
+from .original import Piece
 from .pretrained import dtype_option, local, readable
 from .process import ForwardProcess
-from .single_file import is_one, read_vae
 from .source import load_pipeline, source_of, vae_factor
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Family(ForwardProcess):
-    """Everything that training asks of a model. A subclass says how text becomes conditions and how the network is
-    called; this one holds a transformer unless the subclass says otherwise.
+class Family(ForwardProcess, ABC):
+    """Everything that training needs from a model. A subclass defines how text becomes conditions and how the network
+    is called, and states the facts below. A fact that it leaves out is not known for the family: whatever needs it is
+    refused with a message, and never guessed.
 
     Attributes:
-        lora_targets: the layers that a LoRA adapts unless the config names others.
+        pipelines: the classes of diffusers' pipelines that it serves.
+        network_class: the class of the trained part, in diffusers.
         component: the trained part's name in the pipeline, and its prefix in a LoRA file.
-        without: what else the pipeline is loaded without.
+        lora_targets: the layers that a LoRA adapts unless the config names others.
+        encoders, tokenizers: the parts of the pipeline that read text.
+        without: options of the pipeline's class, for parts that are never loaded.
+        repeated_blocks: the classes of the blocks that the network repeats; train.compile compiles each kind once.
+        feature_blocks: the network's list of blocks, of which the first half gives its features.
+        fsdp2: whether FSDP2 can shard the network.
+        kohya: the format of its LoRA files in kohya's sd-scripts.
     """
 
-    network_class: str  # in diffusers
-    component = "transformer"
-    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
-    encoders: tuple[str, ...] = ()
-    tokenizers: tuple[str, ...] = ()
+    pipelines: ClassVar[tuple[str, ...]] = ()
+    network_class: ClassVar[str]
+    component: ClassVar[str] = "transformer"
+    lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    encoders: ClassVar[tuple[str, ...]] = ()
+    tokenizers: ClassVar[tuple[str, ...]] = ()
     without: ClassVar[dict[str, Any]] = {}
+    repeated_blocks: ClassVar[tuple[str, ...]] = ()
+    feature_blocks: ClassVar[str | None] = None
+    fsdp2: ClassVar[bool | None] = None
+    kohya: ClassVar[Kohya | None] = None
 
     def __init__(self, settings: Model, precision: str = "no", resolution: int = 1024) -> None:
         """``resolution`` of the images, in pixels: some flows shift their timesteps by it."""
@@ -91,13 +108,13 @@ class Family(ForwardProcess):
             self._configs[part] = self.source.config(part)
         return self._configs[part]
 
+    @abstractmethod
     def predict(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """(n, C, h, w), (n,) and conditions -> the network's output (n, C, h, w)."""
-        raise NotImplementedError
 
     @staticmethod
     def _user(cond: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Whom the picture is for, where the network takes that (objective/users.py)."""
+        """The user's taste, where the network takes one (objective/users.py)."""
         return {"user": cond["user"]} if "user" in cond else {}
 
     def latent_shape(self, network: torch.nn.Module, resolution: int) -> tuple[int, int, int]:
@@ -113,12 +130,53 @@ class Family(ForwardProcess):
     def latent_channels(config: Any) -> int:
         return config.in_channels
 
+    # ---- facts of the network
+
+    @classmethod
+    def known_blocks(cls, need: str) -> tuple[str, ...]:
+        """`repeated_blocks`; DiffpoError if they are not known, where ``need`` names the setting that needs them."""
+        if not cls.repeated_blocks:
+            raise DiffpoError(
+                f"{need} is not possible: {cls.__name__}.repeated_blocks is not set, so the blocks of a "
+                f"{cls.network_class} are not known"
+            )
+        return cls.repeated_blocks
+
+    @classmethod
+    def checkpointed_blocks(cls) -> tuple[str, ...]:
+        """The classes of the modules that gradient checkpointing computes again; empty if they are not known."""
+        return cls.repeated_blocks
+
+    @classmethod
+    def text_width(cls, network: torch.nn.Module) -> int:
+        """The width of the text embedding that the network attends to, to which user tokens are added. DiffpoError if
+        the network attends to none, if it masks the padding, or if that is not known."""
+        raise DiffpoError(
+            f"objective.users is not possible: {cls.__name__} does not define text_width, so it is not known where a "
+            f"{cls.network_class} takes user tokens"
+        )
+
+    @classmethod
+    def names_in_loras(cls, layers: Collection[str], config: Any) -> Iterator[tuple[str, tuple[Piece, ...]]]:
+        """The names that LoRA files of other programs have for the network's ``layers``, dots as underscores, each with
+        the layers that are stacked in it. None are known by default: files are then read by diffusers' names alone."""
+        return iter(())
+
     # ---- features of the network: NCP-DPO's error and the latent scorer
 
-    @staticmethod
-    def stages(network: torch.nn.Module) -> list[torch.nn.Module]:
+    @classmethod
+    def _blocks(cls, network: torch.nn.Module) -> Any:
+        if cls.feature_blocks is None:
+            raise DiffpoError(
+                f"objective.error=perceptual and latent step scorers are not possible: {cls.__name__}.feature_blocks "
+                f"is not set, so it is not known which blocks of a {cls.network_class} give features"
+            )
+        return getattr(network, cls.feature_blocks)
+
+    @classmethod
+    def stages(cls, network: torch.nn.Module) -> list[torch.nn.Module]:
         """The blocks after which the latent scorer looks, in their order; nothing after the last one need run."""
-        blocks = network.transformer_blocks
+        blocks = cls._blocks(network)
         return [blocks[max(0, len(blocks) // 4 - 1)], blocks[max(0, len(blocks) // 2 - 1)]]
 
     @staticmethod
@@ -129,13 +187,14 @@ class Family(ForwardProcess):
 
     def cut(self, network: torch.nn.Module) -> None:
         """Take away what follows the network's first half."""
-        blocks = network.transformer_blocks
-        network.transformer_blocks = blocks[: max(1, len(blocks) // 2)]
+        blocks = self._blocks(network)
+        setattr(network, self.feature_blocks, blocks[: max(1, len(blocks) // 2)])
 
     def features(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """Of a network that was `cut`: its features (n, ...), with gradients by x_t."""
         seen: list[Tensor] = []
-        hook = network.transformer_blocks[-1].register_forward_hook(lambda _m, _i, out: seen.append(self.hidden(out)))
+        last = self._blocks(network)[-1]
+        hook = last.register_forward_hook(lambda _m, _i, out: seen.append(self.hidden(out)))
         try:
             self.predict(network, x_t, t, cond)
         finally:
@@ -176,8 +235,8 @@ class Family(ForwardProcess):
             torch.cuda.empty_cache()
 
     def text_hash(self) -> str:
-        """Of all that an embedding depends on but the caption. The pipeline's class knows how many tokens are read, its
-        options what the unconditional embedding is."""
+        """A hash of all that an embedding depends on but the caption. The number of tokens depends on the pipeline's
+        class, and the unconditional embedding on its options."""
         options = {name: value for name, value in self.pipe.config.items() if isinstance(value, (bool, int, float))}
         tokenizers = [getattr(self.pipe, name) for name in self.tokenizers]
         words = [(sorted(each.get_vocab().items()), each.model_max_length) for each in tokenizers]
@@ -187,9 +246,9 @@ class Family(ForwardProcess):
     def vae_hash(self) -> str:
         return module_key(self.pipe.vae)
 
+    @abstractmethod
     def encode_text(self, captions: Sequence[str | None]) -> dict[str, Tensor]:
         """One row per caption; None is the unconditional embedding that sampling uses with guidance."""
-        raise NotImplementedError
 
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> dict[str, Tensor]:
@@ -222,10 +281,11 @@ class Family(ForwardProcess):
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """x_t, t and cond of the right shapes on the meta device."""
         x_t = torch.empty(n, *self.latent_shape(network, resolution), device="meta")
-        return x_t, torch.zeros(n, dtype=torch.long, device="meta"), self._meta_cond(network, n)
+        return x_t, torch.zeros(n, dtype=torch.long, device="meta"), self.meta_cond(network, n)
 
-    def _meta_cond(self, network: torch.nn.Module, n: int) -> dict[str, Tensor]:
-        raise NotImplementedError
+    @abstractmethod
+    def meta_cond(self, network: torch.nn.Module, n: int) -> dict[str, Tensor]:
+        """Conditions of n samples, of the largest shapes that they have, on the meta device."""
 
     def vae_factor(self) -> int:
         """Pixels per latent, each way."""
@@ -260,3 +320,11 @@ class Family(ForwardProcess):
             "height": height,
             "width": width,
         }
+
+
+def no_users(network: torch.nn.Module) -> DiffpoError:
+    """Why a network takes no user tokens; see `Family.text_width`."""
+    return DiffpoError(
+        f"a {type(network).__name__} has no place for user tokens: it takes no text embedding of fixed length; use an "
+        f"objective without users"
+    )

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..common.errors import DiffpoError
+from . import flux_names
 from .family import Family
+from .original import Piece
 from .sd3 import JOINT_ATTENTION
 
 TOKENS = 512  # of T5
 
 
 class Flux(Family):
+    pipelines = ("FluxPipeline",)
     network_class = "FluxTransformer2DModel"
     lora_targets = JOINT_ATTENTION
     encoders = ("text_encoder", "text_encoder_2")
     tokenizers = ("tokenizer", "tokenizer_2")
+    repeated_blocks = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
+    feature_blocks = "transformer_blocks"
+    fsdp2 = True
+    kohya = flux_names.KOHYA
 
     def predict(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         height, width = x_t.shape[-2:]
@@ -29,7 +36,7 @@ class Flux(Family):
             guidance = torch.full((len(x_t),), self.settings.guidance, device=x_t.device)
         output = network(
             pack(x_t.to(self.dtype)),
-            timestep=self.told(t) / self.train_timesteps,
+            timestep=self.network_time(t) / self.train_timesteps,
             guidance=guidance,
             encoder_hidden_states=text,
             pooled_projections=cond["pooled_prompt_embeds"].to(self.dtype),
@@ -52,7 +59,15 @@ class Flux(Family):
         embeds, pooled, _ = self.pipe.encode_prompt(texts, device=self.pipe.vae.device)
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
-    def _meta_cond(self, network: torch.nn.Module, n: int) -> dict[str, Tensor]:
+    @classmethod
+    def text_width(cls, network: torch.nn.Module) -> int:
+        return network.config.joint_attention_dim
+
+    @classmethod
+    def names_in_loras(cls, layers: Collection[str], config: Any) -> Iterator[tuple[str, tuple[Piece, ...]]]:
+        return flux_names.in_loras(layers, config)
+
+    def meta_cond(self, network: torch.nn.Module, n: int) -> dict[str, Tensor]:
         return {
             "prompt_embeds": torch.empty(n, TOKENS, network.config.joint_attention_dim, device="meta"),
             "pooled_prompt_embeds": torch.empty(n, network.config.pooled_projection_dim, device="meta"),

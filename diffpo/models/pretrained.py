@@ -1,4 +1,4 @@
-"""What `from_pretrained` of the libraries needs and says: where a model lies, how its errors read, what is not shown."""
+"""What `from_pretrained` of the libraries needs and says: where a model is, how its errors read, what is hidden."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ UNSUPPORTED = ("shift_terminal", "invert_sigmas")  # options of flow schedulers 
 
 
 class ForwardProcess:
-    """Noise levels of the integer timesteps 0..T-1, and what the network is asked for at them.
+    """Noise levels of the integer timesteps 0..T-1, and what the network predicts at them.
 
     Attributes:
         prediction: what the network returns, ``epsilon``, ``v_prediction`` or ``flow``.
@@ -65,7 +65,7 @@ class ForwardProcess:
         self.train_timesteps = scheduler.config.num_train_timesteps
         self._betas = scheduler.betas
         self._alpha, self._sigma = scheduler.alphas_cumprod.sqrt(), (1 - scheduler.alphas_cumprod).sqrt()
-        self._told = torch.arange(self.train_timesteps)
+        self._network_time = torch.arange(self.train_timesteps)
 
     def _flow(self, config: dict[str, Any], resolution: int) -> None:
         """sigma = s t / (1 + (s - 1) t) at t = 1/T, ..., 1, with the scheduler's shift s: uniform timesteps are then
@@ -80,7 +80,7 @@ class ForwardProcess:
         self._shift = shift
         sigma = torch.from_numpy(self.schedule().sigma((torch.arange(self.train_timesteps) + 1) / self.train_timesteps))
         self._alpha, self._sigma = (1 - sigma).float(), sigma.float()
-        self._told = (self.train_timesteps * sigma).float()
+        self._network_time = (self.train_timesteps * sigma).float()
 
     def _dynamic_shift(self, config: dict[str, Any], resolution: int) -> float:
         """The pipelines' rule: mu is linear in the number of image tokens."""
@@ -104,9 +104,9 @@ class ForwardProcess:
         alpha, sigma = (level.to(t.device)[t].view(-1, 1, 1, 1) for level in (self._alpha, self._sigma))
         return alpha, sigma
 
-    def told(self, t: Tensor) -> Tensor:
-        """What the network is told of the timesteps t: themselves, or 1000 sigma of a flow."""
-        return self._told.to(t.device)[t]
+    def network_time(self, t: Tensor) -> Tensor:
+        """The network's input for the timesteps t: t itself, or 1000 sigma of a flow."""
+        return self._network_time.to(t.device)[t]
 
     def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = self.alpha_sigma(t)

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .family import Family
+from . import unet_names
+from .family import Family, no_users
+from .kohya_names import Kohya
+from .original import Piece
 
 
 class StableDiffusion(Family):
+    pipelines = ("StableDiffusionPipeline",)
     network_class = "UNet2DConditionModel"
     component = "unet"
     encoders = ("text_encoder",)
     tokenizers = ("tokenizer",)
     without: ClassVar[dict[str, Any]] = {"safety_checker": None, "requires_safety_checker": False}
+    repeated_blocks = ("BasicTransformerBlock",)
+    fsdp2 = False  # a UNet fits on one GPU anyway
+    kohya: ClassVar[Kohya | None] = unet_names.SD_KOHYA
 
     def predict(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         prompt_embeds = cond["prompt_embeds"].to(self.dtype)
@@ -31,16 +38,30 @@ class StableDiffusion(Family):
         rows = [u if caption is None else e for caption, e, u in zip(captions, embeds, unconditional, strict=True)]
         return {"prompt_embeds": torch.stack(rows)}
 
-    def _meta_cond(self, network: torch.nn.Module, n: int) -> dict[str, Tensor]:
+    def meta_cond(self, network: torch.nn.Module, n: int) -> dict[str, Tensor]:
         return {"prompt_embeds": torch.empty(n, 77, network.config.cross_attention_dim, device="meta")}
 
     def patch(self) -> int | None:
         return None  # the UNet pads what it halves
 
+    @classmethod
+    def checkpointed_blocks(cls) -> tuple[str, ...]:
+        return ("ResnetBlock2D", *cls.repeated_blocks)
+
+    @classmethod
+    def text_width(cls, network: torch.nn.Module) -> int:
+        if not network.config.cross_attention_dim:
+            raise no_users(network)
+        return network.config.cross_attention_dim
+
+    @classmethod
+    def names_in_loras(cls, layers: Collection[str], config: Any) -> Iterator[tuple[str, tuple[Piece, ...]]]:
+        return unet_names.in_loras(layers, config)
+
     # ---- the UNet's first half is its encoder
 
-    @staticmethod
-    def stages(network: torch.nn.Module) -> list[torch.nn.Module]:
+    @classmethod
+    def stages(cls, network: torch.nn.Module) -> list[torch.nn.Module]:
         return [*network.down_blocks, network.mid_block]
 
     @staticmethod

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import sd3_names
 from .family import Family
+from .original import Piece
 
 # both streams' attention; the names beginning with add_ are the text's
 JOINT_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -15,15 +18,19 @@ TOKENS = 77 + 256  # of CLIP and of T5, as the pipeline cuts
 
 
 class StableDiffusion3(Family):
+    pipelines = ("StableDiffusion3Pipeline",)
     network_class = "SD3Transformer2DModel"
     lora_targets = JOINT_ATTENTION
     encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
     tokenizers = ("tokenizer", "tokenizer_2", "tokenizer_3")
+    repeated_blocks = ("JointTransformerBlock",)
+    feature_blocks = "transformer_blocks"
+    fsdp2 = True
 
     def predict(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         return network(
             x_t.to(self.dtype),
-            timestep=self.told(t),
+            timestep=self.network_time(t),
             encoder_hidden_states=cond["prompt_embeds"].to(self.dtype),
             pooled_projections=cond["pooled_prompt_embeds"].to(self.dtype),
             **self._user(cond),
@@ -37,7 +44,15 @@ class StableDiffusion3(Family):
         )
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
 
-    def _meta_cond(self, network: torch.nn.Module, n: int) -> dict[str, Tensor]:
+    @classmethod
+    def text_width(cls, network: torch.nn.Module) -> int:
+        return network.config.joint_attention_dim
+
+    @classmethod
+    def names_in_loras(cls, layers: Collection[str], config: Any) -> Iterator[tuple[str, tuple[Piece, ...]]]:
+        return sd3_names.in_loras(layers, config)
+
+    def meta_cond(self, network: torch.nn.Module, n: int) -> dict[str, Tensor]:
         return {
             "prompt_embeds": torch.empty(n, TOKENS, network.config.joint_attention_dim, device="meta"),
             "pooled_prompt_embeds": torch.empty(n, network.config.pooled_projection_dim, device="meta"),

@@ -8,13 +8,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from . import unet_names
 from .sd import StableDiffusion
 
 
 class StableDiffusionXL(StableDiffusion):
+    pipelines = ("StableDiffusionXLPipeline",)
     encoders = ("text_encoder", "text_encoder_2")
     tokenizers = ("tokenizer", "tokenizer_2")
     without: ClassVar[dict[str, Any]] = {"add_watermarker": False}
+    kohya = unet_names.SDXL_KOHYA
 
     def predict(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         added = {"text_embeds": cond["pooled_prompt_embeds"].to(self.dtype), "time_ids": cond["time_ids"]}
@@ -40,10 +43,10 @@ class StableDiffusionXL(StableDiffusion):
     def condition(self, text: dict[str, Tensor], micro_conditioning: Tensor) -> dict[str, Tensor]:
         return {**text, "time_ids": micro_conditioning}
 
-    def _meta_cond(self, network: torch.nn.Module, n: int) -> dict[str, Tensor]:
+    def meta_cond(self, network: torch.nn.Module, n: int) -> dict[str, Tensor]:
         pooled = network.config.projection_class_embeddings_input_dim - 6 * network.config.addition_time_embed_dim
         return {
-            **super()._meta_cond(network, n),
+            **super().meta_cond(network, n),
             "pooled_prompt_embeds": torch.empty(n, pooled, device="meta"),
             "time_ids": torch.zeros(n, 6, device="meta"),
         }

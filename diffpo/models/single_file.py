@@ -1,10 +1,7 @@
 """A model in one safetensors file with the original programs' names, as ComfyUI, A1111 and Forge read it.
 
 The weights are the file's. The configs, tokenizers and the scheduler, which are not in it, are those of a pipeline:
-`model.config`, else what released.py knows, else a repository of the hub. So are parts that the file lacks.
-
-diffusers' `from_single_file` reads the network and the VAE. It has no public face for a text encoder, and its pipelines
-tell two of them apart by their width alone, so that these go by original.py into transformers' loader.
+`model.config`, else one of released.py, else a repository of the hub. So are parts that the file lacks.
 """
 
 from __future__ import annotations
@@ -13,26 +10,26 @@ import contextlib
 import functools
 import math
 import os
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator
 from hashlib import file_digest, sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..common.errors import DiffpoError
 from ..common.hub import limit_waiting
 from ..common.text import plain
 from ..config import Model
-from . import original, released
+from . import released
+from .file_header import read_header
+from .file_kind import kind_of, parts_of
+from .file_parts import converted, reading, text_encoder
+from .layouts import LAYOUTS
 from .pipeline import Pipeline, hash_of, read_config, read_index
-from .pretrained import dtype_option, hub_failed, hush, local
+from .pretrained import dtype_option, hub_failed, local
 
 if TYPE_CHECKING:
     import torch
 
-PICKLED = (".ckpt", ".pt", ".pth", ".bin")
-SUFFIXES = (".safetensors", ".sft", ".gguf", *PICKLED)
 CONFIGS = ("*.json", "*.txt", "*.model")  # of a repository: all but the weights
 OPTIONAL = ("safety_checker", "feature_extractor", "image_encoder")  # parts of a pipeline that no file has
 VELOCITY = "-v"  # behind the name of a released pipeline: its network predicts v
@@ -43,50 +40,6 @@ HUB = {
     "flux-dev": "black-forest-labs/FLUX.1-dev",
     "flux-schnell": "black-forest-labs/FLUX.1-schnell",
 }
-CONVERT = """python -c "import torch; from safetensors.torch import save_file
-d = torch.load('{0}', map_location='cpu', weights_only=True); d = d.get('state_dict', d)
-save_file({{k: v.clone().contiguous() for k, v in d.items() if isinstance(v, torch.Tensor)}}, '{1}')\""""
-
-FAMILY = "take a model of another family"
-# what else people have in such files, by the name of a weight: what it is, and what to do with it
-OTHERS = (
-    (
-        r"(^|\.|_)lora[._](unet|te\d?|transformer|A|B|up|down)[._]|\.(hada_w1_a|lokr_w1|oft_blocks|oft_diag)",
-        "a LoRA, not a model",
-        "name it with --lora (or lora.start), and with --model the model that it is of",
-    ),
-    (
-        r"\.(absmax|quant_map|qweight|weight_scale_2)$|bitsandbytes__",
-        "quantised to few bits",
-        "take the model in fp16, bf16 or fp8; model.base_weights=nf4 quantises it while it is loaded",
-    ),
-    (r"^edm_mean$", "Playground v2.5, which has EDM's noise levels", FAMILY),
-    (r"^control_model\.|controlnet_", "a ControlNet", "name the model that it is for"),
-    (r"individual_token_refiner\.", "HunyuanVideo", FAMILY),
-    (r"distilled_guidance_layer\.", "Chroma", FAMILY),
-    (r"single_stream_modulation\.", "FLUX.2", FAMILY),
-    (r"motion_modules\.|\.time_stack\.", "a model of videos", FAMILY),
-    (r"^conditioner\.embedders\.0\.model\.", "SDXL's refiner, which only changes pictures of SDXL", FAMILY),
-)
-ALONE = (
-    (
-        r"^input_blocks\.0\.0\.weight$",
-        "a UNet alone",
-        "name the whole checkpoint, or the folder of a pipeline that has this UNet",
-    ),
-    (
-        r"^(down_blocks\.0|(single_)?transformer_blocks\.0)\.",
-        "the network of a pipeline alone, with diffusers' names",
-        "name the folder of the pipeline",
-    ),
-    (
-        r"^(first_stage_model\.|vae\.)?(encoder|decoder)\.conv_in\.weight$",
-        "a VAE alone",
-        "set model.vae to it, and model.path to a model",
-    ),
-    (r"text_model\.|resblocks\.0\.|^encoder\.block\.0\.layer\.0\.", "a text encoder alone", "name a whole model"),
-    (r"^(emb_params|string_to_param|clip_l|clip_g)$", "a textual inversion", "name the model that it is for"),
-)
 INPUTS = {  # channels that a network takes beside the 4 (FLUX: 64) of text-to-image
     5: "a depth-to-image model",
     7: "an upscaler",
@@ -97,28 +50,6 @@ INPUTS = {  # channels that a network takes beside the 4 (FLUX: 64) of text-to-i
 }
 FIRST = ("input_blocks.0.0.weight", "img_in.weight", "x_embedder.proj.weight")  # the layers that take them
 SCALES = (".scale_weight", ".weight_scale")  # of fp8 weights, as ComfyUI writes them
-# what is beside the weights of a part, or is not used by it
-BESIDE = re.compile(
-    r"\.(scale_weight|weight_scale|scale_input|input_scale|comfy_quant|position_ids|logit_scale)$|(^|\.)scaled_fp8$|"
-    r"clip_l\..*text_projection\.weight$|^(first_stage_model|vae)\.(loss|model_ema)\."
-)
-# what is of no part and need not be read: averages of the weights, numbers of the noise schedule, marks
-INCIDENTAL = re.compile(
-    r"^model_ema\.|^(betas|logvar|lvlb_weights|scale_factor|global_step|v_pred|ztsnr)$|alphas_cumprod(_prev)?$|"
-    r"^posterior_\w+$|^edm_vpred\.|^denoiser\."
-)
-
-
-class Weight(NamedTuple):
-    dtype: str  # as safetensors calls it
-    shape: tuple[int, ...]
-
-
-def is_one(path: str) -> bool:
-    """Does ``path`` mean a file, rather than a folder or a hub id?"""
-    place = os.path.expanduser(path)  # os.path knows no errors, of names that are too long for example
-    named = place.lower().endswith(SUFFIXES) or "://" in path
-    return not os.path.isdir(place) and (named or os.path.isfile(place))
 
 
 class SingleFile:
@@ -137,8 +68,8 @@ class SingleFile:
         self.settings, self.file = settings, Path(os.path.expanduser(settings.path))
         self.weights, self.metadata = read_header(self.file, settings.path)
         self.kind = kind_of(self.file, self.weights)
-        self.layout = original.LAYOUTS[self.kind]
-        self.parts, self.strangers = _parts(self.layout, self.weights)
+        self.layout = LAYOUTS[self.kind]
+        self.parts, self.strangers = parts_of(self.layout, self.weights)
         self.missing = [part for part in self.layout.parts if part not in self.parts]
         self.component = next(iter(self.layout.parts))
         self.name = settings.config or self._default()
@@ -147,15 +78,15 @@ class SingleFile:
     # ---- whose configs
 
     def _default(self) -> str:
-        told = {"v": True, "epsilon": False}.get(self.metadata.get("modelspec.prediction_type", ""))
-        told = True if "v_pred" in self.weights else told
-        if self.kind == "sd2" and told is None:
+        velocity = {"v": True, "epsilon": False}.get(self.metadata.get("modelspec.prediction_type", ""))
+        velocity = True if "v_pred" in self.weights else velocity
+        if self.kind == "sd2" and velocity is None:
             raise DiffpoError(
                 f"{self.file} is {self.layout.title}, and does not say if it predicts noise or v: set model.config (or "
                 f"--model-config) to sd2 or to sd2{VELOCITY}. The released models for 768 px predict v"
             )
         if self.kind in released.PIPELINES:
-            return self.kind + (VELOCITY if told else "")
+            return self.kind + (VELOCITY if velocity else "")
         inner = self.parts[self.component]
         if self.kind == "flux":
             return HUB["flux-dev" if "guidance_in.in_layer.weight" in inner else "flux-schnell"]
@@ -242,7 +173,7 @@ class SingleFile:
             channels = takes[0] if takes else 0
             known = f" It is {INPUTS[channels]}." if channels in INPUTS else ""
             raise DiffpoError(
-                f"the network in {self.file} takes {channels} channels, and one by the configs of {self.name} takes "
+                f"the network in {self.file} takes {channels} input channels, and the configs of {self.name} have "
                 f"{wanted}.{known} Name a text-to-image model, or its own configs with model.config (--model-config)"
             )
         absent = [
@@ -268,7 +199,7 @@ class SingleFile:
         here = sum(value.numel() for value in module.state_dict().values())
         if there != here:
             raise DiffpoError(
-                f"the {part} in {self.file} has {there:,} weights, and one by the configs of {self.name} has {here:,}: "
+                f"the {part} in {self.file} has {there:,} weights, and by the configs of {self.name} it has {here:,}: "
                 f"set model.config (or --model-config) to a pipeline of the same architecture"
             )
 
@@ -278,43 +209,10 @@ class SingleFile:
             return self.lender.module(cls, part, dtype)
         with self._reading(part):
             if not hasattr(cls, "from_single_file"):
-                return self._text_encoder(cls, part, dtype)
+                config = cls.config_class.from_pretrained(str(self.folder), subfolder=part)
+                return text_encoder(cls, config, self.layout.parts[part][0], self._state(part, dtype), dtype)
             state = {self.parts[part][name]: value for name, value in self._state(part, dtype).items()}
-            return _converted(cls, state, self.place, part, dtype)
-
-    def _text_encoder(self, cls: Any, part: str, dtype: torch.dtype) -> torch.nn.Module:
-        import torch
-        import transformers
-
-        config = cls.config_class.from_pretrained(str(self.folder), subfolder=part)
-        state, prefix = self._state(part, dtype), self.layout.parts[part][0]
-        if prefix.endswith(".model."):
-            state = original.from_open_clip(state, config.num_hidden_layers)
-            if cls.__name__ == "CLIPTextModel":
-                state.pop("text_projection.weight", None)
-        elif "clip_l" in prefix and cls.__name__ == "CLIPTextModelWithProjection":
-            # SD3's own code does not project this embedding, for which diffusers has the identity
-            state["text_projection.weight"] = torch.eye(config.hidden_size, dtype=dtype)
-        elif not prefix.endswith("t5xxl.transformer."):
-            state = original.clip(state)  # old merges lack a part of the names
-        # what it would say of weights that do not fit is said below
-        before = transformers.utils.logging.get_verbosity()
-        transformers.utils.logging.set_verbosity(transformers.utils.logging.CRITICAL)
-        try:
-            module, found = cls.from_pretrained(
-                None,
-                config=config,
-                state_dict=state,
-                dtype=dtype,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-        finally:
-            transformers.utils.logging.set_verbosity(before)
-        other = [name for name, *_ in found["mismatched_keys"]]
-        if lost := sorted({*found["missing_keys"], *found["unexpected_keys"], *other}):
-            raise ValueError(f"{len(lost)} weights are missing, not known or of another shape, e.g. {lost[0]}")
-        return module
+            return converted(cls, state, self.place, part, dtype)
 
     def _state(self, part: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """The part's weights by their names in it; fp8 in ``dtype``, multiplied by its scale if it has one."""
@@ -333,7 +231,7 @@ class SingleFile:
         return state
 
     def _reading(self, part: str) -> contextlib.AbstractContextManager[None]:
-        return _reading(f"the {part} of {self.file}", self.name)
+        return reading(f"the {part} of {self.file}", self.name)
 
     def pipeline(self, dtype: torch.dtype | dict[str, torch.dtype], **parts: Any) -> Any:
         from diffusers import DiffusionPipeline
@@ -387,172 +285,3 @@ class SingleFile:
             return self.lender.stored(part)
         counts = Counter(self.weights[name].dtype for name in self.parts.get(part, {}).values())
         return counts.most_common(1)[0][0] if counts else None
-
-
-def read_vae(path: str, place: str) -> torch.nn.Module:
-    """The VAE in a file, alone or beside others, in float32, by the VAE's config of the pipeline ``place``."""
-    import torch
-    from diffusers import AutoencoderKL
-    from safetensors import safe_open
-
-    file = Path(os.path.expanduser(path))
-    weights, _ = read_header(file, path)
-    prefixes = [each for each in (*original.VAE, "") if f"{each}decoder.conv_in.weight" in weights]
-    if not prefixes:
-        raise DiffpoError(f"model.vae={path} holds no VAE: there is no decoder.conv_in in it")
-    with _reading(f"the VAE in {file}", place), safe_open(file, "pt") as opened:
-        names = [name for name in weights if name.startswith(prefixes[0]) and not BESIDE.search(name)]
-        state = {name: opened.get_tensor(name) for name in names}
-        return _converted(AutoencoderKL, state, place, "vae", torch.float32)
-
-
-def _converted(cls: Any, state: dict[str, torch.Tensor], place: str, part: str, dtype: torch.dtype) -> torch.nn.Module:
-    """By diffusers. ValueError if weights are missing or left over, on which it does not insist."""
-    hush()
-    there = sum(value.numel() for value in state.values())
-    module = cls.from_single_file(state, config=place, subfolder=part, **dtype_option(dtype))
-    if empty := [name for name, value in module.state_dict().items() if value.is_meta]:
-        raise ValueError(f"{len(empty)} of its weights are missing, e.g. {empty[0]}")
-    if there != (here := sum(value.numel() for value in module.state_dict().values())):
-        raise ValueError(f"it has {there:,} weights, and one by these configs has {here:,}")
-    return module
-
-
-@contextlib.contextmanager
-def _reading(what: str, configs: str) -> Iterator[None]:
-    """Turns what the loaders raise for weights or configs of another model into one message."""
-    try:
-        yield
-    except DiffpoError:
-        raise
-    except Exception as error:  # of diffusers' converters, whatever weights with odd names lead them to
-        reason = plain(error, 300) or type(error).__name__
-        raise DiffpoError(
-            f"cannot read {what} by the configs of {configs}: {reason}. Those of another model are set with "
-            f"model.config (or --model-config)"
-        ) from error
-
-
-def write(path: Path, pipe: Any, source: Any) -> None:
-    """Write the pipeline as one file, by the original names, and read it back by the configs of ``source``: every
-    weight must be what it is, to the last bit. DiffpoError if it is not, or if a weight has no name there."""
-    import torch
-    from safetensors.torch import save_file
-
-    kind = source.kind if isinstance(source, SingleFile) else original.kind(pipe)
-    parts = [part for part in original.LAYOUTS[kind].parts if getattr(pipe, part, None) is not None]
-    state = {name: value.contiguous() for name, value in original.weights(original.LAYOUTS[kind], pipe, parts)}
-    header = {"format": "pt"}
-    if kind in released.PIPELINES:
-        velocity = pipe.scheduler.config.get("prediction_type") == "v_prediction"
-        header["modelspec.prediction_type"] = "v" if velocity else "epsilon"
-        marks = {"v_pred": velocity, "ztsnr": pipe.scheduler.config.get("rescale_betas_zero_snr")}
-        state |= {mark: torch.zeros(0) for mark, wanted in marks.items() if wanted}
-    save_file(state, path, header)
-    del state
-    configs = source.name if isinstance(source, SingleFile) else source.place
-    written = SingleFile(source.settings.model_copy(update={"path": str(path), "config": configs}))
-    for part in parts:
-        module = getattr(pipe, part)
-        ours, theirs = module.state_dict(), written.module(type(module), part, module.dtype).state_dict()
-        if wrong := [name for name in ours if name not in theirs or not torch.equal(ours[name], theirs[name])]:
-            raise DiffpoError(
-                f"one file does not keep the {part}: {wrong[0]} ({len(wrong)} of {len(ours)}) is read back as another "
-                f"weight, so it was not kept. Use --to merged, a pipeline's folder"
-            )
-
-
-# ---- the header
-
-
-def read_header(file: Path, path: str) -> tuple[dict[str, Weight], dict[str, str]]:
-    """Names, types and shapes of all weights, and the metadata. DiffpoError unless it is a whole safetensors file."""
-    from safetensors import safe_open
-
-    if "://" in path:
-        raise DiffpoError(f"{path} is an address: fetch the file (`hf download OWNER/NAME FILE`) and name it here")
-    if not os.path.isfile(file):
-        raise DiffpoError(
-            f"there is no file {file} (relative paths start from {Path.cwd()}). One of the hub is fetched with `hf "
-            f"download OWNER/NAME FILE`, which prints its place"
-        )
-    try:
-        with open(file, "rb") as opened:
-            start = opened.read(64)
-        if start.startswith(b"GGUF") or file.suffix.lower() == ".gguf":
-            raise DiffpoError(f"{file} is quantised for llama.cpp (GGUF): take the model as safetensors")
-        # safetensors begin with the header's length, 8 bytes, which may be any
-        other = start[8:9] != b"{" and start.startswith((b"PK\x03\x04", b"\x80"))
-        if other or file.suffix.lower() in PICKLED:
-            command = CONVERT.format(file, file.with_name(f"{file.stem}-converted.safetensors"))
-            raise DiffpoError(
-                f"{file} is pickled, and a pickle can run any program, so it is not opened. Take the model as "
-                f"safetensors, or convert it (this reads tensors alone, and refuses the rest):\n{command}"
-            )
-        if start.startswith(b"version https://git-lfs"):
-            raise DiffpoError(f"{file} is the pointer that Git LFS leaves: `git lfs pull` fetches the weights")
-        with safe_open(file, "pt") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}
-            weights = {name: Weight(each.get_dtype(), tuple(each.get_shape())) for name, each in slices.items()}
-            return weights, dict(opened.metadata() or {})
-    except DiffpoError:
-        raise
-    except Exception as error:  # of safetensors; OSError
-        reason = getattr(error, "strerror", None) or plain(error, 200)
-        raise DiffpoError(
-            f"cannot read the model {file}: {reason}. It is truncated or no safetensors file: fetch it again"
-        ) from error
-
-
-def kind_of(file: Path, weights: dict[str, Weight]) -> str:
-    """Which of `original.LAYOUTS` it is. DiffpoError that says what it is if it is none of them."""
-    names = "\n".join(weights)
-
-    def has(pattern: str) -> bool:
-        return re.search(pattern, names, re.MULTILINE) is not None
-
-    for pattern, what, advice in OTHERS:
-        if has(pattern):
-            raise DiffpoError(f"{file} is {what}: {advice}")
-    if has(rf"^{re.escape(original.UNET)}input_blocks\.0\.0\.weight$"):
-        return _unet_kind(file, weights, has)
-    if has(r"^(model\.diffusion_model\.)?joint_blocks\.0\.x_block\.attn\.qkv\.weight$"):
-        return "sd3"
-    if has(r"^(model\.diffusion_model\.)?double_blocks\.0\.img_attn\.qkv\.weight$"):
-        return "flux"
-    for pattern, what, advice in ALONE:
-        if has(pattern):
-            raise DiffpoError(f"{file} is {what}: {advice}")
-    example = f", e.g. {plain(min(weights), 200)}" if weights else ""
-    known = ", ".join(layout.title for layout in original.LAYOUTS.values())
-    raise DiffpoError(
-        f"{file} is no model that is known here ({len(weights)} weights{example}). One file can hold {known}; other "
-        f"families are read from a pipeline's folder"
-    )
-
-
-def _unet_kind(file: Path, weights: dict[str, Weight], has: Callable[[str], bool]) -> str:
-    """By the text encoders; without any by what the UNet takes: a pooled embedding, texts of some width."""
-    if has(r"^conditioner\.embedders\.1\."):
-        return "sdxl"
-    if has(r"^cond_stage_model\."):
-        return "sd2" if has(r"^cond_stage_model\.model\.") else "sd1"
-    width = next((weight.shape[-1:] for name, weight in weights.items() if name.endswith(".attn2.to_k.weight")), ())
-    if not has(rf"^{re.escape(original.UNET)}label_emb\."):
-        return "sd2" if width == (1024,) else "sd1"
-    if width == (1280,):
-        raise DiffpoError(f"{file} is the UNet of SDXL's refiner: {FAMILY}")
-    return "sdxl"
-
-
-def _parts(layout: original.Layout, weights: dict[str, Weight]) -> tuple[dict[str, dict[str, str]], list[str]]:
-    """The weights of each part that is there, and the names of those that belong to none."""
-    left = dict.fromkeys(name for name in weights if not BESIDE.search(name) and not INCIDENTAL.search(name))
-    found = {}
-    for part in sorted(layout.parts, key=lambda part: "" in layout.parts[part]):
-        for prefix in layout.parts[part]:
-            if names := {name.removeprefix(prefix): name for name in left if name.startswith(prefix)}:
-                found[part] = names
-                left = dict.fromkeys(name for name in left if not name.startswith(prefix))
-                break
-    return {part: found[part] for part in layout.parts if part in found}, sorted(left)

@@ -11,18 +11,21 @@ from ..common.errors import DiffpoError
 from ..common.hub import limit_waiting
 from ..common.text import plain
 from ..config import Model
-from . import single_file
+from .file_header import is_one
 from .pipeline import Pipeline
 from .pretrained import hush
+from .single_file import SingleFile
+
+OPTIONS = {"path": "--model", "config": "--model-config", "family": "--family"}  # of the command line
 
 
-def named(path: str | Path, config: str | Path | None = None) -> Model:
-    """The settings of a model of which no more is said, as on the command line. DiffpoError for a name that is none."""
+def named(path: str | Path, config: str | Path | None = None, family: str | None = None) -> Model:
+    """The settings of a model by what the command line has for it. DiffpoError for values that cannot be used."""
     try:
-        return Model(path=str(path), config=None if config is None else str(config))
+        return Model(path=str(path), config=None if config is None else str(config), family=family)
     except ValidationError as error:
         (problem, *_) = error.errors()
-        option = "--model-config" if problem["loc"] == ("config",) else "--model"
+        option = OPTIONS[str(problem["loc"][0])]
         reason = problem["msg"].removeprefix("Value error, ")
         raise DiffpoError(f"{option} {plain(repr(problem['input']), 200)}: {reason}") from None
 
@@ -34,8 +37,8 @@ def pipeline_class(settings: Model) -> str:
 
 def source_of(settings: Model) -> Any:
     """Where the model's configs and weights come from: a `pipeline.Pipeline`, or a `single_file.SingleFile`."""
-    if single_file.is_one(settings.path):
-        return single_file.SingleFile(settings)
+    if is_one(settings.path):
+        return SingleFile(settings)
     if settings.config:
         raise DiffpoError(
             f"model.config (or --model-config) is for a model that is one file; {settings.path} has its own configs"

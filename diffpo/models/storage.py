@@ -77,8 +77,8 @@ def check(network: torch.nn.Module, how: str) -> None:
     bitsandbytes."""
     if how == "fp8" and any(isinstance(layer, torch.nn.Conv2d) for _, layer in _layers(network, how)):
         raise DiffpoError(
-            f"model.base_weights=fp8 is for transformers: {type(network).__name__} has convolutions, and in their "
-            f"backward pass autograd would find fp8; use nf4 or full"
+            f"model.base_weights=fp8 is for transformers: {type(network).__name__} has convolutions, whose "
+            f"backward pass does not work in fp8; use nf4 or full"
         )
     if how == "nf4":
         try:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from ..common.errors import DiffpoError
 from ..config import ReferenceSettings
-from ..weights import copies, full
+from ..weights import copies
 from ..weights.lora import ADAPTER
 
 if TYPE_CHECKING:
@@ -82,8 +82,7 @@ class Moving(Reference):
     def __init__(self, settings: ReferenceSettings, network: torch.nn.Module) -> None:
         super().__init__()
         self.settings = settings
-        if not full.trains(network):  # otherwise the copy is there
-            copies.add_adapter(network)
+        copies.add_adapter(network)
         self.weights, policy = copies.weights(network, copies.NAME), copies.weights(network, ADAPTER)
         # theta', where the rule looks back
         looks_back = settings.policy in ("accelerated", "fast_slow")

@@ -70,7 +70,7 @@ class OnPolicy:
         number = step // self.settings.rollout.updates
         if self.rounds is None or number == self.round:
             return {}
-        self._start = {"policy": _copy(trained.state(self.network))}
+        self._start = {"policy": _copy(trained.of(self.network).state())}
         if by_reference(self.settings):
             self._start["reference"] = _copy(self.reference.state())
         return self._fill(number)
@@ -130,14 +130,14 @@ class OnPolicy:
     @contextlib.contextmanager
     def _as_then(self) -> Iterator[None]:
         """Policy (and reference, where it samples) with the weights that sampled the round."""
-        now, now_reference = _copy(trained.state(self.network)), _copy(self.reference.state())
+        now, now_reference = _copy(trained.of(self.network).state()), _copy(self.reference.state())
         try:
-            trained.set_state(self.network, self._start["policy"])
+            trained.of(self.network).set_state(self._start["policy"])
             if "reference" in self._start:
                 self.reference.load(self._start["reference"])
             yield
         finally:
-            trained.set_state(self.network, now)
+            trained.of(self.network).set_state(now)
             if "reference" in self._start:
                 self.reference.load(now_reference)
 

@@ -1,4 +1,4 @@
-"""Several processes: what accelerate's DDP and FSDP2 need of a run, and how sharded tensors are made whole again.
+"""Several processes: what accelerate's DDP and FSDP2 need from a run, and how sharded tensors are made whole again.
 
 Under FSDP2 every process holds a part of each block's weights (DTensors), and gathers a block while it is computed. So
 all processes must call the network equally often, and what a checkpoint keeps is gathered on all of them before one
@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ..common.errors import DiffpoError
+from ..common.text import plain
 from ..config import Config
 from ..weights.sharding import like
 
-# what the networks repeat
-BLOCKS = ("BasicTransformerBlock", "JointTransformerBlock", "FluxTransformerBlock", "FluxSingleTransformerBlock")
+if TYPE_CHECKING:
+    from ..models import Family
 
 
 def sharded(accelerator: Any) -> bool:
@@ -27,7 +28,7 @@ def sharded(accelerator: Any) -> bool:
     return accelerator.distributed_type.value == "FSDP"
 
 
-def check(config: Config, family: Any, accelerator: Any) -> None:
+def check(config: Config, family: Family, accelerator: Any) -> None:
     """DiffpoError if the run cannot be what `accelerate launch` asks for."""
     kind = accelerator.distributed_type.value
     if kind in ("DEEPSPEED", "MEGATRON_LM", "XLA"):
@@ -42,8 +43,8 @@ def check(config: Config, family: Any, accelerator: Any) -> None:
             "accelerate is set up for FSDP 1; add --fsdp_version 2 (configs/accelerate/fsdp2.yaml has it)"
         )
     refused = {
-        # a UNet fits anyway; DiT computes with a part of its first block from outside of it, where it is not gathered
-        family.network_class: family.component == "unet" or family.network_class == "DiTTransformer2DModel",
+        f"a {family.network_class}": family.fsdp2 is False,
+        f"a {family.network_class}, whose family does not set fsdp2": family.fsdp2 is None,
         "full fine-tuning (lora: null)": config.lora is None,
         "lora.start": config.lora is not None and config.lora.start is not None,
         "train.precision=fp16": config.train.precision == "fp16",
@@ -82,12 +83,15 @@ def by_main(accelerator: Any, context: contextlib.AbstractContextManager) -> Ite
         yield
 
 
-def compile_blocks(network: torch.nn.Module, **options: Any) -> None:
+def compile_blocks(family: Family, network: torch.nn.Module, **options: Any) -> None:
     """Compile each kind of repeated block once, by diffusers' regional compilation; ``options`` of torch.compile. After
-    the LoRA is added. It is compiled again for the reference, for evaluation and for other sizes."""
-    if not network._repeated_blocks:  # SD3, PixArt and DiT do not say
-        network._repeated_blocks = [name for name in BLOCKS if any(type(m).__name__ == name for m in network.modules())]
-    network.compile_repeated_blocks(**options)
+    the LoRA is added. It is compiled again for the reference, for evaluation and for other sizes. DiffpoError if the
+    blocks are not known."""
+    network._repeated_blocks = list(family.known_blocks("train.compile=true"))
+    try:
+        network.compile_repeated_blocks(**options)
+    except ValueError as error:  # none of them is in the network
+        raise DiffpoError(f"train.compile=true is not possible: {plain(error, 300)}") from None
 
 
 def place(accelerator: Any) -> Any:

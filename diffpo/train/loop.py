@@ -40,7 +40,7 @@ class Interrupted(DiffpoError):
 
 
 def train(config: Config) -> Path:
-    """Train ``config``'s LoRA or network into ``config.output``, or resume it there; returns what `trained.save` wrote.
+    """Train ``config``'s LoRA or network into ``config.output``, or resume it there; returns what was written.
 
     Raises DiffpoError on bad input, if another run is at work in the folder, on a NaN (with the last good state saved)
     and on a full disk, and Interrupted after SIGINT or SIGTERM once the step is finished and saved.
@@ -55,12 +55,13 @@ def _train(config: Config, accelerator: Any) -> Path:
     family = models.load(config.model, settings.precision, config.data.resolution)
     distributed.check(config, family, accelerator)
     sources = load_data(config, family, accelerator)
-    network = trained.load_network(config, family, distributed.place(accelerator))
+    weights = trained.load(config, family, distributed.place(accelerator))
+    network = weights.network
     meter = Meter(network, accelerator)
-    for copy in trained.frozen(network):
+    for copy in weights.frozen():
         meter.watch(copy)
     base = identity.base_identity(network, config.model.path)
-    parameters = trained.begin(config, family, network)
+    parameters = weights.begin(config, family)
     if config.objective.users:
         parameters += users.attach(network, sources.tastes.scale, settings.seed).parameters()
     objective, feed = make_objective(config, sources, family, network, accelerator)
@@ -69,8 +70,8 @@ def _train(config: Config, accelerator: Any) -> Path:
     if settings.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     if settings.compile:
-        for each in (network, *trained.frozen(network)):
-            distributed.compile_blocks(each)
+        for each in (network, *weights.frozen()):
+            distributed.compile_blocks(family, each)
     optimizer = make_optimizer(settings, parameters)
     schedule = make_schedule(settings, optimizer)
     policy, optimizer = distributed.prepare(accelerator, network, optimizer)
@@ -95,7 +96,7 @@ def _train(config: Config, accelerator: Any) -> Path:
         say(f"resuming from {found[0]} (step {step})")
 
     def save(step: int) -> Path | None:
-        calls, moments, weights = meter.state(), sharding.whole(optimizer.state_dict()), trained.gather(network)
+        calls, moments, gathered = meter.state(), sharding.whole(optimizer.state_dict()), weights.gather()
         if not accelerator.is_main_process:
             return None
         state = {"optimizer": moments, "schedule": schedule.state_dict(), "calls": calls}
@@ -106,7 +107,7 @@ def _train(config: Config, accelerator: Any) -> Path:
             state["scaler"] = accelerator.scaler.state_dict()
 
         def write(folder: Path) -> None:
-            trained.save(folder, network, weights, family.component, {**about, "step": step})
+            weights.save(folder, gathered, family.component, {**about, "step": step})
 
         return checkpoint.save(output, step, write, state, {**about, **started_with}, settings.checkpoint_keep)
 
@@ -179,14 +180,14 @@ def _train(config: Config, accelerator: Any) -> Path:
                 last_saved = step
             if stop and step < settings.steps:
                 raise Interrupted(f"interrupted: step {step} is saved in {output}; the same command resumes there")
-        weights = trained.gather(network)
+        gathered = weights.gather()
         if accelerator.is_main_process:
             if config.objective.users:
                 users.save(output / lora_file.USERS_FILE_NAME, network, config.data.resolution)
-            trained.save(output, network, weights, family.component, {**about, "step": step})
+            weights.save(output, gathered, family.component, {**about, "step": step})
             write_card(config, about, sources.size, output)
     accelerator.wait_for_everyone()
-    done = trained.place(output, network, family.component)
+    done = weights.place(output, family.component)
     say(f"the {'LoRA' if config.lora else 'network'} is in {done}")
     return done
 
@@ -224,7 +225,7 @@ def resume(
             f"cannot resume {folder}: the base model is not the one that the run started with. Set model.path to that "
             f"one, or {anew}"
         )
-    trained.restore(folder, network, update.family.component)
+    trained.of(network).restore(folder, update.family.component)
     state = checkpoint.read_state(folder)
     distributed.load_optimizer(optimizer, state["optimizer"])
     schedule.load_state_dict(state["schedule"])

@@ -25,12 +25,15 @@ from typing import TYPE_CHECKING, Any
 from ..common.errors import DiffpoError
 from ..common.files import sync
 from ..common.text import read_text
+from ..config import Config, ObjectiveSettings
 from ..models.identity import base_identity, same_base
 from .header import known
-from .lora import network_of
+from .lora import ADAPTER, REFERENCE, network_of
 
 if TYPE_CHECKING:
     import torch
+
+    from ..models import Family
 
 ABOUT = "diffpo.json"
 BASE = "base"  # the copy that stays; a reference that moves has one of its own
@@ -73,38 +76,112 @@ def _copy(network: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
 
 
 def _contiguous(_module: torch.nn.Module, args: tuple) -> tuple:
-    """Of other inputs torch multiplies by another kernel where weights need no gradient, which rounds otherwise."""
+    """Torch multiplies inputs that are not contiguous by another kernel where weights need no gradient, and that kernel
+    rounds otherwise."""
     return args[0].contiguous(), *args[1:]
 
 
-def load(family: Any, device: Any, copies: list[str]) -> torch.nn.Module:
-    """The network of ``family`` in float32 with all of it to be trained, and the ``copies`` of it."""
-    import torch
-
-    exact = copy.copy(family)
-    exact.dtype = torch.float32
-    network = exact.load_network(device)
-    for module in network.modules():
-        if isinstance(module, torch.nn.Linear):
-            module.register_forward_pre_hook(_contiguous)
-    network.frozen_copies = Copies(network, copies, family.dtype)
-    return network.requires_grad_(True)
+def needed(objective: ObjectiveSettings) -> list[str]:
+    """The names of the frozen copies that an objective needs."""
+    policy = objective.reference.policy
+    samples = objective.source == "self_play" or objective.rollout.sampler == "reference"
+    # a step scorer may read the base's features
+    base = objective.weighting == "measured" or objective.source == "pool" or (policy == "none" and samples)
+    names = [BASE] if base or policy == "adapter_off" else []
+    return names + ([] if policy in ("adapter_off", "none") else [REFERENCE])
 
 
-def trains(network: torch.nn.Module) -> bool:
-    """Is the network itself trained, not a LoRA on it?"""
-    return hasattr(network, "frozen_copies")
+class WholeNetwork:
+    """All weights of ``network``; see `trained.Weights`."""
 
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.network = network
 
-def state(network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Its weights on the CPU."""
-    return {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    @staticmethod
+    def owns(network: torch.nn.Module) -> bool:
+        """Is the network itself trained, not a LoRA on it?"""
+        return hasattr(network, "frozen_copies")
+
+    @classmethod
+    def load(cls, config: Config, family: Family, device: Any) -> WholeNetwork:
+        import torch
+
+        exact = copy.copy(family)
+        exact.dtype = torch.float32
+        network = exact.load_network(device)
+        for module in network.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.register_forward_pre_hook(_contiguous)
+        network.frozen_copies = Copies(network, needed(config.objective), family.dtype)
+        return cls(network.requires_grad_(True))
+
+    def begin(self, config: Config, family: Family) -> list[torch.nn.Parameter]:
+        return list(self.network.parameters())
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return {name: value.detach().cpu().contiguous() for name, value in self.network.state_dict().items()}
+
+    def set_state(self, state: dict[str, torch.Tensor]) -> None:
+        self.network.load_state_dict(state)
+
+    # ---- the base and a second copy
+
+    def frozen(self) -> list[torch.nn.Module]:
+        return list(self.network.frozen_copies.modules.values())
+
+    def switched(self, adapter: str | None) -> contextlib.AbstractContextManager[torch.nn.Module]:
+        return self.network.frozen_copies.on(adapter or BASE)
+
+    def add_copy(self) -> None:
+        """It is there from the beginning."""
+
+    def parameters(self, adapter: str) -> dict[str, torch.nn.Parameter]:
+        module = self.network if adapter == ADAPTER else self.network.frozen_copies.modules[adapter]
+        return dict(module.named_parameters())
+
+    # ---- files
+
+    def gather(self) -> None:
+        """Nothing: it is never sharded."""
+
+    def place(self, folder: Path, component: str) -> Path:
+        return folder / component
+
+    def save(self, folder: Path, gathered: Any, component: str, about: dict[str, Any]) -> None:
+        _save(folder, self.network, component, about)
+
+    def restore(self, folder: Path, component: str) -> None:
+        read_into(self.network, folder / component)
+
+    @staticmethod
+    def find(path: str | Path) -> Path | None:
+        """The folder of trained weights that ``path`` means: itself, or one in the folder of a run or checkpoint."""
+        path = Path(path).expanduser()
+        found = (folder for folder in (path, path / "unet", path / "transformer") if (folder / ABOUT).is_file())
+        return next(found, None)
+
+    @staticmethod
+    def file_hash(file: Path) -> str:
+        return weights_hash(file)
+
+    @staticmethod
+    def knows_users(file: Path) -> bool:
+        return False
+
+    @staticmethod
+    def check(pipe: Any, file: Path) -> None:
+        check(pipe, file)
+
+    @staticmethod
+    def load_into(pipe: Any, file: Path) -> None:
+        check(pipe, file)
+        read_into(network_of(pipe), file)
 
 
 # ---- files
 
 
-def save(folder: Path, network: torch.nn.Module, component: str, about: dict[str, Any]) -> None:
+def _save(folder: Path, network: torch.nn.Module, component: str, about: dict[str, Any]) -> None:
     """Write the network as ``folder``/``component``: all of it or nothing."""
     from safetensors import SafetensorError
 
@@ -113,7 +190,7 @@ def save(folder: Path, network: torch.nn.Module, component: str, about: dict[str
         shutil.rmtree(part, ignore_errors=True)
         network.save_pretrained(part)
         config = json.loads((part / "config.json").read_text())
-        config.pop("_name_or_path", None)  # a folder's place on this disk is nobody's business
+        config.pop("_name_or_path", None)  # the path on this disk is private
         (part / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         (part / ABOUT).write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
         for path in (*part.iterdir(), part):
@@ -125,13 +202,6 @@ def save(folder: Path, network: torch.nn.Module, component: str, about: dict[str
         raise OSError(int(code[1]) if code else errno.EIO, str(error)) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def find(path: str | Path) -> Path | None:
-    """The folder of trained weights that ``path`` means: itself, or one in the folder of a run or checkpoint."""
-    path = Path(path).expanduser()
-    found = (folder for folder in (path, path / "unet", path / "transformer") if (folder / ABOUT).is_file())
-    return next(found, None)
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -188,7 +258,7 @@ def _check_names(network: torch.nn.Module, folder: Path) -> None:
             raise _unreadable(path, error) from error
     if wrong := sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name)):
         raise DiffpoError(
-            f"the weights in {folder} do not fit the model: {len(wrong)} are not what it has, e.g. {wrong[0]}"
+            f"the weights in {folder} do not fit the model: {len(wrong)} differ in name or shape, e.g. {wrong[0]}"
         )
 
 

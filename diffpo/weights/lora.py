@@ -16,7 +16,7 @@ from .sharding import like, whole
 if TYPE_CHECKING:
     import torch
 
-ADAPTER = "default"
+ADAPTER, REFERENCE = "default", "reference"  # names of the policy's adapter, and of a moving reference's
 
 
 def add_lora(network: torch.nn.Module, lora: Lora, targets: Sequence[str], seed: int = 0) -> list[torch.nn.Parameter]:
@@ -117,7 +117,9 @@ def set_lora_state(network: torch.nn.Module, state: dict[str, torch.Tensor]) -> 
 
     here = adapter_parameters(network)
     if lost := sorted(here.keys() ^ state.keys()):
-        raise DiffpoError(f"the LoRA does not fit the model: {len(lost)} weights have no counterpart, e.g. {lost[0]}")
+        raise DiffpoError(
+            f"the LoRA does not fit the model: {len(lost)} weights are in only one of the two, e.g. {lost[0]}"
+        )
     for name, parameter in here.items():
         if state[name].shape != parameter.shape:
             shapes = f"{tuple(state[name].shape)}, and here it is {tuple(parameter.shape)}"

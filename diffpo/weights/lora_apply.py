@@ -32,15 +32,15 @@ def start_from(network: torch.nn.Module, lora: Lora) -> None:
         ((_, changed),) = lora_forms.read(path, {"network": network}).items()
     except DiffpoError as error:
         raise DiffpoError(
-            f"lora.start: {error}. Training goes on from what a LoRA does to the network alone: one that also adapts "
-            f"text encoders can be merged first (diffpo export --to merged)"
+            f"lora.start: {error}. Training continues a LoRA of the network alone. Merge one that also adapts text "
+            f"encoders first (diffpo export --to merged)"
         ) from None
     layers = lora_change.by_layer(changed)
     kind = lora_change.kind_of(layers)
     if kind is None:
         raise DiffpoError(
             f"lora.start={path} is no plain LoRA, DoRA or LoKr of whole layers, so it cannot be trained on; merge it "
-            f"(diffpo export --to merged), and train a LoRA on what comes out"
+            f"(diffpo export --to merged), and train a LoRA on the merged model"
         )
     if kind != lora.kind:
         raise DiffpoError(f"lora.start={path} has kind {kind}, and this run asks for {lora.kind}: set lora.kind={kind}")
@@ -50,7 +50,7 @@ def start_from(network: torch.nn.Module, lora: Lora) -> None:
         if len(there) > 1:
             raise DiffpoError(
                 f"lora.start={path} has layers of {key} {', '.join(f'{n:g}' for n in there[:3])}, and a run has one "
-                f"{key}; merge it (diffpo export --to merged), and train a LoRA on what comes out"
+                f"{key}; merge it (diffpo export --to merged), and train a LoRA on the merged model"
             )
         if there and not math.isclose(there[0], asked, rel_tol=1e-5):
             said = f"{there[0]:g}"

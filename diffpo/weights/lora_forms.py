@@ -90,7 +90,7 @@ def read(path: Path, parts: Mapping[str, torch.nn.Module]) -> Changes:
         if len(strange) == len(weights):
             some = f"{path} holds no LoRA: none of its {len(weights)} weights is understood"
         raise DiffpoError(
-            f"{some}, e.g. {_some(strange)}. Read are LoRA, DoRA, LoHa, LoKr and differences of weights. Nothing was "
+            f"{some}, e.g. {_some(strange)}. diffpo reads LoRA, DoRA, LoHa, LoKr and differences of weights. Nothing was "
             f"applied"
         )
     # what is zero changes nothing, whether or not the model has its layer
@@ -183,7 +183,9 @@ def _change(path: Path, fields: Fields, about: dict[str, Any], place: Place, sha
         raise _twice(path, one, other)
     kind = kinds[0] if kinds else "full"
     if missing := _missing(kind, fields.keys()):
-        raise DiffpoError(f"{path} has {min(keys.values())} without {missing} of the same layer: it is not whole")
+        raise DiffpoError(
+            f"{path} has {min(keys.values())} without {missing} of the same layer: the file is incomplete"
+        )
     values = {field: _number(path, key, value) for field, (key, value) in fields.items() if field != "alpha"}
     factors = {field: value for field, value in values.items() if field in FACTORS[kind]}
     if empty := [keys[field] for field, value in factors.items() if not value.numel()]:
@@ -192,7 +194,9 @@ def _change(path: Path, fields: Fields, about: dict[str, Any], place: Place, sha
     scale = _scale(path, fields.get("alpha"), rank, kind, about, place[0].layer)
     magnitude = _magnitude(path, *fields["magnitude"], shape) if "magnitude" in fields else None
     if about.get("use_dora") and magnitude is None:
-        raise DiffpoError(f"{path} says use_dora, and has no magnitudes beside {min(keys.values())}: it is not whole")
+        raise DiffpoError(
+            f"{path} says use_dora, and has no magnitudes beside {min(keys.values())}: the file is incomplete"
+        )
     bias = values.get("bias")
     if "lora_bias" in values:
         bias = scale * values["lora_bias"] + (0 if bias is None else bias)
@@ -230,7 +234,7 @@ def _missing(kind: str, fields: Set[str]) -> str | None:
 def _number(path: Path, key: str, value: Tensor) -> Tensor:
     """A weight as float32; DiffpoError unless it is of real numbers."""
     if not value.is_floating_point():
-        raise DiffpoError(f"{path}: {plain(key, 200)} is of type {value.dtype}, which is no weight of a LoRA")
+        raise DiffpoError(f"{path}: {plain(key, 200)} is of type {value.dtype}, which no LoRA weight has")
     value = value.float()
     if not value.isfinite().all():
         raise DiffpoError(f"{path}: {plain(key, 200)} is not finite")
@@ -251,18 +255,18 @@ def _scale(
         return 1.0
     said = None
     if "r" in about:
-        told = _pattern(about["rank_pattern"], layer, about["r"])
-        if rank is not None and told != rank:
-            raise DiffpoError(f"{path} says rank {told} of {layer}, and its weights have {rank}")
-        size = math.sqrt(told) if about.get("use_rslora") else told
-        said = _pattern(about["alpha_pattern"], layer, about.get("lora_alpha", about.get("alpha", told))) / size
+        stated = _pattern(about["rank_pattern"], layer, about["r"])
+        if rank is not None and stated != rank:
+            raise DiffpoError(f"{path} states rank {stated} for {layer}, and its weights have rank {rank}")
+        size = math.sqrt(stated) if about.get("use_rslora") else stated
+        said = _pattern(about["alpha_pattern"], layer, about.get("lora_alpha", about.get("alpha", stated))) / size
     if alpha is None:
         return 1.0 if said is None else said
     key, value = alpha
     if rank is None:
         return 1.0 if said is None else said
     if value.numel() != 1 or not value.isreal().all() or not math.isfinite(value.item()) or not value.item():
-        raise DiffpoError(f"{path}: {plain(key, 200)} is {plain(value.tolist(), 50)}, which is no alpha")
+        raise DiffpoError(f"{path}: {plain(key, 200)} is {plain(value.tolist(), 50)}, which is not a valid alpha")
     scale = value.item() / rank
     if said is not None and not math.isclose(said, scale, rel_tol=1e-3):
         raise DiffpoError(f"{path}: {plain(key, 200)} says a scale of {scale:g}, and its settings say {said:g}")
@@ -296,7 +300,7 @@ def _about(path: Path, settings: Mapping[str, dict[str, Any]], name: str) -> dic
     network = [] if name.startswith("text_encoder") else ["unet", "transformer"]
     about = next((settings[key] for key in (name, *network, "") if key in settings), {})
     if about.get("peft_type") not in (None, "LORA", "LOHA", "LOKR"):
-        raise DiffpoError(f"{path} is of peft's kind {plain(about['peft_type'], 50)}; read are LORA, LOHA and LOKR")
+        raise DiffpoError(f"{path} is of peft's kind {plain(about['peft_type'], 50)}; diffpo reads LORA, LOHA and LOKR")
     for key, value in about.items():
         if value and key not in USED | HARMLESS:
             raise DiffpoError(f"{path}: its setting {plain(key, 50)}={plain(value, 50)} is not understood")
@@ -308,7 +312,7 @@ def _about(path: Path, settings: Mapping[str, dict[str, Any]], name: str) -> dic
         )
     for key in ("r", "lora_alpha", "alpha"):
         if key in about and not _positive(about[key]):
-            raise DiffpoError(f"{path}: its setting {key}={plain(about[key], 50)} is no number above 0")
+            raise DiffpoError(f"{path}: its setting {key}={plain(about[key], 50)} is not a number above 0")
     return about | {key: _patterns(path, key, about.get(key) or {}) for key in ("rank_pattern", "alpha_pattern")}
 
 
@@ -321,7 +325,7 @@ def _patterns(path: Path, key: str, patterns: Any) -> dict[tuple[bool, str], tup
     for order, (pattern, value) in enumerate(patterns.items()):
         name = pattern.replace("\\.", ".")
         if not PATTERN.fullmatch(name):
-            raise DiffpoError(f"{path}: {plain(pattern, 100)} in its setting {key} is no layer's name")
+            raise DiffpoError(f"{path}: {plain(pattern, 100)} in its setting {key} is not the name of a layer")
         found.setdefault((name[:1] == "^", name.strip("^$")), (order, value))
     return found
 
@@ -336,4 +340,4 @@ def _complete(path: Path, about: dict[str, Any], changed: Set[str], layers: Iter
     if not isinstance(targets, list) or any(about.get(key) for key in ("exclude_modules", "layers_to_transform")):
         return
     if missing := sorted(matching(layers, targets) - changed):
-        raise DiffpoError(f"{path} has no weights of {missing[0]}, which its settings promise; it is not whole")
+        raise DiffpoError(f"{path} has no weights of {missing[0]}, which its settings list; the file is incomplete")

@@ -1,118 +1,133 @@
-"""What a run trains and writes: a LoRA (lora.py), or with `lora: null` the whole network (full.py).
+"""What a run trains and writes: a LoRA (adapter.py), or with `lora: null` the whole network (full.py).
 
-The rest of the program asks here, and need not know which of them it is.
+The rest of the program uses `Weights`, and does not ask which of the two it is.
 """
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..config import Config
-from . import copies, full, lora, lora_apply, lora_file
+from . import lora_file
+from .adapter import LoraWeights
+from .full import WholeNetwork
 
 if TYPE_CHECKING:
     import torch
 
-
-def load_network(config: Config, family: Any, device: Any) -> torch.nn.Module:
-    """The network before training; a fully trained one with the frozen copies that the objective compares it with."""
-    if config.lora is not None:
-        return family.load_network(device)
-    return full.load(family, device, copies.needed(config.objective))
+    from ..models import Family
 
 
-def begin(config: Config, family: Any, network: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """What is trained, float32; a LoRA is added to the network."""
-    if config.lora is None:
-        return list(network.parameters())
-    parameters = lora.add_lora(network, config.lora, family.lora_targets, config.train.seed)
-    if config.lora.start:
-        lora_apply.start_from(network, config.lora)
-    return parameters
+class Weights(Protocol):
+    """What is trained of ``network``, the bare module.
+
+    Its copies have names: `lora.ADAPTER` is the policy, `lora.REFERENCE` the second copy that a moving reference keeps,
+    and None the base model.
+    """
+
+    network: torch.nn.Module
+
+    def begin(self, config: Config, family: Family) -> list[torch.nn.Parameter]:
+        """The parameters that are trained, float32; a LoRA is added to the network."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """What is trained, on the CPU."""
+
+    def set_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Put `state` back."""
+
+    # ---- the base and a second copy
+
+    def frozen(self) -> list[torch.nn.Module]:
+        """The frozen copies that are computed beside the network."""
+
+    def switched(self, adapter: str | None) -> contextlib.AbstractContextManager[torch.nn.Module]:
+        """A context whose value is the network with ``adapter`` alone active, without gradients."""
+
+    def add_copy(self) -> None:
+        """Begin the second copy, equal to the policy."""
+
+    def parameters(self, adapter: str) -> dict[str, torch.nn.Parameter]:
+        """Those of the policy or of the second copy, by the same names."""
+
+    # ---- files
+
+    def gather(self) -> dict[str, torch.Tensor] | None:
+        """What `save` needs of a network that is sharded over processes: to be called by all of them alike."""
+
+    def place(self, folder: Path, component: str) -> Path:
+        """Where `save` writes to: the LoRA file, or the folder of the network."""
+
+    def save(self, folder: Path, gathered: Any, component: str, about: dict[str, Any]) -> None:
+        """Write it into ``folder``, all of it or nothing; ``gathered`` is of `gather`."""
+
+    def restore(self, folder: Path, component: str) -> None:
+        """Put back what `save` wrote into ``folder``."""
+
+    # ---- of a file or folder that `find` found
+
+    @staticmethod
+    def file_hash(file: Path) -> str:
+        """sha256 of the content."""
+
+    @staticmethod
+    def knows_users(file: Path) -> bool:
+        """Was it trained with users?"""
+
+    @staticmethod
+    def check(pipe: Any, file: Path) -> None:
+        """DiffpoError unless it belongs to the base model ``pipe`` and all of it can be applied."""
+
+    @staticmethod
+    def load_into(pipe: Any, file: Path) -> None:
+        """Turn the base model ``pipe`` into the trained one, after `check`."""
 
 
-def frozen(network: torch.nn.Module) -> list[torch.nn.Module]:
-    """The frozen copies that are computed beside it."""
-    return list(network.frozen_copies.modules.values()) if full.trains(network) else []
+def load(config: Config, family: Family, device: Any) -> Weights:
+    """The network before training; a network that is trained as a whole has the frozen copies that its objective
+    needs."""
+    return (WholeNetwork if config.lora is None else LoraWeights).load(config, family, device)
 
 
-def state(network: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """What is trained, on the CPU."""
-    return full.state(network) if full.trains(network) else lora.lora_state(network)
-
-
-def set_state(network: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Put `state` back."""
-    if full.trains(network):
-        network.load_state_dict(weights)
-    else:
-        lora.set_lora_state(network, weights)
+def of(network: torch.nn.Module) -> Weights:
+    """What is trained of a network that `load` gave, or that a LoRA was added to."""
+    return WholeNetwork(network) if WholeNetwork.owns(network) else LoraWeights(network)
 
 
 # ---- files
 
 
-def gather(network: torch.nn.Module) -> dict[str, torch.Tensor] | None:
-    """What `save` needs of a network that is sharded over processes: to be called by all of them alike."""
-    return None if full.trains(network) else lora.lora_state(network)
-
-
-def place(folder: Path, network: torch.nn.Module, component: str) -> Path:
-    """Where `save` writes to: the LoRA file, or the folder of the network."""
-    return folder / (component if full.trains(network) else lora_file.FILE_NAME)
-
-
-def save(
-    folder: Path, network: torch.nn.Module, weights: dict[str, torch.Tensor] | None, component: str, about: dict
-) -> None:
-    """Write it into ``folder``, all of it or nothing; ``weights`` of `gather`."""
-    if full.trains(network):
-        full.save(folder, network, component, about)
-    else:
-        part = folder / f".{lora_file.FILE_NAME}.part"
-        lora.save_lora(part, network, component, about, weights)
-        part.replace(folder / lora_file.FILE_NAME)
-
-
-def restore(folder: Path, network: torch.nn.Module, component: str) -> None:
-    """Put back what `save` wrote into ``folder``."""
-    if full.trains(network):
-        full.read_into(network, folder / component)
-    else:
-        weights, _ = lora_file.read_lora(folder)
-        lora.set_lora_state(network, {name.split(".", 1)[1]: value for name, value in weights.items()})
-
-
 def find(path: str | Path) -> Path:
-    """What ``path`` (a file, or the folder of a run or checkpoint) means: a LoRA file, or the folder of a fully trained
-    network. DiffpoError if there is neither."""
-    return full.find(path) or lora_file.lora_file(path)
+    """What ``path`` (a file, or the folder of a run or checkpoint) means: a LoRA file, or the folder of a network that
+    was trained as a whole. DiffpoError if there is neither."""
+    return WholeNetwork.find(path) or lora_file.lora_file(path)
+
+
+def _kind(found: Path) -> type[Weights]:
+    return WholeNetwork if found.is_dir() else LoraWeights
 
 
 def file_hash(path: str | Path) -> str:
     """sha256 of what ``path`` means."""
     found = find(path)
-    return full.weights_hash(found) if found.is_dir() else lora_file.file_hash(found)
+    return _kind(found).file_hash(found)
 
 
 def knows_users(path: str | Path) -> bool:
     """Was it trained with users?"""
     found = find(path)
-    return not found.is_dir() and lora_file.users_file(found).is_file()
+    return _kind(found).knows_users(found)
 
 
 def check(pipe: Any, path: str | Path) -> None:
-    """Does it belong to the base model ``pipe``? DiffpoError as of `lora.check_lora` if not."""
+    """DiffpoError unless what ``path`` means belongs to the base model ``pipe``."""
     found = find(path)
-    full.check(pipe, found) if found.is_dir() else lora_apply.check_lora(pipe, found)
+    _kind(found).check(pipe, found)
 
 
 def load_into(pipe: Any, path: str | Path) -> None:
     """Turn the base model ``pipe`` into the trained one, after `check`."""
     found = find(path)
-    if found.is_dir():
-        full.check(pipe, found)
-        full.read_into(lora.network_of(pipe), found)
-    else:
-        lora_apply.load_lora(pipe, found)
+    _kind(found).load_into(pipe, found)

@@ -206,5 +206,5 @@ def test_every_verb_that_writes_refuses_a_folder_in_use(tiny_sd, make_config, ma
     out.rmdir()
     target = in_use(out, tmp_path / ".out.lock")
     with target, pytest.raises(DiffpoError, match=rf"{out} is in use by another run \(process 4711"):
-        export.run(lora, "diffusers", str(tiny_sd), out)
+        export.run(export.Export(lora, "diffusers", str(tiny_sd), out))
     assert not out.exists()

@@ -22,7 +22,7 @@ from diffpo.weights import lora, lora_apply, lora_file
 @pytest.mark.parametrize("name", ["sd", "sdxl", *MAKE])
 def test_merged_is_the_base_with_the_lora(tiny_folder, trained, tmp_path, name):
     run, network = trained(name)
-    export.run(run, "merged", str(tiny_folder(name)), tmp_path / "out")
+    export.run(export.Export(run, "merged", str(tiny_folder(name)), tmp_path / "out"))
     pipe = fresh(tmp_path / "out")
     merged = lora.network_of(pipe)
     assert not [key for key in merged.state_dict() if "lora" in key or "base_layer" in key]
@@ -38,7 +38,7 @@ def test_diffusers_is_the_file_from_a_checkpoint_too(tiny_folder, trained, tmp_p
     run, network = trained("pixart")
     checkpoint = tmp_path / "checkpoint-000005"
     run.rename(checkpoint)
-    export.run(checkpoint, "diffusers", str(tiny_folder("pixart")), tmp_path / "out")
+    export.run(export.Export(checkpoint, "diffusers", str(tiny_folder("pixart")), tmp_path / "out"))
     pipe = fresh(tiny_folder("pixart"))
     lora_apply.load_lora(pipe, tmp_path / "out")
     torch.testing.assert_close(output(pipe.transformer), output(network))
@@ -56,12 +56,14 @@ def test_precision_is_as_stored_unless_it_is_asked_for(tiny_sd, trained, tmp_pat
             return {file.get_slice(name).get_dtype() for name in file.keys() if not name.endswith("alpha")}
 
     part = "diffusion_pytorch_model.safetensors"
-    export.run(run, "merged", str(tmp_path / "half"), tmp_path / "a")
+    export.run(export.Export(run, "merged", str(tmp_path / "half"), tmp_path / "a"))
     assert stored(tmp_path / "a" / "unet" / part) == {"BF16"} and stored(tmp_path / "a" / "vae" / part) == {"F32"}
-    export.run(run, "merged", str(tmp_path / "half"), tmp_path / "b", dtype="float16")
+    export.run(export.Export(run, "merged", str(tmp_path / "half"), tmp_path / "b", dtype="float16"))
     assert stored(tmp_path / "b" / "unet" / part) == stored(tmp_path / "b" / "vae" / part) == {"F16"}
-    export.run(run, "kohya", str(tmp_path / "half"), tmp_path / "c")  # the base's precision is not the LoRA's
-    export.run(run, "kohya", str(tmp_path / "half"), tmp_path / "d", dtype="bfloat16")
+    export.run(
+        export.Export(run, "kohya", str(tmp_path / "half"), tmp_path / "c")
+    )  # the base's precision is not the LoRA's
+    export.run(export.Export(run, "kohya", str(tmp_path / "half"), tmp_path / "d", dtype="bfloat16"))
     assert stored(tmp_path / "c" / "c.safetensors") == {"F32"} and stored(tmp_path / "d" / "d.safetensors") == {"BF16"}
     exact, own = load_file(tmp_path / "c" / "c.safetensors"), load_file(run / lora_file.FILE_NAME)
     name = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -78,7 +80,7 @@ def test_a_full_disk_leaves_nothing(tiny_sd, trained, tmp_path, monkeypatch):
 
     monkeypatch.setattr(diffusers.StableDiffusionPipeline, "save_pretrained", full)
     with pytest.raises(DiffpoError, match="No space left on device; nothing is left there"):
-        export.run(run, "merged", str(tiny_sd), tmp_path / "out")
+        export.run(export.Export(run, "merged", str(tiny_sd), tmp_path / "out"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
@@ -103,14 +105,14 @@ def test_bad_input_is_said_before_anything_is_loaded(tiny_sd, trained, tmp_path,
         (run, "merged", "x", {"push": "nobody"}, "--push takes OWNER/NAME"),
     ):
         with pytest.raises(DiffpoError, match=said):
-            export.run(source, to, str(tiny_sd), tmp_path / out, **options)
+            export.run(export.Export(source, to, str(tiny_sd), tmp_path / out, **options))
 
 
 def test_a_lora_of_another_base_is_refused(trained, tmp_path):
     run, _ = trained("sd")
     other = make_sd(tmp_path / "other", seed=7)
     with pytest.raises(DiffpoError, match="trained on another base model: me/base"):
-        export.run(run, "merged", str(other), tmp_path / "out")
+        export.run(export.Export(run, "merged", str(other), tmp_path / "out"))
 
 
 def results_of(folder, lora_hash):
@@ -132,7 +134,7 @@ def test_the_card_tells_how_it_was_made_and_measured(tiny_sd, trained, tmp_path)
     lines = [{"step": step, "rewards/accuracies": step / 10} for step in range(1, 8)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     results = results_of(tmp_path / "results", lora_file.file_hash(run))
-    export.run(run, "kohya", str(tiny_sd), tmp_path / "out", results=results)
+    export.run(export.Export(run, "kohya", str(tiny_sd), tmp_path / "out", results=results))
     card = (tmp_path / "out" / "README.md").read_text()
     for words in (
         'base_model: "me/base"\nbase_model_relation: adapter',
@@ -147,7 +149,7 @@ def test_the_card_tells_how_it_was_made_and_measured(tiny_sd, trained, tmp_path)
     assert "\nlicense" not in card and str(tmp_path) not in card
     another = results_of(tmp_path / "another", "0" * 64)
     with pytest.raises(DiffpoError, match="are of another LoRA"):
-        export.run(run, "kohya", str(tiny_sd), tmp_path / "b", results=another)
+        export.run(export.Export(run, "kohya", str(tiny_sd), tmp_path / "b", results=another))
 
 
 class Api:
@@ -173,17 +175,17 @@ class Api:
 def test_push(tiny_sd, trained, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
     run, _ = trained("sd")
-    export.run(run, "diffusers", str(tiny_sd), tmp_path / "a", push="me/style")
+    export.run(export.Export(run, "diffusers", str(tiny_sd), tmp_path / "a", push="me/style"))
     assert [name for name, _ in Api.calls] == ["whoami", "create_repo", "upload_folder"]
     assert Api.calls[1][1] == {"repository": "me/style", "private": True, "exist_ok": True}
     assert Api.calls[2][1]["folder_path"] == str(tmp_path / "a") and Api.calls[2][1]["repo_id"] == "me/style"
     Api.fails = "whoami"
     with pytest.raises(DiffpoError, match=r"cannot upload to me/style: no route to host. Nothing was written.*log in"):
-        export.run(run, "diffusers", str(tiny_sd), tmp_path / "b", push="me/style")
+        export.run(export.Export(run, "diffusers", str(tiny_sd), tmp_path / "b", push="me/style"))
     assert not (tmp_path / "b").exists()
     Api.fails = "upload_folder"
     with pytest.raises(DiffpoError, match=r"The export is whole, in .*: `hf upload me/style "):
-        export.run(run, "diffusers", str(tiny_sd), tmp_path / "b", push="me/style")
+        export.run(export.Export(run, "diffusers", str(tiny_sd), tmp_path / "b", push="me/style"))
     assert (tmp_path / "b" / lora_file.FILE_NAME).is_file()
 
 
@@ -196,16 +198,14 @@ def test_nobody_is_logged_in_without_a_network(monkeypatch):
 
 
 def test_the_command_line_hands_its_options_on(monkeypatch):
-    asked = {}
-    monkeypatch.setattr(export, "run", lambda **options: asked.update(options))
-    words = (
-        "--lora a --to single --model b --model-config g --out c --dtype bfloat16 --scale 0.5 --results d --push e/f"
-    )
-    monkeypatch.setattr("sys.argv", ["diffpo", "export", *words.split()])
+    asked = []
+    monkeypatch.setattr(export, "run", asked.append)
+    words = "--lora a --to single --model b --model-config g --family m:F --out c --dtype bfloat16 --scale 0.5"
+    monkeypatch.setattr("sys.argv", ["diffpo", "export", *words.split(), "--results", "d", "--push", "e/f"])
     with pytest.raises(SystemExit) as end:
         cli.main()
-    expected = {"lora": "a", "to": "single", "model": "b", "out": Path("c"), "dtype": "bfloat16", "results": Path("d")}
-    assert end.value.code == 0 and asked == expected | {"push": "e/f", "scale": 0.5, "model_config": "g"}
+    more = {"model_config": "g", "family": "m:F", "dtype": "bfloat16", "scale": 0.5, "push": "e/f"}
+    assert end.value.code == 0 and asked == [export.Export("a", "single", "b", Path("c"), results=Path("d"), **more)]
 
 
 def test_a_style_from_elsewhere_is_merged_with_its_text_encoder(tiny_sdxl, tmp_path):
@@ -222,7 +222,7 @@ def test_a_style_from_elsewhere_is_merged_with_its_text_encoder(tiny_sdxl, tmp_p
                 tensors |= {f"{part}.{name}.lora_A.weight": down, f"{part}.{name}.lora_B.weight": up}
                 module.weight.data += 0.5 * up @ down
     save_file(tensors, tmp_path / lora_file.FILE_NAME, {"format": "pt"})
-    made = export.run(tmp_path, "merged", str(tiny_sdxl), tmp_path / "styled", scale=0.5)
+    made = export.run(export.Export(tmp_path, "merged", str(tiny_sdxl), tmp_path / "styled", scale=0.5))
     found = models.load_pipeline(str(made), device="cpu")
     with torch.no_grad():
         ours, theirs, before = (each.encode_prompt("a cat", device="cpu")[0] for each in (found, expected, base))
@@ -235,11 +235,11 @@ def test_a_style_from_elsewhere_is_merged_with_its_text_encoder(tiny_sdxl, tmp_p
 
 def test_a_merge_of_kohyas_file_is_that_of_the_lora_itself(tiny_sdxl, tmp_path):
     exports.train(tiny_sdxl, tmp_path / "run")
-    kohya = export.run(tmp_path / "run", "kohya", str(tiny_sdxl), tmp_path / "kohya")
+    kohya = export.run(export.Export(tmp_path / "run", "kohya", str(tiny_sdxl), tmp_path / "kohya"))
     file = next(kohya.glob("*.safetensors"))
     one, other = (
         models.load_pipeline(
-            str(export.run(lora, "merged", str(tiny_sdxl), tmp_path / f"merged-{i}")), device="cpu"
+            str(export.run(export.Export(lora, "merged", str(tiny_sdxl), tmp_path / f"merged-{i}"))), device="cpu"
         ).unet
         for i, lora in enumerate((tmp_path / "run", file))
     )
@@ -249,5 +249,5 @@ def test_a_merge_of_kohyas_file_is_that_of_the_lora_itself(tiny_sdxl, tmp_path):
 
 def test_the_scale_is_of_merging_alone(tiny_sdxl, tmp_path):
     exports.train(tiny_sdxl, tmp_path / "run")
-    with pytest.raises(DiffpoError, match="--scale is of --to merged"):
-        export.run(tmp_path / "run", "kohya", str(tiny_sdxl), tmp_path / "out", scale=0.5)
+    with pytest.raises(DiffpoError, match="--scale is for --to merged"):
+        export.run(export.Export(tmp_path / "run", "kohya", str(tiny_sdxl), tmp_path / "out", scale=0.5))

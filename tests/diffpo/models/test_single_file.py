@@ -19,7 +19,7 @@ from diffpo.config import Model
 from diffpo.evaluate import generate
 from diffpo.evaluate.generation import Generation
 from diffpo.export import export
-from diffpo.models import original, released, single_file
+from diffpo.models import flux_names, original, released, sd3_names, single_file, unet_names
 from diffpo.train.loop import train
 from diffpo.weights import lora_file
 
@@ -136,12 +136,12 @@ def test_a_check_reads_no_weights(one, make_config, monkeypatch, capsys):
 def test_an_export_is_the_merged_pipeline_by_the_original_names(one, tmp_path, name):
     folder, file = one(name)
     exports.train(folder, tmp_path / "run")
-    merged = export.run(tmp_path / "run", "merged", str(folder), tmp_path / "merged")
-    single = export.run(tmp_path / "run", "single", str(folder), tmp_path / "single")
-    again = export.run(tmp_path / "run", "single", str(file), tmp_path / "again", model_config=folder)
+    merged = export.run(export.Export(tmp_path / "run", "merged", str(folder), tmp_path / "merged"))
+    single = export.run(export.Export(tmp_path / "run", "single", str(folder), tmp_path / "single"))
+    again = export.run(export.Export(tmp_path / "run", "single", str(file), tmp_path / "again", model_config=folder))
     for to in ("diffusers", "kohya") if name != "sd3" else ("diffusers",):
-        loras = [export.run(tmp_path / "run", to, str(folder), tmp_path / "a" / to)]
-        loras += [export.run(tmp_path / "run", to, str(file), tmp_path / "b" / to, model_config=folder)]
+        loras = [export.run(export.Export(tmp_path / "run", to, str(folder), tmp_path / "a" / to))]
+        loras += [export.run(export.Export(tmp_path / "run", to, str(file), tmp_path / "b" / to, model_config=folder))]
         same(*(load_file(next(each.glob("*.safetensors"))) for each in loras))
     write = {"sd": original_format.sd1, "sd3": original_format.sd3}.get(name, original_format.sdxl)
     expected = load_file(write(merged, tmp_path / "expected.safetensors"))
@@ -157,14 +157,14 @@ def test_fluxs_transformer_by_the_original_names(tiny_folder):
     """Alone: diffusers reads FLUX in its released width only, so that no tiny one can be read back."""
     state, config = original_format.part(tiny_folder("flux"), "transformer")
     network = models.load(Model(path=str(tiny_folder("flux"))), resolution=16).load_network()
-    same(original.flux(network.state_dict(), network.config), original_format.flux(state, config))
+    same(flux_names.flux(network.state_dict(), network.config), original_format.flux(state, config))
 
 
 def test_what_is_read_back_otherwise_is_not_kept(tiny_folder, tmp_path):
     """SD3 whose first CLIP projects its embedding, which the format cannot say."""
     exports.train(tiny_folder("sd3"), tmp_path / "run")
     with pytest.raises(DiffpoError, match=r"text_projection\.weight .* not kept"):
-        export.run(tmp_path / "run", "single", str(tiny_folder("sd3")), tmp_path / "out")
+        export.run(export.Export(tmp_path / "run", "single", str(tiny_folder("sd3")), tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -186,7 +186,7 @@ def test_sd2_with_a_layer_more_than_is_computed(tiny_sd, tmp_path):
     same(found.state_dict(), models.load_pipeline(str(folder), device="cpu").text_encoder.state_dict())
     exports.train(folder, tmp_path / "run")
     for name, base, options in (("a", folder, {}), ("b", file, {"model_config": folder})):
-        out = export.run(tmp_path / "run", "single", str(base), tmp_path / name, **options)
+        out = export.run(export.Export(tmp_path / "run", "single", str(base), tmp_path / name, **options))
         written = load_file(out / f"{name}.safetensors")
         assert written.keys() == parts.keys()
         same({key: written[key] for key in parts if key.startswith(prefix)}, original_format.open_clip(text, prefix))
@@ -205,7 +205,7 @@ def test_old_names_of_the_text_encoder(one, tmp_path):
 def test_families_without_such_a_format_are_refused(tiny_folder, tmp_path, name):
     exports.train(tiny_folder(name), tmp_path / "run")
     with pytest.raises(DiffpoError, match=r"cannot be written as one file.*--to merged"):
-        export.run(tmp_path / "run", "single", str(tiny_folder(name)), tmp_path / "out")
+        export.run(export.Export(tmp_path / "run", "single", str(tiny_folder(name)), tmp_path / "out"))
 
 
 def test_a_model_that_predicts_v_is_marked(one, tmp_path):
@@ -216,7 +216,7 @@ def test_a_model_that_predicts_v_is_marked(one, tmp_path):
     last = torch.tensor([999])
     assert family.alpha_sigma(last)[0].item() == 0 and plain.alpha_sigma(last)[0].item() > 0.05
     exports.train(folder, tmp_path / "run")
-    out = export.run(tmp_path / "run", "single", str(marked), tmp_path / "out", model_config=folder)
+    out = export.run(export.Export(tmp_path / "run", "single", str(marked), tmp_path / "out", model_config=folder))
     assert {"v_pred", "ztsnr"} <= load_file(out / "out.safetensors").keys()
     pipe = models.load_pipeline(model_of(out / "out.safetensors", folder), device="cpu")
     assert pipe.scheduler.config.prediction_type == "v_prediction" and pipe.scheduler.config.rescale_betas_zero_snr
@@ -244,16 +244,24 @@ def test_fp8_is_read_with_its_scale(one, tmp_path):
     exports.train(folder, tmp_path / "run")
     # a LoRA that stays one needs no precision of the base; the base of this LoRA is another
     with pytest.raises(DiffpoError, match="another base model"):
-        export.run(tmp_path / "run", "kohya", str(tmp_path / "plain.safetensors"), tmp_path / "k", model_config=folder)
+        export.run(
+            export.Export(
+                tmp_path / "run", "kohya", str(tmp_path / "plain.safetensors"), tmp_path / "k", model_config=folder
+            )
+        )
     with pytest.raises(DiffpoError, match="stored in F8_E4M3: add --dtype"):
-        export.run(tmp_path / "run", "single", str(tmp_path / "plain.safetensors"), tmp_path / "s", model_config=folder)
+        export.run(
+            export.Export(
+                tmp_path / "run", "single", str(tmp_path / "plain.safetensors"), tmp_path / "s", model_config=folder
+            )
+        )
 
 
 def test_a_half_precision_file_is_the_same_base(one, tmp_path):
     folder, _ = one("sdxl")
     half = original_format.sdxl(folder, tmp_path / "half.safetensors", torch.bfloat16)
     exports.train(folder, tmp_path / "run")
-    out = export.run(tmp_path / "run", "single", str(half), tmp_path / "out", model_config=folder)
+    out = export.run(export.Export(tmp_path / "run", "single", str(half), tmp_path / "out", model_config=folder))
     found = load_file(out / "out.safetensors")
     assert {value.dtype for value in found.values()} == {torch.bfloat16}
     assert torch.equal(
@@ -430,12 +438,12 @@ def test_names_and_shapes_of_the_released_networks(name):
     with torch.device("meta"):
         network = getattr(diffusers, cls).from_config(dict(config))
     write = {
-        "SD3Transformer2DModel": original.sd3,
-        "FluxTransformer2DModel": original.flux,
+        "SD3Transformer2DModel": sd3_names.sd3,
+        "FluxTransformer2DModel": flux_names.flux,
         "AutoencoderKL": original.vae,
     }
     state = network.state_dict()
-    found = write.get(cls, original.unet)(state, network.config)
+    found = write.get(cls, unet_names.unet)(state, network.config)
     prefix = "" if cls == "AutoencoderKL" else "model.diffusion_model."
     assert {prefix + key: tuple(value.shape) for key, value in found.items()} == expected
     back = SINGLE_FILE_LOADABLE_CLASSES[cls]["checkpoint_mapping_fn"]
@@ -649,7 +657,7 @@ def test_files_that_are_not_there(one, tmp_path):
     folder, file = one("sd")
     with pytest.raises(DiffpoError, match=r"there is no file .*gone\.safetensors"):
         models.load(Model(path=str(tmp_path / "gone.safetensors")))
-    with pytest.raises(DiffpoError, match=r"https://host/a/b\.safetensors is an address"):
+    with pytest.raises(DiffpoError, match=r"https://host/a/b\.safetensors is a URL"):
         models.load(Model(path="https://host/a/b.safetensors"))
     with pytest.raises(DiffpoError, match=r"holds no model_index\.json.*name the file itself: .*sd\.safetensors"):
         models.load(Model(path=str(file.parent)))

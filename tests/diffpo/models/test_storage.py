@@ -223,12 +223,12 @@ def test_a_compiled_run_is_the_eager_one(pixart, make_config, tmp_path, monkeypa
     """Its blocks, that is; by a backend that is quick to compile. Interrupted, and resumed without."""
     compiled, blocks = [], distributed.compile_blocks
 
-    def quick(network):
+    def quick(family, network):
         def backend(graph, inputs):
             compiled.append(graph)
             return graph.forward
 
-        blocks(network, backend=backend)
+        blocks(family, network, backend=backend)
 
     monkeypatch.setattr(distributed, "compile_blocks", quick)
     options = ["train.optimizer=torch.optim.SGD", "train.lr=0.3", "train.batch_size=2", "train.steps=3"]

@@ -144,7 +144,7 @@ def test_training_raises_the_score_that_judges(monkeypatch, name):
     monkeypatch.setattr("diffpo.scorers.judge.scorers.load", lambda spec, device: Brightness())
     monkeypatch.setattr(round, "load_step_scorer", lambda spec, family, unet: StepBrightness())
     monkeypatch.setattr(round.Rounds, "_judged", lambda self, x_0, prompts: x_0.mean((1, 2, 3))[:, None].double())
-    monkeypatch.setattr("diffpo.rollout.feed.trained.state", lambda unet: {})
+    monkeypatch.setattr("diffpo.rollout.feed.trained.of", lambda unet: SimpleNamespace(state=dict))
     extra = {"step_scorer": "shapes.total", "start": 0, "threshold": 0.0} if name == "spo" else {}
     rollout = {"prompts": 64, "steps": 4, "guidance": 1.0, "scorers": ["shapes.total"], **extra}
     settings = ObjectiveSettings(name=name, beta=0.2, rollout=rollout)  # a larger one stops at a smaller step

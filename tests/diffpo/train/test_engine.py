@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from diffpo.common.errors import DiffpoError
+from diffpo.models.dit import DiT
+from diffpo.models.pixart import PixArt
+from diffpo.models.sd import StableDiffusion
 from diffpo.train import distributed
 from diffpo.train.heldout import HeldOut
-
-DIT = SimpleNamespace(component="transformer", network_class="PixArtTransformer2DModel")
 
 
 def launched(kind, counts=(), **plugin):
@@ -46,27 +47,27 @@ REFUSED = {
 def test_sharding_refuses_what_it_does_not_go_with(make_config, tmp_path, name):
     config = make_config(tmp_path, *REFUSED[name])
     with pytest.raises(DiffpoError, match=r"FSDP2 does not go with .*; use DDP") as error:
-        distributed.check(config, DIT, launched("FSDP"))
+        distributed.check(config, PixArt, launched("FSDP"))
     assert name in str(error.value) and str(error.value).count(",") == 0
-    distributed.check(config, DIT, launched("MULTI_GPU"))
-    distributed.check(config, DIT, launched("NO"))
+    distributed.check(config, PixArt, launched("MULTI_GPU"))
+    distributed.check(config, PixArt, launched("NO"))
 
 
 def test_sharding_takes_plain_runs_of_transformers_by_fsdp2(make_config, tmp_path):
     from torch.distributed.fsdp import CPUOffloadPolicy
 
     config = make_config(tmp_path, "train.precision=bf16", "train.gradient_checkpointing=true")
-    distributed.check(config, DIT, launched("FSDP"))
+    distributed.check(config, PixArt, launched("FSDP"))
     assert distributed.place(launched("FSDP")) == "cpu" and distributed.place(launched("NO")) == torch.device("cpu")
-    unet = SimpleNamespace(component="unet", network_class="UNet2DConditionModel")
-    class_conditional = SimpleNamespace(component="transformer", network_class="DiTTransformer2DModel")
+    unknown = SimpleNamespace(network_class="NewTransformer2DModel", fsdp2=None)
     for family, accelerator, said in (
-        (unet, launched("FSDP"), "UNet2DConditionModel"),
-        (class_conditional, launched("FSDP"), "DiTTransformer2DModel"),
-        (DIT, launched("FSDP", fsdp_version=1), "--fsdp_version 2"),
-        (DIT, launched("FSDP", activation_checkpointing=True), "train.gradient_checkpointing=true does it"),
-        (DIT, launched("FSDP", cpu_offload=CPUOffloadPolicy()), "fsdp_offload_params"),
-        (DIT, launched("DEEPSPEED"), "DEEPSPEED"),
+        (StableDiffusion, launched("FSDP"), "UNet2DConditionModel"),
+        (DiT, launched("FSDP"), "DiTTransformer2DModel"),
+        (unknown, launched("FSDP"), "a NewTransformer2DModel, whose family does not set fsdp2"),
+        (PixArt, launched("FSDP", fsdp_version=1), "--fsdp_version 2"),
+        (PixArt, launched("FSDP", activation_checkpointing=True), "train.gradient_checkpointing=true does it"),
+        (PixArt, launched("FSDP", cpu_offload=CPUOffloadPolicy()), "fsdp_offload_params"),
+        (PixArt, launched("DEEPSPEED"), "DEEPSPEED"),
     ):
         with pytest.raises(DiffpoError, match=said):
             distributed.check(config, family, accelerator)

@@ -151,9 +151,9 @@ def test_references_that_move_move_by_their_rule(tiny_sd, make_config, policy):
 
 def test_without_a_reference_there_is_no_copy(tiny_sd, make_config):
     _, network, _, made = ready(make_config(tiny_sd, "lora=null", "objective.name=simpo"))
-    assert made.free and trained.frozen(network) == []
+    assert made.free and trained.of(network).frozen() == []
     measured = make_config(tiny_sd, "lora=null", "objective.name=simpo", "objective.weighting=measured")
-    assert copies.needed(measured.objective) == [full.BASE]  # what it measures on
+    assert full.needed(measured.objective) == [full.BASE]  # what it measures on
 
 
 def test_on_policy(tiny_sd, make_config, tmp_path, monkeypatch):

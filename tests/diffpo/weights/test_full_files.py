@@ -14,7 +14,7 @@ from diffpo.evaluate.generation import Generation
 from diffpo.export import export
 from diffpo.models.identity import base_identity
 from diffpo.train.checkpoint import disk_errors
-from diffpo.weights import full, lora, trained
+from diffpo.weights import lora, trained
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def run(tiny_sd, make_config, tmp_path):
     move(parameters)
     for folder in (tmp_path / "run", tmp_path / "run" / "checkpoint-000005"):
         folder.mkdir()
-        trained.save(folder, network, trained.gather(network), "unet", about)
+        trained.of(network).save(folder, None, "unet", about)
     return tmp_path / "run"
 
 
@@ -37,7 +37,7 @@ def test_generate_paints_with_the_trained_network_and_export_merged_too(tiny_sd,
 
     rows = generated("both", tiny_sd, run)
     alone = generated("alone", tiny_sd)
-    export.run(run, "merged", str(tiny_sd), tmp_path / "merged")
+    export.run(export.Export(run, "merged", str(tiny_sd), tmp_path / "merged"))
     merged = generated("again", tmp_path / "merged")
 
     def hashes(rows, arm):
@@ -63,7 +63,7 @@ def test_generate_paints_with_the_trained_network_and_export_merged_too(tiny_sd,
 )
 def test_an_export_as_a_lora_is_refused(tiny_sd, run, tmp_path, to, options):
     with pytest.raises(DiffpoError, match="is a whole network, not a LoRA: export it with --to merged"):
-        export.run(run, to, str(tiny_sd), tmp_path / "out", **options)
+        export.run(export.Export(run, to, str(tiny_sd), tmp_path / "out", **options))
 
 
 def test_what_does_not_belong_to_the_base_is_refused_before_a_picture_is_made(tiny_sd, run, tmp_path):
@@ -84,7 +84,7 @@ def test_what_does_not_belong_to_the_base_is_refused_before_a_picture_is_made(ti
 
 def test_sharded_files_are_read_whole(tiny_sd, run):
     """Diffusers splits large networks."""
-    folder = full.find(run)
+    folder = trained.find(run)
     unet = diffusers.UNet2DConditionModel.from_pretrained(folder)
     expected = output(unet)
     file_of(run).unlink()
@@ -104,7 +104,7 @@ def test_a_full_disk_keeps_what_was_there(tiny_sd, make_config, run):
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_of(run).stat().st_size // 2, limits[1]))
     try:
         with pytest.raises(DiffpoError, match=r"cannot write into .*File too large"), disk_errors(run):
-            trained.save(run, network, None, "unet", {})
+            trained.of(network).save(run, None, "unet", {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert trained.file_hash(run) == before and not list(run.glob(".*"))

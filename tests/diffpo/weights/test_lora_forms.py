@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from diffpo import models
 from diffpo.common.errors import DiffpoError
 from diffpo.export import kohya
+from diffpo.models.sdxl import StableDiffusionXL
 from diffpo.weights import lora, lora_apply, lora_change, lora_file, lora_forms, lora_names
 
 ATTENTION = "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
@@ -117,7 +118,7 @@ def test_kohyas_names_of_sdxls_original_network(unet, tmp_path):
     layers += ["time_embedding.linear_2", "add_embedding.linear_1", "down_blocks.0.downsamplers.0.conv"]
     made = factors(unet, layers)
     changes = {layer: lora_change.Change("lora", {"down": a, "up": b}, 1.5) for layer, (a, b) in made.items()}
-    state = kohya.convert("StableDiffusionXLPipeline", unet, changes)
+    state = kohya.convert(StableDiffusionXL, unet, changes)
     assert "lora_unet_input_blocks_0_0.alpha" in state and "lora_unet_middle_block_1_proj_in.alpha" in state
     deltas = {layer: 1.5 * torch.einsum("or,ri...->oi...", b.flatten(1), a) for layer, (a, b) in made.items()}
     does(unet, written(tmp_path / "a.safetensors", state), deltas)
@@ -585,7 +586,7 @@ def test_what_cannot_be_applied_is_named_and_changes_nothing(unet, tmp_path, nam
         ({"r": 2, "lora_alpha": "2"}, "lora_alpha=2"),
         ({"r": 10**400}, "r=1000"),
         ({"r": 2, "use_dora": True}, "use_dora"),
-        ({"r": 2, "alpha_pattern": {"(a+)+$": 2}}, r"alpha_pattern is no layer's name"),
+        ({"r": 2, "alpha_pattern": {"(a+)+$": 2}}, r"alpha_pattern is not the name of a layer"),
         ({"r": 2, "alpha_pattern": [2]}, "alpha_pattern"),
         ({"r": 2, "init_lora_weights": "pissa_niter_4"}, "init_lora_weights=pissa"),
         ({"r": 2, "use_bdlora": {"x": 1}}, "use_bdlora"),

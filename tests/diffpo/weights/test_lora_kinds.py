@@ -66,7 +66,7 @@ def test_a_run_starts_as_its_reference_resumes_bit_for_bit_and_is_merged(tiny_sd
     assert again.read_bytes() == (straight.output / lora_file.FILE_NAME).read_bytes()
 
     expected = closed_form(file, fresh(tiny_sdxl).unet)
-    merged = fresh(export.run(file, "merged", str(tiny_sdxl), tmp_path / "merged")).unet
+    merged = fresh(export.run(export.Export(file, "merged", str(tiny_sdxl), tmp_path / "merged"))).unet
     for name, value in merged.state_dict().items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6, msg=name)
     pipe = fresh(tiny_sdxl)
@@ -87,7 +87,7 @@ def test_every_family_trains_it_and_its_reference_is_the_base(tiny_folder, tmp_p
     assert (output(network) - output(lora.network_of(base))).abs().max() > 1e-2
     lora_apply.load_lora(base, tmp_path / "run")
     torch.testing.assert_close(output(lora.network_of(base)), output(network), rtol=1e-4, atol=1e-5)
-    merged = fresh(export.run(tmp_path / "run", "merged", str(tiny_folder(family)), tmp_path / "merged"))
+    merged = fresh(export.run(export.Export(tmp_path / "run", "merged", str(tiny_folder(family)), tmp_path / "merged")))
     torch.testing.assert_close(output(lora.network_of(merged)), output(network), rtol=1e-4, atol=1e-4)
 
 
@@ -169,7 +169,7 @@ def test_training_goes_on_from_it_and_not_from_another_kind(tiny_sdxl, make_conf
 def test_a_lokr_in_kohyas_format_is_what_it_was(tiny_folder, tmp_path, family, rank):
     """Read back by names and closed form of LyCORIS: alpha / rank of factors of low rank, 1 of whole ones."""
     network = train_nothing(tiny_folder(family), tmp_path / "run", kind="lokr", rank=rank)
-    made = export.run(tmp_path / "run", "kohya", str(tiny_folder(family)), tmp_path / "style")
+    made = export.run(export.Export(tmp_path / "run", "kohya", str(tiny_folder(family)), tmp_path / "style"))
     tensors = load_file(made / "style.safetensors")
     assert {key.rsplit(".", 1)[1] for key in tensors} >= {"lokr_w1", "alpha"}
     stem = "lora_unet_mid_block_attentions_0" if family == "sd" else "lora_unet_middle_block_1"
@@ -193,7 +193,7 @@ def test_a_lokr_in_kohyas_format_is_what_it_was(tiny_folder, tmp_path, family, r
 
 def test_diffusers_reads_a_dora_and_its_networks_a_lokr(tiny_sdxl, tmp_path):
     network = train_nothing(tiny_sdxl, tmp_path / "run", kind="dora")
-    made = export.run(tmp_path / "run", "diffusers", str(tiny_sdxl), tmp_path / "out")
+    made = export.run(export.Export(tmp_path / "run", "diffusers", str(tiny_sdxl), tmp_path / "out"))
     pipe = fresh(tiny_sdxl)
     pipe.load_lora_weights(made, weight_name=lora_file.FILE_NAME)
     torch.testing.assert_close(output(pipe.unet), output(network), rtol=1e-4, atol=1e-5)
@@ -209,10 +209,10 @@ def test_diffusers_reads_a_dora_and_its_networks_a_lokr(tiny_sdxl, tmp_path):
 def test_what_other_programs_would_read_otherwise_is_refused_with_the_way_out(tiny_folder, tmp_path):
     train_nothing(tiny_folder("sd"), tmp_path / "dora", kind="dora")
     with pytest.raises(DiffpoError, match=r"DoRA in kohya's format .* --to merged"):
-        export.run(tmp_path / "dora", "kohya", str(tiny_folder("sd")), tmp_path / "out")
+        export.run(export.Export(tmp_path / "dora", "kohya", str(tiny_folder("sd")), tmp_path / "out"))
     train_nothing(tiny_folder("flux"), tmp_path / "lokr", kind="lokr")
     with pytest.raises(DiffpoError, match=r"to_q.* are one in kohya's format, .* --to merged"):
-        export.run(tmp_path / "lokr", "kohya", str(tiny_folder("flux")), tmp_path / "out")
+        export.run(export.Export(tmp_path / "lokr", "kohya", str(tiny_folder("flux")), tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

@@ -10,6 +10,7 @@ from diffpo import models
 from diffpo.common.errors import DiffpoError
 from diffpo.config import Lora, Model
 from diffpo.export import export
+from diffpo.models.flux import Flux
 from diffpo.train.loop import train
 from diffpo.weights import lora, lora_apply, lora_file
 
@@ -106,7 +107,9 @@ def started(path, file, **settings):
 def test_it_may_be_of_any_form(tiny_sdxl, tmp_path, form):
     network = exports.train(tiny_sdxl, tmp_path / "run", rank=2, alpha=3 if form == "kohya" else 2)
     if form == "kohya":
-        file = export.run(tmp_path / "run", "kohya", str(tiny_sdxl), tmp_path / "out") / "out.safetensors"
+        file = (
+            export.run(export.Export(tmp_path / "run", "kohya", str(tiny_sdxl), tmp_path / "out")) / "out.safetensors"
+        )
     else:
         before = {"peft": "base_model.model.", "bare": ""}[form]
         tensors = load_file(tmp_path / "run" / lora_file.FILE_NAME)
@@ -127,7 +130,7 @@ def test_layers_that_are_one_in_kohyas_flux_are_taken_apart(tiny_folder, tmp_pat
     network = exports.train(tiny_folder("flux"), tmp_path / "run", rank=2, alpha=3, targets=targets)
     bare = models.load(Model(path=str(tiny_folder("flux")))).load_network()
     changed = lora_forms.read(tmp_path / "run" / lora_file.FILE_NAME, {"transformer": bare})["transformer"]
-    state = kohya.convert("FluxPipeline", bare, lora_change.by_layer(changed))
+    state = kohya.convert(Flux, bare, lora_change.by_layer(changed))
     assert state["lora_unet_single_blocks_1_linear1.lora_down.weight"].shape[0] == 8
     save_file(state, tmp_path / "kohya.safetensors")
     found = started(tiny_folder("flux"), tmp_path / "kohya.safetensors", rank=2, alpha=3, targets=targets)

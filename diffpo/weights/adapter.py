@@ -1,0 +1,142 @@
+"""A LoRA as what a run trains: the adapter's weights, the base model with the adapter off, a second adapter."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+
+from ..config import Config
+from . import lora, lora_apply, lora_file
+from .lora import ADAPTER, REFERENCE, adapter_parameters
+
+if TYPE_CHECKING:
+    from ..models import Family
+
+
+class LoraWeights:
+    """The LoRA on ``network``; see `trained.Weights`."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self.network = network
+
+    @classmethod
+    def load(cls, config: Config, family: Family, device: Any) -> LoraWeights:
+        return cls(family.load_network(device))
+
+    def begin(self, config: Config, family: Family) -> list[torch.nn.Parameter]:
+        parameters = lora.add_lora(self.network, config.lora, family.lora_targets, config.train.seed)
+        if config.lora.start:
+            lora_apply.start_from(self.network, config.lora)
+        return parameters
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return lora.lora_state(self.network)
+
+    def set_state(self, state: dict[str, torch.Tensor]) -> None:
+        lora.set_lora_state(self.network, state)
+
+    # ---- the base and a second copy
+
+    def frozen(self) -> list[torch.nn.Module]:
+        return []
+
+    @contextlib.contextmanager
+    def switched(self, adapter: str | None) -> Iterator[torch.nn.Module]:
+        """Afterwards the active adapters and every `requires_grad` are as they were: peft's switches set them, and
+        optimiser and DDP know the policy's parameters as trainable. The network is the bare module, not its DDP
+        wrapper: a forward pass of the wrapper would wait for a backward pass. User tokens are left out
+        (objective/users.py)."""
+        layers = [module for module in self.network.modules() if isinstance(module, BaseTunerLayer)]
+        active = [(list(layer.active_adapters), layer.disable_adapters) for layer in layers]
+        trainable = [(parameter, parameter.requires_grad) for layer in layers for parameter in layer.parameters()]
+        try:
+            for layer in layers:
+                if adapter is None:
+                    layer.enable_adapters(False)
+                else:
+                    layer.set_adapter([adapter])
+                    layer.enable_adapters(True)
+            for parameter, was in trainable:  # at once: FSDP keeps what it sees when it gathers a block
+                parameter.requires_grad_(was)
+            with torch.no_grad(), _without_users(self.network):
+                yield self.network
+        finally:
+            for layer, (names, off) in zip(layers, active, strict=True):
+                layer.set_adapter(names)
+                layer.enable_adapters(not off)
+            for parameter, was in trainable:
+                parameter.requires_grad_(was)
+
+    def add_copy(self) -> None:
+        """A second adapter with the policy's settings and weights; the policy's stays the active one."""
+        network = self.network
+        trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # its random start is overwritten
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # having two is meant
+            lora.inject(network, copy.deepcopy(network.peft_config[ADAPTER]), REFERENCE)
+        for module in network.modules():
+            if isinstance(module, BaseTunerLayer):
+                module.set_adapter(ADAPTER)
+        for parameter in trainable:  # adding an adapter freezes the others
+            parameter.requires_grad_(True)
+        policy = self.parameters(ADAPTER)
+        for name, weight in self.parameters(REFERENCE).items():
+            weight.requires_grad_(False)
+            weight.data = policy[name].detach().clone()  # in the policy's precision, float32
+
+    def parameters(self, adapter: str) -> dict[str, torch.nn.Parameter]:
+        return adapter_parameters(self.network, adapter)
+
+    # ---- files
+
+    def gather(self) -> dict[str, torch.Tensor]:
+        return lora.lora_state(self.network)
+
+    def place(self, folder: Path, component: str) -> Path:
+        return folder / lora_file.FILE_NAME
+
+    def save(self, folder: Path, gathered: Any, component: str, about: dict[str, Any]) -> None:
+        part = folder / f".{lora_file.FILE_NAME}.part"
+        lora.save_lora(part, self.network, component, about, gathered)
+        part.replace(self.place(folder, component))
+
+    def restore(self, folder: Path, component: str) -> None:
+        state, _ = lora_file.read_lora(folder)
+        self.set_state({name.split(".", 1)[1]: value for name, value in state.items()})
+
+    @staticmethod
+    def file_hash(file: Path) -> str:
+        return lora_file.file_hash(file)
+
+    @staticmethod
+    def knows_users(file: Path) -> bool:
+        return lora_file.users_file(file).is_file()
+
+    @staticmethod
+    def check(pipe: Any, file: Path) -> None:
+        lora_apply.check_lora(pipe, file)
+
+    @staticmethod
+    def load_into(pipe: Any, file: Path) -> None:
+        lora_apply.load_lora(pipe, file)
+
+
+@contextlib.contextmanager
+def _without_users(network: torch.nn.Module) -> Iterator[None]:
+    """Within it the network ignores users, if it has user tokens."""
+    module = getattr(network, "user_tokens", None)
+    if module is None:
+        yield
+        return
+    before, module.silent = module.silent, True
+    try:
+        yield
+    finally:
+        module.silent = before
