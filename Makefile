@@ -7,7 +7,7 @@ PYTEST := -m pytest -n 2 --dist loadfile
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: install quickstart test test-newest lint constraints clean
+.PHONY: install quickstart test test-newest lint docs constraints clean
 
 install: .venv/installed
 
@@ -35,13 +35,22 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# the site, in a venv of its own: mkdocs needs neither torch nor the package
+docs: .venv-docs/installed
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+
+.venv-docs/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python $(PIP) --constraint constraints.txt mkdocs mkdocs-material
+	@touch $@
+
 # resolves the newest versions for every Python and platform; run `make test` before you commit the file
 constraints:
 	$(PYTHON) -m venv .venv-uv
 	.venv-uv/bin/python $(PIP) uv
-	.venv-uv/bin/uv pip compile pyproject.toml --extra test --universal --python-version 3.11 --upgrade --no-annotate \
+	.venv-uv/bin/uv pip compile pyproject.toml --extra test --extra docs --universal --python-version 3.11 --upgrade --no-annotate \
 		--custom-compile-command 'make constraints' --output-file constraints.txt --quiet
 	rm -rf .venv-uv
 
 clean:
-	rm -rf .venv .venv-newest .venv-uv build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-newest .venv-uv .venv-docs site build dist *.egg-info .pytest_cache .ruff_cache

@@ -1,9 +1,5 @@
-"""Writes docs/papers.md, the index of published methods, from the presets in diffpo/methods/.
+"""The text of docs/papers.md, the index of published methods, from the presets. `make_reference.py` writes the page."""
 
-python scripts/paper_index.py [--check]    (--check: say whether the page is up to date, write nothing)
-"""
-
-import argparse
 import importlib
 import re
 from pathlib import Path
@@ -34,10 +30,10 @@ GROUPS = {
 HEAD = """\
 # Paper index
 
-*Made by `python scripts/paper_index.py` from the presets in `diffpo/methods/`; edit those.*
+*Made by `python scripts/make_reference.py` from the presets. Edit those, then run it again.*
 
-Every method is a preset of the same few choices, selected by `objective.name`; whatever you write beside the name
-replaces the preset's choice. How to compose your own is told in [composition.md](composition.md).
+Every method is a preset of the same few choices, selected by `objective.name`. Keys that you write beside the name
+replace the preset's choices; [composition.md](composition.md) explains how to combine them.
 
 Notation. `err` = mean over C, h, w of (prediction - target)^2; `r = (beta/2) k omega(t) (err_ref - err)`, the implicit
 reward, with k = 1 unless the source gives each problem its own factor; `u = r_chosen - r_rejected`; `sigma` the
@@ -104,17 +100,3 @@ def page() -> str:
     for name in methods.names():
         lines += entry(name)
     return "\n".join(lines).rstrip() + "\n"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="fail if the page is not up to date")
-    if parser.parse_args().check:
-        if not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != page():
-            raise SystemExit(f"{PAGE} is not up to date: run python scripts/paper_index.py")
-    else:
-        PAGE.write_text(page(), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import functools
 
-import torch
-
-from ..common.rng import generator
-
 
 def order(seed: int, size: int, position: int) -> int:
     """Which group is drawn at ``position``: epoch after epoch, each in a new order that depends on (seed, epoch)
@@ -22,4 +18,8 @@ def _permutation(seed: int, size: int, epoch: int) -> list[int]:
 
 
 def permutation(seed: int, size: int, purpose: str, epoch: int) -> list[int]:
+    import torch  # here, so that `diffpo check` need not wait for it
+
+    from ..common.rng import generator
+
     return torch.randperm(size, generator=generator(seed, purpose, epoch)).tolist()

@@ -18,7 +18,6 @@ from ..common.images import URL, inside, named, passed_over, read_file
 from ..common.text import plain
 from ..config import Data
 from . import files, tables
-from .stream import copied
 
 THREADS = min(16, os.cpu_count() or 1)
 SUFFIXES = (".parquet", ".tar", *tables.TEXT)
@@ -335,6 +334,8 @@ def _hub(source: str, split: str, data: Data, further: list[Path], quiet: bool) 
 
     limit_waiting()
     if data.streaming:
+        from .stream import copied  # it imports torch
+
         rows = copied(source, split, data, quiet)
     else:
         rows = files.unpacked(datasets.load_dataset(source, split=split))

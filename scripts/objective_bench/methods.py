@@ -94,7 +94,7 @@ OFFLINE = [
     offline(
         "curriculum_dpo", "data.curriculum=4", "data.curriculum_updates=50", note="a quarter more every 50 updates"
     ),
-    offline("tr_dpo", "objective.reference.every=20", note="every 20 updates, because its 512 would never come"),
+    offline("tr_dpo", "objective.reference.every=20", note="every 20 updates, because this run ends before its 512"),
     offline("apo_accelerated", "objective.reference.every=50", note="every 50 updates"),
     offline("ofs_dpo"),
     offline("spin_diffusion", "objective.rollout.steps=10", "objective.rollout.guidance=3.0"),

@@ -26,12 +26,12 @@ def longer(runs: list[dict[str, Any]]) -> str:
     """What as many updates as Diffusion-DPO's budget pays for would have brought, and cost."""
     calls = np.mean([cost(run["curve"][-1]["forward"], run["curve"][-1]["backward"]) for run in runs])
     steps = runs[0]["steps"]
-    return f" After {steps} updates, {calls:,.0f} calls, it is at {cell(runs, 'total')}."
+    return f" After {steps} updates, {calls:,.0f} calls, it reaches {cell(runs, 'total')}."
 
 
 def section(failing: list[str], results: Results) -> str:
     lines = [line for name in failing if (line := reason(name, results))]
-    head = "### Why they do not\n\nIn brackets total by seed.\n\n"
+    head = "### Why the others fail\n\nBrackets have total by seed.\n\n"
     return head + "\n".join(lines) if lines else ""
 
 
@@ -57,17 +57,17 @@ def imitation(name: str, results: Results) -> str:
     runs = results[name]
     if name == "sft":
         text = (
-            f"imitates pictures that this model drew itself, with guidance, and that went through its autoencoder "
-            f"twice; guidance comes on top. Appearance pays ({win(results, name, 'appearance')}), following gains "
+            f"imitates pictures that this model drew itself, with guidance, and that its autoencoder processed twice; "
+            f"sampling adds guidance again. Appearance loses ({win(results, name, 'appearance')}), following gains "
             f"({win(results, name, 'following')})"
         )
         if "sft_rejected" in results:
             scores = ", ".join(f"{score} {win(results, 'sft_rejected', score)}" for score in SCORES)
-            text += f". It is the imitation, not the choice: on the rejected images {scores}"
+            text += f". The imitation is the cause, not the choice: on the rejected images {scores}"
         return text + "."
     way = f"following {win(results, name, 'following')}, appearance {win(results, name, 'appearance')}"
     if name in ANCHORED:
-        return f"{ANCHORED[name].format(chosen=delta(runs, 'chosen'))}, and so does what sft does: {way}."
+        return f"{ANCHORED[name].format(chosen=delta(runs, 'chosen'))}, with the effect of sft: {way}."
     return f"{FREE[name]}: {way}."
 
 
@@ -85,21 +85,24 @@ FREE = {
     "asft": "has no reference: at beta 500 both rewards are about -16, where its term for the rejected image is flat",
 }
 ABSOLUTE = (
-    "rewards the chosen images for themselves, not only above the rejected ones: their error changes by {chosen}, the "
-    "rejected ones' by {rejected}. Letting both errors rise, as Diffusion-DPO does, is the faster way here."
+    "rewards the chosen images for themselves, not only above the rejected ones. Their error changes by {chosen}, the "
+    "rejected ones' by {rejected}. Letting both errors rise, as Diffusion-DPO does, is faster here."
+)
+SELF_PLAY = (
+    "learns to separate the data from its own samples, and here the data are its own samples. Only the traces of the "
+    "autoencoder are left to learn."
 )
 TEXTS = {
-    "apo_down": "lowers the chosen images' reward on purpose, and nothing holds it: their error rises by {chosen}, the "
-    "rejected ones' by {rejected}, which nearly doubles both. What becomes of the pictures is luck.",
+    "apo_down": "lowers the chosen images' reward on purpose, and nothing limits it. Their error rises by {chosen}, "
+    "the rejected ones' by {rejected}, which nearly doubles both. The effect on the pictures is luck.",
     "nca": ABSOLUTE,
     "sppo": ABSOLUTE,
-    "spin_diffusion": "learns to tell the data from its own samples, and here the data are its own samples: what is "
-    "left to learn are the traces of the autoencoder.",
-    "ddo": "learns to tell the data from its own samples, and here the data are its own samples: what is left to learn "
-    "are the traces of the autoencoder.",
-    "pso": "is meant for distilled models. This one draws poorly by ten re-noised steps, and what is better among "
-    "those pictures is not what is better among a solver's.",
-    "spo_trained": "is judged by a scorer that learnt on unguided estimates (docs/on_policy.md), and sees guided ones.",
+    "spin_diffusion": SELF_PLAY,
+    "ddo": SELF_PLAY,
+    "pso": "is meant for distilled models. This model draws poorly with ten re-noised steps, and better pictures among "
+    "those are not better pictures of a solver.",
+    "spo_trained": "is judged by a scorer that learnt on unguided estimates ([details](on_policy.md)), but scores "
+    "guided ones.",
     "spo": "is judged by the oracle and beats the base with two seeds of three. It makes {steps} updates.{long}",
     "d3po": "gives every step of a trajectory the label of its picture, and spends most of the budget on sampling: "
     "{steps} updates.{long}",

@@ -61,10 +61,11 @@ def losers(methods: list[Method], results: dict[str, list[dict[str, Any]]]) -> s
     failing = [m.name for m in methods if worst(m.name, "total") <= 0.5]
     hard = [m.name for m in methods if worst(m.name, "following") > 0.5 and len(results[m.name]) >= SEEDS]
     text = (
-        f"Interval of total wholly above 50 % for every seed: {len(methods) - len(failing)} of {len(methods)} methods"
+        f"**Better than the base**: {len(methods) - len(failing)} of {len(methods)} methods have the interval of total "
+        "above 50 % for every seed."
     )
-    text += f"; not: {', '.join(failing)}." if failing else "."
-    text += f"\n\nThe hard axis, following, has its interval above 50 % on all seeds with: {', '.join(hard) or 'none'}."
+    text += f" The others: {', '.join(failing)}." if failing else ""
+    text += f"\n\n**Better at following**: above 50 % for every seed with {', '.join(hard) or 'none'}."
     return "\n\n".join(part for part in (text, reasons.section(failing, results)) if part)
 
 
@@ -96,19 +97,24 @@ def draw(methods: list[Method], results: dict[str, list[dict[str, Any]]]) -> Non
 
 SETTINGS = """## Settings that differ
 
-Learning rate 5e-4 and beta 500 for all but these. The gentler rates, and some settings of the on-policy methods, were
-chosen after a look at seed 0; TR-DPO's interval and the guidance that the trained pixel scorer learns with after a look
-at all three.
+All others use learning rate 5e-4 and beta 500. The lower rates, and some settings of the on-policy methods, were
+chosen after a look at seed 0. TR-DPO's interval, and the guidance that the trained pixel scorer learns with, were
+chosen after a look at all three seeds.
 
 """
-HEAD = """# Objectives, side by side
+HEAD = """# Choose a method
 
-Written by `scripts/bench_objectives.py`. Every method trains a rank-8 LoRA of `assets/tiny-sdxl` with AdamW until
-{budget:,} calls are used, a call being one sample through the network, forward + 2 x backward, for whatever purpose
-(policy, reference, sampling, guidance). Measured on {n} held-out prompts ({n_curve} on the way), same noise as the base
-model, 6 calls of the default solver, guidance 3. Win rates over the base model: mean of the training seeds, and in
-brackets the lowest and the highest end of their 95 % Wilson intervals. `total` labelled the training data (half
-following, half appearance); *following* is the hard axis, *appearance* the easy one. Diversity: mean distance between
-four pictures of one prompt. Memory is the whole process's, imports and pictures included.
+`python scripts/bench_objectives.py` writes this page. Every method trains a rank-8 LoRA of `assets/tiny-sdxl` with
+AdamW until {budget:,} calls are used. A call is one sample through the network, for any purpose (policy, reference,
+sampling, guidance); calls are counted as forward + 2 x backward.
+
+- Measured on {n} held-out prompts ({n_curve} during training), with the same noise as the base model, 6 calls of the
+  default solver and guidance 3.
+- Win rates are over the base model: the mean of the training seeds, and in brackets the lowest and the highest end of
+  their 95 % Wilson intervals.
+- `total` labelled the training data (half following, half appearance). *Following* is the hard axis, *appearance* the
+  easy one.
+- Diversity is the mean distance between four pictures of one prompt.
+- Memory is that of the whole process, imports and pictures included.
 
 ![win rates against calls](../assets/objectives.png)"""
