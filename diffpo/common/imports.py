@@ -17,6 +17,12 @@ from .names import nearest
 from .text import plain
 
 
+def search_working_directory() -> None:
+    """Let Python find modules in the working directory too, after all others: the installed command does not."""
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())
+
+
 def load_attribute(spec: str, key: str, kind: str, fits: Callable[[Any], bool]) -> Any:
     """The object that ``spec`` names: `package.module:attribute`, or `package.module.attribute` without a colon.
 
@@ -35,8 +41,7 @@ def load_attribute(spec: str, key: str, kind: str, fits: Callable[[Any], bool]) 
     name, _, attribute = spec.rpartition(":" if ":" in spec else ".")
     if not (attribute.isidentifier() and all(part.isidentifier() for part in name.split("."))):
         raise DiffpoError(f"{given} cannot be imported: write package.module:attribute, the name of {kind}")
-    if not {"", os.getcwd()} & set(sys.path):
-        sys.path.append(os.getcwd())
+    search_working_directory()
     try:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:  # a module that is imported may raise anything

@@ -78,7 +78,7 @@ class Data(Section):
     """A file, a folder or a hub id with the rows to train on. null: for objectives that sample from prompts."""
 
     validation: str | None = None
-    """Pairs that are not trained on, for the accuracy on held-out data. null: not measured."""
+    """Pairs that are not trained on, whose accuracy is measured every train.eval_every updates. null: not measured."""
 
     prompts: str | None = None
     """Prompts that on-policy objectives sample for: a text file with one in a line, or as `diffpo generate --prompts`.
@@ -103,7 +103,7 @@ class Data(Section):
     """Copy only the rows and columns that are needed of a hub id or parquet, into `cache` (docs/data.md)."""
 
     resolution: int = Field(gt=0, multiple_of=8)
-    """Side of the training images in pixels: 512 for SD1.5, 1024 for SDXL and later models."""
+    """Side of the training images in pixels (with buckets the root of their area): 512 for SD1.5, 1024 for SDXL."""
 
     background: str = "white"
     """What shows through transparent pixels: a colour by name or as #rrggbb."""

@@ -37,7 +37,7 @@ class Model(Section):
     """Which weight files are read, e.g. fp16. The precision of the training is train.precision. null: those without."""
 
     vae: str | None = None
-    """A folder or hub id of another VAE, e.g. madebyollin/sdxl-vae-fp16-fix. null: the pipeline's own."""
+    """Another VAE, e.g. madebyollin/sdxl-vae-fp16-fix: a folder, a hub id or one file. null: the pipeline's own."""
 
     guidance: float = Field(3.5, ge=0)
     """The guidance that a network with guidance as an input (FLUX.1-dev) gets in training. Others ignore it."""
@@ -53,7 +53,7 @@ class Log(Section):
     """Where metrics go, beside metrics.jsonl in the output folder."""
 
     tensorboard: bool = False
-    """Write TensorBoard files too, into OUTPUT/tensorboard."""
+    """Write TensorBoard files too, into OUTPUT/tensorboard. Needs the extra `trackers`."""
 
 
 class Config(Section):
@@ -78,7 +78,7 @@ class Config(Section):
     """Where metrics go."""
 
     output: Output
-    """Folder of the run: the LoRA, checkpoints, metrics and the resolved config."""
+    """Folder of the run: the LoRA, checkpoints, metrics and the resolved config. The same command resumes the run."""
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Config:

@@ -74,7 +74,7 @@ class ScorerConfig(Section):
     """How it is trained."""
 
     output: Output
-    """Folder of the scorer, with its metrics and the resolved config."""
+    """Folder of the scorer, with its metrics and the resolved config. The same command resumes the run."""
 
     @model_validator(mode="after")
     def _data_serves(self) -> ScorerConfig:

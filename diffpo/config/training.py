@@ -68,7 +68,7 @@ class Optimisation(Section):
     """Gradients are scaled down to this norm. null: never."""
 
     seed: int = Field(0, ge=0, lt=2**63)
-    """Seed of all random numbers. The same seed, config and machine give the same weights."""
+    """Seed of noise, timesteps, order and initial weights."""
 
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Precision of the base model: float32 (no), bfloat16 or float16. What is trained is float32 in any case."""
@@ -92,10 +92,10 @@ class Train(Optimisation):
     """How the policy is trained."""
 
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass. It saves memory and costs about a third more time."""
+    """Compute activations again in the backward pass: less memory, more time."""
 
     compile: bool = False
-    """torch.compile of the network's repeated blocks. Worth it for long runs: the first updates take minutes."""
+    """torch.compile of the network's repeated blocks. The first update is slow, so it pays off in long runs."""
 
     checkpoint_keep: int = Field(2, gt=0)
     """Checkpoints to keep, the latest ones."""
