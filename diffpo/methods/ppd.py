@@ -9,8 +9,8 @@ PRESET = Preset(
     equation="-log sigma(r(x_chosen | caption, user) - r(x_rejected | caption, user)), the reference without the user",
     published={
         "Stable Cascade": (
-            "user embedding from a vision-language model that sees 4 of the user's pairs, injected by additional cross-attention; "
-            "beta not verified"
+            "user embedding from a vision-language model that sees 4 of the user's pairs, injected by additional "
+            "cross-attention; beta not verified"
         ),
     },
     results="76 % win rate over Stable Cascade for new users with four pairs each (abstract)",

@@ -19,7 +19,7 @@ class Outside:
     """The scorer that ``made_by`` makes, see `diffpo.scorers.Scorer`; ``number``: one of its numbers alone.
 
     Raises DiffpoError that names the class: it cannot be made, or it is no scorer; from ``score``: its answer is not
-    one number for each image. NaN is left to the caller, which knows the prompt.
+    one number for each image. The caller checks for NaN and names the prompt.
     """
 
     def __init__(self, spec: str, made_by: Callable[..., Any], source: str | None, device: str, number: str | None):

@@ -4,11 +4,11 @@
     POST /score  {"images": [PNG in base64, ...], "prompts": [text, ...]}  -> {"scores": {name: [number, ...], ...}}
 
 A number is null where a prompt does not ask for it. An error is {"error": one sentence} with its status. The client is
-client.py, the page docs/serve_scorer.md. This file asks for Python 3.8 and Pillow only, so that it can be
+client.py, the page docs/serve_scorer.md. This file needs Python 3.8 and Pillow only, so that it can be
 imported where the scorer's own packages live.
 
 One thread receives and answers all requests (`Client`, and the coroutines of `Server`), so a slow client costs a few
-kilobytes and nobody's time. Two threads decode complete requests and score them, one at a time (`Server.score`).
+kilobytes and no time of the others. Two threads decode complete requests and score them, one at a time (`Server.score`).
 """
 
 from __future__ import annotations
@@ -89,12 +89,12 @@ class Refused(Exception):
 
 
 class Client:
-    """A connection: one request and its answer. What a client pipelines behind it is not read.
+    """A connection: one request and its answer. A second request on it is not read.
 
     Attributes:
-        began, moved: when it came, and when it had last sent what it was asked for, by time.monotonic.
+        began, moved: when it connected, and when it last sent all that the server waited for, by time.monotonic.
         left: s in which the rest of the request must come.
-        dropped: it makes room for others.
+        dropped: closed by the server, because memory or connections are short.
         size: of the body, once it is known.
     """
 
@@ -117,7 +117,7 @@ class Client:
         if not line:
             raise ConnectionError
         if not (line.isalpha() or line in b"\r\n"):
-            raise Refused(400, "this is no HTTP request; the server knows http, not https")
+            raise Refused(400, "this is no HTTP request; the server speaks http, not https")
         size = 0
         while True:
             try:
@@ -145,7 +145,7 @@ class Client:
         self.method, self.path = found[1].decode(), found[2].decode()
         self.version = f"{found[3].decode()}.{found[4].decode()}"
         if found[3] != b"1":
-            raise Refused(505, "the server knows HTTP/1.1")
+            raise Refused(505, "the server speaks HTTP/1.1")
 
     def _header(self, line: bytes) -> None:
         name, colon, value = line.partition(b":")
@@ -220,7 +220,7 @@ class Server:
         self.hosts = {"localhost", "127.0.0.1", "[::1]", name.lower()}
 
         self.clients: set[Client] = set()
-        self.awaited: set[Client] = set()  # those who have to do something now
+        self.awaited: set[Client] = set()  # those that the server waits for
         self.work: queue.SimpleQueue = queue.SimpleQueue()
         self.loop: Any = None
         self.asked_to_stop, self.ended = False, threading.Event()
@@ -289,14 +289,17 @@ class Server:
             except Refused as refused:
                 status, content = refused.status, {"error": refused.sentence}
             except asyncio.CancelledError:
-                status, content = 503, {"error": "the server makes room; send the request again"}
+                status, content = (
+                    503,
+                    {"error": "the server had too little memory or too many connections; send the request again"},
+                )
             if status != 200:
                 place = (writer.get_extra_info("peername") or ["?"])[0]
                 print(f"{place}: {status} {content['error']}", file=sys.stderr, flush=True)
             client.answer(status, content)
             if not client.dropped:
                 await self._wait(client, client.close())
-        except (Refused, OSError, asyncio.CancelledError):  # it has hung up, or does not
+        except (Refused, OSError, asyncio.CancelledError):  # the client has hung up, or never will
             pass
         finally:
             self.clients.discard(client)
@@ -320,7 +323,7 @@ class Server:
         return await done
 
     async def _wait(self, client: Client, coroutine: Coroutine) -> None:
-        """Wait for the client, who may be dropped meanwhile. Raises Refused when its time is over."""
+        """Wait for the client, which may be dropped meanwhile. Raises Refused when its time is over."""
         client.moved = time.monotonic()
         self.awaited.add(client)
         try:
@@ -398,7 +401,7 @@ class Server:
                 answer = 200, self.score(body)
             except Refused as refused:
                 answer = refused.status, {"error": refused.sentence}
-            except Exception as error:  # what nobody foresaw; the server stays
+            except Exception as error:  # unforeseen; the server goes on
                 traceback.print_exc()
                 answer = 500, {"error": f"the server failed: {type(error).__name__}"}
             try:
@@ -416,7 +419,7 @@ class Server:
                 scores = self.scorer.score(images, prompts)
         except DiffpoError as error:
             raise Refused(422, str(error)) from None
-        except Exception as error:  # whatever a model raises; the server stays
+        except Exception as error:  # whatever a model raises; the server goes on
             traceback.print_exc()
             raise Refused(500, f"the scorer failed: {type(error).__name__}: {error}") from None
         return {"scores": {name: self.numbers(name, scores, prompts) for name in self.scorer.names}}

@@ -2,7 +2,7 @@
 
 `load` takes a folder written by `diffpo train-scorer` (a step-aware preference model over pictures, pixel.py, or
 one over latents, latent.py), or the number of an ordinary scorer such as ``shapes.total``, which then looks at the
-decoded x_0 estimate and knows nothing of the time.
+decoded x_0 estimate and does not depend on the time.
 """
 
 from __future__ import annotations
