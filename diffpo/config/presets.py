@@ -25,7 +25,7 @@ def find(name: str, check: Callable[[dict[str, Any]], list[str]]) -> methods.Pre
     are none of `objective:`.
     """
     if methods.is_file(name):
-        preset = _read(Path(name).expanduser())
+        preset = _read(name)
     elif ":" in name:
         kind = "a diffpo.methods.Preset"
         preset = load_attribute(name, "objective", kind, lambda value: isinstance(value, methods.Preset))
@@ -36,9 +36,12 @@ def find(name: str, check: Callable[[dict[str, Any]], list[str]]) -> methods.Pre
     return preset
 
 
-def _read(path: Path) -> methods.Preset:
+def _read(name: str) -> methods.Preset:
+    path = plain(name, 200)
     try:
-        found = parsed(read_text(path, LIMIT))
+        found = parsed(read_text(Path(name).expanduser(), LIMIT))
+    except RuntimeError as error:  # ~ of a user that there is not
+        raise DiffpoError(f"cannot read the preset {path}: {plain(error, 200)}") from None
     except OSError as error:
         raise DiffpoError(f"cannot read the preset {path}: {error.strerror}") from None
     except ValueError as error:

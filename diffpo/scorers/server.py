@@ -8,7 +8,8 @@ client.py, the page docs/serve_scorer.md. This file needs Python 3.8 and Pillow 
 imported where the scorer's own packages live.
 
 One thread receives and answers all requests (`Client`, and the coroutines of `Server`), so a slow client costs a few
-kilobytes and no time of the others. Two threads decode complete requests and score them, one at a time (`Server.score`).
+kilobytes and no time of the others. Two threads decode complete requests and score them, one at a time
+(`Server.score`).
 """
 
 from __future__ import annotations
@@ -289,10 +290,7 @@ class Server:
             except Refused as refused:
                 status, content = refused.status, {"error": refused.sentence}
             except asyncio.CancelledError:
-                status, content = (
-                    503,
-                    {"error": "the server had too little memory or too many connections; send the request again"},
-                )
+                status, content = 503, {"error": "too many requests at a time; send it again later"}
             if status != 200:
                 place = (writer.get_extra_info("peername") or ["?"])[0]
                 print(f"{place}: {status} {content['error']}", file=sys.stderr, flush=True)

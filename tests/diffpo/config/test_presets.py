@@ -3,6 +3,7 @@
 import sys
 
 import pytest
+from pydantic import ValidationError
 
 from diffpo import methods
 from diffpo.common.errors import DiffpoError
@@ -68,6 +69,14 @@ def test_a_bad_file_is_named_with_its_key_and_with_the_config(here, make_config,
     with pytest.raises(DiffpoError) as error:
         make_config(tiny_sd, "objective.name=mine.yaml")
     assert all(word in str(error.value) for word in ["recipe.yaml", "mine.yaml", *words]), error.value
+
+
+@pytest.mark.parametrize(
+    "name", ["~no_such_user/x.yaml", "a\0b.yaml", "\ud800.yaml", "x" * 300 + ".yaml", "..yaml", "."]
+)
+def test_odd_names_are_refused(name):
+    with pytest.raises(ValidationError):
+        settings(name)
 
 
 @pytest.mark.parametrize(
