@@ -82,7 +82,7 @@ class HttpScorer:
             if EMPTY + more > self.max_bytes:
                 raise DiffpoError(
                     f"an image of the prompt {prompt[:80]!r} makes a request of {EMPTY + more} bytes, and the scorer "
-                    f"at {self.url} takes {self.max_bytes}: start `diffpo serve-scorer SCORER` with a larger --max-bytes"
+                    f"at {self.url} takes {self.max_bytes}: start it there with a larger --max-bytes"
                 )
             if pictures and (len(pictures) == self.max_images or size + more > self.max_bytes):
                 yield pictures, texts
