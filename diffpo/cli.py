@@ -299,10 +299,10 @@ def serve_scorer(
 ) -> None:
     """Serve a scorer over HTTP; pass http://HOST:PORT as the scorer to eval or training."""
     from . import scorers
-    from .scorers.server import serve
+    from .scorers.server import Limits, serve
 
     loaded = scorers.load(scorer, device or scorers.default_device(scorer))
-    serve(loaded, host, port, max_images=max_images, max_bytes=max_bytes, max_pixels=max_pixels)
+    serve(loaded, host, port, Limits(max_images, max_bytes, max_pixels))
 
 
 @app.command()

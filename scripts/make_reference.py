@@ -17,7 +17,6 @@ import paper_index
 import typer
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from reference_meanings import MEANINGS
 
 from diffpo.cli import app
 from diffpo.config import Config
@@ -75,18 +74,15 @@ def pages() -> dict[str, str]:
 
 
 def config_page() -> str:
-    used: set[str] = set()
-    lines = [CONFIG_HEAD, *config_tables(Config, "", used), CONFIG_TAIL]
-    lines += config_tables(ScorerConfig, "", used, skip=("model", "data"), level="###")
-    if stray := sorted(set(MEANINGS) - used):
-        raise KeyError(f"remove from reference_meanings.py what the models describe or do not have: {', '.join(stray)}")
+    lines = [CONFIG_HEAD, *config_tables(Config, ""), CONFIG_TAIL]
+    lines += config_tables(ScorerConfig, "", skip=("model", "data"), level="###")
     return "\n".join(lines).rstrip() + "\n"
 
 
 def config_tables(
-    model: type[BaseModel], prefix: str, used: set[str], skip: tuple[str, ...] = (), level: str = "##", about: str = ""
+    model: type[BaseModel], prefix: str, skip: tuple[str, ...] = (), level: str = "##", about: str = ""
 ) -> Iterator[str]:
-    """A table of the plain keys of ``model``, then those of its sections; ``used`` collects the names looked up."""
+    """A table of the plain keys of ``model``, then those of its sections."""
     sections = {name: section(field) for name, field in model.model_fields.items() if section(field)}
     yield f"{level} `{prefix.rstrip('.')}`\n" if prefix else f"{level} Without a section\n"
     if about:
@@ -94,12 +90,12 @@ def config_tables(
     yield "| key | type | default | meaning |\n| --- | --- | --- | --- |"
     for name, field in model.model_fields.items():
         if name not in sections:
-            yield row(f"`{prefix}{name}`", kind(field), default(field), meaning(model, name, used))
+            yield row(f"`{prefix}{name}`", kind(field), default(field), meaning(model, name))
     yield ""
     for name, inner in sections.items():
-        text = meaning(model, name, used)
+        text = meaning(model, name)
         if name not in skip:
-            yield from config_tables(inner, f"{prefix}{name}.", used, level=level, about=text)
+            yield from config_tables(inner, f"{prefix}{name}.", level=level, about=text)
 
 
 def section(field: FieldInfo) -> type[BaseModel] | None:
@@ -107,16 +103,10 @@ def section(field: FieldInfo) -> type[BaseModel] | None:
     return next((one for one in options if isinstance(one, type) and issubclass(one, BaseModel)), None)
 
 
-def meaning(model: type[BaseModel], name: str, used: set[str]) -> str:
-    """The field's description: its own, or that of `reference_meanings` under the class that declares it."""
+def meaning(model: type[BaseModel], name: str) -> str:
     if description := model.model_fields[name].description:
         return linked(description)
-    owner = next(base for base in reversed(model.__mro__) if name in getattr(base, "model_fields", ()))
-    key = f"{owner.__name__}.{name}"
-    if key not in MEANINGS:
-        raise KeyError(f"the config key {key} has no description: give its field one in the model")
-    used.add(key)
-    return linked(MEANINGS[key])
+    raise KeyError(f"the config key {model.__name__}.{name} has no description: write one below its field")
 
 
 def linked(text: str) -> str:

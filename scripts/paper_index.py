@@ -12,7 +12,7 @@ from diffpo.config import ObjectiveSettings
 
 PAGE = Path(__file__).parents[1] / "docs" / "papers.md"
 
-# what a preset leaves to the user, because it names his own scorer
+# settings that a preset leaves to the user: which scorer judges
 YOURS = {
     "trajectory": {"rollout": {"scorers": ["pickscore"]}},
     "samples": {"rollout": {"scorers": ["pickscore"]}},
@@ -44,7 +44,7 @@ marks what could not be checked against the source.
 
 
 def settings(name: str) -> ObjectiveSettings:
-    """The preset, completed by what it leaves to the user."""
+    """The preset with values for what it leaves to the user."""
     yours = YOURS.get(methods.load(name).settings.get("source"), {})
     return ObjectiveSettings.model_validate({"name": name, **yours})
 
@@ -56,7 +56,7 @@ def group(found: ObjectiveSettings) -> str:
 
 
 def special(name: str) -> str:
-    """What the file's docstring says behind the method's name."""
+    """The docstring of the method's file, without the method's name."""
     text = importlib.import_module(f"diffpo.methods.{name}").__doc__.strip()
     first, colon, rest = text.partition(": ")
     return rest if colon and len(first) < 50 else text

@@ -50,10 +50,10 @@ def check_diffpo(arguments: list[str]) -> None:
     verb, given = parse(arguments)
     if verb in CONFIGS:
         load_config(ROOT / given["config"], given["overrides"] or [], CONFIGS[verb])
-    if "solver" in given:
+    if given.get("solver"):
         assert given["solver"] in samplers.SOLVERS, f"no such solver: {given['solver']}"
     for name in [*(given.get("scorers") or []), *([given["scorer"]] if "scorer" in given else [])]:
-        scorers.split_url(name) if scorers.is_url(name) else scorers.check_name(name)
+        scorers.parse(name)
 
 
 def parse(arguments: list[str]) -> tuple[str, dict]:

@@ -69,7 +69,7 @@ def running(server, *poll):
 
 @contextmanager
 def served(scorer, **limits):
-    with running(serve_scorer.Server(scorer, port=0, **limits)) as server:
+    with running(serve_scorer.Server(scorer, port=0, limits=serve_scorer.Limits(**limits))) as server:
         yield server
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from .. import links
+from .. import links, scorers
 from ..common.errors import DiffpoError
 from ..common.text import plain
 from ..config import Config, Data
@@ -17,7 +17,6 @@ from ..data.columns import NOUN, Kind
 from ..data.groups import Groups, scan
 from ..data.prompts import load_prompts
 from ..rollout.labels import read_labels
-from ..scorers.judge import check_scorer
 from ..scorers.step.base import is_folder, read_about
 from . import disk
 
@@ -118,7 +117,7 @@ def prompts(config: Config, say: Any, problems: list[str]) -> list[str]:
     judges = [*rollout.scorers, *([rollout.step_scorer] if rollout.step_scorer else [])]
     for spec in judges:
         try:
-            read_about(Path(spec).expanduser()) if is_folder(spec) else check_scorer(spec)
+            read_about(Path(spec).expanduser()) if is_folder(spec) else scorers.parse(spec)
         except DiffpoError as error:
             problems.append(str(error))
     say(f"judged by {', '.join(judges) or 'nobody: data against samples'}")

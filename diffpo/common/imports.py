@@ -10,11 +10,17 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from difflib import get_close_matches
 from typing import Any
 
 from .errors import DiffpoError
+from .names import nearest
 from .text import plain
+
+
+def search_working_directory() -> None:
+    """Let Python find modules in the working directory too, after all others: the installed command does not."""
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())
 
 
 def load_attribute(spec: str, key: str, kind: str, fits: Callable[[Any], bool]) -> Any:
@@ -35,8 +41,7 @@ def load_attribute(spec: str, key: str, kind: str, fits: Callable[[Any], bool]) 
     name, _, attribute = spec.rpartition(":" if ":" in spec else ".")
     if not (attribute.isidentifier() and all(part.isidentifier() for part in name.split("."))):
         raise DiffpoError(f"{given} cannot be imported: write package.module:attribute, the name of {kind}")
-    if not {"", os.getcwd()} & set(sys.path):
-        sys.path.append(os.getcwd())
+    search_working_directory()
     try:
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:  # a module that is imported may raise anything
@@ -46,10 +51,10 @@ def load_attribute(spec: str, key: str, kind: str, fits: Callable[[Any], bool]) 
         found = getattr(module, attribute)
     except AttributeError:
         known = [each for each, value in vars(module).items() if each[0] != "_" and fits(value)]
-        near = get_close_matches(attribute, known, 1)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        near = nearest(attribute, known)
+        advice = f"; did you mean {near}?" if near else ""
         place = plain(getattr(module, "__file__", None) or name, 200)
-        raise DiffpoError(f"{given} cannot be imported: {place} has no attribute {attribute!r}{hint}") from None
+        raise DiffpoError(f"{given} cannot be imported: {place} has no attribute {attribute!r}{advice}") from None
     except (Exception, SystemExit) as error:  # a module may load its parts on demand
         reason = plain(f"{type(error).__name__}: {error}", 300)
         raise DiffpoError(f"{given} cannot be imported: {reason}") from None

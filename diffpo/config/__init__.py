@@ -1,14 +1,16 @@
-"""What a run is asked to do: the settings, read from YAML and overrides, and which of them go together.
+"""The settings of a run: read from YAML and overrides, described key by key, and checked for what goes together.
 
 Imports `methods`, `links` and `common`; no torch, so that `diffpo check` can refuse a config at once.
 """
 
 from __future__ import annotations
 
+from .data import PLACES, Columns, Data
 from .objective import ForwardSettings, InversionSettings, ObjectiveSettings, ReferenceSettings, RolloutSettings
 from .section import Section
-from .settings import PLACES, Columns, Config, Data, Log, Lora, Model, Optimisation, Output, Train, load_config
+from .settings import Config, Log, Model, load_config, stored_identity
 from .step_scorer import ScorerConfig, ScorerTrain, StepScorerSettings
+from .training import Lora, Optimisation, Output, Train
 
 __all__ = [
     "PLACES",
@@ -31,4 +33,5 @@ __all__ = [
     "StepScorerSettings",
     "Train",
     "load_config",
+    "stored_identity",
 ]

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, model_validator
 
 from .. import links, methods
-from .section import Section
+from ..common.errors import DiffpoError
+from .presets import find
+from .reader import explain
+from .section import Section, may_import
 
 REWARDS = {"chosen", "rejected", "reward", "rewards"}  # what links call rewards
 OF_REFERENCE = {"chosen_reference_error", "rejected_reference_error", "chosen_drift", "rejected_drift"}
@@ -19,85 +22,188 @@ TRANSITIONS = ("trajectory", "pool")  # sources whose problems are steps of a sa
 class ForwardSettings(Section):
     """Noise added to the images of the data."""
 
-    shared_noise: bool = True  # one noise and one timestep for all members of a group
-    timesteps: list[int] | None = Field(None, min_length=1)  # draw from these, e.g. a distilled model's; null: all
+    shared_noise: bool = True
+    """All members of a pair or list get the same noise and the same timestep. false: each its own."""
+
+    timesteps: list[int] | None = Field(None, min_length=1)
+    """Timesteps to draw from, such as those of a distilled model. null: all."""
 
 
 class InversionSettings(Section):
-    """DDIM inversion by the reference onto levels of its own grid."""
+    """DDIM inversion of the images by the reference (source `inversion`), onto the levels of a grid of its own."""
 
-    steps: int = Field(10, gt=0)  # of the inversion: levels that t is drawn from
-    eta: float = Field(0.0, ge=0, le=1)  # noise added in each step, as a share of the step's own
-    average: bool = False  # ReNoise's: the prediction is averaged with the one at the point it leads to
-    # invert all images to all levels first and keep that in data.cache: worth it where a run sees its data often
+    steps: int = Field(10, gt=0)
+    """Steps of the inversion. The timestep is drawn from as many levels."""
+
+    eta: float = Field(0.0, ge=0, le=1)
+    """Noise added in each step, as a share of the step's own noise. 0: none."""
+
+    average: bool = False
+    """Average each prediction with the one at the point that it leads to, as ReNoise does. Doubles the model calls."""
+
     cache: bool = False
+    """Invert all images to all levels before training and keep the result in data.cache. An image takes
+    2 * steps * C * h * w bytes (SDXL at 1024 px, 10 steps: 1.3 MB). Worth it if a run sees each pair several times."""
 
 
 class RolloutSettings(Section):
-    """On-policy sampling: a round of ``prompts`` is sampled, judged and trained on for ``updates`` updates."""
+    """On-policy sampling (sources trajectory, pool, samples and self_play). A round samples images for `prompts`
+    prompts, judges them and trains on them for `updates` updates."""
 
-    prompts: int = Field(8, gt=0)  # of a round, over all processes
-    updates: int = Field(1, gt=0)  # optimiser steps on the samples of one round
-    steps: int = Field(20, gt=0)  # model calls for an image
-    eta: float = Field(1.0, ge=0, le=1)  # DDIM's noise; a transition without noise cannot be trained on
-    guidance: float = 5.0  # classifier-free guidance within the policy; 1: none
-    step: Literal["ddim", "renoise"] = "ddim"  # renoise: x_0 estimate, then fresh noise, as distilled models sample
-    sampler: Literal["policy", "reference"] = "policy"  # who samples; self_play: always the reference
-    samples: int = Field(2, gt=1)  # images for a prompt; all their pairs are compared
-    same_noise: bool = True  # the images of a prompt start from one noise
-    transitions: int | None = Field(None, gt=0)  # train on the first of a trajectory only; null: on all with noise
-    scorers: list[str] = []  # numbers that judge the images, e.g. shapes.total; several: Pareto dominance
-    labels: Path | None = None  # a file of human preferences (of `diffpo collect`) instead of scorers
-    step_scorer: str | None = None  # judges x_0 estimates: a folder of `diffpo train-scorer`, or a scorer's number
-    pool: int = Field(4, gt=1)  # candidates for the next state
-    threshold: float = Field(0.3, ge=0, lt=1)  # a pool's best and worst make a pair if p(best) - p(worst) is above it
-    start: int = Field(4, ge=0)  # the first step with a pool
+    prompts: int = Field(8, gt=0)
+    """Prompts of a round, over all processes."""
+
+    updates: int = Field(1, gt=0)
+    """Optimiser steps on the samples of a round."""
+
+    steps: int = Field(20, gt=0)
+    """Model calls for an image."""
+
+    eta: float = Field(1.0, ge=0, le=1)
+    """Noise in a DDIM step, as a share of the step's own noise. A transition without noise cannot be trained on."""
+
+    guidance: float = 5.0
+    """Scale of classifier-free guidance while sampling, which is part of the policy. 1: none."""
+
+    step: Literal["ddim", "renoise"] = "ddim"
+    """How a step is made. renoise: an x_0 estimate, then fresh noise, as distilled models sample."""
+
+    sampler: Literal["policy", "reference"] = "policy"
+    """Which model samples. Source self_play always samples with the reference."""
+
+    samples: int = Field(2, gt=1)
+    """Images for each prompt. All their pairs are compared."""
+
+    same_noise: bool = True
+    """The images of a prompt start from the same noise."""
+
+    transitions: int | None = Field(None, gt=0)
+    """Train on the first so many steps of a trajectory only. null: on all steps with noise."""
+
+    scorers: list[str] = Field(default_factory=list)
+    """Numbers that judge the images: shapes.total, pickscore=FOLDER, http://HOST:PORT/NUMBER or package.module:Class
+    (its module is imported). Of several, an image wins if it is nowhere worse and somewhere better."""
+
+    labels: Path | None = None
+    """A file of human preferences between trajectories of `diffpo collect`, instead of scorers. null: none."""
+
+    step_scorer: str | None = None
+    """Judges the candidates of source pool: a folder of `diffpo train-scorer`, or a scorer as in `scorers`. null: for
+    other sources."""
+
+    pool: int = Field(4, gt=1)
+    """Candidates for the next state (source pool)."""
+
+    threshold: float = Field(0.3, ge=0, lt=1)
+    """Best and worst candidate make a pair if p(best) - p(worst) is above this; p is the softmax of the scores."""
+
+    start: int = Field(4, ge=0)
+    """The first sampling step with a pool, counted from 0."""
 
 
 class ReferenceSettings(Section):
-    """What the policy is compared with, and how that follows it."""
+    """The model that the policy is compared with, and how it follows the policy."""
 
     policy: Literal["adapter_off", "ema", "sync", "accelerated", "fast_slow", "none"] = "adapter_off"
-    every: int = Field(1, gt=0)  # updates between two steps of the reference (ema, sync, accelerated, fast_slow)
-    decay: float = Field(0.99, ge=0, lt=1)  # ema: what stays of the reference; fast_slow: of the slow adapter
-    strength: float = Field(0.5, ge=0)  # accelerated: how far beyond the new iterate
+    """adapter_off: the model that training starts from. ema: a moving average of the policy. sync: a copy of it.
+    accelerated: a copy beyond the policy, where the policy then goes on. fast_slow: a copy that takes each step of the
+    policy at a part of its speed. none: no reference."""
+
+    every: int = Field(1, gt=0)
+    """Updates between two steps of a reference that moves."""
+
+    decay: float = Field(0.99, ge=0, lt=1)
+    """ema: the share of the reference that stays in each step. fast_slow: the copy moves by 1 - decay of the policy's
+    step."""
+
+    strength: float = Field(0.5, ge=0)
+    """accelerated: how far beyond the policy, as a multiple of its move since the last step of the reference."""
 
 
 class ObjectiveSettings(Section):
-    """A preset of diffpo/methods/, and what replaces its choices."""
+    """A preset, and the settings that replace its choices."""
 
     name: str
-    # the project's beta: r = beta/2 * (reference error - policy error), errors are means over the dimensions
+    """The preset: a method of docs/papers.md, a YAML file (from the working directory) or package.module:attribute
+    (its module is imported)."""
+
     beta: float = Field(gt=0)
+    """Strength of the implicit reward r = beta/2 (reference error - policy error), errors being means over the
+    dimensions. Larger keeps the policy nearer to the reference. Each preset has its own."""
+
     source: Literal["forward", "inversion", "trajectory", "pool", "samples", "self_play"] = "forward"
+    """Where training states come from. forward: noised images of the data; inversion: inverted images of the data;
+    trajectory, pool: steps of the sampler; samples: the policy's images, noised; self_play: the data's image against
+    the reference's."""
+
     error: Literal["squared", "perceptual"] = "squared"
-    link: str = "sigmoid"  # a function of diffpo/links
-    link_options: dict[str, float] = {}  # its keyword arguments
+    """squared: of the network's output. perceptual: of features of the base UNet's encoder."""
+
+    link: str = "sigmoid"
+    """The loss of a pair, an image or a list: a function of diffpo/links or package.module:function (its module is
+    imported)."""
+
+    link_options: dict[str, float] = Field(default_factory=dict)
+    """The link's keyword arguments, e.g. {smoothing: 0.1}."""
+
     link_weight: float = Field(1.0, gt=0)
-    sft: float = Field(0.0, ge=0)  # weight of the chosen (liked, best) images' own error, added to the link
-    divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "reverse_kl"  # f-divergence that rewards stand for
+    """Factor of the link's loss."""
+
+    sft: float = Field(0.0, ge=0)
+    """Weight of fine-tuning on the chosen (liked, best) images, added to the link. 0: none."""
+
+    divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "reverse_kl"
+    """The f-divergence between policy and reference that rewards stand for (f-DPO). reverse_kl is DPO's."""
+
     divergence_alpha: float = Field(0.5, gt=0, lt=1)
-    weighting: Literal["uniform", "min_snr", "measured"] = "uniform"  # of timesteps
-    clip: float | None = Field(None, gt=0, lt=1)  # of the likelihood ratio of a transition, to 1 - clip .. 1 + clip
-    winner_safeguard: float | None = Field(None, ge=0, le=1)  # Diffusion-SDPO's mu
-    users: bool = False  # the policy also sees whose preference it is (data.columns.user)
+    """Order of divergence alpha: near 0 as reverse_kl, near 1 as forward_kl."""
+
+    weighting: Literal["uniform", "min_snr", "measured"] = "uniform"
+    """Weights of timesteps. min_snr: min(SNR, 5). measured: inverse to the base model's error on the data, which is
+    measured before training."""
+
+    clip: float | None = Field(None, gt=0, lt=1)
+    """Keeps the likelihood ratio of a transition within 1 - clip and 1 + clip (sources trajectory and pool). null: no
+    bounds."""
+
+    winner_safeguard: float | None = Field(None, ge=0, le=1)
+    """Diffusion-SDPO's mu: scales the rejected image's gradient down where it would raise the chosen one's error. null:
+    off."""
+
+    users: bool = False
+    """The policy also sees the preferences of the pair's user, named in data.columns.user (docs/users.md)."""
+
     forward: ForwardSettings = ForwardSettings()
+    """Settings of source forward, and of samples and self_play, which noise their images in the same way."""
+
     inversion: InversionSettings = InversionSettings()
+    """Settings of source inversion."""
+
     rollout: RolloutSettings = RolloutSettings()
+    """Settings of the sources that sample: trajectory, pool, samples, self_play."""
+
     reference: ReferenceSettings = ReferenceSettings()
+    """The model that the policy is compared with."""
 
     @model_validator(mode="before")
     @classmethod
-    def _preset(cls, given: Any) -> Any:
+    def _preset(cls, given: Any, info: ValidationInfo) -> Any:
         if not isinstance(given, dict) or not isinstance(given.get("name"), str):
             return given
-        preset = dict(methods.load(given["name"]).settings)
+        if methods.is_outside(given["name"]) and not may_import(info):
+            return given
+        try:
+            preset = dict(find(given["name"], _faults).settings)
+        except DiffpoError as error:
+            raise ValueError(str(error)) from None
         if given.get("link", preset.get("link")) != preset.get("link"):
             preset.pop("link_options", None)  # they were the other link's
         return methods.merge(preset, given)
 
     @model_validator(mode="after")
-    def _makes_sense(self) -> ObjectiveSettings:
+    def _makes_sense(self, info: ValidationInfo) -> ObjectiveSettings:
+        if ":" in self.link and not may_import(info):
+            return self
         if reason := _problem(self):
             raise ValueError(reason)
         return self
@@ -105,6 +211,18 @@ class ObjectiveSettings(Section):
     @property
     def on_policy(self) -> bool:
         return self.source in ("trajectory", "pool", "samples", "self_play")
+
+
+def _faults(settings: dict[str, Any]) -> list[str]:
+    """What is wrong with the settings of a preset by themselves, a line each."""
+    if "name" in settings:
+        return ["name: a preset does not name another"]
+    try:
+        ObjectiveSettings.model_validate({"beta": 1.0, **settings})
+    except ValidationError as error:  # one fault at least: without a name, choices are not compared with each other
+        faults = error.errors(include_url=False, include_context=False)
+        return [explain(fault, ObjectiveSettings) for fault in faults if fault["loc"] != ("name",)]
+    return []
 
 
 # ---- which choices go together
@@ -118,7 +236,7 @@ def _problem(objective: ObjectiveSettings) -> str | None:
 def _link(objective: ObjectiveSettings) -> str | None:
     try:
         links.check(objective.link, objective.link_options)
-    except ValueError as error:
+    except DiffpoError as error:
         return str(error)
     return None
 

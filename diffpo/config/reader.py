@@ -21,8 +21,8 @@ SHOWN = 20  # faults that a message names
 
 
 class Loader(yaml.SafeLoader):
-    """Plain YAML lets the second of two equal keys win without a word, and lets a few aliases stand for more values
-    than there is memory; here both are errors."""
+    """Plain YAML keeps the second of two equal keys without a warning, and lets a few aliases stand for more values
+    than there is memory. Here both are errors."""
 
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
@@ -35,7 +35,7 @@ class Loader(yaml.SafeLoader):
             return super().construct_object(node, deep)
         except (yaml.YAMLError, RecursionError):
             raise
-        except Exception as error:  # what Python says of a 13th month, of `!!int` without digits, of endless digits
+        except Exception as error:  # Python's own, of a 13th month, of `!!int` without digits, of endless digits
             raise _refused(f"{type(error).__name__}: {error}", node) from None
 
 
@@ -77,9 +77,9 @@ def _refused(problem: str, node: yaml.Node) -> yaml.YAMLError:
 
 
 def parsed(text: str) -> Any:
-    """ValueError if it is no YAML, or more of it than a config has."""
+    """The values of a YAML text. ValueError if it is not valid YAML, or larger than settings are."""
     if len(text) > LIMIT:
-        raise ValueError(f"it has more than {LIMIT} characters, too many for settings")
+        raise ValueError(f"it has more than {LIMIT} characters, which is too many for settings")
     try:
         return yaml.load(text, Loader)
     except RecursionError:
@@ -89,6 +89,8 @@ def parsed(text: str) -> Any:
 
 
 def numbers(value: Any) -> Any:
+    """``value`` with texts such as "1e-8" as numbers, in lists and sections too. ValueError for anything but numbers,
+    text, lists and sections of these."""
     if isinstance(value, dict) and all(isinstance(name, str) for name in value):
         return {name: numbers(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -102,8 +104,9 @@ def numbers(value: Any) -> Any:
     raise ValueError(f"expected numbers and text, not {_shown(value)}")  # also nan, which equals nothing on resuming
 
 
-def read(path: str | Path, overrides: Sequence[str], kind: type[BaseModel]) -> Any:
-    """Read a YAML file, apply ``overrides`` such as ``train.lr=1e-5`` and validate it as ``kind``.
+def read(path: str | Path, overrides: Sequence[str], kind: type[BaseModel], imports: bool = True) -> Any:
+    """Read a YAML file, apply ``overrides`` such as ``train.lr=1e-5`` and validate it as ``kind``. ``imports``: see
+    `section.may_import`.
 
     Raises DiffpoError that names the file and the key: unreadable file, unknown key, wrong type.
     """
@@ -125,10 +128,10 @@ def read(path: str | Path, overrides: Sequence[str], kind: type[BaseModel]) -> A
     for override in overrides:
         _apply(settings, override, path)
     try:
-        return kind.model_validate(settings)
+        return kind.model_validate(settings, context={"imports": imports})
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False)
-        problems = [f"  {_explain(fault, kind)}" for fault in faults[:SHOWN]]
+        problems = [f"  {explain(fault, kind)}" for fault in faults[:SHOWN]]
         if len(faults) > SHOWN:
             problems.append(f"  and {len(faults) - SHOWN} more")
         raise DiffpoError("\n".join([f"{path}:", *problems])) from None
@@ -147,7 +150,7 @@ def _apply(settings: dict, override: str, path: Path) -> None:
         ) from None
     *sections, last = key.split(".")
     if len(sections) > DEPTH:
-        raise DiffpoError(f"cannot apply the override {_shown(override)}: there are no sections so deep")
+        raise DiffpoError(f"cannot apply the override {_shown(override)}: it names more than {DEPTH} sections")
     for section in sections:
         inner = settings.get(section)
         if not isinstance(inner, dict | None):
@@ -158,8 +161,8 @@ def _apply(settings: dict, override: str, path: Path) -> None:
     settings[last] = value
 
 
-def _explain(problem: dict, kind: type[BaseModel]) -> str:
-    """One line on one pydantic error: the key as the user writes it, what is wrong, what to write instead."""
+def explain(problem: dict, kind: type[BaseModel]) -> str:
+    """One line for one pydantic error: the key as the user writes it, what is wrong, what to write instead."""
     key = plain(".".join(plain(part, 80) for part in problem["loc"]), 200)
     if problem["type"] == "extra_forbidden":
         *parents, wrong = problem["loc"]
@@ -167,7 +170,7 @@ def _explain(problem: dict, kind: type[BaseModel]) -> str:
         near = nearest(str(wrong), known)
         last = {name.rsplit(".")[-1]: name for name in reversed(all_keys(kind))}
         elsewhere = nearest(str(wrong), last)
-        if near and str(wrong) not in last:  # a key that belongs into another section is nearer than any misspelling
+        if near and str(wrong) not in last:  # a key of another section comes before a misspelt one of this section
             hint = f"did you mean {'.'.join([*map(str, parents), near])}?"
         elif elsewhere:
             hint = f"did you mean {last[elsewhere]}?"

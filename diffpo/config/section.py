@@ -1,16 +1,18 @@
-"""What every section of a config shares: unknown keys are refused, and values are what YAML means by them."""
+"""The base of all sections of a config: unknown keys are refused, and values are checked as YAML writes them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, get_args
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 
 class Section(BaseModel):
-    # plain YAML reads `1e-4` as text: pydantic's lax mode turns it into the float that the field asks for
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # plain YAML reads `1e-4` as text: pydantic's lax mode turns it into the float of the field. The text below a field
+    # is its description.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -27,18 +29,28 @@ class Section(BaseModel):
                 raise ValueError(reason)
         return value
 
+    def to_yaml(self) -> str:
+        """The settings as YAML. The text of a whole config is a config file of its own."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def may_import(info: ValidationInfo) -> bool:
+    """Whether modules that the settings name may be imported: not if they come from a file that somebody else may have
+    written, see `settings.stored_identity`."""
+    return (info.context or {}).get("imports", True)
+
 
 def _no_name(text: str) -> str | None:
-    """Why ``text`` can name nothing: all text of a config names something, mostly files."""
+    """Why ``text`` cannot be a name, as all text of a config is, mostly of files; None if it can."""
     try:
         too_long = any(len(part) > 255 for part in text.encode().split(b"/"))
         if too_long or len(text) > 4000:
-            return "longer than any file's name"
+            return "longer than a file's name can be"
         Path(text).expanduser()
     except UnicodeEncodeError:
         return "holds half a character (a lone surrogate)"
     except RuntimeError:
         if text.partition("/")[0] == "~":
             return "the home folder is not known: set HOME, or write the whole path"
-        return f"there is no user {text.partition('/')[0][1:]} here whose folder ~ could mean"
+        return f"there is no user {text.partition('/')[0][1:]} on this machine, so ~ has no folder"
     return "holds the character NUL" if "\0" in text else None

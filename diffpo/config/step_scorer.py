@@ -1,65 +1,92 @@
-"""The settings of `diffpo train-scorer`: model and data as for `diffpo train`, which scorer, how it is trained."""
+"""The settings of `diffpo train-scorer`: model and data as for `diffpo train`, the kind of scorer and its training."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-import yaml
 from pydantic import Field, model_validator
 
+from .data import PLACES, Data
 from .section import Section
-from .settings import PLACES, Data, Model, Optimisation, Output
+from .settings import Model
+from .training import Optimisation, Output
 
 
 class StepScorerSettings(Section):
+    """A scorer of states during sampling (step-aware)."""
+
     kind: Literal["pixel", "latent"]
-    clip: str | None = None  # pixel: a CLIPModel with tokenizer and image processor to start from, a folder or hub id
-    processor: str | None = None  # its tokenizer and image processor, where they are elsewhere (PickScore_v1's are)
-    time_aware: bool = True  # false: the same network, told t = 0 whatever the time is
-    times: Literal["all", "clean"] = "all"  # clean: trained at t = 0 on finished pictures alone
-    guidance: float = Field(1.0, ge=1)  # pixel: classifier-free guidance of the one model call that gives x_0
-    compare: list[str] = Field(default_factory=list)  # scorers to compare with in the end: folders, or shapes.total
+    """pixel: a CLIP that sees the decoded x_0 estimate. latent: a head on features of the diffusion network."""
+
+    clip: str | None = None
+    """pixel: the CLIPModel to start from, with tokenizer and image processor: a folder or hub id. latent: null."""
+
+    processor: str | None = None
+    """pixel: folder or hub id of tokenizer and image processor, where the CLIP's own has none (PickScore_v1). null: the
+    CLIP's."""
+
+    time_aware: bool = True
+    """false: the scorer gets t = 0 at all times, for comparison. Only for kind pixel."""
+
+    times: Literal["all", "clean"] = "all"
+    """all: trained at all timesteps. clean: at t = 0 only, on finished images."""
+
+    guidance: float = Field(1.0, ge=1)
+    """pixel: scale of classifier-free guidance of the model call that estimates x_0. 1: none."""
+
+    compare: list[str] = Field(default_factory=list)
+    """Scorers to compare with when training ends: folders of `diffpo train-scorer`, or names such as shapes.total."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> StepScorerSettings:
         if (self.kind == "pixel") != (self.clip is not None):
-            raise ValueError("kind pixel needs scorer.clip, the CLIP to start from, and kind latent has none")
+            raise ValueError("scorer.clip is the CLIP that kind pixel starts from; kind latent has none")
         if self.kind == "latent" and self.guidance != 1:
-            raise ValueError("guidance is of the x_0 estimate, which a latent scorer does not look at")
+            raise ValueError("scorer.guidance is for kind pixel, which estimates x_0: set it to 1")
         if self.kind == "latent" and not self.time_aware:
-            raise ValueError("a latent scorer's features know the time: time_aware=false is for kind pixel")
+            raise ValueError("scorer.time_aware=false is for kind pixel: a latent scorer depends on the time")
         return self
 
 
 class ScorerTrain(Optimisation):
+    """How the scorer is trained."""
+
     eval_pairs: int = Field(1024, gt=0)
-    eval_draws: int = Field(1, gt=0)  # of noise, for each pair and part of the times
+    """Pairs of data.validation to measure on when training ends."""
+
+    eval_draws: int = Field(1, gt=0)
+    """Draws of noise for each pair and each range of timesteps."""
 
 
 class ScorerConfig(Section):
+    """The settings of `diffpo train-scorer`."""
+
     model: Model
+    """The diffusion model whose states are scored."""
+
     data: Data
+    """Pairs to train on, and others to measure on."""
+
     scorer: StepScorerSettings
+    """The kind of scorer."""
+
     train: ScorerTrain
+    """How it is trained."""
+
     output: Output
+    """Folder of the scorer, with its metrics and the resolved config. The same command resumes the run."""
 
     @model_validator(mode="after")
     def _data_serves(self) -> ScorerConfig:
         if self.data.train is None or self.data.validation is None:
-            raise ValueError("a scorer needs data.train and data.validation: pairs to learn from, and others")
+            raise ValueError("a scorer needs data.train and data.validation: pairs to train on and to measure on")
         if self.model.base_weights != "full":
-            raise ValueError("a scorer reads the network as it is: set model.base_weights to full")
+            raise ValueError("a scorer needs the network's full weights: set model.base_weights to full")
         if self.data.buckets:
-            raise ValueError("a scorer is trained on pictures of one size: set data.buckets to false")
+            raise ValueError("a scorer is trained on images of one size: set data.buckets to false")
         if self.data.caption_dropout:
-            raise ValueError("data.caption_dropout would hide from the scorer what it should judge by: set it to 0")
-        if self.train.warmup > self.train.steps:
-            raise ValueError(f"train.warmup ({self.train.warmup}) is longer than train.steps ({self.train.steps})")
+            raise ValueError("a scorer judges by the caption: set data.caption_dropout to 0")
         return self
-
-    def to_yaml(self) -> str:
-        """The resolved settings; the text is a config file of its own."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     def identity(self) -> dict:
         """The settings that decide what is computed: a run is only resumed with equal ones. Data may lie elsewhere:

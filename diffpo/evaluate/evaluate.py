@@ -217,7 +217,7 @@ def _check_train_scorer(train_scorer: str | None, names: list[str]) -> None:
     """The training scorer need not be among the scorers, but a misspelt name is an error."""
     if train_scorer is None or train_scorer in names:
         return
-    name = scorers.check_name(train_scorer.partition(".")[0])[0]
+    name = scorers.parse(train_scorer).name
     if parts := [known for known in names if known.partition(".")[0] == name]:
         raise DiffpoError(f"unknown training scorer {train_scorer!r}: {hint(train_scorer, parts)}")
 

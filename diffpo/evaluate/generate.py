@@ -22,6 +22,7 @@ from .. import models
 from ..common import lock
 from ..common.errors import DiffpoError
 from ..common.files import writing
+from ..common.imports import search_working_directory
 from ..common.text import plain
 from ..common.threads import Threads
 from ..data.prompts import load_prompts
@@ -161,6 +162,8 @@ def load(generation: Generation) -> Any:
 
     pipe = models.load_pipeline(_base(generation), generation.dtype, generation.device)
     options = {"solver": generation.solver, "guidance": generation.guidance}
+    if ":" in (generation.solver or ""):
+        search_working_directory()
     try:
         pipe.scheduler = samplers.SolverScheduler.from_config(pipe.scheduler.config, **options)
     except ValueError as error:

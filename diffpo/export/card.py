@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from .. import methods
 from ..common import tables
 from ..common.errors import DiffpoError
 from ..common.files import write_atomic
@@ -45,7 +46,7 @@ def write_card(config: Config, about: dict[str, Any], size: str, output: Path) -
     Training numbers are means over the last 50 updates in metrics.jsonl.
     """
     table = training_table(output)
-    base, method = base_name(config.model.path), config.objective.name
+    base, method = base_name(config.model.path), methods.label(config.objective.name)
     if config.lora is None:
         network = full.WholeNetwork.find(output)
         kind, title = json.loads((network / "config.json").read_text())["_class_name"], TITLE["full"]

@@ -1,28 +1,39 @@
 """Links: what the errors and rewards of a pair, an image or a list cost. Pure functions of tensors, one loss per group.
 
-A link's positional parameters name the quantities it needs, its keyword-only ones are options (`link_options` of the
-config). The quantities, from reward.py:
+A link's positional parameters name the quantities that it needs. Its keyword-only parameters are its options
+(`link_options` of the config), with the values that are allowed: ``flip: Annotated[float, Range(0, 0.5)] = 0.1``.
+The quantities (objective/reward.py computes them):
 
     pairs    chosen, rejected: rewards (n,); preference: P(chosen is better) (n,); gap: score of the chosen image minus
              the rejected one's (n,); chosen_error, chosen_reference_error, chosen_drift and the same of the rejected
     singles  reward, liked, error, reference_error, drift (n,); baseline: mean reward of the previous update, a scalar
     lists    rewards, scores (k, n), best first
 
-Everything here but calling a link works without torch, so that a config is checked in no time.
+A link of your own is named `package.module:function`. Reading a config that names one imports that module. Everything
+here but calling a link works without torch, so a config is checked quickly.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Literal
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Literal, get_type_hints
 
+from ..common.errors import DiffpoError
+from ..common.imports import load_attribute
 from ..common.names import hint
+from ..common.text import plain
 from . import free, lists, pairwise, single, ties
+from .ranges import Range
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+__all__ = ["LINKS", "QUANTITIES", "Range", "check", "get", "kind", "losses", "names", "needs", "options"]
 
 LINKS: dict[str, Callable[..., Tensor]] = {
     name: function
@@ -31,70 +42,71 @@ LINKS: dict[str, Callable[..., Tensor]] = {
     if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_")
 }
 
-# what options of that name may be: from, to (not reached), and whether the first is
-RANGES = {
-    "smoothing": (0.0, 0.5, True),
-    "flip": (0.0, 0.5, True),
-    "epsilon": (0.0, 0.5, False),
-    "threshold": (0.0, 100.0, False),
-    "nu": (0.0, float("inf"), False),
-    "temperature": (0.0, float("inf"), False),
-    "kappa": (0.0, float("inf"), False),
-    "scale": (0.0, float("inf"), False),
-    "alpha": (0.0, float("inf"), False),
-    "mix": (0.0, float("inf"), False),
-    "margin": (0.0, float("inf"), True),
-    "weight": (0.0, float("inf"), True),
-    "desirable_weight": (0.0, float("inf"), True),
-    "undesirable_weight": (0.0, float("inf"), True),
+Kind = Literal["pair", "single", "list"]
+_SIDE = ("{}", "{}_error", "{}_reference_error", "{}_drift")
+QUANTITIES: dict[Kind, tuple[str, ...]] = {
+    "pair": (*(each.format(side) for side in ("chosen", "rejected") for each in _SIDE), "preference", "gap"),
+    "single": ("reward", "liked", "error", "reference_error", "drift", "baseline"),
+    "list": ("rewards", "scores"),
 }
 
 
+@dataclass(frozen=True)
+class Link:
+    """A link as its signature describes it.
+
+    Attributes:
+        kind: what it compares.
+        needs: the quantities that it takes, in order.
+        options: the names of its options and their defaults (`inspect.Parameter.empty` if it has none).
+        ranges: the allowed values of the options that declare them.
+    """
+
+    function: Callable[..., Tensor]
+    kind: Kind
+    needs: tuple[str, ...]
+    options: Mapping[str, float]
+    ranges: Mapping[str, Range]
+
+
 def names() -> list[str]:
-    """All links."""
+    """All links of this package."""
     return sorted(LINKS)
 
 
 def get(name: str) -> Callable[..., Tensor]:
-    """The link ``name``; ValueError with the nearest name if there is none."""
-    if name not in LINKS:
-        raise ValueError(f"unknown link {name!r}: {hint(name, names())}")
-    return LINKS[name]
+    """The function of the link ``name``; DiffpoError with the nearest name if there is none."""
+    return _link(name).function
 
 
-@cache
 def needs(name: str) -> tuple[str, ...]:
     """The quantities that the link takes, in order."""
-    parameters = inspect.signature(get(name)).parameters.values()
-    return tuple(each.name for each in parameters if each.kind is not each.KEYWORD_ONLY)
+    return _link(name).needs
 
 
 def options(name: str) -> dict[str, float]:
     """The link's options and their defaults."""
-    parameters = inspect.signature(get(name)).parameters.values()
-    return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
+    return dict(_link(name).options)
 
 
-def kind(name: str) -> Literal["pair", "single", "list"]:
-    """What the link compares, as its quantities tell."""
-    if "rewards" in needs(name):
-        return "list"
-    return "pair" if any(each.startswith("chosen") for each in needs(name)) else "single"
+def kind(name: str) -> Kind:
+    """What the link compares, by the quantities that it takes."""
+    return _link(name).kind
 
 
 def check(name: str, given: Mapping[str, float]) -> None:
-    """ValueError that names the link if there is none of that name, or its option that is unknown or out of range."""
-    known = options(name)
+    """DiffpoError that names the link if it does not exist, or an option that is unknown, missing or out of range."""
+    link = _link(name)
     for option, value in given.items():
-        if option not in known:
-            raise ValueError(f"the link {name} has no option {option!r}: {hint(option, known)}")
-        low, high, closed = RANGES[option]
-        if name == "dspo":
-            high = 1.0  # there the gradient turns against the chosen image
-        if not (low < value < high or (closed and value == low)):
-            bounds = f"{'from' if closed else 'above'} {low:g}"
-            bounds += "" if high == float("inf") else f" and below {high:g}"
-            raise ValueError(f"the option {option} of the link {name} must be {bounds}, not {value:g}")
+        if option not in link.options:
+            raise DiffpoError(f"the link {name} has no option {option!r}: {hint(option, link.options)}")
+        if not math.isfinite(value):
+            raise DiffpoError(f"the option {option} of the link {name} must be a finite number, not {value:g}")
+        if option in link.ranges and value not in link.ranges[option]:
+            raise DiffpoError(f"the option {option} of the link {name} must be {link.ranges[option]}, not {value:g}")
+    for option, default in link.options.items():
+        if default is inspect.Parameter.empty and option not in given:
+            raise DiffpoError(f"the link {name} needs the option {option}: set link_options={{{option}: NUMBER}}")
 
 
 def losses(name: str, given: Mapping[str, float], quantities: Mapping[str, Tensor | None]) -> Tensor:
@@ -107,22 +119,69 @@ def losses(name: str, given: Mapping[str, float], quantities: Mapping[str, Tenso
     A pair link that does not take ``preference`` itself gets its expectation under the label; for that the quantities
     of both images must be there.
 
-    Raises ValueError that names the unknown link, the option that is unknown or out of range, or what is missing.
+    Raises DiffpoError that names the link: it is unknown, an option is unknown or out of range, a quantity is missing,
+    or it returns anything but one loss per group.
     """
     check(name, given)
-    wanted = needs(name)
-    label_is_open = kind(name) == "pair" and "preference" not in wanted
-    swapped = tuple(map(_swapped, wanted)) if label_is_open else ()
-    required = {*wanted, *swapped} | ({"preference"} if label_is_open else set())
+    link = _link(name)
+    label_is_open = link.kind == "pair" and "preference" not in link.needs
+    swapped = tuple(map(_swapped, link.needs)) if label_is_open else ()
+    required = {*link.needs, *swapped} | ({"preference"} if label_is_open else set())
     if missing := sorted(each for each in required if quantities.get(each) is None):
-        raise ValueError(f"the link {name} needs {', '.join(missing)}, which the data or the objective does not give")
-    link = get(name)
-    loss = link(*(quantities[each] for each in wanted), **given)
+        raise DiffpoError(f"the link {name} needs {', '.join(missing)}, which the data or the objective does not give")
+    loss = link.function(*(quantities[each] for each in link.needs), **given)
+    expected = next(quantities[each] for each in link.needs if each != "baseline").shape[-1:]
+    if getattr(loss, "shape", None) != expected:
+        found = f"shape {tuple(loss.shape)}" if hasattr(loss, "shape") else type(loss).__name__
+        raise DiffpoError(f"the link {name} returned {found}, not one loss for each group, shape {tuple(expected)}")
     if not label_is_open:
         return loss
     values = (-quantities[each] if each == "gap" else quantities[each] for each in swapped)
     preference = quantities["preference"]
-    return preference * loss + (1 - preference) * link(*values, **given)
+    return preference * loss + (1 - preference) * link.function(*values, **given)
+
+
+@cache
+def _link(name: str) -> Link:
+    if ":" in name:
+        return _described(name, load_attribute(name, "link", "a function of tensors, see diffpo/links", callable))
+    if name not in LINKS:
+        raise DiffpoError(f"unknown link {name!r}: {hint(name, names())}")
+    return _described(name, LINKS[name])
+
+
+def _described(name: str, function: Callable[..., Tensor]) -> Link:
+    """DiffpoError if the signature names anything but quantities of one kind and options."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise DiffpoError(f"the link {name} has no signature to read: {plain(error, 200)}") from None
+    needed = tuple(each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD))
+    every = [quantity for group in QUANTITIES.values() for quantity in group]
+    for each in parameters:
+        if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) or (each.name in needed and each.name not in every):
+            raise DiffpoError(
+                f"the link {name} takes {each.name!r}, which is no quantity ({hint(each.name, every)}); options stand "
+                f"behind a * in its signature"
+            )
+    kinds = [kind for kind, group in QUANTITIES.items() if set(needed) <= {*group}]
+    if not kinds or not {*needed} - {"baseline"}:
+        groups = "; ".join(f"{kind}: {', '.join(group)}" for kind, group in QUANTITIES.items())
+        raise DiffpoError(f"the link {name} must take quantities of one kind ({groups}), not {', '.join(needed)}")
+    known = {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
+    return Link(function, kinds[0], needed, known, _ranges(name, function, list(known)))
+
+
+def _ranges(name: str, function: Callable[..., Tensor], known: list[str]) -> dict[str, Range]:
+    """The ranges of the options, from their annotations. Those of the tensors need not be readable without torch."""
+    written = getattr(function, "__annotations__", {})
+    options = SimpleNamespace(__annotations__={option: written[option] for option in known if option in written})
+    try:
+        hints = get_type_hints(options, getattr(function, "__globals__", {}), include_extras=True)
+    except Exception as error:  # whatever an annotation runs into
+        raise DiffpoError(f"the options of the link {name} have annotations that cannot be read: {error}") from None
+    declared = {option: getattr(hint, "__metadata__", ()) for option, hint in hints.items()}
+    return {option: each for option, found in declared.items() for each in found if isinstance(each, Range)}
 
 
 def _swapped(quantity: str) -> str:

@@ -9,13 +9,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .numerics import bernoulli_ratio, log_complement, log_odds, log_sigmoid
+from .ranges import FromZero, Positive
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 def mapo(
-    chosen_error: Tensor, rejected_error: Tensor, *, kappa: float = 0.5, scale: float = 1000.0, weight: float = 0.1
+    chosen_error: Tensor,
+    rejected_error: Tensor,
+    *,
+    kappa: Positive = 0.5,
+    scale: Positive = 1000.0,
+    weight: FromZero = 0.1,
 ) -> Tensor:
     """l_w - weight log sigma(scale (s(l_w) - s(l_r))), s(l) = kappa l/(e^(kappa l) - 1); in (0, inf).
 
@@ -26,7 +32,7 @@ def mapo(
     return chosen_error - weight * log_sigmoid(u)
 
 
-def orpo(chosen_error: Tensor, rejected_error: Tensor, *, weight: float = 0.1) -> Tensor:
+def orpo(chosen_error: Tensor, rejected_error: Tensor, *, weight: FromZero = 0.1) -> Tensor:
     """l_w - weight log sigma(log odds(l_w) - log odds(l_r)), odds of p = e^-l; in (0, inf).
 
     ORPO (Hong et al. 2024, arXiv 2403.07691, eq. 6-7). The odds fall as the error rises; diffusers' script has the sign
@@ -35,7 +41,7 @@ def orpo(chosen_error: Tensor, rejected_error: Tensor, *, weight: float = 0.1) -
     return chosen_error - weight * log_sigmoid(log_odds(chosen_error) - log_odds(rejected_error))
 
 
-def asft(chosen_error: Tensor, rejected_error: Tensor, *, weight: float = 1.0) -> Tensor:
+def asft(chosen_error: Tensor, rejected_error: Tensor, *, weight: FromZero = 1.0) -> Tensor:
     """l_w + weight (-log sigma(log odds(l_w)) - log sigma(-log odds(l_r))), in (0, inf).
 
     ASFT (Wang et al. 2024, arXiv 2409.10571). As sigma(log odds) is p itself, that is

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def plackett_luce(rewards: Tensor) -> Tensor:
     """-sum_i log softmax(r_i, ..., r_k)_i, the likelihood of the ranking; in [0, inf).
 
-    The best image is drawn by softmax of the rewards, then the best of the rest, ... (Rafailov et al. 2023, arXiv
+    The best image is drawn by softmax of the rewards, then the best of the rest, and so on (Rafailov et al. 2023, arXiv
     2305.18290, appendix A.3). k = 2 is `sigmoid`. Images of equal score count in the order in which they come.
     """
     return sum(rewards[i:].logsumexp(0) - rewards[i] for i in range(len(rewards) - 1))

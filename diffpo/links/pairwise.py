@@ -7,9 +7,10 @@ right; `links.losses` takes its expectation under the label, p f(chosen, rejecte
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from .numerics import log_sigmoid
+from .ranges import BelowHalf, FromZero, Positive, Range
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +22,7 @@ def _smooth(preference: Tensor, flipped: float) -> Tensor:
 
 
 def sigmoid(
-    chosen: Tensor, rejected: Tensor, preference: Tensor, *, smoothing: float = 0.0, margin: float = 0.0
+    chosen: Tensor, rejected: Tensor, preference: Tensor, *, smoothing: BelowHalf = 0.0, margin: FromZero = 0.0
 ) -> Tensor:
     """-p log sigma(u - margin) - (1 - p) log sigma(-u - margin), the label's Bradley-Terry likelihood; in [0, inf).
 
@@ -33,7 +34,7 @@ def sigmoid(
     return -p * log_sigmoid(u - margin) - (1 - p) * log_sigmoid(-u - margin)
 
 
-def robust(chosen: Tensor, rejected: Tensor, *, flip: float = 0.1) -> Tensor:
+def robust(chosen: Tensor, rejected: Tensor, *, flip: BelowHalf = 0.1) -> Tensor:
     """[-(1 - flip) log sigma(u) + flip log sigma(-u)]/(1 - 2 flip); unbounded below.
 
     rDPO (Chowdhury et al. 2024, arXiv 2403.00409): unbiased for DPO's loss on clean labels when a share ``flip`` < 1/2
@@ -70,7 +71,9 @@ def squared_sigmoid(chosen: Tensor, rejected: Tensor) -> Tensor:
     return (rejected - chosen).sigmoid().square()
 
 
-def exo(chosen: Tensor, rejected: Tensor, preference: Tensor, *, epsilon: float = 0.01) -> Tensor:
+def exo(
+    chosen: Tensor, rejected: Tensor, preference: Tensor, *, epsilon: Annotated[float, Range(0, 0.5)] = 0.01
+) -> Tensor:
     """KL(Bernoulli(sigma(u)) || Bernoulli(q)), q = p (1 - epsilon) + (1 - p) epsilon; in [0, -log epsilon).
 
     The *reverse* KL of sigmoid's cross-entropy: EXO (Ji et al. 2024, arXiv 2402.00856) of pairs, which is also DMPO
@@ -114,7 +117,7 @@ def sppo(chosen: Tensor, rejected: Tensor) -> Tensor:
     return (chosen - 0.5).square() + (rejected + 0.5).square()
 
 
-def dpop(chosen: Tensor, rejected: Tensor, *, weight: float = 5.0) -> Tensor:
+def dpop(chosen: Tensor, rejected: Tensor, *, weight: FromZero = 5.0) -> Tensor:
     """-log sigma(u - weight max(0, -r_w)), in (0, inf).
 
     DPO-Positive (Pal et al. 2024, arXiv 2402.13228, eq. 3), weight is its lambda: a margin won by spoiling the chosen
@@ -123,7 +126,7 @@ def dpop(chosen: Tensor, rejected: Tensor, *, weight: float = 5.0) -> Tensor:
     return -log_sigmoid(chosen - rejected - weight * (-chosen).relu())
 
 
-def margin(chosen: Tensor, rejected: Tensor, gap: Tensor, *, scale: float = 1.0) -> Tensor:
+def margin(chosen: Tensor, rejected: Tensor, gap: Tensor, *, scale: Positive = 1.0) -> Tensor:
     """-log sigma(u - scale gap), in (0, inf); ``gap`` is the score of the chosen image minus the rejected one's.
 
     DPO with an offset (ODPO, Amini et al. 2024, arXiv 2402.10571); its offset is any increasing function of the
@@ -132,7 +135,7 @@ def margin(chosen: Tensor, rejected: Tensor, gap: Tensor, *, scale: float = 1.0)
     return -log_sigmoid(chosen - rejected - scale * gap)
 
 
-def capo(chosen: Tensor, rejected: Tensor, gap: Tensor, *, scale: float = 1.0) -> Tensor:
+def capo(chosen: Tensor, rejected: Tensor, gap: Tensor, *, scale: Positive = 1.0) -> Tensor:
     """(u - scale gap)^2, in [0, inf).
 
     CaPO (Lee et al. 2025, arXiv 2502.02588): the implicit rewards regress onto calibrated scores, which are expected
@@ -141,7 +144,9 @@ def capo(chosen: Tensor, rejected: Tensor, gap: Tensor, *, scale: float = 1.0) -
     return (chosen - rejected - scale * gap).square()
 
 
-def smpo(chosen: Tensor, rejected: Tensor, gap: Tensor, *, temperature: float = 1.0, scale: float = 10.0) -> Tensor:
+def smpo(
+    chosen: Tensor, rejected: Tensor, gap: Tensor, *, temperature: Positive = 1.0, scale: Positive = 10.0
+) -> Tensor:
     """-log sigma(scale (2q - 1) u) with q = sigma(gap/temperature), in (0, inf).
 
     SmPO (Lu et al. 2025, arXiv 2506.02698, eq. 9, scale is its gamma): pairs of nearly equal score weigh little and
@@ -159,7 +164,7 @@ def dspo(
     chosen_reference_error: Tensor,
     chosen_drift: Tensor,
     *,
-    weight: float = 0.001,
+    weight: Annotated[float, Range(0, 1, closed=True)] = 0.001,
 ) -> Tensor:
     """mean ((pred - y) - c (pred - ref))^2 of the chosen image, c = weight (1 - sigma(u)); in [0, inf).
 

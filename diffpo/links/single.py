@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .numerics import log_sigmoid
+from .ranges import FromZero, Positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,8 +20,8 @@ def kto(
     liked: Tensor,
     baseline: Tensor,
     *,
-    desirable_weight: float = 1.0,
-    undesirable_weight: float = 1.0,
+    desirable_weight: FromZero = 1.0,
+    undesirable_weight: FromZero = 1.0,
 ) -> Tensor:
     """weight (1 - sigma(r - z)) if liked, weight (1 - sigma(z - r)) if not, z = max(baseline, 0); in (0, weight).
 
@@ -42,7 +43,7 @@ def bco(reward: Tensor, liked: Tensor, baseline: Tensor) -> Tensor:
     return -liked * log_sigmoid(gain) - (1 - liked) * log_sigmoid(-gain)
 
 
-def ddo(reward: Tensor, liked: Tensor, *, alpha: float = 1.0) -> Tensor:
+def ddo(reward: Tensor, liked: Tensor, *, alpha: Positive = 1.0) -> Tensor:
     """-log sigma(r) of images of the data (liked = 1), -alpha log sigma(-r) of samples of the reference (0); (0, inf).
 
     DDO (Zheng et al. 2025, arXiv 2503.01103): the likelihood ratio to the reference is the discriminator of a GAN. The
@@ -51,7 +52,7 @@ def ddo(reward: Tensor, liked: Tensor, *, alpha: float = 1.0) -> Tensor:
     return -liked * log_sigmoid(reward) - alpha * (1 - liked) * log_sigmoid(-reward)
 
 
-def nft(error: Tensor, reference_error: Tensor, drift: Tensor, liked: Tensor, *, mix: float = 1.0) -> Tensor:
+def nft(error: Tensor, reference_error: Tensor, drift: Tensor, liked: Tensor, *, mix: Positive = 1.0) -> Tensor:
     """[liked ||v+ - y||^2 + (1 - liked) ||v- - y||^2]/mix, v+- = v_old +- mix (v - v_old); in [0, inf).
 
     DiffusionNFT (Zheng et al. 2025, arXiv 2509.16117), mix is its beta: a liked image is regressed by the policy, a

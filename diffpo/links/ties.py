@@ -7,9 +7,10 @@ half a win and half a tie. Rewards and p are (n,), and u = chosen - rejected. Se
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from .numerics import log_sigmoid
+from .ranges import Positive, Range
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +23,11 @@ def _likelihood(preference: Tensor, win: Tensor, tie: Tensor, loss: Tensor) -> T
 
 
 def rao_kupper(
-    chosen: Tensor, rejected: Tensor, preference: Tensor, *, threshold: float = 1.0986122886681098
+    chosen: Tensor,
+    rejected: Tensor,
+    preference: Tensor,
+    *,
+    threshold: Annotated[float, Range(0, 100)] = 1.0986122886681098,
 ) -> Tensor:
     """-log of P(win) = sigma(u - a), P(loss) = sigma(-u - a) or P(tie) = (e^2a - 1) P(win) P(loss); in (0, inf).
 
@@ -34,7 +39,7 @@ def rao_kupper(
     return _likelihood(preference, win, math.log(math.expm1(2 * threshold)) + win + loss, loss)
 
 
-def davidson(chosen: Tensor, rejected: Tensor, preference: Tensor, *, nu: float = 1.0) -> Tensor:
+def davidson(chosen: Tensor, rejected: Tensor, preference: Tensor, *, nu: Positive = 1.0) -> Tensor:
     """-log of P(win) = e^(u/2)/Z, P(loss) = e^(-u/2)/Z or P(tie) = 2 nu/Z; in (0, inf).
 
     Davidson 1970: a tie is as likely as the geometric mean of win and loss, times 2 nu; at nu = 1 half of all even

@@ -1,4 +1,4 @@
-"""Accelerated preference optimization: rounds of DPO, each started beyond where the last one ended."""
+"""Accelerated preference optimization: rounds of DPO, each started beyond the end of the one before."""
 
 from . import Preset
 
@@ -15,7 +15,7 @@ PRESET = Preset(
         "paper)"
     ),
     notes=(
-        "Rounds of 100 updates and a = 0.5 are set here. Policies are extrapolated by their LoRA factors. beta is "
-        "Diffusion-DPO's; no value for a diffusion model is published."
+        "Rounds of 100 updates and a = 0.5 are this preset's choice. The extrapolation is of the LoRA factors. beta is"
+        " Diffusion-DPO's, because none is published for a diffusion model."
     ),
 )

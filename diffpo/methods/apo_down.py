@@ -1,4 +1,4 @@
-"""APO-down: both images of the pair down, the rejected one further."""
+"""APO-down: the rewards of both images go down, the rejected one's further."""
 
 from . import Preset
 
@@ -13,7 +13,7 @@ PRESET = Preset(
         ),
     },
     notes=(
-        "For pairs of which even the better image is worse than what the model draws. beta is Diffusion-DPO's; no "
-        "value for a diffusion model is published."
+        "For pairs whose better image is still worse than what the model draws. beta is Diffusion-DPO's, because none "
+        "is published for a diffusion model."
     ),
 )

@@ -1,4 +1,4 @@
-"""APO-zero: the chosen image up, the rejected one down, each on its own."""
+"""APO-zero: the chosen image's reward goes up and the rejected one's down, each by itself."""
 
 from . import Preset
 
@@ -14,7 +14,7 @@ PRESET = Preset(
         ),
     },
     notes=(
-        "Bounded, so pairs that are far off are given up. beta is Diffusion-DPO's; no value for a diffusion model is "
-        "published."
+        "The loss is bounded, so pairs that are ranked very wrongly have little weight. beta is Diffusion-DPO's, "
+        "because none is published for a diffusion model."
     ),
 )

@@ -8,7 +8,7 @@ PRESET = Preset(
     settings={"beta": 2, "link": "asft", "reference": {"policy": "none"}},
     equation="err_chosen - log sigma(log odds(e^-err_chosen)) - log sigma(-log odds(e^-err_rejected))",
     notes=(
-        "The link reads errors as -log p: beta = 2 makes the logged rewards log p. It pushes hardest on rejected "
-        "images of small error."
+        "The link uses errors as -log p. With beta = 2 the logged rewards are log p. The gradient is largest on "
+        "rejected images of small error."
     ),
 )

@@ -14,8 +14,8 @@ PRESET = Preset(
         ),
     },
     notes=(
-        "Takes images with likes, or pairs as one of each. delta is the mean of the previous update. Left out: the "
-        "density-ratio weights for likes and dislikes of different prompts. beta is Diffusion-DPO's; no value for a "
-        "diffusion model is published."
+        "Takes images with likes, or pairs as one liked and one disliked image. delta is the mean reward of the "
+        "previous update. Left out: the density-ratio weights for likes and dislikes of different prompts. beta is "
+        "Diffusion-DPO's, because none is published for a diffusion model."
     ),
 )

@@ -1,4 +1,4 @@
-"""CaPO: the margin is regressed onto the difference of calibrated scores."""
+"""CaPO: regression of the margin onto the difference of calibrated scores."""
 
 from . import Preset
 
@@ -15,7 +15,7 @@ PRESET = Preset(
     },
     results="GenEval 0.55 -> 0.59 (SDXL) and 0.68 -> 0.71 (SD3-M) (a review of the paper)",
     notes=(
-        "Needs scores that are win rates in 0..1 (data.columns.score_0, score_1): calibration and choice of pairs are "
-        "the data's. beta is Diffusion-DPO's."
+        "Needs scores that are win rates in 0..1 (data.columns.score_0, score_1). Calibrate the scores and choose the "
+        "pairs when you make the data. beta is Diffusion-DPO's."
     ),
 )

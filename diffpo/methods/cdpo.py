@@ -1,4 +1,4 @@
-"""cDPO: Diffusion-DPO that believes a share of the labels to be wrong."""
+"""cDPO: Diffusion-DPO where a share of the labels is taken to be wrong."""
 
 from . import Preset
 
@@ -11,7 +11,7 @@ PRESET = Preset(
         "language models": "e is the believed share of flipped labels",
     },
     notes=(
-        "u is pulled to log((1 - e)/e), 2.2 at e = 0.1. beta is Diffusion-DPO's; no value for a diffusion model is "
-        "published."
+        "The loss is least at u = log((1 - e)/e), which is 2.2 at e = 0.1. beta is Diffusion-DPO's, because none is "
+        "published for a diffusion model."
     ),
 )

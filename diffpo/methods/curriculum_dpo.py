@@ -1,4 +1,4 @@
-"""Curriculum DPO: Diffusion-DPO on pairs of large score difference first."""
+"""Curriculum DPO: Diffusion-DPO that begins with the pairs of large score difference."""
 
 from . import Preset
 
@@ -17,7 +17,7 @@ PRESET = Preset(
     },
     results="better text alignment, aesthetics and human preference than Diffusion-DPO and DDPO (abstract)",
     notes=(
-        "The method is in the data: set data.curriculum to the number of groups and data.curriculum_updates=500; beta "
-        "as here. Pairs need scores (data.columns.score_0, score_1)."
+        "The method is an order of the data: set data.curriculum to the number of groups and "
+        "data.curriculum_updates=500. beta is defined as here. Pairs need scores (data.columns.score_0, score_1)."
     ),
 )

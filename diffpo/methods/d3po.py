@@ -1,4 +1,4 @@
-"""D3PO: two sampled trajectories of one prompt and one start noise, the better one reinforced at every step."""
+"""D3PO: two sampled trajectories from one prompt and one start noise; every step of the better one is reinforced."""
 
 from . import Preset
 
@@ -24,9 +24,10 @@ PRESET = Preset(
     ),
     notes=(
         "Published b = 0.1 multiplies log-ratios (means over the dimensions) and has no 1/2: beta = 2 b = 0.2. With "
-        "that, |u| <= 0.02, so the link is close to a line: D3PO is a clipped linear policy gradient. One step of 20 "
-        "(t = 51) has some 60 times the weight of the others and is clipped first. Set rollout.scorers, or "
-        "rollout.labels for human preferences; several scorers: Pareto dominance, and pairs without dominance are left "
-        "out. The released code's reference is what a resumed run resumed with; here it is the base model."
+        "that, |u| <= 0.02, where the link is almost linear: D3PO is a clipped linear policy gradient. One step of 20 "
+        "(t = 51) has about 60 times the weight of the others and is clipped first. Set rollout.scorers, or "
+        "rollout.labels for human preferences. With several scorers an image wins by Pareto dominance, and pairs "
+        "without dominance are left out. In the released code, a resumed run takes the weights that it resumes from as"
+        " the reference; here the reference stays the base model."
     ),
 )

@@ -1,4 +1,4 @@
-"""Davidson DPO: ties are an outcome of their own, as likely as win and loss together suggest."""
+"""Davidson DPO: a tie is an outcome of its own, as likely as the geometric mean of win and loss."""
 
 from . import Preset
 
@@ -12,7 +12,7 @@ PRESET = Preset(
     },
     results="as Rao-Kupper DPO",
     notes=(
-        "Set data.ties=soft, or tied pairs are dropped before they get here. beta is Diffusion-DPO's; no value for a "
-        "diffusion model is published."
+        "Set data.ties=soft; otherwise tied pairs are dropped. beta is Diffusion-DPO's, because none is published for "
+        "a diffusion model."
     ),
 )

@@ -18,7 +18,7 @@ PRESET = Preset(
         "(abstract)"
     ),
     notes=(
-        "The method is in the data: name the columns data.columns.caption_chosen and caption_rejected. beta is "
-        "Diffusion-DPO's."
+        "The method needs data with a caption for each image: name the columns data.columns.caption_chosen and "
+        "caption_rejected. beta is Diffusion-DPO's."
     ),
 )

@@ -1,4 +1,4 @@
-"""DDO: images of the data against the reference's own samples, the reward as a GAN's discriminator."""
+"""DDO: images of the data against the reference's own samples, with the reward as a GAN's discriminator."""
 
 from . import Preset
 
@@ -21,7 +21,8 @@ PRESET = Preset(
         "(abstract)"
     ),
     notes=(
-        "Class-conditional image models in the paper, captions here; beta is Diffusion-DPO's. For the rounds set "
-        "reference.policy=sync and reference.every to the updates of one. Only the chosen image of a pair is used."
+        "The paper has class-conditional image models; here conditions are captions. beta is Diffusion-DPO's. For the "
+        "rounds set reference.policy=sync and reference.every to the updates of a round. Only the chosen image of a "
+        "pair is used."
     ),
 )

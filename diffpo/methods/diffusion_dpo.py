@@ -1,4 +1,4 @@
-"""Diffusion-DPO: the Bradley-Terry likelihood of the pairs, errors at one shared (t, eps)."""
+"""Diffusion-DPO: the Bradley-Terry likelihood of the pairs, with both errors at one (t, eps)."""
 
 from . import Preset
 
@@ -23,8 +23,8 @@ PRESET = Preset(
         "about 24 h (SD1.5, 2,000 steps) on 16 GPUs"
     ),
     notes=(
-        "beta as here. The released code evaluates the reference in half precision and so adds noise to u (std 0.09 in "
-        "fp16, 0.73 in bf16 at an error of 0.1). Its README and its launcher differ by a factor of 128 in batch and "
-        "learning rate."
+        "beta is defined as here. The released code evaluates the reference in half precision, which adds noise to u "
+        "(std 0.09 in fp16, 0.73 in bf16 at an error of 0.1). Its README and its launcher differ by a factor of 128 in"
+        " batch and learning rate."
     ),
 )

@@ -1,4 +1,4 @@
-"""Diffusion-KTO: single images that people like or dislike, against the mean reward."""
+"""Diffusion-KTO: single images with a like or dislike, compared with the mean reward."""
 
 from . import Preset
 
@@ -14,8 +14,9 @@ PRESET = Preset(
     },
     results="beats fine-tuning and Diffusion-DPO on PickScore, ImageReward and in human evaluation (abstract)",
     notes=(
-        "Published b = 1000 has no 1/2: beta = 2000. Takes images with likes (data.columns.image, liked); a pair "
-        "serves as one of each. z is the mean of the previous update over all processes (the released code: of this "
-        "batch). That code's full fine-tuning casts the trained weights to half precision unless DeepSpeed runs it."
+        "Published b = 1000 has no 1/2: beta = 2000. Takes images with likes (data.columns.image, liked), or pairs as "
+        "one liked and one disliked image. z is the mean of the previous update over all processes (in the released "
+        "code: of the current batch). Its full fine-tuning casts the trained weights to half precision unless it runs "
+        "under DeepSpeed."
     ),
 )

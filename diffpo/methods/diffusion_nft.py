@@ -1,4 +1,4 @@
-"""DiffusionNFT: the policy's own samples, regressed towards if they did well and away from if they did not."""
+"""DiffusionNFT: regression onto the policy's own good samples, and away from the bad ones."""
 
 from . import Preset
 
@@ -33,8 +33,8 @@ PRESET = Preset(
     results="SD3.5-M: GenEval 0.24 -> 0.98 within 1,000 steps; up to 25 times more efficient than Flow-GRPO (abstract)",
     notes=(
         "link_options.mix is the published beta; the setting beta only scales the rewards that are logged. Set "
-        "rollout.scorers. The old policy is the moving reference; its decay, constant here, rises from 0 by 0.001 an "
-        "update to 0.5 in the released code. Left out: the code's division by the size of the residual (adaptive "
+        "rollout.scorers. The old policy is the moving reference. Its decay is constant here; in the released code it "
+        "rises by 0.001 an update from 0 to 0.5. Left out: the code's division by the size of the residual (adaptive "
         "weights), its factor 5, and the KL term. The 10 sampling steps were not verified."
     ),
 )

@@ -1,4 +1,4 @@
-"""DPO-Positive: a margin won by spoiling the chosen image costs."""
+"""DPO-Positive: a penalty where the chosen image's reward is negative."""
 
 from . import Preset
 
@@ -10,5 +10,5 @@ PRESET = Preset(
     published={
         "language models": "lambda 50, beta 0.3 on summed log-probabilities (not verified)",
     },
-    notes="beta is Diffusion-DPO's; no value for a diffusion model is published.",
+    notes="beta is Diffusion-DPO's, because none is published for a diffusion model.",
 )

@@ -1,4 +1,4 @@
-"""DSPO: fine-tuning on the chosen images whose target is moved along the gradient of log sigma(u)."""
+"""DSPO: fine-tuning on the chosen images, with the target moved along the gradient of log sigma(u)."""
 
 from . import Preset
 
@@ -15,9 +15,9 @@ PRESET = Preset(
         "SDXL": "beta 1000 to 5000 with another loss, best at 600 to 700 steps, Adafactor, full fine-tuning",
     },
     notes=(
-        "link_options.weight is b and beta scales u. At b = 0.001 this is fine-tuning on the chosen images to 0.05 %. "
-        "The released SDXL code is not this loss: it trains (1 - sigma(u))^2, here link=squared_sigmoid. It lets "
-        "sigma(u) take gradients; here it belongs to the target. The entry of the paper in the proceedings was not "
-        "opened: title and authors are from its repository."
+        "link_options.weight is b, and beta scales u. At b = 0.001 this differs from fine-tuning on the chosen images "
+        "by 0.05 %. The released SDXL code has another loss: it trains (1 - sigma(u))^2, here link=squared_sigmoid. It"
+        " also lets sigma(u) take gradients; here sigma(u) belongs to the target. The paper in the proceedings was not"
+        " read: title and authors are from its repository."
     ),
 )

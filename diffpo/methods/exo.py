@@ -1,4 +1,4 @@
-"""EXO, for diffusion models DMPO: the reverse KL between label and model instead of the cross-entropy."""
+"""EXO, for diffusion models DMPO: the reverse KL between label and model in place of the cross-entropy."""
 
 from . import Preset
 
@@ -15,5 +15,5 @@ PRESET = Preset(
         "at least 64.6 % PickScore win rate over all baselines (abstract of v1; v2 claims the best PickScore in each "
         "case)"
     ),
-    notes="beta as here. The two papers' losses are the same function.",
+    notes="beta is defined as here. The losses of the two papers are the same function.",
 )

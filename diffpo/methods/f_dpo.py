@@ -1,4 +1,4 @@
-"""f-DPO: rewards that belong to another divergence than the reverse KL, here Jensen-Shannon's."""
+"""f-DPO: rewards of another divergence than the reverse KL, here Jensen-Shannon's."""
 
 from . import Preset
 
@@ -11,8 +11,8 @@ PRESET = Preset(
         "language models": "reverse KL, forward KL, Jensen-Shannon, alpha in 0..1",
     },
     notes=(
-        "phi has slope 1/2 at 0 for js, so beta is twice Diffusion-DPO's to start alike (1 and 5000 for forward_kl and "
-        "alpha). x of the divergence's e^x is the implicit reward, not the log-ratio in nats, which is larger by the "
-        "thousands. divergence combines with every link of rewards."
+        "phi has slope 1/2 at 0 for js, so beta is twice Diffusion-DPO's for the same first gradients (for forward_kl "
+        "and alpha: slope 1 and beta 5000). The x of the divergence's e^x is the implicit reward; the log-ratio in "
+        "nats is larger by factors of thousands. divergence works with every link of rewards."
     ),
 )

@@ -14,7 +14,7 @@ PRESET = Preset(
         ),
     },
     notes=(
-        "Diffusion-DRO's margin m on raw errors is this with beta/2 = 1/m, beta = 2000, up to a factor m of the loss. "
-        "Only its link is here: it also samples the negatives from the policy at intermediate x_t."
+        "Diffusion-DRO's margin m on raw errors is this loss with beta/2 = 1/m, so beta = 2000, up to a factor m. Only"
+        " its link is implemented: Diffusion-DRO also samples the negatives from the policy at intermediate x_t."
     ),
 )

@@ -1,4 +1,4 @@
-"""InPO: the pairs' images are inverted to the levels where they are compared, instead of noised at random."""
+"""InPO: images of the pairs are inverted to the levels where they are compared, not noised at random."""
 
 from . import Preset
 
@@ -16,10 +16,10 @@ PRESET = Preset(
     },
     results="state of the art among preference methods for text-to-image diffusion models after 400 steps (abstract)",
     notes=(
-        "beta as here (for SD1.5 set beta=2000). The released code draws t from 0..999 but inverts on a grid of 10 "
-        "steps, so the level is up to 99 steps off t and right within 5 only 6 % of the time; here t is drawn from the "
-        "grid. It inverts with the policy; here the reference does, so that it can be cached. It takes the first "
-        "pair's t for the whole batch, and adds eta's noise on top, where here it replaces a share of the predicted "
-        "noise."
+        "beta is defined as here (for SD1.5 set beta=2000). The released code draws t from 0..999 but inverts on a "
+        "grid of 10 steps, so the level differs from t by up to 99 steps, and by at most 5 in only 6 % of the draws; "
+        "here t is drawn from the grid. It inverts with the policy; here the reference does, so that it can be cached."
+        " It takes the first pair's t for the whole batch. It adds eta's noise on top; here the noise replaces a share"
+        " of the predicted noise."
     ),
 )

@@ -1,4 +1,4 @@
-"""IPO: the margin is regressed onto a target, so that it does not grow without end."""
+"""IPO: regression of the margin onto a target, so that the margin stays bounded."""
 
 from . import Preset
 
@@ -11,8 +11,8 @@ PRESET = Preset(
         "language models": "(h - 1/(2 tau))^2 of the log-ratio difference h",
     },
     notes=(
-        "Rescaled: with u = tau h this is tau^2 times the published loss, and tau's role is beta's. The diffusers "
-        "script takes h in raw errors (target out of scale) and ends in an AttributeError. beta is Diffusion-DPO's; no "
-        "value for a diffusion model is published."
+        "Rescaled: with u = tau h this is tau^2 times the published loss, and beta has tau's role. The diffusers "
+        "script takes h in raw errors, for which the target is far too large, and ends in an AttributeError. beta is "
+        "Diffusion-DPO's, because none is published for a diffusion model."
     ),
 )

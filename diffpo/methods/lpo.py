@@ -1,4 +1,4 @@
-"""LPO: SPO with a latent reward model, so that no candidate has to be decoded."""
+"""LPO: SPO with a reward model of latents, so that candidates need no decoding."""
 
 from . import Preset
 
@@ -16,7 +16,7 @@ PRESET = Preset(
     },
     results="10 to 28 times faster than Diffusion-DPO and 2.5 to 3.5 times faster than SPO (README)",
     notes=(
-        "Published b = 500 without 1/2: beta = 1000. |u| may reach 100, so nearly only the clip bounds it. The "
+        "Published b = 500 without 1/2: beta = 1000. |u| may reach 100, so the clip is almost the only bound. The "
         "threshold is constant here, the middle of SD1.5's range. Set rollout.step_scorer to a folder of `diffpo "
         "train-scorer` with the latent kind. The released code clips no gradients (as SPO's)."
     ),

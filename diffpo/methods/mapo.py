@@ -1,4 +1,4 @@
-"""MaPO: fine-tuning on the chosen images plus a bounded margin, without a reference."""
+"""MaPO: fine-tuning on the chosen images and a bounded margin, without a reference."""
 
 from . import Preset
 
@@ -18,7 +18,7 @@ PRESET = Preset(
         "data (abstract)"
     ),
     notes=(
-        "The link reads errors, not rewards: beta = kappa T = 500 is what it comes to near small errors, and only "
+        "The link uses errors and no rewards. beta = kappa T = 500 is the equivalent value at small errors, and only "
         "scales the rewards that are logged."
     ),
 )

@@ -10,5 +10,5 @@ PRESET = Preset(
     published={
         "language models": "beta 0.01 on summed log-probabilities, lr 5e-6, 32 pairs (TRL's paper index)",
     },
-    notes="beta is Diffusion-DPO's; no value for a diffusion model is published.",
+    notes="beta is Diffusion-DPO's, because none is published for a diffusion model.",
 )

@@ -1,4 +1,4 @@
-"""NCP-DPO: errors in the features of the base UNet's encoder instead of in the latents."""
+"""NCP-DPO: errors of features of the base UNet's encoder, not of latents."""
 
 from . import Preset
 
@@ -22,8 +22,8 @@ PRESET = Preset(
         "SDXL-DPO)"
     ),
     notes=(
-        "Settings of the authors' public code. The error's scale is that of the features, so look at rewards/margins "
-        "before another beta. DPO, CPO and fine-tuning all combine with error=perceptual. Costs a float32 copy of the "
-        "encoder and a pass of it with gradient for each branch."
+        "Settings of the authors' public code. The error is that of features, on another scale, so look at "
+        "rewards/margins before you set another beta. DPO, CPO and fine-tuning all work with error=perceptual. It "
+        "costs a float32 copy of the encoder, and a pass of it with gradient for each branch."
     ),
 )

@@ -12,6 +12,6 @@ PRESET = Preset(
     },
     notes=(
         "The offset is linear here; link_options.scale is a, in units of 1/score. Needs scores (data.columns.score_0, "
-        "score_1). beta is Diffusion-DPO's; no value for a diffusion model is published."
+        "score_1). beta is Diffusion-DPO's, because none is published for a diffusion model."
     ),
 )

@@ -1,4 +1,4 @@
-"""OFS-DPO: a slow copy of the policy is what it has to beat."""
+"""OFS-DPO: the reference is a slow copy of the policy."""
 
 from . import Preset
 
@@ -13,8 +13,8 @@ PRESET = Preset(
         ),
     },
     notes=(
-        "Only the chase is here: the slow adapter takes half of each of the policy's steps. Left out: its own "
-        "gradient, the regulariser, the merging over domains (COFS-DPO). beta is Diffusion-DPO's; no value for a "
-        "diffusion model is published."
+        "Only the slow copy is implemented: the slow adapter takes half of each of the policy's steps. Left out: its "
+        "own gradient, the regulariser, the merging over domains (COFS-DPO). beta is Diffusion-DPO's, because none is "
+        "published for a diffusion model."
     ),
 )

@@ -1,4 +1,4 @@
-"""Online DPO: pairs of the policy's own samples, judged as they come."""
+"""Online DPO: pairs of the policy's own samples, judged during training."""
 
 from . import Preset
 
@@ -15,7 +15,7 @@ PRESET = Preset(
         ),
     },
     notes=(
-        "Set rollout.scorers; equal scores make no pair (flow_grpo's code gives them an arbitrary label). For a moving "
-        "reference set reference.policy=sync. beta is Diffusion-DPO's."
+        "Set rollout.scorers. Images with equal scores make no pair (flow_grpo's code labels them arbitrarily). For a "
+        "moving reference set reference.policy=sync. beta is Diffusion-DPO's."
     ),
 )

@@ -11,7 +11,7 @@ PRESET = Preset(
         "language models": "lambda 0.1",
     },
     notes=(
-        "The link reads errors as -log p: beta = 2 makes the logged rewards log p. diffusers' example has the sign "
+        "The link uses errors as -log p. With beta = 2 the logged rewards are log p. diffusers' example has the sign "
         "reversed, so that it raises the chosen image's error against the rejected one's; its README points to MaPO "
         "instead."
     ),

@@ -8,7 +8,7 @@ PRESET = Preset(
     settings={"beta": 5000, "link": "plackett_luce"},
     equation="-sum_i log softmax(r_i, ..., r_k)_i, best first",
     notes=(
-        "Takes ranked lists (data.columns.images with scores or ranks, data.list_size); lists of two are "
-        "Diffusion-DPO. beta is Diffusion-DPO's; no value for a diffusion model is published."
+        "Takes ranked lists (data.columns.images with scores or ranks, data.list_size). For lists of two it is "
+        "Diffusion-DPO. beta is Diffusion-DPO's, because none is published for a diffusion model."
     ),
 )

@@ -1,4 +1,4 @@
-"""PSO: D3PO for timestep-distilled models, whose steps re-noise an estimate of the image."""
+"""PSO: D3PO for timestep-distilled models, whose steps add new noise to an estimate of the image."""
 
 from . import Preset
 

@@ -1,4 +1,4 @@
-"""RankDPO: all pairs of a ranked list, weighted by what their order is worth under DCG."""
+"""RankDPO: all pairs of a ranked list, weighted by their effect on the DCG of the list."""
 
 from . import Preset
 
@@ -21,7 +21,7 @@ PRESET = Preset(
         "models (abstract)"
     ),
     notes=(
-        "No official code; beta is Diffusion-DPO's. Takes ranked lists (data.columns.images with scores or ranks, "
-        "data.list_size)."
+        "There is no official code; beta is Diffusion-DPO's. Takes ranked lists (data.columns.images with scores or "
+        "ranks, data.list_size)."
     ),
 )

@@ -1,4 +1,4 @@
-"""Rao-Kupper DPO: ties are an outcome of their own, of rewards that differ by less than a threshold."""
+"""Rao-Kupper DPO: a tie is an outcome of its own, for rewards that differ by less than a threshold."""
 
 from . import Preset
 
@@ -14,7 +14,7 @@ PRESET = Preset(
         "ties can be added to the data without the loss of quality that DPO has from them; they regularise (abstract)"
     ),
     notes=(
-        "Set data.ties=soft, or tied pairs are dropped before they get here. beta is Diffusion-DPO's; no value for a "
-        "diffusion model is published."
+        "Set data.ties=soft; otherwise tied pairs are dropped. beta is Diffusion-DPO's, because none is published for "
+        "a diffusion model."
     ),
 )

@@ -14,7 +14,7 @@ PRESET = Preset(
         ),
     },
     notes=(
-        "Unbounded below: it pushes u on where cDPO stops. beta is Diffusion-DPO's; no value for a diffusion model is "
-        "published."
+        "Unbounded below: the gradient raises u also where cDPO stops. beta is Diffusion-DPO's, because none is "
+        "published for a diffusion model."
     ),
 )

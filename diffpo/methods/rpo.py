@@ -11,7 +11,8 @@ PRESET = Preset(
         "language models": "weight 1 of the mean negative log-likelihood beside DPO with beta 0.1 on sums",
     },
     notes=(
-        "a is set here, to a fifth of DPO's own pull on err_chosen at the start (beta/4 = 1250): a weight of 1 would "
-        "be lost against beta. beta is Diffusion-DPO's; no value for a diffusion model is published."
+        "a is this preset's choice: a fifth of DPO's own gradient on err_chosen at the start (beta/4 = 1250). With "
+        "weight 1 the term would have no effect beside beta. beta is Diffusion-DPO's, because none is published for a "
+        "diffusion model."
     ),
 )

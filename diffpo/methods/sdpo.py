@@ -1,4 +1,4 @@
-"""Diffusion-SDPO: Diffusion-DPO whose rejected images may not raise the chosen ones' error."""
+"""Diffusion-SDPO: Diffusion-DPO in which rejected images cannot raise the chosen images' error."""
 
 from . import Preset
 
@@ -20,7 +20,7 @@ PRESET = Preset(
         "(abstract)"
     ),
     notes=(
-        "beta as here. winner_safeguard is a switch of every pair objective. The released code has one factor for a "
-        "batch; here each pair has its own, so the result does not depend on how a batch is cut."
+        "beta is defined as here. winner_safeguard works with every pair objective. The released code has one factor "
+        "for a batch; here each pair has its own, so the result does not depend on how a batch is split."
     ),
 )

@@ -11,7 +11,7 @@ PRESET = Preset(
         "language models": "beta 2 to 2.5 on mean log-probabilities, gamma 1 to 1.6",
     },
     notes=(
-        "beta 500 is what MaPO's margin comes to; no value for a diffusion model is published. Nothing holds the "
-        "policy: short runs, or add sft."
+        "beta 500 is the equivalent of MaPO's margin; none is published for a diffusion model. No reference limits the"
+        " policy: train briefly, or add sft."
     ),
 )

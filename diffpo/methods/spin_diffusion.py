@@ -1,4 +1,4 @@
-"""SPIN-Diffusion: images of the data are preferred to the reference's own samples, round after round."""
+"""SPIN-Diffusion: images of the data are preferred to the reference's own samples, in several rounds."""
 
 from . import Preset
 
@@ -11,7 +11,7 @@ PRESET = Preset(
         "SD1.5": "up to three rounds on the chosen images of Pick-a-Pic (beta and learning rate not verified)",
     },
     notes=(
-        "beta is Diffusion-DPO's. For the rounds set reference.policy=sync and reference.every to the updates of one. "
-        "Needs no preferences: only the chosen image of a pair is used."
+        "beta is Diffusion-DPO's. For the rounds set reference.policy=sync and reference.every to the updates of a "
+        "round. Needs no preferences: only the chosen image of a pair is used."
     ),
 )

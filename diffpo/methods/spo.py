@@ -1,4 +1,4 @@
-"""SPO: at each step a pool of next states from one state, best against worst by a step-aware preference model."""
+"""SPO: at each step several next states from one state; a step-aware preference model picks best and worst."""
 
 from . import Preset
 
@@ -30,7 +30,7 @@ PRESET = Preset(
     ),
     notes=(
         "Published b = 10 multiplies log-ratios without 1/2: beta = 20, |u| <= 2. Set rollout.step_scorer. SDXL's "
-        "inner steps are left out here: a candidate is judged where it stands. The released code configures gradient "
+        "inner steps are left out: a candidate is judged at its own step. The released code configures gradient "
         "clipping at 1 but clips nothing (its parameter iterator is exhausted)."
     ),
 )

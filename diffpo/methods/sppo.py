@@ -1,4 +1,4 @@
-"""SPPO: each reward is regressed onto its win probability."""
+"""SPPO: regression of each reward onto its win probability."""
 
 from . import Preset
 
@@ -11,7 +11,7 @@ PRESET = Preset(
         "language models": "eta 1000, three rounds of the policy's own samples, lr 5e-7, 64 pairs",
     },
     notes=(
-        "Hard labels, rescaled as IPO: beta is 1/eta's place. The paper's rounds of self-play are source=samples with "
-        "reference.policy=sync. beta is Diffusion-DPO's; no value for a diffusion model is published."
+        "Hard labels, rescaled as IPO: beta has the role of 1/eta. The paper's rounds of self-play are source=samples "
+        "with reference.policy=sync. beta is Diffusion-DPO's, because none is published for a diffusion model."
     ),
 )

@@ -1,4 +1,4 @@
-"""TR-DPO: DPO whose reference follows the policy."""
+"""TR-DPO: DPO with a reference that follows the policy."""
 
 from . import Preset
 
@@ -12,7 +12,7 @@ PRESET = Preset(
     },
     results="better than DPO by up to 19 % by GPT-4's judgement (abstract of v1)",
     notes=(
-        "decay is 1 - a. Hard updates are reference.policy=sync. What moves are the factors of the LoRA, not their "
-        "product. beta is Diffusion-DPO's; no value for a diffusion model is published."
+        "decay is 1 - a. Hard updates are reference.policy=sync. The LoRA's factors are averaged, not their product. "
+        "beta is Diffusion-DPO's, because none is published for a diffusion model."
     ),
 )

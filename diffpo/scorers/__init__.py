@@ -1,46 +1,100 @@
 """Scorers: pictures and their prompts in, numbers out.
 
-A scorer is any object with ``score(images, prompts) -> {name: float64 array of shape (n,)}``: ``images`` is a list of
-n PIL pictures, ``prompts`` a list of n texts, and one scorer may give several numbers, its ``names``. NaN means
-failure, except under the names in ``optional``, where it means that the prompt does not ask for this. Another model is
-another file here and one line in `load`, or runs behind `diffpo serve-scorer` and is named by its URL.
+`load` takes a name in `SCORERS`, ``http://HOST:PORT`` of `diffpo serve-scorer`, or ``package.module:Class`` of a scorer
+of your own. Naming one of your own imports its module, which runs it; `Scorer` says what such a class must have.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from ..common.errors import DiffpoError
 from ..common.hub import limit_waiting
+from ..common.imports import load_attribute
 from ..common.names import hint
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-NAMES = ("shapes", "pickscore", "hps", "clip", "aesthetic")
+# file here and class in it, which is made by its `load(source, device)`
+SCORERS = {
+    "shapes": "shapes:ShapesScorer",
+    "pickscore": "pickscore:PickScore",
+    "hps": "hps:HPS",
+    "clip": "clip:ClipScore",
+    "aesthetic": "aesthetic:Aesthetic",
+}
 HOST = r"[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]"
+OUTSIDE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 URL = re.compile(rf"(https?://(?:{HOST})(?::([0-9]{{1,5}}))?)(?:/([A-Za-z0-9_.-]*))?")
 
 
 class Scorer(Protocol):
+    """What a scorer has, one of your own too.
+
+    A class of your own is called with ``(source, device)`` if it takes two arguments, else with none. ``source`` is the
+    text behind "=" in ``package.module:Class=SOURCE``, or None; ``device`` is "cpu" or "cuda".
+
+    Attributes:
+        names: of its numbers, e.g. ("sharpness",); letters, digits, ".", "_" and "-".
+        optional: the names whose numbers may be NaN, which means that the prompt does not ask for them. A class of your
+            own may leave this out.
+    """
+
     names: tuple[str, ...]
     optional: frozenset[str]
 
-    def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]: ...
+    def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
+        """``{name: float64 array of shape (n,)}`` for n PIL pictures and their n prompts; higher is better. NaN means
+        failure, except under the names in ``optional``."""
 
 
-def check_name(spec: str) -> tuple[str, str | None]:
-    """Split ``name`` or ``name=source``; raises DiffpoError for an unknown name, offering the nearest."""
-    name, _, source = spec.partition("=")
-    if name not in NAMES:
-        raise DiffpoError(f"unknown scorer {name!r}: {hint(name, NAMES)}")
-    return name, source or None
+class Spec(NamedTuple):
+    """What names a scorer, in its parts.
+
+    Attributes:
+        name: in `SCORERS`, a URL, or `package.module:Class`.
+        source: weights or settings behind "=".
+        number: the one of its numbers that is meant; None: all, or the only one.
+    """
+
+    name: str
+    source: str | None = None
+    number: str | None = None
+
+
+def parse(spec: str) -> Spec:
+    """``NAME``, ``NAME.NUMBER``, each with ``=SOURCE``, or ``http://HOST:PORT/NUMBER`` in its parts.
+
+    DiffpoError that names the nearest for an unknown name; so it does for a class of your own, whose module is imported
+    for that. Nothing else is loaded, and no server is asked.
+    """
+    if is_url(spec):
+        url, number = split_url(spec)
+        return Spec(url, None, number)
+    given, _, source = spec.partition("=")
+    if ":" in given:
+        module, _, rest = given.partition(":")
+        attribute, _, number = rest.partition(".")
+        found = Spec(f"{module}:{attribute}", source or None, number or None)
+        _class(found.name)
+        return found
+    name, dot, _ = given.partition(".")
+    if name not in SCORERS:
+        raise DiffpoError(f"unknown scorer {name!r}: {hint(name, SCORERS)}")
+    return Spec(name, source or None, given if dot else None)
 
 
 def is_url(spec: str) -> bool:
     return spec.startswith(("http://", "https://"))
+
+
+def is_outside(spec: str) -> bool:
+    """Whether ``spec`` names a class of the user's, ``package.module:Class``."""
+    return bool(OUTSIDE.fullmatch(spec.partition("=")[0]))
 
 
 def split_url(spec: str) -> tuple[str, str | None]:
@@ -53,8 +107,8 @@ def split_url(spec: str) -> tuple[str, str | None]:
 
 
 def default_device(spec: str) -> str:
-    """Where the scorer runs if nobody says: on CUDA where there is one."""
-    if spec.startswith("shapes") or is_url(spec):
+    """Where the scorer runs if no device is given: on CUDA where there is one."""
+    if is_url(spec) or spec.partition("=")[0] == "shapes":
         return "cpu"  # spares the import
     import torch
 
@@ -62,30 +116,23 @@ def default_device(spec: str) -> str:
 
 
 def load(spec: str, device: str = "cpu") -> Scorer:
-    """The scorer ``name``, or ``name=source`` with weights from a local file or folder or another hub id, or the one
-    that answers at ``http://HOST:PORT`` (``/NUMBER``: that number alone)."""
-    if is_url(spec):
+    """The scorer that ``spec`` names, see `parse`. Behind "=" stands a local file or folder or another hub id with its
+    weights. Of a URL and of a class of your own a number may be named, and is given alone."""
+    name, source, number = parse(spec)
+    if is_url(name):
         from .client import HttpScorer
 
-        return HttpScorer(*split_url(spec))
-    name, source = check_name(spec)
-    if name == "shapes":
-        from .shapes import ShapesScorer
+        return HttpScorer(name, number)
+    if name not in SCORERS:
+        from .outside import Outside
 
-        return ShapesScorer()
+        return Outside(name, _class(name), source, device, number)
+    if number is not None:
+        raise DiffpoError(f"{spec} is one number of the scorer {name}, which gives all together: write {name}")
     limit_waiting()
-    if name == "pickscore":
-        from .pickscore import PickScore
+    module, _, attribute = SCORERS[name].partition(":")
+    return getattr(importlib.import_module(f"{__name__}.{module}"), attribute).load(source, device)
 
-        return PickScore.load(source, device)
-    if name == "hps":
-        from .hps import HPS
 
-        return HPS.load(source, device)
-    if name == "clip":
-        from .clip import ClipScore
-
-        return ClipScore.load(source, device)
-    from .aesthetic import Aesthetic
-
-    return Aesthetic.load(source, device)
+def _class(name: str) -> type:
+    return load_attribute(name, "scorer", "a class, see diffpo.scorers.Scorer", callable)

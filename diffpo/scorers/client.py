@@ -82,7 +82,7 @@ class HttpScorer:
             if EMPTY + more > self.max_bytes:
                 raise DiffpoError(
                     f"an image of the prompt {prompt[:80]!r} makes a request of {EMPTY + more} bytes, and the scorer "
-                    f"at {self.url} takes {self.max_bytes}: start it with `diffpo serve-scorer SCORER --max-bytes ...`"
+                    f"at {self.url} takes {self.max_bytes}: start it there with a larger --max-bytes"
                 )
             if pictures and (len(pictures) == self.max_images or size + more > self.max_bytes):
                 yield pictures, texts
@@ -128,8 +128,8 @@ class HttpScorer:
                 attempts = f" ({len(WAITS) + 1} attempts)" if again else ""
                 raise DiffpoError(
                     f"cannot reach the scorer at {self.url}: {reason}{attempts}. Start it there with `diffpo "
-                    "serve-scorer SCORER --host ... --port ...`, with a smaller --max-images if it is slow; or correct "
-                    "the address"
+                    "serve-scorer SCORER --host HOST --port PORT` (with a smaller --max-images if it is slow), or "
+                    "correct the address"
                 ) from None
             print(f"the scorer at {self.url}: {reason}; trying again in {wait:g} s", file=sys.stderr, flush=True)
             time.sleep(wait)

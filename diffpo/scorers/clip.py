@@ -26,7 +26,9 @@ def load_open_clip(name: str, device: str, advice: str):
     logging.root.addFilter(_not_said_twice)
     try:
         if not Path(weights).is_file() and weights not in open_clip.list_pretrained_tags_by_model(architecture):
-            raise FileNotFoundError(f"{weights or 'no weights named'}: neither a file nor weights that open_clip knows")
+            raise FileNotFoundError(
+                f"{weights or 'no weights named'}: neither a file nor a name of weights in open_clip"
+            )
         model, _, transform = open_clip.create_model_and_transforms(architecture, pretrained=weights)
         tokenizer = open_clip.get_tokenizer(architecture)
     except Exception as error:  # open_clip, timm and the hub raise a dozen types here; all mean: no model
@@ -52,7 +54,7 @@ class ClipScore:
 
     @classmethod
     def load(cls, source: str | None, device: str) -> ClipScore:
-        # OpenAI trained with QuickGELU; open_clip knows that of its own tags but not of a local file
+        # OpenAI trained with QuickGELU; open_clip does so for its own tags but not for a local file
         advice = (
             "It is fetched once by open_clip itself, on a machine with network; or name other weights or a local file: "
             "--scorers clip=ViT-B-32:laion2b_s34b_b79k, clip=ViT-L-14-quickgelu:FILE (OpenAI's)"

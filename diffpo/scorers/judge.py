@@ -1,4 +1,4 @@
-"""Who prefers what: scorers on pictures, Pareto dominance over several of them, and labels given by people."""
+"""Which picture is preferred: the numbers of scorers, and Pareto dominance over several of them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,6 @@ if TYPE_CHECKING:
 KEY = "objective.rollout.scorers"
 
 
-def check_scorer(spec: str) -> tuple[str, str, str]:
-    """``shapes.total``, ``pickscore=FOLDER`` or ``http://HOST:PORT/NUMBER`` -> the number's name, the scorer's, and the
-    spec that loads it; nothing is loaded and no server asked."""
-    if scorers.is_url(spec):
-        url, number = scorers.split_url(spec)
-        return number or url, url, url
-    number, equals, source = spec.partition("=")
-    name = number.partition(".")[0]
-    scorers.check_name(name)
-    return number, name, name + equals + source
-
-
 class Judge:
     """Numbers for pictures, one column for each of ``specs``; higher is better.
 
@@ -36,21 +24,14 @@ class Judge:
     """
 
     def __init__(self, specs: Sequence[str], device: Any = "cpu") -> None:
-        self._loaded: dict[str, Any] = {}
-        self._columns: list[tuple[str, str]] = []
+        self._loaded: dict[tuple, Any] = {}  # by name and source
+        self._columns: list[tuple[tuple, str]] = []
         for spec in specs:
-            number, name, source = check_scorer(spec)
-            if source not in self._loaded:
-                self._loaded[source] = scorers.load(source, str(device))
-            known = self._loaded[source].names
-            if number not in known and number == name and len(known) == 1:
-                number = known[0]
-            if number not in known:
-                if number == name and scorers.is_url(name):
-                    several = f"the scorer {name} gives {', '.join(known)}"
-                    raise DiffpoError(f"{KEY}: {several}; choose one, as in {name}/{known[0]}")
-                raise DiffpoError(f"{KEY}: the scorer {name} gives no number {number!r}: {hint(number, known)}")
-            self._columns.append((source, number))
+            name, source, number = scorers.parse(spec)
+            key = (name, source)
+            if key not in self._loaded:
+                self._loaded[key] = scorers.load(name if source is None else f"{name}={source}", str(device))
+            self._columns.append((key, _number(name, number, self._loaded[key].names)))
         self.names = [number for _, number in self._columns]
 
     def scores(self, images: list[Image.Image], prompts: list[str]) -> Tensor:
@@ -58,25 +39,43 @@ class Judge:
         is 0 for all its images. DiffpoError for any other NaN and for wrong shapes, naming scorer and prompt."""
         import torch
 
-        found = {source: scorer.score(images, prompts) for source, scorer in self._loaded.items()}
+        found = {key: scorer.score(images, prompts) for key, scorer in self._loaded.items()}
         columns = []
-        for source, number in self._columns:
-            values = torch.as_tensor(found[source].get(number, ()), dtype=torch.float64)
+        for key, number in self._columns:
+            values = torch.as_tensor(found[key].get(number, ()), dtype=torch.float64)
             if values.shape != (len(images),):
                 raise DiffpoError(
-                    f"{KEY}: the scorer {number} returned shape {tuple(values.shape)} for {len(images)} images of the "
-                    f"prompts {prompts[0]!r}, ...: a scorer returns one number for each image"
+                    f"{KEY}: the scorer {_named(key, number)} returned shape {tuple(values.shape)} for {len(images)} "
+                    f"images, the first of the prompt {prompts[0]!r}: a scorer returns one number for each image"
                 )
-            if number in self._loaded[source].optional:
+            if number in self._loaded[key].optional:
                 values = values.nan_to_num(0.0)
             if not values.isfinite().all():
                 first = int((~values.isfinite()).nonzero()[0])
                 raise DiffpoError(
-                    f"{KEY}: the scorer {number} returned {values[first].item()} for an image of the prompt "
-                    f"{prompts[first]!r}; leave out the prompt or the scorer"
+                    f"{KEY}: the scorer {_named(key, number)} returned {values[first].item()} for an image of the "
+                    f"prompt {prompts[first]!r}; leave out the prompt or the scorer"
                 )
             columns.append(values)
         return torch.stack(columns, 1)
+
+
+def _number(name: str, number: str | None, known: Sequence[str]) -> str:
+    """The one of the scorer's numbers that is meant; DiffpoError if there are several, or none of that name."""
+    if number is None and len(known) == 1:
+        return known[0]
+    if number is None:
+        join = "/" if scorers.is_url(name) else "."
+        example = f"{name}{join}{known[0]}" if join == "/" or scorers.is_outside(name) else known[0]
+        raise DiffpoError(f"{KEY}: the scorer {name} gives {', '.join(known)}; choose one, as in {example}")
+    if number not in known:
+        raise DiffpoError(f"{KEY}: the scorer {name} gives no number {number!r}: {hint(number, known)}")
+    return number
+
+
+def _named(key: tuple, number: str) -> str:
+    """How errors call a number: of a class from outside with the class."""
+    return f"{key[0]} ({number})" if scorers.is_outside(key[0]) else number
 
 
 def better(one: Tensor, other: Tensor) -> int:

@@ -4,11 +4,12 @@
     POST /score  {"images": [PNG in base64, ...], "prompts": [text, ...]}  -> {"scores": {name: [number, ...], ...}}
 
 A number is null where a prompt does not ask for it. An error is {"error": one sentence} with its status. The client is
-client.py, the page docs/serve_scorer.md. This file asks for Python 3.8 and Pillow only, so that it can be
+client.py, the page docs/serve_scorer.md. This file needs Python 3.8 and Pillow only, so that it can be
 imported where the scorer's own packages live.
 
 One thread receives and answers all requests (`Client`, and the coroutines of `Server`), so a slow client costs a few
-kilobytes and nobody's time. Two threads decode complete requests and score them, one at a time (`Server.score`).
+kilobytes and no time of the others. Two threads decode complete requests and score them, one at a time
+(`Server.score`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import threading
 import time
 import traceback
 from collections.abc import Coroutine, Iterable
+from dataclasses import dataclass
 from http import HTTPStatus
 from io import BytesIO
 from typing import Any
@@ -57,6 +59,27 @@ ONCE = {"host", "content-length", "content-type", "transfer-encoding", "expect"}
 LATE = (asyncio.TimeoutError, TimeoutError)  # two classes before Python 3.11
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes.
+
+    Attributes:
+        max_images, max_bytes: of a request.
+        max_pixels: of an image.
+        deadline: s in which a request, headers included, must come.
+        connections: of more, the one that sends least is dropped.
+    """
+
+    max_images: int = 32
+    max_bytes: int = 2**26
+    max_pixels: int = 2**23
+    deadline: float = 120.0
+    connections: int = 256
+
+
+DEFAULTS = Limits()
+
+
 class Refused(Exception):
     """An answer other than numbers: a status and one sentence."""
 
@@ -67,12 +90,12 @@ class Refused(Exception):
 
 
 class Client:
-    """A connection: one request and its answer. What a client pipelines behind it is not read.
+    """A connection: one request and its answer. A second request on it is not read.
 
     Attributes:
-        began, moved: when it came, and when it had last sent what it was asked for, by time.monotonic.
+        began, moved: when it connected, and when it last sent all that the server waited for, by time.monotonic.
         left: s in which the rest of the request must come.
-        dropped: it makes room for others.
+        dropped: closed by the server, because memory or connections are short.
         size: of the body, once it is known.
     """
 
@@ -95,7 +118,7 @@ class Client:
         if not line:
             raise ConnectionError
         if not (line.isalpha() or line in b"\r\n"):
-            raise Refused(400, "this is no HTTP request; the server knows http, not https")
+            raise Refused(400, "this is no HTTP request; the server speaks http, not https")
         size = 0
         while True:
             try:
@@ -123,7 +146,7 @@ class Client:
         self.method, self.path = found[1].decode(), found[2].decode()
         self.version = f"{found[3].decode()}.{found[4].decode()}"
         if found[3] != b"1":
-            raise Refused(505, "the server knows HTTP/1.1")
+            raise Refused(505, "the server speaks HTTP/1.1")
 
     def _header(self, line: bytes) -> None:
         name, colon, value = line.partition(b":")
@@ -163,36 +186,24 @@ class Client:
 class Server:
     """Listens from the start; `serve_forever` answers. ``port`` 0 takes a free one, see ``url``.
 
-    ``scorer``: see `diffpo.scorers`; it is called by one thread at a time. ``deadline``: s in which a request, headers
-    included, must come. ``connections``: of more, the one that sends least is dropped. Raises DiffpoError if the
-    scorer's names cannot be used or the address cannot be had.
+    ``scorer``: see `diffpo.scorers.Scorer`; it is called by one thread at a time. Raises DiffpoError if the scorer's
+    names cannot be used or the address cannot be had.
     """
 
-    def __init__(
-        self,
-        scorer: Any,
-        host: str = "127.0.0.1",
-        port: int = 8000,
-        max_images: int = 32,
-        max_bytes: int = 2**26,
-        max_pixels: int = 2**23,
-        deadline: float = 120.0,
-        connections: int = 256,
-    ) -> None:
+    def __init__(self, scorer: Any, host: str = "127.0.0.1", port: int = 8000, limits: Limits = DEFAULTS) -> None:
         for name in scorer.names or [""]:
             if not NAME.fullmatch(name):
                 raise DiffpoError(f"the scorer's name {name!r} must consist of letters, digits, '.', '_' and '-'")
         self.scorer, self.lock = scorer, threading.Lock()
-        self.max_images, self.max_bytes, self.max_pixels = max_images, max_bytes, max_pixels
-        self.deadline, self.connections = deadline, connections
+        self.limits = limits
         self.about = {
             "protocol": PROTOCOL,
-            "scorer": type(scorer).__name__,
+            "scorer": getattr(scorer, "spec", type(scorer).__name__),
             "names": list(scorer.names),
             "optional": sorted(scorer.optional),
-            "max_images": max_images,
-            "max_bytes": max_bytes,
-            "max_pixels": max_pixels,
+            "max_images": limits.max_images,
+            "max_bytes": limits.max_bytes,
+            "max_pixels": limits.max_pixels,
         }
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
@@ -210,7 +221,7 @@ class Server:
         self.hosts = {"localhost", "127.0.0.1", "[::1]", name.lower()}
 
         self.clients: set[Client] = set()
-        self.awaited: set[Client] = set()  # those who have to do something now
+        self.awaited: set[Client] = set()  # those that the server waits for
         self.work: queue.SimpleQueue = queue.SimpleQueue()
         self.loop: Any = None
         self.asked_to_stop, self.ended = False, threading.Event()
@@ -268,25 +279,25 @@ class Server:
     # ---- requests
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        client = Client(reader, writer, self.deadline)
+        client = Client(reader, writer, self.limits.deadline)
         self.clients.add(client)
         status, content = 200, {}
         try:
             try:
-                if len(self.clients) > self.connections and not self._drop_slowest(self.awaited):
+                if len(self.clients) > self.limits.connections and not self._drop_slowest(self.awaited):
                     raise Refused(503, "too many requests at a time; send it again later")
                 status, content = await self._content(client)
             except Refused as refused:
                 status, content = refused.status, {"error": refused.sentence}
             except asyncio.CancelledError:
-                status, content = 503, {"error": "the server makes room; send the request again"}
+                status, content = 503, {"error": "too many requests at a time; send it again later"}
             if status != 200:
                 place = (writer.get_extra_info("peername") or ["?"])[0]
                 print(f"{place}: {status} {content['error']}", file=sys.stderr, flush=True)
             client.answer(status, content)
             if not client.dropped:
                 await self._wait(client, client.close())
-        except (Refused, OSError, asyncio.CancelledError):  # it has hung up, or does not
+        except (Refused, OSError, asyncio.CancelledError):  # the client has hung up, or never will
             pass
         finally:
             self.clients.discard(client)
@@ -310,7 +321,7 @@ class Server:
         return await done
 
     async def _wait(self, client: Client, coroutine: Coroutine) -> None:
-        """Wait for the client, who may be dropped meanwhile. Raises Refused when its time is over."""
+        """Wait for the client, which may be dropped meanwhile. Raises Refused when its time is over."""
         client.moved = time.monotonic()
         self.awaited.add(client)
         try:
@@ -318,7 +329,7 @@ class Server:
             if client.dropped:  # before Python 3.12, wait_for swallows a cancellation that comes with its result
                 raise asyncio.CancelledError
         except LATE:
-            raise Refused(408, f"the request did not come whole within {self.deadline:g} s") from None
+            raise Refused(408, f"the request did not come whole within {self.limits.deadline:g} s") from None
         finally:
             self.awaited.discard(client)
             client.left -= time.monotonic() - client.moved
@@ -331,7 +342,7 @@ class Server:
             slow = {each for each in self.awaited if each.missing and each.moved < late}
             chunk, place = min(client.missing, CHUNK), (client.missing, client.began)
             first = [each for each in self.clients - slow if (each.missing, each.began) < place]
-            room = BODIES * self.max_bytes - sum(len(each.body) for each in self.clients)
+            room = BODIES * self.limits.max_bytes - sum(len(each.body) for each in self.clients)
             if chunk + sum(each.missing for each in first) <= room:
                 return
             if not self._drop_slowest(each for each in slow if each.body) and chunk > room:
@@ -374,8 +385,8 @@ class Server:
             raise Refused(400, "the request says both Content-Length and Transfer-Encoding")
         if not re.fullmatch("[0-9]+", length):
             raise Refused(411, "the request must say its Content-Length")
-        if len(length) > 15 or int(length) > self.max_bytes:
-            raise Refused(413, f"the body has {length:.40} bytes, more than --max-bytes {self.max_bytes}")
+        if len(length) > 15 or int(length) > self.limits.max_bytes:
+            raise Refused(413, f"the body has {length:.40} bytes, more than --max-bytes {self.limits.max_bytes}")
         if headers.get("expect", "100-continue").lower() != "100-continue":
             raise Refused(417, "the server can expect 100-continue only")
         return int(length)
@@ -388,7 +399,7 @@ class Server:
                 answer = 200, self.score(body)
             except Refused as refused:
                 answer = refused.status, {"error": refused.sentence}
-            except Exception as error:  # what nobody foresaw; the server stays
+            except Exception as error:  # unforeseen; the server goes on
                 traceback.print_exc()
                 answer = 500, {"error": f"the server failed: {type(error).__name__}"}
             try:
@@ -406,7 +417,7 @@ class Server:
                 scores = self.scorer.score(images, prompts)
         except DiffpoError as error:
             raise Refused(422, str(error)) from None
-        except Exception as error:  # whatever a model raises; the server stays
+        except Exception as error:  # whatever a model raises; the server goes on
             traceback.print_exc()
             raise Refused(500, f"the scorer failed: {type(error).__name__}: {error}") from None
         return {"scores": {name: self.numbers(name, scores, prompts) for name in self.scorer.names}}
@@ -448,8 +459,8 @@ class Server:
                 if count and not take(b","):
                     raise Refused(400, form)
                 count += 1
-                if count > self.max_images:
-                    raise Refused(413, f"at least {count} {key} are more than --max-images {self.max_images}")
+                if count > self.limits.max_images:
+                    raise Refused(413, f"at least {count} {key} are more than --max-images {self.limits.max_images}")
                 yield string()
 
         try:
@@ -484,14 +495,14 @@ class Server:
         size = "far too many"
         try:
             with Image.open(BytesIO(data), formats=("PNG",)) as image:
-                if image.width * image.height <= self.max_pixels:
+                if image.width * image.height <= self.limits.max_pixels:
                     return rgb(image)
                 size = f"{image.width}x{image.height}"
         except Image.DecompressionBombError:
             pass
         except Exception:  # Pillow raises a dozen types for damaged files
             raise Refused(400, f"image {k} is not a readable PNG") from None
-        raise Refused(413, f"image {k} has {size} pixels, more than --max-pixels {self.max_pixels}")
+        raise Refused(413, f"image {k} has {size} pixels, more than --max-pixels {self.limits.max_pixels}")
 
     def numbers(self, name: str, scores: Any, prompts: list[str]) -> list[float | None]:
         """The scorer's numbers ``name``, None for NaN where the scorer calls that optional. Raises Refused."""
@@ -517,7 +528,7 @@ def _settle(done: asyncio.Future, answer: tuple[int, dict]) -> None:
         done.set_result(answer)
 
 
-def serve(scorer: Any, host: str = "127.0.0.1", port: int = 8000, **limits: int) -> None:
+def serve(scorer: Any, host: str = "127.0.0.1", port: int = 8000, limits: Limits = DEFAULTS) -> None:
     """Answer requests for ``scorer`` until SIGINT or SIGTERM. To be called from the main thread; see `Server`."""
 
     def stop(*_: Any) -> None:
@@ -525,7 +536,7 @@ def serve(scorer: Any, host: str = "127.0.0.1", port: int = 8000, **limits: int)
             signal.signal(number, signal.default_int_handler)  # once more: at once
         server.stop()
 
-    with Server(scorer, host, port, **limits) as server:
+    with Server(scorer, host, port, limits) as server:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)
         print(f"serving {', '.join(server.about['names'])} on {server.url}; Ctrl-C stops", flush=True)

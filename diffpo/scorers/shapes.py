@@ -19,9 +19,15 @@ class ShapesScorer:
     names = tuple(f"shapes.{key}" for key in KEYS)
     optional = frozenset({"shapes.right_relation"})
 
+    @classmethod
+    def load(cls, source: str | None, device: str) -> ShapesScorer:
+        if source is not None:
+            raise DiffpoError(f"the scorer shapes takes no source, and {source!r} is given")
+        return cls()
+
     def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
         try:
             read = [shapes.score(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
         except ValueError as error:
-            raise DiffpoError(f"the shapes scorer knows the embedded world only: {error}") from None
+            raise DiffpoError(f"the shapes scorer judges prompts of the embedded world only: {error}") from None
         return {f"shapes.{key}": np.array([one[key] for one in read], np.float64) for key in KEYS}

@@ -13,7 +13,7 @@ from ..common import lock
 from ..common.errors import DiffpoError
 from ..common.run_folder import CONFIG_NAME, METRICS_NAME
 from ..common.text import plain, read_text
-from ..config import Config, ScorerConfig, load_config
+from ..config import Config, ScorerConfig, load_config, stored_identity
 from ..config.reader import parsed
 from . import checkpoint
 
@@ -93,7 +93,7 @@ def _settings(output: Path, kind: type[Config | ScorerConfig]) -> Iterator[tuple
     if not found and not written.exists():
         raise DiffpoError(f"{output} does not say with what settings its checkpoints were trained. {CHOOSE}")
     if not found:
-        yield written, load_config(written, kind=kind).identity()
+        yield written, load_config(written, kind=kind, imports=False).identity()
 
 
 def _identity(settings: Any, kind: type[Config | ScorerConfig], where: Path) -> dict:
@@ -102,7 +102,7 @@ def _identity(settings: Any, kind: type[Config | ScorerConfig], where: Path) -> 
         if other is not kind and isinstance(settings, dict) and settings.keys() == other.model_fields.keys():
             raise DiffpoError(f"{where} is of a run of `diffpo {command}`. {CHOOSE}")
     try:
-        return kind.model_validate(settings).identity()
+        return stored_identity(settings, kind)
     except (ValidationError, RecursionError) as error:
         what = "they are nested too deep"
         if isinstance(error, ValidationError):

@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from .. import models
+from .. import methods, models
 from ..common.errors import DiffpoError
 from ..common.threads import Threads
 from ..config import Config
@@ -172,7 +172,7 @@ def make_learner(run: Run) -> tuple[Learner, Sources]:
     wrapped, optimizer = distributed.prepare(accelerator, network, optimizer)
     update = Updater(settings, replace(bare, network=wrapped), objective, feed, accelerator)
     about = {
-        "objective": config.objective.name,
+        "objective": methods.label(config.objective.name),
         "beta": config.objective.beta,
         "base": base,
         "data_hash": sources.hash,

@@ -16,12 +16,13 @@ SAMPLE = 4096  # values of the base's weights, of which diffpo writes up to 512
 def known(about: dict[str, Any]) -> dict[str, Any]:
     """The values of ``about`` that diffpo may have written, and nothing else: what has another form is left out.
 
-    ``objective``: a method's name. ``beta``: a finite number. ``step``, ``pairs_per_update``: whole numbers from 0.
+    ``objective``: a method's name, or what `methods.label` may have made of one from outside; it is shown, and never
+    loaded. ``beta``: a finite number. ``step``, ``pairs_per_update``: whole numbers from 0.
     ``data_hash``: letters, digits and "-". ``base``: the parts of `identity.base_identity` that have their form
     (``name``: one line of text). ValueError if ``base`` is no JSON object, because nothing could be compared with it.
     """
     found: dict[str, Any] = {}
-    if isinstance(about.get("objective"), str) and about["objective"] in methods.names():
+    if isinstance(about.get("objective"), str) and methods.is_label(about["objective"]):
         found["objective"] = about["objective"]
     if number(about.get("beta")):
         found["beta"] = about["beta"]

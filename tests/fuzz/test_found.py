@@ -41,7 +41,7 @@ def test_values_that_the_yaml_parser_stumbles_over(tmp_path, value):
     ("override", "words"),
     [
         ("output=~nobody-there/run", "output: there is no user nobody-there"),
-        ("output=" + "x" * 300, "output: longer than any file's name"),
+        ("output=" + "x" * 300, "output: longer than a file's name"),
         ('data.train="a\\0b"', "data.train: holds the character NUL"),
         ('lora.targets=["\\ud800"]', "lora.targets: holds half a character"),
         ("train.steps=0x" + "f" * 5000, "train.steps: expected a number below"),

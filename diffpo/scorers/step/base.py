@@ -2,7 +2,7 @@
 
 `load` takes a folder written by `diffpo train-scorer` (a step-aware preference model over pictures, pixel.py, or
 one over latents, latent.py), or the number of an ordinary scorer such as ``shapes.total``, which then looks at the
-decoded x_0 estimate and knows nothing of the time.
+decoded x_0 estimate and does not depend on the time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ...common.errors import DiffpoError
 from ...common.text import read_text
 from ...weights.header import known
-from .. import is_url
+from .. import is_outside, is_url
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -39,7 +39,12 @@ class StepScorer(Protocol):
 
 
 def is_folder(spec: str) -> bool:
-    return "=" not in spec and not is_url(spec) and (Path(spec).expanduser().is_dir() or "/" in spec)
+    return (
+        "=" not in spec
+        and not is_url(spec)
+        and not is_outside(spec)
+        and (Path(spec).expanduser().is_dir() or "/" in spec)
+    )
 
 
 def read_about(folder: Path) -> dict[str, Any]:

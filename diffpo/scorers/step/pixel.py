@@ -1,6 +1,6 @@
 """The step-aware preference model of SPO (Liang et al. 2024, arXiv 2406.04314, section 4.1).
 
-A CLIP whose vision tower is told the time: t -> sinusoidal embedding -> MLP -> in each layer a shift, a scale and a
+A CLIP whose vision tower gets the time: t -> sinusoidal embedding -> MLP -> in each layer a shift, a scale and a
 gate for the attention and for the MLP (adaptive layer norm), and a shift and a scale after the last norm. At the start
 all of these are the identity, so that training begins at the CLIP's (PickScore's, in the paper) own score,
 exp(logit_scale) * cos(picture, text), of the picture that the x_0 estimate decodes to.

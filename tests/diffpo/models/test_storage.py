@@ -174,7 +174,7 @@ def test_what_does_not_go_with_small_weights_is_refused(pixart, tiny_sdxl, make_
     make_config(tiny_sdxl)
     said = CliRunner().invoke(app, ["check", str(tmp_path / "recipe.yaml"), "model.base_weights=fp8"])
     assert "fp8 is for transformers" in str(said.exception)
-    with pytest.raises(DiffpoError, match=r"model.base_weights=fp8 cannot be trained, only a LoRA on them"):
+    with pytest.raises(DiffpoError, match=r"fp8 weights cannot be trained: set model.base_weights=full"):
         make_config(pixart, "model.base_weights=fp8", "lora=null")
     with pytest.raises(DiffpoError, match=r"set train.compile=false"):
         make_config(pixart, "model.base_weights=fp8", "train.compile=true")

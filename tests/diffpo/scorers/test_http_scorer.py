@@ -72,7 +72,7 @@ def test_batches_keep_to_the_servers_bytes(images):
         ({"fixed": ["x", 1]}, "gave no numbers 'fixed'"),
         (None, "gave no numbers 'fixed'"),
         (lambda: 1 / 0, r"\(status 500\): the scorer failed: ZeroDivisionError: division by zero"),
-        (lambda: scorers.check_name("hsp"), r"\(status 422\): unknown scorer 'hsp': did you mean hps"),
+        (lambda: scorers.parse("hsp"), r"\(status 422\): unknown scorer 'hsp': did you mean hps"),
     ],
 )
 def test_a_scorer_that_fails_is_an_error_that_names_the_url(images, capfd, answer, words):

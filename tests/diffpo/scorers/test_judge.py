@@ -38,7 +38,7 @@ def test_each_name_gives_its_column(judged):
 def test_what_a_scorer_must_not_return_names_scorer_and_prompt(judged):
     with pytest.raises(DiffpoError, match=r"shapes\.a returned nan .*'blue dog'"):
         judged(["shapes.a"], a=[1, np.nan])
-    with pytest.raises(DiffpoError, match=r"shapes\.a returned shape \(3,\) for 2 images .*'red cat'"):
+    with pytest.raises(DiffpoError, match=r"shapes\.a returned shape \(3,\) for 2 images, .*'red cat'"):
         judged(["shapes.a"], a=[1, 2, 3])
     with pytest.raises(DiffpoError, match=r"no number 'shapes\.mayb': did you mean shapes\.maybe"):
         judged(["shapes.mayb"])

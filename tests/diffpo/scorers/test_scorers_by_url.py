@@ -15,7 +15,7 @@ from diffpo import scorers
 from diffpo.common.errors import DiffpoError
 from diffpo.evaluate import evaluate
 from diffpo.evaluate.evaluate import Scoring
-from diffpo.scorers.judge import Judge, check_scorer
+from diffpo.scorers.judge import Judge
 from diffpo.scorers.step import base, load
 from diffpo.train.loop import train
 
@@ -26,11 +26,12 @@ def images():
 
 
 def test_a_url_is_split_without_torch_and_without_a_server():
-    assert check_scorer("http://127.0.0.1:8000/shapes.total") == ("shapes.total", *["http://127.0.0.1:8000"] * 2)
-    assert check_scorer("http://gpu-2:8000/")[0] == "http://gpu-2:8000"
-    assert check_scorer("https://[::1]/a_b-c")[1:] == ("https://[::1]", "https://[::1]")
+    parsed = scorers.parse("http://127.0.0.1:8000/shapes.total")
+    assert parsed == ("http://127.0.0.1:8000", None, "shapes.total")
+    assert scorers.parse("http://gpu-2:8000/") == ("http://gpu-2:8000", None, None)
+    assert scorers.parse("https://[::1]/a_b-c") == ("https://[::1]", None, "a_b-c")
     assert not base.is_folder("http://127.0.0.1:8000/shapes.total") and load.needs_vae("http://h:1/a")
-    code = "import sys; from diffpo.commands.check import check_scorer; check_scorer('http://h:1/a'); print('torch' in sys.modules)"
+    code = "import sys, diffpo.commands.check as c; c.scorers.parse('http://h:1/a'); print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
@@ -40,7 +41,7 @@ def test_a_url_is_split_without_torch_and_without_a_server():
     "http://h\th http://h/a#b http:///a".split(" "),
 )
 def test_what_is_no_url_of_a_scorer_is_said(spec):
-    for each in (check_scorer, scorers.load):
+    for each in (scorers.parse, scorers.load):
         with pytest.raises(DiffpoError, match=r"not the URL of a scorer: write http://HOST:PORT"):
             each(spec)
 

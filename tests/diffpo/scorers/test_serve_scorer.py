@@ -255,9 +255,9 @@ def test_slow_clients_do_not_stop_another(capfd, count, start):
         assert post(server, one(GOOD)) == (200, {"scores": {"shapes.total": [1.0]}})
         assert threading.active_count() == threads
         end = time.monotonic() + 20
-        while len(server.clients) > server.connections and time.monotonic() < end:  # those that are dropped still close
+        while len(server.clients) > server.limits.connections and time.monotonic() < end:  # dropped ones still close
             time.sleep(0.01)
-        assert len(server.clients) <= server.connections
+        assert len(server.clients) <= server.limits.connections
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -291,7 +291,7 @@ def test_whoever_sends_slowly_makes_room_for_others(monkeypatch, sent):
             each.sendall(request(body=body)[: sent + 90])
         for k in range(3):
             assert understood(said(server, request(body=body)))[0] == 200
-            assert held(server) <= serve_scorer.BODIES * server.max_bytes
+            assert held(server) <= serve_scorer.BODIES * server.limits.max_bytes
             slow[k].sendall(b" ")
         slow[0].settimeout(30)
         assert understood(slow[0].recv(2**16))[0] == 503  # the client tries again
@@ -307,7 +307,7 @@ def test_of_bodies_that_wait_for_each_other_the_last_one_makes_room():
         made.task = SimpleNamespace(cancel=lambda: dropped.append(began) or server.clients.discard(made))
         return made
 
-    with serve_scorer.Server(Brightness(), port=0, max_bytes=100) as server:
+    with serve_scorer.Server(Brightness(), port=0, limits=serve_scorer.Limits(max_bytes=100)) as server:
         for scored in (0, 50):
             dropped = []
             first, second, third = client(1, 130 - scored, 70), client(2, 130, 60), client(3, 130, 50)
@@ -330,7 +330,7 @@ def test_bodies_wait_for_memory_while_others_are_scored():
         for each in asking:
             each.start()
         time.sleep(1)  # the deadline is for what the clients have to do
-        assert held(server) <= serve_scorer.BODIES * server.max_bytes and not found
+        assert held(server) <= serve_scorer.BODIES * server.limits.max_bytes and not found
         assert post(server, None, "/", "GET")[0] == 200
         go_on.set()
         for each in asking:
@@ -485,10 +485,10 @@ def test_it_listens_on_loopback_unless_told_otherwise(capsys, monkeypatch):
             serve_scorer.Server(Brightness(), port=server.server_address[1])
     monkeypatch.setattr(sys, "argv", ["diffpo", "serve-scorer", "shapes"])
     given = []
-    monkeypatch.setattr(serve_scorer, "serve", lambda *values, **limits: given.append((values[1:], limits)))
+    monkeypatch.setattr(serve_scorer, "serve", lambda *values: given.append(values[1:]))
     with pytest.raises(SystemExit):
         cli.main()
-    assert given == [(("127.0.0.1", 8000), {"max_images": 32, "max_bytes": 2**26, "max_pixels": 2**23})]
+    assert given == [("127.0.0.1", 8000, serve_scorer.Limits(max_images=32, max_bytes=2**26, max_pixels=2**23))]
 
 
 def test_names_that_do_not_fit_into_a_url_are_refused():

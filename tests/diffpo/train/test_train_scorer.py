@@ -189,7 +189,7 @@ def test_held_out_accuracy_is_counted_pair_by_pair(tiny_sd, make_scorer_config, 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("scorer.kind=pixel", r"needs scorer\.clip"),
+        ("scorer.kind=pixel", r"scorer\.clip is the CLIP"),
         ("scorer.clip=x", r"kind latent has none"),
         ("scorer.guidance=3", "guidance"),
         ("data.caption_dropout=0.1", "caption_dropout"),

@@ -1,0 +1,107 @@
+"""What is trained and how: the sections `lora:` and `train:` of a config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, field_validator, model_validator
+
+from .reader import numbers
+from .section import Section
+
+Output = Annotated[Path, AfterValidator(Path.expanduser)]
+
+
+class Lora(Section):
+    """The LoRA that is trained."""
+
+    kind: Literal["lora", "dora", "lokr"] = "lora"
+    """How weights are adapted. docs/export.md says which programs read which kind."""
+
+    rank: int = Field(8, gt=0)
+    """Rank of the update of each layer. Size and memory grow with it."""
+
+    alpha: float | None = Field(None, gt=0)
+    """The update is scaled by alpha / rank. null: alpha is the rank, so the scale is 1."""
+
+    targets: list[str] | None = Field(None, min_length=1)
+    """Names of the layers to adapt, e.g. [to_q, to_v]. null: the attention projections of the model's family."""
+
+    start: str | None = None
+    """A LoRA to go on from, a file or the folder of a run. It is the reference too. null: start from zero."""
+
+    @property
+    def scale_alpha(self) -> float:
+        return float(self.rank if self.alpha is None else self.alpha)
+
+
+class Optimisation(Section):
+    """How anything is trained here: a LoRA (`Train`) or a scorer (step_scorer.py)."""
+
+    steps: int = Field(gt=0)
+    """Number of optimiser updates."""
+
+    batch_size: int = Field(gt=0)
+    """Pairs (or lists, or images) per device and forward pass. An update sees batch_size x accumulation x devices."""
+
+    accumulation: int = Field(1, gt=0)
+    """Batches whose gradients are added up for an update. Memory stays that of one batch."""
+
+    lr: float = Field(gt=0)
+    """Learning rate, after the warm-up."""
+
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Learning rate after the warm-up: constant, or falling to 0 at the last step."""
+
+    warmup: int = Field(0, ge=0)
+    """Updates in which the learning rate rises linearly from 0."""
+
+    optimizer: str = "torch.optim.AdamW"
+    """A class derived from torch.optim.Optimizer, as package.module.Class or package.module:Class. Its module is
+    imported, which runs it."""
+
+    optimizer_args: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of the optimiser, e.g. {weight_decay: 1e-4}."""
+
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    """Gradients are scaled down to this norm. null: never."""
+
+    seed: int = Field(0, ge=0, lt=2**63)
+    """Seed of noise, timesteps, order and initial weights."""
+
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Precision of the base model: float32 (no), bfloat16 or float16. What is trained is float32 in any case."""
+
+    checkpoint_every: int = Field(500, gt=0)
+    """Updates between two checkpoints."""
+
+    @field_validator("optimizer_args", mode="after")
+    @classmethod
+    def _numbers_in_args(cls, args: dict[str, Any]) -> dict[str, Any]:
+        return numbers(args)  # no field says that eps is a number, and plain YAML reads `eps: 1e-8` as text
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> Optimisation:
+        if self.warmup > self.steps:
+            raise ValueError(f"train.warmup ({self.warmup}) is longer than train.steps ({self.steps})")
+        return self
+
+
+class Train(Optimisation):
+    """How the policy is trained."""
+
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, more time."""
+
+    compile: bool = False
+    """torch.compile of the network's repeated blocks. The first update is slow, so it pays off in long runs."""
+
+    checkpoint_keep: int = Field(2, gt=0)
+    """Checkpoints to keep, the latest ones."""
+
+    eval_every: int = Field(100, gt=0)
+    """Updates between two measurements on data.validation."""
+
+    eval_pairs: int = Field(256, gt=0)
+    """Pairs of data.validation to measure on."""

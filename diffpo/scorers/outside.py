@@ -1,0 +1,76 @@
+"""A scorer from outside the package, with its answers checked: errors name the class and the number."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..common.errors import DiffpoError
+from ..common.names import hint
+from ..common.text import plain
+from .server import NAME
+
+
+class Outside:
+    """The scorer that ``made_by`` makes, see `diffpo.scorers.Scorer`; ``number``: one of its numbers alone.
+
+    Raises DiffpoError that names the class: it cannot be made, or it is no scorer; from ``score``: its answer is not
+    one number for each image. The caller checks for NaN and names the prompt.
+    """
+
+    def __init__(self, spec: str, made_by: Callable[..., Any], source: str | None, device: str, number: str | None):
+        self.spec = spec
+        try:
+            inspect.signature(made_by).bind(source, device)
+            given: tuple = (source, device)
+        except (TypeError, ValueError):
+            if source is not None:
+                raise DiffpoError(f"the scorer {spec} takes no source, and {plain(source, 100)!r} is given") from None
+            given = ()
+        try:
+            self.inner = made_by(*given)
+        except DiffpoError:
+            raise
+        except Exception as error:  # whatever its own code runs into
+            raise DiffpoError(
+                f"the scorer {spec} cannot be made: {type(error).__name__}: {plain(error, 300)}"
+            ) from error
+        names, optional = getattr(self.inner, "names", None), getattr(self.inner, "optional", ())
+        if not callable(getattr(self.inner, "score", None)) or not _are_names(names) or not set(optional) <= set(names):
+            raise DiffpoError(
+                f"{spec} is no scorer: it needs score(images, prompts) and names, a tuple of the names of its numbers "
+                f"(letters, digits, '.', '_', '-'); optional, if there, holds some of them"
+            )
+        if number is not None and number not in names:
+            raise DiffpoError(f"the scorer {spec} gives no number {number!r}: {hint(number, names)}")
+        self.names: tuple[str, ...] = (number,) if number else tuple(names)
+        self.optional = frozenset(optional)
+
+    def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
+        found = self.inner.score(images, prompts)
+        if not isinstance(found, dict):
+            raise DiffpoError(f"the scorer {self.spec} returned {type(found).__name__}, not {{name: numbers}}")
+        return {name: self._numbers(name, found, len(images)) for name in self.names}
+
+    def _numbers(self, name: str, found: dict[str, Any], n: int) -> np.ndarray:
+        if name not in found:
+            raise DiffpoError(f"the scorer {self.spec} returned no number {name!r}, which stands in its names")
+        try:
+            values = np.asarray(found[name], np.float64)
+        except (TypeError, ValueError, RuntimeError) as error:  # text, ragged lists, tensors with gradients or on a GPU
+            raise DiffpoError(f"the scorer {self.spec}: {name} holds no numbers: {plain(error, 200)}") from None
+        if values.shape != (n,):
+            raise DiffpoError(f"the scorer {self.spec}: {name} has shape {values.shape} for {n} images, not ({n},)")
+        return values
+
+
+def _are_names(names: Any) -> bool:
+    return (
+        isinstance(names, (tuple, list))
+        and len(names) == len(set(map(str, names))) > 0
+        and all(isinstance(name, str) and NAME.fullmatch(name) for name in names)
+    )
