@@ -34,6 +34,7 @@ test-newest:
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # resolves the newest versions for every Python and platform; run `make test` before you commit the file
 constraints:
@@ -44,4 +45,4 @@ constraints:
 	rm -rf .venv-uv
 
 clean:
-	rm -rf .venv .venv-newest .venv-uv build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-newest .venv-uv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
