@@ -1,4 +1,4 @@
-"""What every room uses: errors, text, files, locks, threads, random numbers by address, decoding of images.
+"""Used by every room: errors, text, files, locks, threads, random numbers by address, decoding of images.
 
 Imports no other room.
 """

@@ -16,7 +16,8 @@ INDEX = b'{"_class_name": "StableDiffusionPipeline"}' + b" " * 1000
 CHILD = """
 import json, sys, time, urllib.request
 from huggingface_hub import constants, file_download
-from diffpo import hub, models
+from diffpo import models
+from diffpo.common import hub
 from diffpo.config import Data, Model
 from diffpo.data.groups import load_groups
 

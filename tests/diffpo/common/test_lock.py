@@ -18,7 +18,7 @@ from diffpo.train import checkpoint
 HOLDER = """
 import sys, time
 from pathlib import Path
-from diffpo import lock
+from diffpo.common import lock
 
 with lock.held(Path(sys.argv[1])):
     print("held", flush=True)
