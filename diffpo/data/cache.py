@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ..common.errors import DiffpoError
+from .keys import content_key
 
 SHARD = 256  # rows per file
 ABANDONED = 3600  # seconds after which an unfinished file counts as left by a killed process
 INCIDENTAL = {"transformers_version", "dtype", "torch_dtype", "architectures"}  # config keys that change no output
-
-
-def content_key(*parts: object) -> str:
-    """A hash of ``parts``, everything that the cached values depend on."""
-    return blake2b(json.dumps(parts).encode(), digest_size=16).hexdigest()
 
 
 def module_key(module: torch.nn.Module) -> str:

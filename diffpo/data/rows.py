@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from ..common.images import BadRow, content, decode
 from ..config import Columns, Data
-from .buckets import nearest
 from .columns import Kind, first_file, image_cells, image_names
+from .sizes import nearest
 
 
 @dataclass(frozen=True, slots=True)  # there may be a million

@@ -16,8 +16,8 @@ from typing import Any
 from ..common.errors import DiffpoError
 from ..common.files import write_atomic
 from ..config import Data
-from .cache import content_key
 from .files import column, undecoded
+from .keys import content_key
 from .tables import Arrow
 
 ROWS = 1000  # rows per file of the copy; an interrupted copy repeats at most this many

@@ -78,7 +78,7 @@ def test_an_image_that_changes_while_the_run_starts_is_not_cached_under_the_old_
     data = Data(train=source, resolution=16, cache=str(tmp_path / "cache"))
     groups = load_groups(data, source, "train")
     picture(99).save(tmp_path / "pairs" / "images" / "2-chosen.png")
-    with pytest.raises(DiffpoError, match=r"row 2 could be read at the start of the run.*another image is there"):
+    with pytest.raises(DiffpoError, match=r"row 2 .*2-chosen\.png"):
         Batches(groups, data, Fake(), 0, "cpu")
     assert not list((tmp_path / "cache").glob("latents-*/*"))
 
