@@ -1,4 +1,4 @@
-"""Fast, exact sampling of diffusion models: a solver is a table of numbers."""
+"""Fast, exact sampling of diffusion models, with every solver as a table of numbers."""
 
 from .adaptive import sample_adaptive
 from .default import default_solver
@@ -61,8 +61,8 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    # Only these need diffusers, which is slow to import. SchedulerMixin is what diffusers looks up beside the class
-    # when it loads a saved pipeline, to find out how the class is loaded.
+    # Only these need diffusers, which is slow to import. When diffusers loads a saved pipeline, it looks for
+    # SchedulerMixin in the class's module to find out how to load the class.
     if name in ("SolverScheduler", "SchedulerMixin", *_NAMED):
         from . import named, scheduler
 

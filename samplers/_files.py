@@ -1,4 +1,4 @@
-"""Files: written whole or not at all."""
+"""Writing a file whole or not at all."""
 
 import contextlib
 import os
@@ -7,18 +7,18 @@ import stat
 
 
 def write_whole(path, content: bytes) -> None:
-    """Put `content` in the place of `path`. If that fails, what stood there stays.
+    """Write `content` to `path`. If that fails, an older file there stays as it was.
 
     Raises:
-        ValueError: something that is not a regular file stands there.
+        ValueError: `path` exists and is not a regular file.
         OSError: the folder is missing or cannot be written to, or the disk is full.
     """
-    path = os.path.realpath(path)  # a link stays one
+    path = os.path.realpath(path)  # a link stays a link
     mode = None
     if os.path.lexists(path):
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):
-            raise ValueError(f"{path} is not a regular file: it is not overwritten")
+            raise ValueError(f"{path} is not a regular file, so it is not overwritten: choose another path")
     beside = os.path.join(os.path.dirname(path), f".samplers-{secrets.token_hex(8)}.tmp")
     try:
         with open(beside, "xb") as file:

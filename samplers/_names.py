@@ -1,11 +1,11 @@
-"""One wording for every unknown name."""
+"""The error for an unknown name."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> ValueError:
-    """The error for a name that does not exist, with the nearest one that does."""
+    """The error for an unknown `name`, with the nearest of the `known` ones."""
     known = sorted(known)
     near = difflib.get_close_matches(str(name).replace("+", "p"), known, n=1, cutoff=0.3)  # 'dpm++' means 'dpmpp'
     hint = f"did you mean {near[0]!r}? " if near else ""

@@ -1,8 +1,8 @@
 """Adaptive DPM-Solver: the step sizes follow an error estimate, so this is a loop and not a plan.
 
-DPM-Solver-12 and -23 (Lu et al. 2022, arXiv 2206.00927, appendix) with the controller of the authors' code or that
-of k-diffusion. The formulas are those of `solvers.singlestep`: each attempt is a small plan whose result has the
-solution of order p as its input and the one of order p - 1 as its anchor.
+DPM-Solver-12 and -23 (Lu et al. 2022, arXiv 2206.00927, appendix) with the step-size controller of the authors' code
+or of k-diffusion. The formulas are those of `solvers.singlestep`. Each attempted step is a small plan: its last input
+is the solution of order p, its last anchor that of order p - 1.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .prediction import Guidance
 from .schedule import Schedule
 from .solvers.ddim import ddim
 from .solvers.dpmpp import check_options
-from .solvers.singlestep import step_rows
+from .solvers.singlestep import Form, step_rows
 
 CLOSE = 1e-5  # to t_end: in t for 'dpm_solver', in lambda for 'k_diffusion'
 CONTROLLERS = ("dpm_solver", "k_diffusion")
 
 
 class Effort(NamedTuple):
-    """What an adaptive run cost: model calls (every attempted step makes `order`), and how its attempts ended."""
+    """The cost of an adaptive run: model calls (`order` per attempted step), and the steps accepted and rejected."""
 
     calls: int
     accepted: int
@@ -64,15 +64,15 @@ def sample_adaptive(
 
     Args:
         model, x, schedule, prediction, guidance, threshold: as in `sample`.
-        order: 2 (DPM-Solver-12) or 3 (DPM-Solver-23): calls per attempted step, and the order of what is kept.
+        order: 2 (DPM-Solver-12) or 3 (DPM-Solver-23): calls per attempted step, and the order of the result.
         target, solver_type: as in `solvers.singlestep`.
         rtol, atol: tolerances; the defaults are the authors', 2/256 for images in [-1, 1].
         first_step: the first step's length in lambda.
-        controller: 'dpm_solver' lets the worst sample of the batch decide, and sets h to 0.9 h E^(-1/order).
-            'k_diffusion' takes the mean square over the whole batch and multiplies h by 1 + atan(E^(-1/order) - 1).
+        controller: 'dpm_solver' takes the largest error E of the samples and sets h to 0.9 h E^(-1/order).
+            'k_diffusion' takes E from the mean square over the whole batch, h times 1 + atan(E^(-1/order) - 1).
         t_start, t_end: default t_max and t_min; lambda must be finite at both. t_start < t_end goes towards noise.
-        denoise: one more call, at t_end, whose x_0 is returned.
-        max_calls: a guard against tolerances that cannot be met.
+        denoise: return the x_0 of one more call at t_end.
+        max_calls: stop with an error if more calls would be needed.
 
     Returns: the result in x's dtype, and the `Effort`.
 
@@ -102,13 +102,13 @@ def sample_adaptive(
     while abs(t - t_end if controller == "dpm_solver" else lam - lam_end) > CLOSE:
         if effort.calls + order > max_calls:
             raise RuntimeError(
-                f"t_end = {t_end:g} is not reached in max_calls = {max_calls} but t = {t:g} ({effort}): loosen rtol "
-                "and atol, or allow more calls"
+                f"after {effort.calls} of max_calls = {max_calls} the run is at t = {t:g}, not at t_end = {t_end:g} "
+                f"({effort.rejected} steps were rejected): loosen rtol and atol, or raise max_calls"
             )
         step = min(h, abs(lam_end - lam))
         lams = lam + towards * step * np.arange(1, order + 1) / order
         nodes = Nodes.at(schedule, [t, *schedule.t_of_lambda(lams)])
-        low, high = run(_pair(nodes, order, target, solver_type), state, effort.calls)
+        low, high = run(_pair(nodes, order, Form(target, solver_type)), state, effort.calls)
         gap = (high - low) / torch.maximum(low.abs(), previous.abs()).mul(rtol).clamp(min=atol)
         if controller == "dpm_solver":
             error = gap.square().flatten(1).mean(1).sqrt().max().item()
@@ -129,16 +129,16 @@ def sample_adaptive(
     return state.to(dtype), effort
 
 
-def _pair(nodes: Nodes, p: int, target: str, solver_type: str) -> Plan:
-    """One step over all `nodes`: the result of order p as the last input, that of order p - 1 as the last anchor."""
-    *stages, high = step_rows(nodes, 0, p, target, solver_type)
-    low = step_rows(nodes.take([*range(p - 1), p]), 0, p - 1, target, solver_type)[-1]
+def _pair(nodes: Nodes, p: int, form: Form) -> Plan:
+    """One step over all `nodes`: its last input is the result of order p, its last anchor that of order p - 1."""
+    stages, high = step_rows(nodes, 0, p, form)
+    _, low = step_rows(nodes.take([*range(p - 1), p]), 0, p - 1, form)
     low = low._replace(ms=(0.0, *low.ms))  # without the newest call
-    return Plan.build("adaptive", target, nodes, [*stages, (high, low)])
+    return Plan.build("adaptive", form.target, nodes, [*stages, (high, low)])
 
 
 def _run(model, plan: Plan, x: torch.Tensor, calls: int, **settings) -> tuple[torch.Tensor, torch.Tensor]:
-    """The last anchor and the last input of a plan that begins after `calls` calls."""
+    """The last anchor and the last input of a plan; `calls` were made before it."""
     states = []
     try:
         plan.run(model, x, callback=lambda k, state: states.append(state), **settings)
@@ -148,5 +148,5 @@ def _run(model, plan: Plan, x: torch.Tensor, calls: int, **settings) -> tuple[to
 
 
 def _seeing(dtype: torch.dtype, model):
-    """The model as it is called from a wider state."""
+    """The model, called with inputs of this dtype although the state is wider."""
     return lambda x, label: model(x.to(dtype), label)

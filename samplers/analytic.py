@@ -1,4 +1,4 @@
-"""Gaussian mixtures whose score is known in closed form: the truth that solvers are tested against."""
+"""Gaussian mixtures, whose score has a closed form: the exact solutions that solvers are tested against."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class GaussianMixture:
     """Data x_0 ~ sum_k w_k N(mu_k, diag(std_k^2)), with a class per component for guidance.
 
     Under `x = alpha x_0 + sigma eps` the marginal is again a mixture with variances v_k = alpha^2 std_k^2 + sigma^2,
-    so posterior means are exact. All in float64.
+    so posterior means are exact. All numbers are float64.
 
     Args:
         weights: (K,). means, stds: (K, *shape). classes: (K,) integers, needed for class-conditional predictions.
@@ -55,7 +55,7 @@ class GaussianMixture:
     def model(
         self, schedule: Schedule, prediction: str = "epsilon", classes=None, scale: float = 1.0
     ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """A perfect network `model(x, label)` for this data, of any prediction type, in x's dtype."""
+        """The ideal network `model(x, label)` for this data, of any prediction type, in x's dtype."""
 
         def model(x, label):
             t = schedule.t_of_model_time(float(label))
@@ -78,9 +78,8 @@ class GaussianMixture:
         """The exact solution of the probability-flow ODE from `t_start` to `t_end`; t_end = 0 is sigma = 0, the
         clean image.
 
-        Independent of all solvers here: DOP853 in kappa = sigma/alpha, d(x/alpha)/dkappa = eps, below kappa = 1, and
-            in 1/kappa,
-        d(x/sigma)/d(1/kappa) = x_0, above, so that both ends may be infinite. rtol 1e-12.
+        It shares no code with the solvers: DOP853 with rtol 1e-12. With kappa = sigma / alpha, it integrates
+        d(x/alpha)/dkappa = eps below kappa = 1 and d(x/sigma)/d(1/kappa) = x_0 above, so either end may be infinite.
         """
         t_start = schedule.t_max if t_start is None else t_start
         t_end = schedule.t_min if t_end is None else t_end

@@ -1,4 +1,4 @@
-"""The solver to take when nobody asks for one: a rule that looks at the number of calls, the guidance and the schedule.
+"""The solver that is used if none is named: a rule of the number of calls, the guidance scale and the schedule.
 
     w       guidance scale, at least 1
     solver  abm, predictor and corrector, of order 2, 3, 4 from 4, 8, 25 calls on, growing to 8, 21, 34 calls at w = 2.5
@@ -6,11 +6,11 @@
     nodes   uniform in u = k / (c^p + k) with k = (sigma / alpha)^p, from pure noise to t_end;
             p = 0.35 w^0.4, not below 0.57 (0.45 above order 2); c = 4.2 - 0.42 w, within 1 and 3 (2.8 above order 2)
 
-Why: most of the error comes from where the denoiser makes up its mind, around equal parts of signal and noise, and
-above that where many pixels agree, as in images; so calls are densest there (uniform log-SNR is p -> 0, karras
-c -> infinity, the time of rectified flow p = c = 1). Guidance multiplies the network's slopes by w in that region and
-nowhere else: nodes move closer to it, and high orders, which amplify what the steps do not resolve, wait for more
-calls. The numbers were fitted on mixtures and on assets/tiny-sdxl; docs/default_solver.md has the measurements.
+Why: most of the error comes from the noise levels where the predicted x_0 changes fastest. For independent pixels
+those have equal parts of signal and noise; for images, whose pixels are correlated, more noise. Calls are densest
+there (uniform log-SNR is p -> 0, karras c -> infinity, the time of rectified flow p = c = 1). Guidance multiplies the
+network's slopes by w in that region only. So nodes move closer to it, and high orders, which amplify the error of long
+steps, begin at more calls. The numbers were fitted on mixtures and on assets/tiny-sdxl (docs/default_solver.md).
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ ORDERS = {2: (4, 8), 3: (8, 21), 4: (25, 34)}  # order -> fewest calls without g
 
 @dataclass(frozen=True)
 class Choice:
-    """What `default_solver` chose: `build_plan(schedule, choice.solver, calls, choice.grid, **choice.options)`."""
+    """A solver, its grid and options: `build_plan(schedule, choice.solver, calls, choice.grid, **choice.options)`."""
 
     solver: Callable[..., Plan]
-    grid: Grid
+    grid: Grid | None  # None: as the caller places the calls
     options: dict = field(default_factory=dict)
 
 
@@ -44,10 +44,10 @@ def default_solver(calls: int, guidance: float, schedule: Schedule, end: str = "
 
     Args:
         calls: number of model calls (a guided pair is one), at least 1.
-        guidance: scale of classifier-free guidance; 1 and below is none.
+        guidance: scale of classifier-free guidance; 1 or less means no guidance.
         schedule: the network's.
-        end: 't_end' stops at the schedule's smallest noise level; 'zero' aims all nodes at sigma = 0, to which the last
-            call's step extrapolates (somewhat less accurate, no noise left).
+        end: 't_end' stops at the schedule's smallest noise level. 'zero' goes on to sigma = 0: no noise is left, but
+            the last step extrapolates and is somewhat less accurate.
 
     Raises:
         ValueError: calls < 1, a guidance that is not finite, unknown end.

@@ -1,8 +1,7 @@
-"""Configs of diffusers' schedulers: which of them describe a process that is solved here, and what they say in our
-options.
+"""Configs of diffusers' schedulers: which of them can be used here, and their translation to our options.
 
-A scheduler's config is read for the model's process (betas or a flow, what the network predicts and is told), not for
-the scheduler's own solver. docs/diffusers.md has the table.
+From a config come the model's noise schedule (betas or a flow), its prediction type and its time input. The other
+scheduler's own solver is left out. docs/diffusers.md has the table of all classes.
 """
 
 from __future__ import annotations
@@ -40,11 +39,11 @@ _WHY = {
     "its noise schedule is its own (betas with a shifted signal-to-noise ratio)": (
         *("CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"),
     ),
-    "its network is told 1 - sigma and predicts x_0 - eps": ("MiniMaxH3Scheduler",),
-    "it names no shift: pass the config of the FlowMatchEulerDiscreteScheduler that it replaced": (
+    "its network takes 1 - sigma as its time and predicts x_0 - eps": ("MiniMaxH3Scheduler",),
+    "its config has no shift: pass the config of the FlowMatchEulerDiscreteScheduler that it replaced": (
         "LTXEulerAncestralRFScheduler",
     ),
-    "its network is distilled and does not follow the ODE; for the base model pass the config that came with it": (
+    "its network is distilled and does not follow the ODE; for the base model pass that model's own config": (
         *("LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler", "FlowMapEulerDiscreteScheduler", "SCMScheduler"),
         *("CMStochasticIterativeScheduler", "ConsistencyDecoderScheduler", "HeliosDMDScheduler", "PiflowScheduler"),
     ),
@@ -52,7 +51,7 @@ _WHY = {
     "it goes from image to noise: use samplers.sample with t_start below t_end and end='t_end'": (
         *("DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler"),
     ),
-    "its pipelines pass arguments to step that no solver here has": ("RePaintScheduler", "UnCLIPScheduler"),
+    "its pipelines pass further arguments to step": ("RePaintScheduler", "UnCLIPScheduler"),
     "it samples discrete tokens": (
         *("AmusedScheduler", "VQDiffusionScheduler", "BlockRefinementScheduler", "DiscreteDDIMScheduler"),
         "EntropyBoundScheduler",
@@ -60,8 +59,8 @@ _WHY = {
     "it moves atoms": ("RFD4ProteinaScheduler",),
 }
 REFUSED = {name: why for why, names in _WHY.items() for name in names}
-# What describes the model. diffusers drops what was a class's default when another class reads a config, but the
-# defaults differ (the betas of Heun, clip_sample of DDIM), so these are said in every case.
+# The options that describe the model. When another class reads a config, diffusers drops those that are defaults of the
+# first class. But defaults differ (the betas of Heun, clip_sample of DDIM), so these are always passed on.
 PROCESS = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type"),
     *("clip_sample", "clip_sample_range"),
@@ -74,25 +73,28 @@ def read(config: dict, ours: dict) -> tuple[dict, dict, dict]:
     Args:
         config: of any diffusers scheduler, live or from a file. ours: our options and their defaults.
 
-    Returns: the config without what only flow schedulers know, what it implies here, and what was left out.
+    Returns: the config without options that only flow schedulers have, the options that follow from it, and those that
+        were left out.
 
     Raises:
-        ValueError: it describes something else; the text says what.
+        ValueError: it is of a process that is not supported; the message says which.
     """
     flow = _describes_flow(config, ours)
-    unsaid = config.get("_use_default_values", [])
-    if not isinstance(unsaid, list | tuple):
-        raise ValueError(f"_use_default_values must be a list of options, got {unsaid!r}")
-    implied = {name: config[name] for name in PROCESS if name in unsaid and config.get(name) != ours[name]}
+    unset = config.get("_use_default_values", [])
+    if not isinstance(unset, list | tuple):
+        raise ValueError(f"_use_default_values must be a list of options, got {unset!r}")
+    implied = {name: config[name] for name in PROCESS if name in unset and config.get(name) != ours[name]}
     if config.get("timestep_type") == "continuous" and config.get("prediction_type") == "v_prediction":
-        raise ValueError("this config is of an EDM-preconditioned network, told log(sigma) / 4: use samplers.EDM")
+        raise ValueError(
+            "this config is of an EDM-preconditioned network, with log(sigma) / 4 as its time: use samplers.EDM"
+        )
     if not flow:
         if "predict_x0" in config and config.get("use_flow_sigmas") and config.get("use_karras_sigmas"):
             implied |= _karras_range_of_unipc({**ours, **config})
         return dict(config), implied, {}
     for name, what in {
-        "invert_sigmas": "its network is told 1 - sigma and predicts x_0 - eps",
-        "stochastic_sampling": "its network is distilled and wants new noise in every step",
+        "invert_sigmas": "its network takes 1 - sigma as its time and predicts x_0 - eps",
+        "stochastic_sampling": "its network is distilled and needs new noise in every step",
     }.items():
         if config.get(name):
             raise ValueError(f"a FlowMatch config with {name} is not supported: {what}")
@@ -103,40 +105,40 @@ def read(config: dict, ours: dict) -> tuple[dict, dict, dict]:
 
 
 def _describes_flow(config: dict, ours: Collection[str]) -> bool:
-    """Whether a config is of a FlowMatch scheduler; if not, it is of networks that were trained on betas, or ours."""
-    named, said = config.get("_class_name"), {name for name in config if not name.startswith("_")}
+    """Whether a config is of a FlowMatch scheduler. If not, it is of a network that was trained on betas, or ours."""
+    named, present = config.get("_class_name"), {name for name in config if not name.startswith("_")}
     if not isinstance(named, str | None):
         raise ValueError(f"_class_name must be the name of a scheduler, got {named!r}")
     if named in DIFFUSION or named in FLOW:
         return named in FLOW
     if named in REFUSED:
         raise ValueError(f"this config is of {named}: {REFUSED[named]}")
-    is_ours = {"solver_options", "as_published"} <= said
+    is_ours = {"solver_options", "as_published"} <= present
     if named is not None and not is_ours:
         raise ValueError(
-            f"this config is of {named!r}, a scheduler that is not known here: if it is a diffusion or flow model like "
-            "others, name its options to SolverScheduler(...)"
+            f"this config is of {named!r}, a scheduler that is not known here: if its model is an ordinary diffusion "
+            "or flow model, pass the options of its noise schedule to SolverScheduler instead"
         )
     if not is_ours:
-        _look_alike(config, said, ours)
-    return "shift" in said and ("beta_start" not in said or bool(config.get("use_flow_sigmas")))
+        _look_alike(config, present, ours)
+    return "shift" in present and ("beta_start" not in present or bool(config.get("use_flow_sigmas")))
 
 
-def _look_alike(config: dict, said: set[str], ours: Collection[str]) -> None:
-    """Refuses a config without a class name, which a scheduler that was made in code has, by its options."""
+def _look_alike(config: dict, present: set[str], ours: Collection[str]) -> None:
+    """Refuses a config without a class name by its options. A scheduler that was made in code has such a config."""
     options = {name: _options(name) for name in (*DIFFUSION, *FLOW)}
-    if strange := said.difference(ours, *options.values()):
+    if strange := present.difference(ours, *options.values()):
         known = [name for name in REFUSED if strange <= _options(name)]
-        if "beta_start" in said and known and not any("beta_start" in _options(name) for name in known):
-            return  # of a scheduler that was made from the config of another, whose betas these are
-        if known := [name for name in known if _options(name) == said] or known:
+        if "beta_start" in present and known and not any("beta_start" in _options(name) for name in known):
+            return  # a scheduler made from another one's config, which the betas are from
+        if known := [name for name in known if _options(name) == present] or known:
             raise ValueError(f"this config is of {' or '.join(known)}: {REFUSED[known[0]]}")
-        raise ValueError(f"no scheduler that is known here has the option {min(strange)!r}")
+        raise ValueError(f"no scheduler that is known here has the option {min(strange)!r}: leave it out")
     if not isinstance(config, FrozenDict) and "_use_default_values" not in config:
-        return  # written by hand, so not all of a class's options
-    twins = [name for name in options if options[name] == said]
+        return  # written by hand, so some of the class's options may be missing
+    twins = [name for name in options if options[name] == present]
     for name in REFUSED:
-        if said and said == _options(name):
+        if present and present == _options(name):
             if not twins:
                 raise ValueError(f"this config is of {name}: {REFUSED[name]}")
             warnings.warn(
@@ -154,12 +156,12 @@ def _options(name: str) -> set[str]:
 
 
 def _karras_range_of_unipc(config: dict) -> dict:
-    """UniPC on a flow places Karras' levels sigma / alpha, between those of its betas where it names none."""
+    """The range sigma / alpha of UniPC's Karras levels on a flow: that of its betas, unless the config has one."""
     kind = config["beta_schedule"] if config["trained_betas"] is None else config["trained_betas"]
     try:
         betas = training_betas(kind, config["beta_start"], config["beta_end"], config["num_train_timesteps"])
         schedule = VPDiscrete(betas)
     except (TypeError, ValueError):
-        return {}  # which option is wrong is said where all are checked
+        return {}  # `pipeline_config.check` names the wrong option
     ends = {"sigma_min": schedule.t_min, "sigma_max": schedule.t_max}
     return {name: float(schedule.noise_level(t)) for name, t in ends.items() if config.get(name) is None}

@@ -1,14 +1,15 @@
-"""Where the model is called: the times of a plan, and where it ends.
+"""Where the model is called: the times of a plan, and its end.
 
-A `Grid` is a schedule, a range and a rule; `grid.nodes(n)` gives the n + 1 nodes of n intervals. The end is
-explicit: `end="zero"` places n nodes and then steps to sigma = 0 (the clean image), `end="t_end"` places n + 1 nodes
-and stops at `t_end`, as the papers' codes do.
+A `Grid` is a schedule, a range of times and a rule; `grid.nodes(n)` gives the n + 1 nodes of n intervals. With
+`end="zero"` the last interval goes from the n-th node to sigma = 0 (the clean image). With `end="t_end"` the n + 1
+nodes end at `t_end`, as in the papers' codes.
 
-Nodes run one way, no two alike: from noise to data, and towards noise only between a t_start and a later t_end.
+Nodes run one way and no two are equal. They run from noise to data, or towards noise if t_start is below t_end.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ AYS = {
 
 
 class IntervalsError(ValueError):
-    """The nodes that were given make another number of intervals than the solver needs."""
+    """The number of given nodes does not fit the number of intervals that the solver needs."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Nodes:
         return cls(t, schedule.alpha(t), schedule.sigma(t), schedule.lam(t), schedule.model_time(t))
 
     def take(self, indices) -> Nodes:
-        """The nodes at these indices, which may repeat (a solver with two calls per step meets a node twice)."""
+        """The nodes at these indices. They may repeat: a solver with two calls per step may use a node twice."""
         return Nodes(*(getattr(self, name)[list(indices)] for name in ("t", "alpha", "sigma", "lam", "label")))
 
     def then_zero(self) -> Nodes:
@@ -56,14 +57,14 @@ class Nodes:
 
 
 def _placed_in(forward, backward, points=np.linspace):
-    """n times from a to b, at `points` (fa, fb, n) of f = forward(t)."""
+    """A rule for n times from a to b, spaced by `points(fa, fb, n)` in f = forward(t)."""
 
     def place(schedule, a, b, n, rho):
         with np.errstate(divide="ignore"):
             fa, fb = forward(schedule, a, rho), forward(schedule, b, rho)
         if not np.isfinite([fa, fb]).all():
             raise ValueError(
-                "this grid needs alpha > 0 at its start (use grid='time', or a smaller t_start) and sigma > 0 at t_end"
+                "this grid needs alpha > 0 at t_start and sigma > 0 at t_end: use grid='time', or a smaller t_start"
             )
         t = backward(schedule, points(fa, fb, n), rho)
         t[0], t[-1] = a, b if n > 1 else a  # the ends exactly, not by a round trip
@@ -84,7 +85,7 @@ _SPACED = {
     "quadratic": _placed_in(lambda s, t, rho: np.sqrt(t), lambda s, u, rho: u**2),
     # uniform in lambda (DPM-Solver, arXiv 2206.00927, sec. 3.4); "lu_lambdas" elsewhere
     "logsnr": _placed_in(lambda s, t, rho: s.lam(t), lambda s, u, rho: s.t_of_lambda(u)),
-    # The others place the noise level: sigma / alpha, for flow sigma itself, where alone "exponential" is not "logsnr".
+    # The others space the noise level: sigma / alpha, or sigma itself for flow ("exponential" is "logsnr" otherwise).
     "exponential": _placed_in(
         lambda s, t, rho: np.log(s.noise_level(t)), lambda s, u, rho: s.t_of_noise_level(np.exp(u))
     ),
@@ -109,7 +110,8 @@ _SPACED |= {"ays": _ays("ays"), "ays_sdxl": _ays("ays_sdxl")}
 def _labels(kind: str, total: int, n: int, offset: int) -> np.ndarray:
     """Integer labels as diffusers' multistep schedulers space them (timestep_spacing; arXiv 2305.08891, table 2)."""
     if n > total:
-        raise ValueError(f"grid {kind!r} has only {total} labels for {n} steps")
+        raise ValueError(f"grid {kind!r} has only {total} labels, but {n} steps need as many: take fewer steps")
+    labels: np.ndarray
     if kind == "linspace":
         labels = np.linspace(0, total - 1, n + 1).round()[::-1][:-1]
     elif kind == "leading":
@@ -126,22 +128,22 @@ GRIDS = (*_SPACED, *LABEL_GRIDS)
 
 
 class Grid:
-    """A rule that places nodes on a schedule.
+    """A rule that places the nodes of a schedule.
 
     Args:
         schedule: the noise schedule.
-        kind: one of `GRIDS`; None takes the schedule's default ('logsnr', or 'time' where lambda is infinite at the
-            start). 'ays' and 'ays_sdxl' are interpolated log-linearly for other numbers of steps than 10.
+        kind: one of `GRIDS`. None: the schedule's default, 'logsnr', or 'time' if lambda is infinite at the start.
+            'ays' and 'ays_sdxl' are published for 10 steps and interpolated log-linearly for other numbers.
         end: 'zero' (step to sigma = 0 at the end) or 't_end'.
-        t_start, t_end: the range; default t_max and t_min of the schedule. t_start < t_end integrates towards noise.
+        t_start, t_end: the range; default t_max and t_min of the schedule. With t_start < t_end it runs towards noise.
         rho: exponent of 'karras'.
         steps_offset: added to the labels of 'leading'.
-        sigmas / timesteps / times: the nodes themselves (noise levels sigma / alpha, or sigma for flow; network
-            labels; times), from noise to data: each below the one before. A last sigma of 0 is the end 'zero'. With
-            `times` the last one is the end unless end='zero' adds one.
+        sigmas, timesteps, times: at most one of them; the nodes themselves, from noise to data, each below the one
+            before. `sigmas` are noise levels sigma / alpha (sigma for flow), `timesteps` the network's labels. A last
+            sigma of 0 means end='zero'. The last of `times` is the end, unless end='zero' adds one.
 
     Raises:
-        ValueError: unknown names, nodes that do not go down or lie outside the schedule.
+        ValueError: unknown names; nodes that do not go down or lie outside the schedule.
     """
 
     def __init__(
@@ -164,7 +166,7 @@ class Grid:
         if end not in ("zero", "t_end"):
             raise unknown("grid end", end, ("zero", "t_end"))
         if sum(given is not None for given in (sigmas, timesteps, times)) > 1:
-            raise ValueError("give at most one of sigmas, timesteps and times")
+            raise ValueError("pass at most one of sigmas, timesteps and times")
         if not 0 < rho < np.inf:
             raise ValueError(f"rho must be above 0, got {rho}")
         self.schedule, self.kind, self.end, self.rho, self.steps_offset = schedule, kind, end, rho, steps_offset
@@ -175,12 +177,13 @@ class Grid:
             if not (low <= t <= high and np.isfinite(t)):
                 raise ValueError(f"t = {t:g} lies outside the schedule, which runs from {low:g} to {high:g}")
         if self.t_start == self.t_end:
-            raise ValueError(f"the grid starts and ends at t = {self.t_start}")
+            raise ValueError(f"the grid starts and ends at t = {self.t_start:g}: choose another t_start or t_end")
         if end == "zero" and self.t_start < self.t_end:
-            raise ValueError("a grid towards noise (t_start < t_end) ends at t_end: pass end='t_end'")
+            raise ValueError("a grid towards noise (t_start < t_end) cannot end at sigma = 0: pass end='t_end'")
         self.given = self._given(sigmas, timesteps, times)
 
     def _given(self, sigmas, timesteps, times) -> Nodes | None:
+        of: Callable[[np.ndarray], np.ndarray]
         if sigmas is not None:
             values, of = falling("sigmas", sigmas), self.schedule.t_of_noise_level
         elif timesteps is not None:
@@ -193,7 +196,7 @@ class Grid:
         if timesteps is None and values[-1] == 0.0:
             values, to_zero = values[:-1], True
         if not len(values):
-            raise ValueError("the given sigmas name no model call: they need a value above 0")
+            raise ValueError("the given sigmas leave no model call: at least one must be above 0")
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):  # outside the schedule
             t = of(values)
         low, high = self.schedule.t_limits
@@ -212,7 +215,7 @@ class Grid:
         if times is not None:
             return _apart(nodes, "the given times")
         nodes = Nodes.at(self.schedule, np.append(t, self.t_end))
-        null = nodes.t[-2] == nodes.t[-1]  # a call at t_end itself, whose step changes nothing, as in diffusers' PNDM
+        null = nodes.t[-2] == nodes.t[-1]  # a call at t_end, whose step changes nothing, as in diffusers' PNDM
         _apart(nodes.take(range(len(nodes) - null)), "the given values and t_end")
         return nodes
 
@@ -221,7 +224,7 @@ class Grid:
         if not isinstance(n, (int, np.integer)) or n < 1:
             raise ValueError(f"steps must be a whole number of model calls, at least 1; got {n!r}")
         if n > MOST_CALLS:
-            raise ValueError(f"{n} steps are more than the {MOST_CALLS} that a plan may have")
+            raise ValueError(f"a plan has at most {MOST_CALLS} steps, got {n}")
         if self.given is not None:
             if len(self.given) != n + 1:
                 raise IntervalsError(
@@ -250,10 +253,10 @@ MOST_CALLS = 100_000  # of one plan
 
 
 def falling(name: str, values) -> np.ndarray:
-    """The values as float64, if they are finite numbers of which each is below the one before.
+    """The values as float64; they must be finite, each below the one before.
 
     Raises:
-        ValueError: they are not; the message says which entry is wrong.
+        ValueError: they are not; the message names the wrong entry.
     """
     try:
         values = np.array([float(v) for v in values], np.float64)
@@ -278,14 +281,15 @@ def falling(name: str, values) -> np.ndarray:
 
 
 def _apart(nodes: Nodes, what: str) -> Nodes:
-    """The nodes, if they run one way, no two are alike, and the network is told of noise at each of its calls."""
+    """The nodes, if they run one way, no two are equal, and sigma is above 0 at every call."""
     steps = np.diff(nodes.t)
     if not (nodes.sigma[:-1] > 1e-30).all():
-        raise ValueError(f"{what}: the network cannot be called at sigma = {nodes.sigma[:-1].min():.3g}")
+        least = nodes.sigma[:-1].min()
+        raise ValueError(f"{what}: the network cannot be called at sigma = {least:.3g}: leave that node out")
     if not ((steps < 0).all() or (steps > 0).all()):
         k = int(np.argmax(steps >= 0) if nodes.t[-1] < nodes.t[0] else np.argmax(steps <= 0))
         raise ValueError(
-            f"{what}: nodes {k} and {k + 1} are not apart (t = {nodes.t[k]:g} and {nodes.t[k + 1]:g}); take fewer "
+            f"{what}: nodes {k} and {k + 1} are too close (t = {nodes.t[k]:g} and {nodes.t[k + 1]:g}): take fewer "
             "steps, another grid or another range"
         )
     return nodes

@@ -1,9 +1,9 @@
-"""Schedulers by name, for people who switch: each is `SolverScheduler` with its solver and options fixed.
+"""Schedulers by name: each is `SolverScheduler` with its solver and options fixed.
 
     pipe.scheduler = samplers.UniPC.from_config(pipe.scheduler.config)
 
-docs/diffusers.md says which diffusers scheduler each one stands in for and where the two agree. Everything but the
-solver stays configurable: grid, eta, solver_options, prediction_type, ...
+docs/diffusers.md lists which diffusers scheduler each one replaces and where the two agree. Everything but the solver
+stays configurable: grid, eta, solver_options, prediction_type and so on.
 """
 
 from .scheduler import SolverScheduler
@@ -42,7 +42,7 @@ class DPMSolverPPSDE(SolverScheduler, solver="dpmpp_sde"):
 
 
 class DPMSolver2M(SolverScheduler, solver="dpmpp", order=2, target="epsilon"):
-    """DPM-Solver multistep of order 2 (arXiv 2206.00927), on the noise prediction; ends at the last label, not at 0."""
+    """DPM-Solver multistep of order 2 (arXiv 2206.00927), on the noise prediction."""
 
 
 class Euler(SolverScheduler, solver="euler"):

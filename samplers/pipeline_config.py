@@ -1,4 +1,4 @@
-"""The options of the diffusers plug-in: what a config means here, and how it goes to and from diffusers' own."""
+"""The options of the diffusers plug-in: their meaning and checks, and configs to and from diffusers' schedulers."""
 
 from __future__ import annotations
 
@@ -15,18 +15,13 @@ from ._names import unknown
 from .default import Choice, default_solver
 from .foreign import PROCESS, read
 from .grid import GRIDS, LABEL_GRIDS
+from .placing import SIGMA_FLAGS
 from .prediction import BLIND, PREDICTIONS, blind
-from .sample import check_kinds
+from .sample import check_options
 from .schedule import RectifiedFlow, Schedule, VPDiscrete, training_betas
-from .solvers import SOLVERS
+from .solvers import find_solver
 
-SIGMA_FLAGS = {
-    "use_karras_sigmas": "karras",
-    "use_exponential_sigmas": "exponential",
-    "use_lu_lambdas": "logsnr",
-    "use_beta_sigmas": "beta",
-}
-# The options that the diffusers scheduler of a family has too: our name -> the config's. Others are in solver_options.
+# Options that the diffusers scheduler of a family has too: our name -> the config's. Others are in solver_options.
 _SHARED = {"order": "solver_order", "lower_order_final": "lower_order_final"}
 SHARED = {
     "dpmpp": _SHARED | {"solver_type": "solver_type"},
@@ -39,19 +34,20 @@ _SOLVER_TYPES = ("midpoint", "heun", "bh1", "bh2", "logrho")  # of all families 
 
 
 def chosen_by_rule(config, calls: int, schedule: Schedule) -> Choice:
-    """What `samplers.default_solver` says for a config that names no solver."""
+    """The choice of `samplers.default_solver` for a config that names no solver."""
     if config.solver_options:
         raise ValueError("solver_options belong to a solver: name it with solver=")
     return default_solver(calls, config.guidance, schedule, "zero" if config.final_sigmas_type == "zero" else "t_end")
 
 
 def chosen_by_name(config, fixed: dict) -> Choice:
-    """The solver that a config names and its options: the common ones, over them `fixed`, then `solver_options`.
+    """The solver that a config names, and its options: the common ones, then `fixed`, then `solver_options`. Later ones
+    override earlier ones.
 
     Raises:
-        ValueError: an option that the solver does not have, with the nearest one that it has.
+        ValueError: an unknown solver, or an option that it does not have (with the nearest one that it has).
     """
-    build = SOLVERS[config.solver]
+    build = find_solver(config.solver)
     known = list(inspect.signature(build).parameters)[2:]
     options = {}
     for name, theirs in SHARED.get(config.solver, {}).items():
@@ -64,22 +60,19 @@ def chosen_by_name(config, fixed: dict) -> Choice:
             if name not in known:
                 raise ValueError(f"solver {config.solver!r} has no option {name!r}")
             options[name] = value
-    for name, value in {**fixed, **(config.solver_options or {})}.items():
-        if name not in known:
-            raise unknown(f"option of solver {config.solver!r}", name, known)
-        options[name] = value
-    check_kinds(build, options)
+    options |= {**fixed, **(config.solver_options or {})}
+    check_options(build, options)
     return Choice(build, None, options)
 
 
 def _number(low: float, high: float, whole: bool = False, unset: bool = False):
-    """Whether a value is a number above `low` (a whole one may be it) and not above `high`, or None if `unset`."""
+    """A test for numbers above `low` (whole numbers: from `low` on) up to `high`; for None too if `unset`."""
 
     def valid(value) -> bool:
         kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
         if value is None or isinstance(value, bool) or not isinstance(value, kinds):
             return unset and value is None
-        return (low <= value if whole else low < value) and value <= high
+        return bool((low <= value if whole else low < value) and value <= high)
 
     return valid
 
@@ -113,10 +106,10 @@ _NAMES = ("beta_schedule", "prediction_type", "solver_type", "final_sigmas_type"
 
 
 def check(config) -> None:
-    """That every option has a value of its kind; which names exist is checked where they are looked up.
+    """That every option has a value of its kind. Unknown names are found where they are looked up.
 
     Raises:
-        ValueError: one has not, or two contradict each other; the text names them.
+        ValueError: a wrong value, or two options that contradict each other; the message names them.
     """
     switch = (lambda v: v is None or isinstance(v, bool | np.bool_), "true or false")
     name = (lambda v: isinstance(v, str), "a name")
@@ -134,15 +127,16 @@ def check(config) -> None:
             if config[option]:
                 raise ValueError(f"{option} is an option of flow models: set use_flow_sigmas too")
         if config.prediction_type == "flow_prediction":
-            raise ValueError("prediction_type 'flow_prediction' is that of flow models: set use_flow_sigmas too")
+            raise ValueError("prediction_type 'flow_prediction' belongs to flow models: set use_flow_sigmas too")
     if config.trained_betas is not None and len(config.trained_betas) != config.num_train_timesteps:
         raise ValueError(
-            f"num_train_timesteps is {config.num_train_timesteps}, but trained_betas has {len(config.trained_betas)}"
+            f"num_train_timesteps is {config.num_train_timesteps}, but trained_betas has {len(config.trained_betas)} "
+            "numbers: they must be as many"
         )
 
 
 class PipelineConfig(SchedulerMixin, ConfigMixin):
-    """The options of `SolverScheduler` (described there), checked, and what follows from them alone."""
+    """The options of `SolverScheduler` (described there) with their checks, and the schedule that follows from them."""
 
     _compatibles = [e.name for e in KarrasDiffusionSchedulers]  # noqa: RUF012
     fixed_solver: str | None = None
@@ -209,24 +203,25 @@ class PipelineConfig(SchedulerMixin, ConfigMixin):
 
         here = inspect.signature(PipelineConfig.__init__)
         named = [p.replace(default=solver) if p.name == "solver" else p for p in here.parameters.values()]
-        __init__.__signature__ = here.replace(parameters=named)  # diffusers reads a class's options from it
-        cls.__init__ = register_to_config(__init__)
+        __init__.__signature__ = here.replace(parameters=named)  # type: ignore[attr-defined]  # diffusers reads it
+        cls.__init__ = register_to_config(__init__)  # type: ignore[method-assign]
         cls.__signature__ = signature_of(cls)
 
     def _setup(self) -> None:
         config = self.config
         check(config)
-        if unsaid := config.get("_use_default_values"):  # what other classes would replace by defaults of their own
-            self.register_to_config(_use_default_values=[name for name in sorted(unsaid) if name not in PROCESS])
-        if config.solver is not None and config.solver not in SOLVERS:
-            raise unknown("solver", config.solver, SOLVERS)
+        if unset := config.get("_use_default_values"):  # other classes would use their own defaults for these
+            self.register_to_config(_use_default_values=[name for name in sorted(unset) if name not in PROCESS])
         if self.fixed_solver not in (None, config.solver):
-            raise ValueError(f"{type(self).__name__} is solver {self.fixed_solver!r}: use SolverScheduler for others")
+            raise ValueError(
+                f"{type(self).__name__} has the solver {self.fixed_solver!r}, not {config.solver!r}: use "
+                "SolverScheduler"
+            )
         for name in config.solver_options or ():
             if name in self.fixed_options:
                 raise ValueError(f"{type(self).__name__} fixes {name!r}: use SolverScheduler(solver={config.solver!r})")
         if config.solver is not None:
-            chosen_by_name(config, self.fixed_options)  # a wrong option is an error now, not at the first image
+            chosen_by_name(config, self.fixed_options)  # so that a wrong option is an error before the first image
         elif config.solver_options or config.eta is not None:
             raise ValueError("solver_options and eta belong to a solver: name it with solver=")
         if config.grid is not None and config.grid not in (*GRIDS, "config"):
@@ -251,20 +246,24 @@ class PipelineConfig(SchedulerMixin, ConfigMixin):
                 self._require_x0(float(self.schedule.alpha(1.0)))
 
     def _require_x0(self, alpha: float) -> None:
-        """Refuses a first call at this alpha if x_0 cannot be had from the network there."""
+        """Refuses a first call at this alpha if x_0 cannot be computed from the network's output there."""
         config = self.config
         if blind(self._network, alpha) and not (config.thresholding or config.clip_sample):
             raise ValueError(
-                f"{BLIND.format(self._network, alpha)}: is its prediction_type 'v_prediction'? "
-                "Else begin at less noise, with lambda_min_clipped=-5.1"
+                f"{BLIND.format(self._network, alpha)}: set prediction_type='v_prediction' if that is what it "
+                "predicts, else begin at less noise, with lambda_min_clipped=-5.1"
             )
 
     @classmethod
     def from_config(cls, config=None, return_unused_kwargs=False, **kwargs):
         """As diffusers' `from_config`, for the configs of all schedulers in `foreign.DIFFUSION` and `foreign.FLOW`.
 
+        A solver by its path `package.module:attribute` runs that module's code, so it is never taken from the config
+        alone: pass `solver=` with the same path.
+
         Raises:
-            ValueError: an unknown option, or a config that describes something else; the text says what.
+            ValueError: an unknown option, a config of a process that is not supported, or a solver path that is only
+                in the config; the message names it.
         """
         options = {n: p.default for n, p in list(inspect.signature(cls.__init__).parameters.items())[1:]}
         for name in kwargs:
@@ -273,13 +272,18 @@ class PipelineConfig(SchedulerMixin, ConfigMixin):
         if not isinstance(config, dict):
             raise ValueError(
                 f"from_config takes a scheduler's config such as pipe.scheduler.config, not {type(config).__name__}; "
-                "for a folder there is from_pretrained"
+                "for a folder use from_pretrained"
             )
         config, implied, flow = read(config, options)
         kwargs = {**implied, **kwargs}
         was = config.get("solver", cls.fixed_solver)
-        said = None if "solver" in config.get("_use_default_values", ()) else was
-        if kwargs.get("solver", cls.fixed_solver or said) != was:  # the options of another solver stay behind
+        before = None if "solver" in config.get("_use_default_values", ()) else was
+        if ":" in str(before) and "solver" not in kwargs and cls.fixed_solver is None:
+            raise ValueError(
+                f"this config has the solver {before!r}, which would import that module: if you trust it, pass "
+                f"solver={before!r} as well"
+            )
+        if kwargs.get("solver", cls.fixed_solver or before) != was:  # the options belong to another solver
             for name in ("solver", "solver_options", "eta", "as_published"):
                 config.pop(name, None)
         if isinstance(config.get("solver_options"), dict) and cls.fixed_options:
@@ -287,20 +291,20 @@ class PipelineConfig(SchedulerMixin, ConfigMixin):
             config["solver_options"] = left or None
         made = super().from_config(config, return_unused_kwargs=return_unused_kwargs, **kwargs)
         scheduler = made[0] if return_unused_kwargs else made
-        if flow:  # kept for the way back
+        if flow:  # kept for a later `from_config` of a flow scheduler
             scheduler.register_to_config(**{**flow, "shift": scheduler.config.flow_shift})
         return made
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path=None, *args, **kwargs):
-        """As diffusers' `from_pretrained`."""
+        """As diffusers' `from_pretrained`; see `from_config` for a solver by its path."""
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except RecursionError:
-            raise ValueError(f"{str(pretrained_model_name_or_path)!r}: the config is nested too deeply") from None
+            raise ValueError(f"{str(pretrained_model_name_or_path)!r}: its config is nested too deeply") from None
 
     def to_json_file(self, json_file_path) -> None:
-        """Write the config as JSON, whole or not at all."""
+        """Write the config as JSON; an older file stays as it was if that fails."""
         try:
             text = self.to_json_string()
         except TypeError as error:
@@ -314,6 +318,6 @@ class PipelineConfig(SchedulerMixin, ConfigMixin):
 
 
 def signature_of(cls) -> inspect.Signature:
-    """What `help(cls)` shows, in place of __new__'s."""
+    """The signature for `help(cls)`: that of `__init__`, not of `__new__`."""
     of_init = inspect.signature(cls.__init__)
     return of_init.replace(parameters=list(of_init.parameters.values())[1:])

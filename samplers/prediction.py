@@ -1,4 +1,4 @@
-"""What a network returns, as one table of linear maps; guidance; dynamic thresholding.
+"""What a network returns, as a table of linear maps; guidance; dynamic thresholding.
 
 Every prediction is `output = p x_0 + q eps`; with `x = alpha x_0 + sigma eps` this is a 2x2 system, so any kind
 follows from any other.
@@ -26,7 +26,7 @@ def conversion(source: str, target: str, alpha: float, sigma: float) -> tuple[fl
     """The pair (a, b) with `target = a x + b source` at one noise level.
 
     Raises:
-        ValueError: unknown kind, or a kind that says nothing about the target there (epsilon at alpha = 0, x_0 at
+        ValueError: unknown kind, or one from which the target cannot be computed there (epsilon at alpha = 0, x_0 at
             sigma = 0).
     """
     for kind in (source, target):
@@ -44,7 +44,7 @@ def conversion(source: str, target: str, alpha: float, sigma: float) -> tuple[fl
     return (p_to * q - q_to * p) / det, (q_to * alpha - p_to * sigma) / det
 
 
-BLIND = "a network that predicts {!r} says next to nothing of the image at alpha = {:.2g}, where the first call is"
+BLIND = "the first call is at alpha = {1:.2g}, where the output of a network that predicts {0!r} is almost its input"
 
 
 def blind(kind: str, alpha: float) -> bool:
@@ -57,7 +57,7 @@ def fitting(x: torch.Tensor, value: torch.Tensor, what: str) -> torch.Tensor:
     """`value` in x's dtype.
 
     Raises:
-        TypeError, ValueError: it is not a floating-point tensor of x's shape and device; the text begins with `what`.
+        TypeError, ValueError: it is no floating-point tensor of x's shape and device. The message begins with `what`.
     """
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{what} type {type(value).__name__}, not a tensor")
@@ -78,15 +78,30 @@ def convert(
     return a * x + b * output
 
 
-@dataclass(frozen=True)
-class Guidance:
+def guide(cond: torch.Tensor, uncond: torch.Tensor, scale: float, rescale: float = 0.0) -> torch.Tensor:
     """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598): `uncond + scale (cond - uncond)`.
 
     Args:
-        scale: 1 is the conditional model alone (the unconditional one is then not called).
+        cond, uncond: the network's outputs with and without the condition, (batch, ...).
+        scale: 1 gives `cond`, up to rounding.
+        rescale: 0 to 1; pulls the standard deviation per sample back to that of `cond` (arXiv 2305.08891, eq. 15-16).
+    """
+    guided = uncond + scale * (cond - uncond)
+    if rescale:
+        dims = tuple(range(1, cond.ndim))
+        matched = guided * (cond.std(dims, keepdim=True) / guided.std(dims, keepdim=True))
+        guided = torch.lerp(guided, matched, rescale)
+    return guided
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance in `sample` and `Plan.run`; the formula is `guide`'s.
+
+    Args:
+        scale: with 1 the result is the conditional output, and the unconditional model is not called.
         uncond: the unconditional model, called as `uncond(x, t)`. A guided pair counts as one model call.
-        rescale: 0..1, pulls the standard deviation per sample back to the conditional one's (arXiv 2305.08891, eq.
-            15-16).
+        rescale: see `guide`.
         interval: guide only at noise levels sigma / alpha in [lo, hi] (arXiv 2404.07724); outside, `uncond` is not
             called.
     """
@@ -101,12 +116,7 @@ class Guidance:
         if self.scale == 1.0 or not lo <= noise_level <= hi:
             return cond
         uncond = fitting(cond, self.uncond(x, label), "the unconditional model returned")
-        guided = torch.lerp(uncond, cond, self.scale)
-        if self.rescale:
-            dims = tuple(range(1, cond.ndim))
-            matched = guided * (cond.std(dims, keepdim=True) / guided.std(dims, keepdim=True))
-            guided = torch.lerp(guided, matched, self.rescale)
-        return guided
+        return guide(cond, uncond, self.scale, self.rescale)
 
 
 def dynamic_threshold(

@@ -1,4 +1,4 @@
-"""The functional face: `sample` and the `build_plan` behind it."""
+"""The functions of the package: `build_plan` and `sample`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from .grid import Grid, IntervalsError
 from .plan import Plan
 from .prediction import PREDICTIONS, Guidance
 from .schedule import Schedule
-from .solvers import SOLVERS
+from .solvers import SOLVERS, find_solver
+
+_PLACING = ("end", "t_start", "t_end", "sigmas", "timesteps")  # of Grid's options, those that build_plan takes
 
 
 def build_plan(
@@ -23,89 +25,74 @@ def build_plan(
     steps: int | None = None,
     grid: str | Grid | None = None,
     prediction: str = "epsilon",
-    *,
-    guidance: float = 1.0,
-    end: str | None = None,
-    t_start: float | None = None,
-    t_end: float | None = None,
-    sigmas=None,
-    timesteps=None,
     **options,
 ) -> Plan:
     """Compile (schedule, grid, solver) into a plan.
 
     Args:
         schedule: the network's noise schedule.
-        solver: a name in `samplers.SOLVERS`, or any function `(grid, steps, **options) -> Plan`. None: what
-            `default_solver` says, and if nothing is said of the grid, on its grid.
-        steps: number of model calls, always. May be left out with `sigmas` or `timesteps`.
-        grid: a name in `samplers.grid.GRIDS` or a `Grid` (which then carries end, t_start, t_end, sigmas and
-            timesteps itself). None: the schedule's default.
-        guidance: the guidance scale that the model will be used with, for `default_solver` only.
+        solver: a name in `samplers.SOLVERS`, a path `package.module:attribute`, or any function `(grid, steps,
+            **options) -> Plan`. None: what `default_solver` chooses, on its own grid unless one is named here.
+        steps: number of model calls, whatever the solver. May be left out with `sigmas` or `timesteps`.
+        grid: a name in `samplers.grid.GRIDS` or a `Grid`. None: the schedule's default.
         prediction: what the network returns: 'epsilon', 'sample', 'v_prediction', 'flow' or 'score'.
-        end, t_start, t_end, sigmas, timesteps: see `Grid`.
-        options: the solver's own, e.g. `order=3` for dpmpp, `eta=1.0` for ddim.
+        options: the solver's own options, e.g. `order=3` for dpmpp or `eta=1.0` for ddim. Besides, for every solver:
+            end, t_start, t_end, sigmas, timesteps: see `Grid`. A `Grid` object already has them.
+            guidance: the guidance scale that the model will be used with (default 1), for `default_solver` only.
 
     Raises:
-        ValueError: an unknown name (with the nearest one), steps < 1, sigmas that are not monotone, ...
+        ValueError: an unknown name (with the nearest one), steps < 1, sigmas that are not monotone, or whatever else
+            makes no plan.
     """
+    guidance = options.pop("guidance", 1.0)
+    placed = {name: options.pop(name) for name in _PLACING if name in options}
+    placed = {name: value for name, value in placed.items() if value is not None}
     if not isinstance(schedule, Schedule):
         raise TypeError(f"schedule must be a samplers.Schedule such as VPDiscrete(betas), got {schedule!r}")
     if prediction not in PREDICTIONS:
         raise unknown("prediction", prediction, PREDICTIONS)
-    anywhere = grid is None and all(v is None for v in (t_start, t_end, sigmas, timesteps))
+    anywhere = grid is None and not placed.keys() - {"end"}
     if not isinstance(grid, Grid):
-        grid = Grid(schedule, grid, end=end or "zero", t_start=t_start, t_end=t_end, sigmas=sigmas, timesteps=timesteps)
-    elif any(v is not None for v in (end, t_start, t_end, sigmas, timesteps)):
-        raise ValueError("a Grid object carries its own end, t_start, t_end, sigmas and timesteps")
+        grid = Grid(schedule, grid, **placed)
+    elif placed:
+        raise ValueError(f"a Grid object has its own {', '.join(_PLACING)}; leave out {', '.join(placed)}")
     elif not _same(schedule, grid.schedule, np.array([grid.t_start, grid.t_end])):
         raise ValueError(f"the grid is of another schedule ({type(grid.schedule).__name__}): pass grid.schedule")
-    if steps is None and grid.given is None:
+    if steps is not None:
+        calls = steps
+    elif grid.given is not None:
+        calls = len(grid.given) - 1
+    else:
         raise ValueError("pass steps=, the number of model calls")
-    calls = len(grid.given) - 1 if steps is None else steps
     if solver is None:
         if options:
             raise ValueError(f"{', '.join(options)}: options belong to a solver; name it with solver=")
         choice = default_solver(calls, guidance, schedule, grid.end)
-        build, options, grid = choice.solver, choice.options, choice.grid if anywhere else grid
+        build, options = choice.solver, choice.options
+        grid = choice.grid if anywhere and choice.grid is not None else grid
     else:
-        build = _known(solver, options, calls)
-    if steps is not None:
-        plan = build(grid, steps, **options)
-    else:
-        plan = build_on_given(build, grid, **options)
-        steps = len(plan)
-    if len(plan) != steps:
+        build = solver if callable(solver) else find_solver(solver)
+        check_options(build, options)
+        _check_order(build, options, calls)
+    plan = compiled(build, grid, steps, options)
+    if steps not in (None, len(plan)):
         raise ValueError(
             f"solver {plan.name!r} cannot make exactly {steps} model calls here; it would make {len(plan)}"
         )
     return plan.for_prediction(prediction)
 
 
-def _known(solver: str | Callable[..., Plan], options: dict, calls: int) -> Callable[..., Plan]:
-    """The solver's function, once its options are known to it and the calls suffice for its order."""
-    if not callable(solver) and solver not in SOLVERS:
-        raise unknown("solver", solver, SOLVERS)
-    build = solver if callable(solver) else SOLVERS[solver]
-    name, parameters = getattr(build, "__name__", solver), inspect.signature(build).parameters
+def check_options(build: Callable[..., Plan], options: dict) -> None:
+    """That a solver has these options and that they are of the kind of their defaults: a switch, a name or a number.
+
+    Raises:
+        ValueError: an unknown option (with the nearest one), or a value of another kind or above a million.
+    """
+    name, parameters = name_of(build), inspect.signature(build).parameters
     known = list(parameters)[2:]
     for option in options:
-        if option not in known:
+        if option not in known and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             raise unknown(f"option of solver {name!r}", option, known)
-    check_kinds(build, options)
-    for option in {"order", "predictor_order"} & set(known):
-        order = options.get(option, parameters[option].default)
-        if isinstance(order, int) and isinstance(calls, int) and 0 < calls < order:
-            raise ValueError(
-                f"{name} of {option} {order} needs at least {order} model calls, got {calls}: "
-                f"pass {option}={calls}, or more steps"
-            )
-    return build
-
-
-def check_kinds(build: Callable[..., Plan], options: dict) -> None:
-    """That options are of the kind of their defaults: a switch, a name, or a number that is not huge."""
-    parameters = inspect.signature(build).parameters
     for option in options.keys() & parameters.keys() if build in SOLVERS.values() else ():
         value, default = options[option], parameters[option].default
         if isinstance(value, tuple | list) and "tuple" in str(parameters[option].annotation):
@@ -120,23 +107,58 @@ def check_kinds(build: Callable[..., Plan], options: dict) -> None:
         else:
             continue
         if not good:
-            raise ValueError(f"option {option!r} of solver {build.__name__!r} must be {what}, got {value!r}")
+            raise ValueError(f"option {option!r} of solver {name!r} must be {what}, got {value!r}")
+
+
+def _check_order(build: Callable[..., Plan], options: dict, calls: int) -> None:
+    """That there are as many calls as the solver's order."""
+    name, parameters = name_of(build), inspect.signature(build).parameters
+    for option in {"order", "predictor_order"} & parameters.keys():
+        order = options.get(option, parameters[option].default)
+        if isinstance(order, int) and isinstance(calls, int) and 0 < calls < order:
+            raise ValueError(
+                f"{name} of {option} {order} needs at least {order} model calls, got {calls}: "
+                f"pass {option}={calls}, or more steps"
+            )
+
+
+def name_of(build: Callable[..., Plan]) -> str:
+    """A solver's name in messages."""
+    return getattr(build, "__name__", repr(build))
 
 
 def _same(one: Schedule, other: Schedule, t: np.ndarray) -> bool:
-    """Whether two schedules agree at the times t, in noise and in what the network is told."""
+    """Whether two schedules agree at the times t, in noise level and label."""
     return one is other or all(
         np.allclose(getattr(one, f)(t), getattr(other, f)(t), rtol=1e-9, atol=1e-9) for f in ("lam", "model_time")
     )
 
 
-def build_on_given(build: Callable[..., Plan], grid: Grid, **options) -> Plan:
-    """The plan whose steps are the intervals of a grid with given nodes, whatever number of calls a step costs.
+def compiled(build: Callable[..., Plan], grid: Grid, calls: int | None, options: dict) -> Plan:
+    """The solver's plan of so many calls; None: of as many steps as the grid's given nodes make.
+
+    Raises:
+        ValueError: the solver makes no such plan, or no plan at all.
+    """
+    plan = _on_given(build, grid, options) if calls is None else build(grid, calls, **options)
+    if not isinstance(plan, Plan):
+        raise ValueError(f"solver {name_of(build)!r} returned {type(plan).__name__}, not a samplers.Plan")
+    return plan
+
+
+_MOST_CALLS_PER_STEP = 4
+
+
+def _on_given(build: Callable[..., Plan], grid: Grid, options: dict) -> Plan:
+    """The plan whose steps are the grid's given intervals, whatever number of calls a step costs.
 
     If several numbers of calls fit (single-step solvers that end with a lower order), the largest.
     """
+    if grid.given is None:
+        raise ValueError("the grid has no given nodes: pass the number of model calls")
     intervals = len(grid.given) - 1
-    plan, why = None, None
+    plan: Plan | None = None
+    why: ValueError | None = None
     for calls in range(intervals, _MOST_CALLS_PER_STEP * intervals + 12):
         try:
             plan = build(grid, calls, **options)
@@ -145,11 +167,8 @@ def build_on_given(build: Callable[..., Plan], grid: Grid, **options) -> Plan:
         except ValueError as error:  # a number of calls that the solver cannot make
             why = error if calls == intervals else why
     if plan is None:
-        raise why
+        raise why or ValueError(f"solver {name_of(build)!r} makes no plan of {intervals} steps")
     return plan
-
-
-_MOST_CALLS_PER_STEP = 4
 
 
 def sample(
@@ -159,40 +178,28 @@ def sample(
     schedule: Schedule,
     solver: str | Callable[..., Plan] | None = None,
     steps: int | None = None,
-    grid: str | Grid | None = None,
-    prediction: str = "epsilon",
-    guidance: Guidance | None = None,
-    threshold: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    generator=None,
-    noise: Callable[[int], torch.Tensor] | None = None,
-    callback=None,
-    check_finite: bool = True,
     **options,
 ) -> torch.Tensor:
-    """Draw a sample: `build_plan(...)` and `plan.run(...)` in one call; see there for the arguments.
+    """Draw a sample: `build_plan` and `Plan.run` in one call.
 
     Args:
-        model: any callable `model(x, t)`; t is the network's own label (0..999 for Stable Diffusion, sigma for EDM,
-            ...).
+        model: any callable `model(x, t)`; t is the network's own label, e.g. 0 to 999 for Stable Diffusion, sigma for
+            EDM.
         x: (batch, ...) initial state, noise of standard deviation `schedule.init_scale`.
         solver: None is `default_solver`'s choice for these steps, this guidance and schedule.
-        steps: number of model calls; default 10, or what the given sigmas or timesteps make.
-        options: whatever else `build_plan` takes: end, t_start, t_end, sigmas, timesteps and the solver's own options.
+        steps: number of model calls; default 10, or as many as the given sigmas or timesteps make.
+        options: of `Plan.run`: guidance (a `Guidance`), threshold, generator, noise, callback, check_finite. Of
+            `build_plan`: grid, prediction, end, t_start, t_end, sigmas, timesteps and the solver's own options.
 
     Returns: the result, with x's shape, dtype and device.
     """
+    running = {name: options.pop(name) for name in _RUNNING if name in options}
+    grid, guidance = options.get("grid"), running.get("guidance")
     placed = isinstance(grid, Grid) and grid.given is not None
     if steps is None and not placed and options.get("sigmas") is None and options.get("timesteps") is None:
         steps = 10
     scale = guidance.scale if isinstance(guidance, Guidance) else 1.0
-    plan = build_plan(schedule, solver, steps, grid, prediction, guidance=scale, **options)
-    return plan.run(
-        model,
-        x,
-        guidance=guidance,
-        threshold=threshold,
-        generator=generator,
-        noise=noise,
-        callback=callback,
-        check_finite=check_finite,
-    )
+    return build_plan(schedule, solver, steps, guidance=scale, **options).run(model, x, **running)
+
+
+_RUNNING = ("guidance", "threshold", "generator", "noise", "callback", "check_finite")  # of Plan.run's options

@@ -1,13 +1,14 @@
 """Noise schedules: `x_t = alpha_t x_0 + sigma_t eps`, in float64 numpy.
 
-A schedule knows alpha, sigma, `lambda = log(alpha / sigma)` and the way back, and what a network is told at time t
-(`model_time`). It knows nothing of where a solver places its calls (grid.py) nor of what the network returns
-(prediction.py).
+A schedule has alpha, sigma, `lambda = log(alpha / sigma)` and its inverse, and the network's time input at time t
+(`model_time`, also called label). Where a solver places its calls is in grid.py, what the network returns in
+prediction.py.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ._names import unknown
 
@@ -15,69 +16,69 @@ Array = np.ndarray
 
 
 class Schedule:
-    """Base class: subclasses define `log_alpha`, `sigma`, `t_of_lambda` and, if the network is not told t itself,
-    the labels.
+    """Base class: subclasses define `log_alpha`, `sigma`, `t_of_lambda` and, if the network's time input is not t
+    itself, `model_time` and `t_of_model_time`.
 
     All methods take and return float64 arrays (scalars are accepted); `t` runs from `t_min` (clean) to `t_max` (noise).
-    The noise level and what the network is told both grow with t; a time outside the schedule may come back as such,
-    as inf or as NaN, never as one inside.
+    The noise level and the label both grow with t. For a level outside the schedule, the inverse functions return a
+    time outside it, inf or NaN, never a time inside.
     """
 
     t_min: float  # where sampling ends and starts by default
     t_max: float
     t_limits: tuple[float, float] = (0.0, 1.0)  # where the network is defined
     init_scale: float = 1.0  # standard deviation of x at t_max when x_0 is negligible
-    default_grid = "logsnr"  # used where the caller names none
+    default_grid = "logsnr"  # used if the caller names none
     corners: Array = np.empty(0)  # times where the derivatives jump; integrals over time stop there
 
-    def log_alpha(self, t: Array) -> Array:
+    def log_alpha(self, t: ArrayLike) -> Array:
         raise NotImplementedError
 
-    def sigma(self, t: Array) -> Array:
+    def sigma(self, t: ArrayLike) -> Array:
         raise NotImplementedError
 
-    def t_of_lambda(self, lam: Array) -> Array:
+    def t_of_lambda(self, lam: ArrayLike) -> Array:
         """The time at half log-SNR `lam` (inverse of `lam`)."""
         raise NotImplementedError
 
-    def alpha(self, t: Array) -> Array:
+    def alpha(self, t: ArrayLike) -> Array:
         return np.exp(self.log_alpha(t))
 
-    def lam(self, t: Array) -> Array:
+    def lam(self, t: ArrayLike) -> Array:
         """Half log-SNR log(alpha_t / sigma_t); -inf where alpha is 0."""
         with np.errstate(divide="ignore"):
             return self.log_alpha(t) - np.log(self.sigma(t))
 
-    def rates(self, t: Array) -> tuple[Array, Array]:
+    def rates(self, t: ArrayLike) -> tuple[Array, Array]:
         """d alpha / dt and d sigma / dt, for solvers that work in t itself."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how fast it changes: define `rates`")
+        raise NotImplementedError(f"{type(self).__name__} has no `rates`, which this solver needs: define it")
 
-    def model_time(self, t: Array) -> Array:
-        """What the network is told at time t; here t itself."""
+    def model_time(self, t: ArrayLike) -> Array:
+        """The network's time input at time t; here t itself."""
         return np.asarray(t, np.float64)
 
-    def t_of_model_time(self, label: Array) -> Array:
+    def t_of_model_time(self, label: ArrayLike) -> Array:
         return np.asarray(label, np.float64)
 
-    def noise_level(self, t: Array) -> Array:
+    def noise_level(self, t: ArrayLike) -> Array:
         """`sigma / alpha`, the number that k-diffusion and diffusers call sigma; inf where alpha is 0."""
         with np.errstate(over="ignore"):
             return np.exp(-self.lam(t))
 
-    def t_of_noise_level(self, level: Array) -> Array:
+    def t_of_noise_level(self, level: ArrayLike) -> Array:
         """The time at a noise level (inverse of `noise_level`)."""
         return self.t_of_lambda(-np.log(np.asarray(level, np.float64)))
 
 
 class _VariancePreserving(Schedule):
-    def sigma(self, t: Array) -> Array:
+    def sigma(self, t: ArrayLike) -> Array:
         return np.sqrt(-np.expm1(2.0 * self.log_alpha(t)))
 
-    def rates(self, t):
+    def rates(self, t: ArrayLike) -> tuple[Array, Array]:
         alpha, rate = self.alpha(t), self._log_alpha_rate(t)
         return alpha * rate, -(alpha**2) * rate / self.sigma(t)
 
-    def _log_alpha_rate(self, t: Array) -> Array:
+    def _log_alpha_rate(self, t: ArrayLike) -> Array:
         raise NotImplementedError
 
 
@@ -89,14 +90,14 @@ class VPLinear(_VariancePreserving):
             raise ValueError(f"VPLinear needs 0 < beta_min < beta_max, got {beta_min} and {beta_max}")
         self.beta_min, self.beta_max, self.t_min, self.t_max = beta_min, beta_max, t_min, 1.0
 
-    def log_alpha(self, t):
+    def log_alpha(self, t: ArrayLike) -> Array:
         t = np.asarray(t, np.float64)
         return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
 
-    def _log_alpha_rate(self, t):
+    def _log_alpha_rate(self, t: ArrayLike) -> Array:
         return -0.5 * (self.beta_min + np.asarray(t, np.float64) * (self.beta_max - self.beta_min))
 
-    def t_of_lambda(self, lam):
+    def t_of_lambda(self, lam: ArrayLike) -> Array:
         slope = self.beta_max - self.beta_min
         q = 2.0 * slope * np.logaddexp(0.0, -2.0 * np.asarray(lam, np.float64))  # -4 slope log alpha
         return q / ((np.sqrt(self.beta_min**2 + q) + self.beta_min) * slope)  # the root without cancellation
@@ -125,7 +126,7 @@ class VPDiscrete(_VariancePreserving):
         log_alpha = 0.5 * np.cumsum(np.log1p(-self.betas))
         self._levels = log_alpha if interpolation == "log_alpha" else np.exp(2.0 * log_alpha)
         if not (np.diff(self._levels) < 0).all():
-            raise ValueError("VPDiscrete needs betas that tell neighbouring labels apart in float64")
+            raise ValueError("VPDiscrete needs betas large enough to change alpha from label to label in float64")
         self.t_min, self.t_max = self.t_limits = 1.0 / n, 1.0
 
     @classmethod
@@ -135,30 +136,30 @@ class VPDiscrete(_VariancePreserving):
         """The schedule of Stable Diffusion 1.x, 2.x and SDXL."""
         return cls(training_betas("scaled_linear", beta_start, beta_end, num_train_timesteps))
 
-    def log_alpha(self, t):
+    def log_alpha(self, t: ArrayLike) -> Array:
         level = _piecewise_linear(t, self._t, self._levels)
         return level if self.interpolation == "log_alpha" else 0.5 * np.log(level)
 
-    def _log_alpha_rate(self, t):
+    def _log_alpha_rate(self, t: ArrayLike) -> Array:
         i = np.clip(np.searchsorted(self._t, t) - 1, 0, len(self._t) - 2)
         rate = (self._levels[i + 1] - self._levels[i]) / (self._t[i + 1] - self._t[i])
         return rate if self.interpolation == "log_alpha" else 0.5 * rate / self.alpha(t) ** 2
 
-    def t_of_lambda(self, lam):
+    def t_of_lambda(self, lam: ArrayLike) -> Array:
         log_alpha = -0.5 * np.logaddexp(0.0, -2.0 * np.asarray(lam, np.float64))
         level = log_alpha if self.interpolation == "log_alpha" else np.exp(2.0 * log_alpha)
         return _piecewise_linear(-level, -self._levels, self._t)
 
-    def model_time(self, t):
+    def model_time(self, t: ArrayLike) -> Array:
         n = len(self.betas)
         return (np.asarray(t, np.float64) - 1.0 / n) * n
 
-    def t_of_model_time(self, label):
+    def t_of_model_time(self, label: ArrayLike) -> Array:
         return (np.asarray(label, np.float64) + 1.0) / len(self.betas)
 
 
 class EDM(Schedule):
-    """alpha = 1, sigma = t, the network is told sigma (Karras et al. 2022, arXiv 2206.00364)."""
+    """alpha = 1, sigma = t, and the network's time input is sigma (Karras et al. 2022, arXiv 2206.00364)."""
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0):
         if not 0 < sigma_min < sigma_max < np.inf:
@@ -166,21 +167,21 @@ class EDM(Schedule):
         self.t_min, self.t_max, self.init_scale = sigma_min, sigma_max, sigma_max
         self.t_limits = (0.0, float("inf"))
 
-    def log_alpha(self, t):
+    def log_alpha(self, t: ArrayLike) -> Array:
         return np.zeros_like(np.asarray(t, np.float64))
 
-    def sigma(self, t):
+    def sigma(self, t: ArrayLike) -> Array:
         return np.asarray(t, np.float64)
 
-    def rates(self, t):
+    def rates(self, t: ArrayLike) -> tuple[Array, Array]:
         return np.zeros_like(self.sigma(t)), np.ones_like(self.sigma(t))
 
-    def t_of_lambda(self, lam):
+    def t_of_lambda(self, lam: ArrayLike) -> Array:
         return np.exp(-np.asarray(lam, np.float64))
 
 
 class RectifiedFlow(Schedule):
-    """alpha = 1 - s, sigma = s with s = shift t / (1 + (shift - 1) t); the network is told 1000 s (SD3, arXiv
+    """alpha = 1 - s, sigma = s with s = shift t / (1 + (shift - 1) t). The network's time input is 1000 s (SD3, arXiv
     2403.03206, eq. 23).
 
     t is the time before the shift: a grid that is uniform in t is the shifted grid of SD3 and Flux.
@@ -195,44 +196,44 @@ class RectifiedFlow(Schedule):
             raise ValueError(f"RectifiedFlow needs at least one training timestep, got {num_train_timesteps!r}")
         self.shift, self.num_train_timesteps = float(shift), num_train_timesteps
         self.t_max = 1.0
-        # By default as diffusers' FlowMatch schedulers, which shift an already shifted 1/N again.
+        # The default is that of diffusers' FlowMatch schedulers, which shift an already shifted 1/N again.
         self.t_min = float(self.sigma(1.0 / num_train_timesteps)) if t_min is None else t_min
 
-    def sigma(self, t):
+    def sigma(self, t: ArrayLike) -> Array:
         t = np.asarray(t, np.float64)
         return self.shift * t / (self.shift * t + (1.0 - t))
 
-    def alpha(self, t):
+    def alpha(self, t: ArrayLike) -> Array:
         t = np.asarray(t, np.float64)
         return (1.0 - t) / (self.shift * t + (1.0 - t))
 
-    def rates(self, t):
+    def rates(self, t: ArrayLike) -> tuple[Array, Array]:
         t = np.asarray(t, np.float64)
         d_sigma = self.shift / (self.shift * t + (1.0 - t)) ** 2
         return -d_sigma, d_sigma
 
-    def log_alpha(self, t):
+    def log_alpha(self, t: ArrayLike) -> Array:
         with np.errstate(divide="ignore"):
             return np.log(self.alpha(t))
 
-    def t_of_lambda(self, lam):
+    def t_of_lambda(self, lam: ArrayLike) -> Array:
         with np.errstate(over="ignore"):
             return self.t_of_noise_level(1.0 / (1.0 + np.exp(np.asarray(lam, np.float64))))
 
-    def noise_level(self, t):
-        """Sigma itself: sigma / alpha, which other models name, is infinite at the start."""
+    def noise_level(self, t: ArrayLike) -> Array:
+        """Sigma itself, because sigma / alpha, the noise level of other models, is infinite at the start."""
         return self.sigma(t)
 
-    def t_of_noise_level(self, level):
+    def t_of_noise_level(self, level: ArrayLike) -> Array:
         level = np.asarray(level, np.float64)
         inside = np.clip(level, 0.0, 1.0)
         t = inside / (self.shift * (1.0 - inside) + inside)
         return np.where(np.abs(level - inside) < 1e-6, t, np.copysign(np.inf, level))  # float32's 1 may be above 1
 
-    def model_time(self, t):
+    def model_time(self, t: ArrayLike) -> Array:
         return self.num_train_timesteps * self.sigma(t)
 
-    def t_of_model_time(self, label):
+    def t_of_model_time(self, label: ArrayLike) -> Array:
         return self.t_of_noise_level(np.asarray(label, np.float64) / self.num_train_timesteps)
 
 
@@ -275,13 +276,13 @@ def _checked_betas(betas, last_may_be_one: bool = False) -> Array:
     inner = betas[:-1] if last_may_be_one and betas[-1] == 1.0 else betas
     if not ((inner > 0) & (inner < 1)).all():
         raise ValueError(
-            "VPDiscrete needs betas strictly between 0 and 1; for zero terminal SNR cap the last one below 1"
+            "VPDiscrete needs betas strictly between 0 and 1: for zero terminal SNR cap the last one below 1"
         )
     return betas
 
 
-def _piecewise_linear(x: Array, xs: Array, ys: Array) -> Array:
-    """Interpolation over increasing xs; the outermost segments continue as straight lines."""
+def _piecewise_linear(x: ArrayLike, xs: Array, ys: Array) -> Array:
+    """Interpolation over increasing xs; beyond them the outermost segments continue as straight lines."""
     x = np.asarray(x, np.float64)
     i = np.clip(np.searchsorted(xs, x) - 1, 0, len(xs) - 2)
     return ys[i] + (x - xs[i]) * (ys[i + 1] - ys[i]) / (xs[i + 1] - xs[i])

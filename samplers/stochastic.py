@@ -1,16 +1,16 @@
 """Predictor-corrector sampling of the reverse SDE (Song et al. 2021, arXiv 2011.13456).
 
 The predictors are solvers like all others, `x_t = keep x_s + push score + spread z` with score = -eps / sigma; so is
-annealed Langevin dynamics. The Langevin corrector is not linear, because its step size depends on the score; it is a
-`LangevinPlan`, which runs through the same `step` face. The noise level is the only clock: VPLinear and VPDiscrete
-give the paper's VP SDE, EDM (alpha = 1) its VE SDE.
+annealed Langevin dynamics. The Langevin corrector is not linear, because its step size depends on the score. It is a
+`LangevinPlan`, with the same `step` as any plan. The formulas use noise levels only: VPLinear and VPDiscrete give the
+paper's VP SDE, EDM (alpha = 1) its VE SDE.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -20,10 +20,11 @@ from ._names import unknown
 from .grid import Grid, Nodes
 from .plan import Plan, Row, State, row
 from .schedule import EDM, VPLinear
+from .transition import Transition
 
 
-class Forward(NamedTuple):
-    """The steps that n predictor calls undo: `x_s = carry x_t + sqrt(g2) z` from the later node t back to s."""
+class Undone(NamedTuple):
+    """The noising steps that n predictor calls undo: `x_s = carry x_t + sqrt(g2) z`, from node t to the noisier s."""
 
     nodes: Nodes  # where the calls are, then the end
     carry: np.ndarray  # (n,)
@@ -31,7 +32,7 @@ class Forward(NamedTuple):
     ratio: np.ndarray  # (n,) sigma_t / sigma_s
 
 
-def _forward(grid: Grid, n: int, as_published: bool) -> Forward:
+def _forward(grid: Grid, n: int, as_published: bool) -> Undone:
     if as_published:
         return _published(grid, n)
     nodes = grid.nodes(n)
@@ -39,11 +40,11 @@ def _forward(grid: Grid, n: int, as_published: bool) -> Forward:
     g2 = nodes.sigma[:-1] ** 2 - (carry * nodes.sigma[1:]) ** 2  # so that the marginals are exactly the schedule's
     if (g2 < 0).any():
         raise ValueError("the reverse SDE needs a grid that runs from noise to data")
-    return Forward(nodes, carry, g2, nodes.sigma[1:] / nodes.sigma[:-1])
+    return Undone(nodes, carry, g2, nodes.sigma[1:] / nodes.sigma[:-1])
 
 
-def _published(grid: Grid, n: int) -> Forward:
-    """The discrete SDE of the authors' code, on a ladder of n levels of its own, looked up at the times' index."""
+def _published(grid: Grid, n: int) -> Undone:
+    """The discrete SDE of the authors' code. It has n levels of its own, and each time is rounded to one of them."""
     nodes, schedule = _published_nodes(grid, n), grid.schedule
     eps = grid.t_end
     if isinstance(schedule, EDM):  # the t of sigma(t) = sigma_min (sigma_max / sigma_min)^t
@@ -59,7 +60,7 @@ def _published(grid: Grid, n: int) -> Forward:
         level = np.exp(np.linspace(math.log(schedule.t_min), math.log(schedule.t_max), n))
         carry, g2 = np.ones(n), np.diff(level**2, prepend=0.0)
     ratio = np.append(0.0, level[:-1]) / level
-    return Forward(nodes, carry[index], g2[index], ratio[index])
+    return Undone(nodes, carry[index], g2[index], ratio[index])
 
 
 def _published_nodes(grid: Grid, n: int) -> Nodes:
@@ -70,9 +71,21 @@ def _published_nodes(grid: Grid, n: int) -> Nodes:
     return Grid(grid.schedule, kind, t_end=grid.t_end).nodes(n)
 
 
-def _plan(name: str, grid: Grid, nodes: Nodes, keep, push, spread, as_published: bool, ode: bool = False) -> Plan:
-    """The plan of `x_t = keep x_s + push score + spread z`; on the probability flow (eq. 13) push / 2 and no noise."""
-    keep, push, spread = keep.copy(), push * (0.5 if ode else 1.0), spread * (0.0 if ode else 1.0)
+class Moves(NamedTuple):
+    """The steps `x_t = keep x_s + push score + spread z`; arrays (n,)."""
+
+    keep: np.ndarray
+    push: np.ndarray
+    spread: np.ndarray
+
+    def of_flow(self) -> Moves:
+        """The same steps of the probability flow (eq. 13): half the push and no noise."""
+        return Moves(self.keep, self.push * 0.5, self.spread * 0.0)
+
+
+def _plan(name: str, grid: Grid, nodes: Nodes, moves: Moves, as_published: bool) -> Plan:
+    """The plan of these steps, whose last one ends as `grid` says."""
+    keep, push, spread = (each.copy() for each in moves)
     if as_published:
         spread[-1] *= grid.end != "zero"  # the result is the mean of the last step
     elif nodes.sigma[-1] == 0.0 and nodes.alpha[-2] == 0.0:
@@ -96,7 +109,8 @@ def reverse_diffusion(grid: Grid, steps: int, *, probability_flow: bool = False,
     """
     nodes, carry, g2, _ = _forward(grid, steps, as_published)
     # eq. 46: x - f(x) + G^2 score + G z, with f(x) = (carry - 1) x
-    return _plan("reverse_diffusion", grid, nodes, 2.0 - carry, g2, np.sqrt(g2), as_published, probability_flow)
+    moves = Moves(2.0 - carry, g2, np.sqrt(g2))
+    return _plan("reverse_diffusion", grid, nodes, moves.of_flow() if probability_flow else moves, as_published)
 
 
 def ancestral_sampling(
@@ -120,7 +134,7 @@ def ancestral_sampling(
         raise ValueError("ancestral_sampling cannot start at alpha = 0: use ddim with eta=1, or a smaller t_start")
     spread = np.sqrt(g2) * (ratio if variance == "small" else 1.0)
     # eq. 4 (carry = sqrt(1 - beta_i), G^2 = beta_i); app. F (carry = 1, G^2 = sigma_i^2 - sigma_{i-1}^2)
-    return _plan("ancestral_sampling", grid, nodes, 1.0 / carry, g2 / carry, spread, as_published)
+    return _plan("ancestral_sampling", grid, nodes, Moves(1.0 / carry, g2 / carry, spread), as_published)
 
 
 def euler_maruyama(grid: Grid, steps: int, *, probability_flow: bool = False, as_published: bool = False) -> Plan:
@@ -148,8 +162,8 @@ def euler_maruyama(grid: Grid, steps: int, *, probability_flow: bool = False, as
     if (dt > 0).any():
         raise ValueError("the reverse SDE needs a grid that runs from noise to data")
     # eq. 6: x + (f x - g^2 score) dt + g sqrt(|dt|) z, dt < 0
-    keep, push = 1.0 + f * dt, -g2 * dt
-    return _plan("euler_maruyama", grid, nodes, keep, push, np.sqrt(push), as_published, probability_flow)
+    moves = Moves(1.0 + f * dt, -g2 * dt, np.sqrt(-g2 * dt))
+    return _plan("euler_maruyama", grid, nodes, moves.of_flow() if probability_flow else moves, as_published)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,22 +172,24 @@ class LangevinPlan(Plan):
 
     There the row is the step of size 1, `x + score + sqrt(2) z`; the size is 2 (pace ||z|| / ||score||)^2.
 
-    pace: (K,) the paper's r, 0 at the calls that are linear. batch_norms: average both norms over the batch; if not,
-        each sample has its own ||score||, and ||z|| is sqrt(d): a step size that knew its own noise would change the
-        noise's distribution. A sample whose score is exactly 0 is then left as it is.
+    pace: (K,) the paper's r, 0 at the calls that are linear. batch_norms: average both norms over the batch. If not,
+        each sample has its own ||score||, and ||z|| is sqrt(d), because a step size that depends on the noise would
+        change the noise's distribution. A sample whose score is exactly 0 then stays as it is.
     """
 
     pace: tuple[float, ...] = ()
     batch_norms: bool = False
 
-    def __post_init__(self):
+    _minus_sigma: list[float] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "_minus_sigma", (-self.sigma).tolist())
 
     def step(self, k: int, state: State, model_output: torch.Tensor, noise: torch.Tensor | None = None) -> State:
         after = super().step(k, state, model_output, noise)
         pace = self.pace[k - len(self)]  # counted from the end, which a tail of the plan shares
-        if not pace:
+        if not pace or noise is None:
             return after
         score = after.history[0] / self._minus_sigma[k]
         noise = noise.to(score.dtype)
@@ -186,8 +202,17 @@ class LangevinPlan(Plan):
         x = state.input + size * score + (2 * size).sqrt() * noise  # Algorithms 4 and 5, the corrector's lines
         return after._replace(input=x, anchor=x)
 
+    def transition(self, k: int) -> Transition:
+        found = super().transition(k)
+        if self.pace[k - len(self)]:
+            raise ValueError(
+                f"call {k} of plan {self.name!r} is a Langevin corrector. The size of its noise depends on the "
+                "network's output, so its draw has no fixed standard deviation: use corrector='ald' or 'none'"
+            )
+        return found
+
     def save(self, path) -> None:
-        raise ValueError(f"plan {self.name!r} is not a table alone and cannot be saved: build it where it is used")
+        raise ValueError(f"plan {self.name!r} has Langevin correctors, which are no table, so it cannot be saved")
 
 
 PREDICTORS: dict[str, Callable[..., Plan]] = {
@@ -211,7 +236,7 @@ def predictor_corrector(
 ) -> Plan:
     """Predictor-corrector sampling (arXiv 2011.13456, Algorithms 1, 4 and 5): at each node correct, then predict.
 
-    That is the order of the authors' code, Algorithm 1 begun with a corrector, so that the last call denoises.
+    This is the order of the authors' code; the last call denoises.
     `steps` model calls are steps / (1 + corrector_steps) predictor steps; a predictor or corrector 'none' makes no
     calls, and without predictor the state stays at the last node. Weak order 1 up to the corrector's own bias of
     O(snr^2), which more steps do not remove.
@@ -219,14 +244,14 @@ def predictor_corrector(
     Args:
         predictor: a name in `PREDICTORS` or 'none'.
         corrector: 'langevin' (step size 2 (snr ||z|| / ||score||)^2), 'ald' (2 (snr sigma)^2; linear) or 'none'. The
-            variance that 'langevin' keeps is too large by a factor of about d / (d - 2) in d dimensions: nothing for
-            images, much for toys.
+            variance of 'langevin' is too large by a factor of about d / (d - 2) in d dimensions, which is negligible
+            for images.
         corrector_steps: corrector calls per node.
         snr: the paper's r, > 0. The authors use 0.16 for VE models of 32x32 images, 0.01 for VP.
         probability_flow: the predictor follows the ODE.
         as_published: the predictor as published, norms averaged over the batch (a sample's result then depends on
-            the others) and the step size times alpha_i = 1 - beta_i on VP. Without it the corrector is the same in
-            every form of a problem (VP, VE).
+            the others) and the step size times alpha_i = 1 - beta_i on VP. Without it the corrector is the same on VP
+            and VE.
     """
     if predictor not in (*PREDICTORS, "none"):
         raise unknown("predictor", predictor, (*PREDICTORS, "none"))

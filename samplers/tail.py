@@ -13,16 +13,16 @@ from .prediction import conversion
 def tail(plan: Plan, first: int) -> Plan:
     """Calls first, first + 1, ... of `plan`, begun from a state at the level of call `first`; the labels stay.
 
-    The plan's own rows are used from the first call on that stands at the beginning of a step (its input is its
-    anchor) and from which no row asks for an output older than this run. The calls before it, if any, become
-    first-order (DDIM) steps from each call's time to the next; they fill the history that the plan's rows need.
+    The plan's own rows begin at the first call that is at the beginning of a step (its input is its anchor) and from
+    which no row uses an output older than this run. The calls before it become first-order (DDIM) steps from each
+    call's time to the next. They fill the history that the plan's rows need.
 
     Args:
         first: 0 <= first < len(plan).
 
     Raises:
-        ValueError: `first` out of range, or no DDIM step can be made from a call (a network that says nothing of x_0
-            there); the message names the calls at which the plan can begin.
+        ValueError: `first` is out of range, or x_0 cannot be computed at a call that becomes a DDIM step. The message
+            names the calls at which the plan can begin.
     """
     if not 0 <= first < len(plan):
         raise ValueError(f"this plan has {len(plan)} calls: it can begin at 0 to {len(plan) - 1}, not at {first}")
@@ -39,7 +39,7 @@ def tail(plan: Plan, first: int) -> Plan:
 
 
 def _own_rows_from(plan: Plan, first: int) -> int:
-    """The first call >= `first` from which the plan can go on by itself; len(plan) if there is none."""
+    """The first call >= `first` from which the plan's own rows can be used; len(plan) if there is none."""
     used = plan.rows[:, :, HISTORY:] != 0.0
     used = used.any(axis=(1, *range(3, used.ndim)))  # (call, how many calls ago)
     oldest = np.array([k - max(np.flatnonzero(u), default=0) for k, u in enumerate(used)])

@@ -21,11 +21,13 @@ import torch
 from published_networks import MODELS, make_family, make_network
 
 from diffpo.common.errors import DiffpoError
+from diffpo.common.rng import Draws
 from diffpo.config import Lora, ObjectiveSettings, Train
-from diffpo.data.batches import Batch
+from diffpo.data.judgement import Judgement
 from diffpo.objective import reference
 from diffpo.objective.reward import Objective
 from diffpo.problems.forward import Forward
+from diffpo.problems.policy import Policy
 from diffpo.train.build import make_accelerator, make_optimizer, make_schedule
 from diffpo.train.update import Updater
 from diffpo.weights import lora
@@ -47,7 +49,7 @@ class Synthetic:
         if "time_ids" in cond:
             cond["time_ids"] = torch.full((2 * n, 6), float(self.resolution), device=device)
         x_0, preference = torch.randn(x_t.shape, device=device), torch.ones(n, device=device)
-        return Forward(self.family)(Batch(x_0, cond, 2, preference, None, [], 0, "train", list(positions)))
+        return Forward(self.family).noised(x_0, cond, Judgement(preference), Draws(0, "train", positions))
 
 
 def measure(settings: Train, family, network, parameters, resolution: int, accelerator) -> tuple[list[float], int]:
@@ -60,9 +62,10 @@ def measure(settings: Train, family, network, parameters, resolution: int, accel
     schedule = make_schedule(settings, optimizer)
     optimizer = accelerator.prepare_optimizer(optimizer)
     choice = ObjectiveSettings(name="diffusion_dpo")
-    objective = Objective(choice, reference.make(choice.reference, network), lambda t: torch.ones_like(t).float())
+    policy = Policy(family, network, accelerator.autocast)
+    objective = Objective(choice, reference.make(choice.reference, policy), lambda t: torch.ones_like(t).float())
     feed = Synthetic(family, network, resolution, accelerator.device)
-    update = Updater(settings, family, network, network, objective, feed, accelerator)
+    update = Updater(settings, policy, objective, feed, accelerator)
     cuda, seconds = accelerator.device.type == "cuda", []
     if cuda:
         torch.cuda.reset_peak_memory_stats()

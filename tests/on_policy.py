@@ -1,8 +1,5 @@
 """For tests of on-policy objectives: scorers by brightness, an accelerator, shaken weights."""
 
-from contextlib import nullcontext
-from types import SimpleNamespace
-
 import numpy as np
 import torch
 
@@ -26,12 +23,6 @@ class StepBrightness:
     def score(self, x_t, x_0, t, captions, cond):
         self.calls.append((x_t, x_0, t, captions, cond))
         return x_0.mean((1, 2, 3))
-
-
-def accelerator(process=0, processes=1):
-    return SimpleNamespace(
-        process_index=process, num_processes=processes, is_main_process=process == 0, autocast=nullcontext
-    )
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ import torch
 
 from diffpo import models
 from diffpo.objective import reference
+from diffpo.problems.policy import Policy
 from diffpo.weights import trained
 
 
@@ -12,7 +13,7 @@ def ready(config):
     family = models.load(config.model, config.train.precision, config.data.resolution)
     network = trained.load_network(config, family, "cpu")
     parameters = trained.begin(config, family, network)
-    return family, network, parameters, reference.make(config.objective.reference, network)
+    return family, network, parameters, reference.make(config.objective.reference, Policy(family, network))
 
 
 @torch.no_grad()

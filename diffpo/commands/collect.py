@@ -17,16 +17,18 @@ from ..common import lock
 from ..common.errors import DiffpoError
 from ..common.files import write_atomic
 from ..common.text import plain, read_text
+from ..common.worker import Worker
 from ..config import Config
 from ..data.prompts import load_prompts
 from ..evaluate.manifest import writing
 from ..models.identity import base_identity
-from ..rollout.feed import KEPT, trajectory_file
+from ..problems.policy import Policy
+from ..rollout.labelled import KEPT, trajectory_file
 from ..rollout.labels import image_name
+from ..rollout.prompts import PromptConditions
 from ..rollout.round import Rounds
 from ..scorers.step.base import pictures
 from ..train import build
-from ..train.feeds import PromptConditions
 
 
 def collect(config: Config, out: Path | None = None) -> Path:
@@ -54,12 +56,12 @@ def _collect(config: Config, labels: Path, accelerator: Any) -> Path:
     _check_target(labels)
     family = models.load(config.model, config.train.precision, config.data.resolution)
     family.load_encoders(accelerator.device)
-    conditions = PromptConditions(prompts, config.data, family, accelerator.device)
+    conditions = PromptConditions(prompts, config.data, family, Worker.of(accelerator))
     family.free_encoders(keep_vae=True)
     network = family.load_network(accelerator.device)
     # nobody is asked for a preference yet
     objective = config.objective.model_copy(update={"rollout": rollout.model_copy(update={"scorers": []})})
-    rounds = Rounds(objective, conditions, None, family, network, None, seed, accelerator.autocast)
+    rounds = Rounds(objective, conditions, None, Policy(family, network, accelerator.autocast), None, seed)
     made = {"base": base_identity(network)["hash"], "seed": seed, "samples": rollout.samples}
     made["resolution"] = config.data.resolution
     about = {"rollout": json.dumps({key: getattr(rollout, key) for key in KEPT}), "made": json.dumps(made)}

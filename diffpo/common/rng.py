@@ -3,6 +3,8 @@ of processes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 
 import torch
@@ -15,3 +17,23 @@ def generator(seed: int, purpose: str, position: int) -> torch.Generator:
     """
     digest = blake2b(f"{seed}/{purpose}/{position}".encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The addresses of what is drawn for n groups: one position each. ``timesteps`` are the [low, high) that each
+    group's timestep is drawn from; None: all of the model's."""
+
+    seed: int
+    purpose: str
+    positions: Sequence[int]
+    timesteps: Sequence[tuple[int, int]] | None = None
+
+    def generators(self, what: str) -> list[torch.Generator]:
+        """One for each group; other names of ``what`` give independent draws."""
+        return [generator(self.seed, f"{self.purpose} {what}", position) for position in self.positions]
+
+
+def normal(generators: Sequence[torch.Generator], shape: Sequence[int]) -> torch.Tensor:
+    """Standard normal noise on the CPU, (n, *shape): one sample from each generator."""
+    return torch.stack([torch.randn(tuple(shape), generator=each) for each in generators])

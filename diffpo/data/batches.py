@@ -13,10 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..common.errors import DiffpoError
-from ..common.rng import generator
+from ..common.rng import Draws
+from ..common.worker import ALONE, Worker
 from ..config import Data
 from .cache import Cache, content_key
 from .groups import Groups
+from .judgement import Judgement
 from .source import THREADS
 from .transforms import View, pixels, views
 
@@ -25,24 +27,16 @@ PIXELS = 2**20  # that go through the VAE at once
 
 @dataclass(frozen=True)
 class Batch:
-    """n groups of m images: x_0 (m n, C, h, w) float32 and cond with m n rows, laid out by member: the first (chosen,
-    best) images of all groups, then the second ones, ...
+    """n groups of m images: x_0 (m n, C, h, w) float32 and cond with m n rows, laid out as ``judgement`` says.
 
-    preference (n,): probability that the first is better, or that a single image is liked. scores (m, n) float32, or
-    None if images have none. ``indices`` (n): which groups of the data set. ``seed``, ``purpose`` and ``positions`` (n)
-    address the randomness; ``timesteps`` are [low, high) per group, or None.
+    ``indices`` (n): which groups of the data set. ``draws`` address the randomness.
     """
 
     x_0: Tensor
     cond: dict[str, Tensor]
-    members: int
-    preference: Tensor
-    scores: Tensor | None
+    judgement: Judgement
     indices: list[int]
-    seed: int
-    purpose: str
-    positions: list[int]
-    timesteps: list[tuple[int, int]] | None = None
+    draws: Draws
 
 
 class Batches:
@@ -50,19 +44,16 @@ class Batches:
     afterwards (the VAE only if ``cached``). Latents are cached once for each different image, whatever pairs it is
     in."""
 
-    def __init__(
-        self, groups: Groups, data: Data, family: Any, seed: int, device: Any, process: int = 0, processes: int = 1
-    ) -> None:
-        self.groups, self.data, self.family, self.seed, self.device = groups, data, family, seed, device
+    def __init__(self, groups: Groups, data: Data, family: Any, seed: int = 0, worker: Worker = ALONE) -> None:
+        self.groups, self.data, self.family, self.seed, self.device = groups, data, family, seed, worker.device
         self.cached = latents_can_be_cached(data)
-        # further conditions (n rows for each member) of the groups at (indices, purpose, positions), e.g. of users
-        self.further: Callable[[Sequence[int], str, Sequence[int]], dict[str, Tensor]] | None = None
-        share = {"process": process, "processes": processes, "quiet": process > 0}
+        # further conditions (n rows for each member) of the groups at (indices, draws), e.g. of users
+        self.further: Callable[[Sequence[int], Draws], dict[str, Tensor]] | None = None
+        share = {"process": worker.index, "processes": worker.count, "quiet": worker.quiet}
         self.captions = groups.captions
         self._caption_row = {caption: row for row, caption in enumerate(self.captions)}
         # how many captions a group has: one for all its images, or one for each
         self._captions = max(len(group.captions) for group in groups.groups)
-        self._scored = groups.scored
         family.require_sizes(groups.targets)
         key = content_key(family.text_hash(), self.captions)
         self.text = Cache(data.cache, "text", key, len(self.captions) + 1)  # the last row: the unconditional embedding
@@ -98,7 +89,8 @@ class Batches:
         """The groups ``indices``, which are trained at one size; ``positions`` address their draws of posterior noise,
         view and caption dropout."""
         train, groups = purpose == "train", [self.groups.groups[index] for index in indices]
-        draws = [generator(self.seed, f"{purpose} data", position) for position in positions]
+        addresses = Draws(self.seed, purpose, list(positions), timesteps)
+        draws = addresses.generators("data")
         # every draw asks for its numbers in the same order, so that switching one option on leaves the others' draws
         # alone
         dropped = [train and torch.rand((), generator=draw).item() < self.data.caption_dropout for draw in draws]
@@ -116,21 +108,14 @@ class Batches:
 
         cond = self._condition(groups, seen, dropped)
         if self.further is not None:
-            more = self.further(indices, purpose, positions)
+            more = self.further(indices, addresses)
             cond |= {name: value.repeat(members, 1).to(self.device) for name, value in more.items()}
-        scores = [group.scores for group in groups] if self._scored else None
-        return Batch(
-            x_0=x_0,
-            cond=cond,
-            members=members,
-            preference=torch.tensor([group.preference for group in groups], dtype=torch.float32, device=self.device),
-            scores=None if scores is None else torch.tensor(scores, dtype=torch.float32, device=self.device).T,
-            indices=list(indices),
-            seed=self.seed,
-            purpose=purpose,
-            positions=list(positions),
-            timesteps=timesteps,
-        )
+        return Batch(x_0, cond, Judgement.of(groups, members, self.device), list(indices), addresses)
+
+    def unconditional(self, cond: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The conditions of the empty prompt beside ``cond``: the same but for the text."""
+        empty = self.text.read([len(self.captions)])
+        return {**cond, **{name: value.to(cond[name]).expand_as(cond[name]) for name, value in empty.items()}}
 
     def portions(self, items: Iterable[int], index: Callable[[int], int], rows: int) -> Iterator[list[int]]:
         """``items`` in lists of at most ``rows``, each of one size: `batch` takes the groups ``index(item)`` of a list

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from samplers import RectifiedFlow, VPDiscrete
 from samplers.foreign import REFUSED
+from samplers.forward import add_noise, predicted_x_0, training_target
 
 from ..common.errors import DiffpoError
 from ..config import Model
@@ -109,24 +110,12 @@ class ForwardProcess:
         return self._told.to(t.device)[t]
 
     def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        alpha, sigma = self.alpha_sigma(t)
-        return alpha * x_0 + sigma * noise
+        return add_noise(x_0, noise, *self.alpha_sigma(t))
 
     def target(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """What the network should return for `add_noise(x_0, noise, t)`."""
-        if self.prediction == "epsilon":
-            return noise
-        if self.prediction == "flow":
-            return noise - x_0
-        alpha, sigma = self.alpha_sigma(t)
-        return alpha * noise - sigma * x_0
+        return training_target(self.prediction, x_0, noise, *self.alpha_sigma(t))
 
     def to_x_0(self, output: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The network's output (n, C, h, w) at (x_t, t) as x_0, float32."""
-        alpha, sigma = self.alpha_sigma(t)
-        output = output.float()
-        if self.prediction == "epsilon":
-            return (x_t - sigma * output) / alpha
-        if self.prediction == "flow":
-            return x_t - sigma * output
-        return alpha * x_t - sigma * output
+        return predicted_x_0(self.prediction, output.float(), x_t, *self.alpha_sigma(t))

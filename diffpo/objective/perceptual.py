@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,6 +11,9 @@ from torch import Tensor
 from samplers.prediction import PREDICTIONS
 
 from ..problems.regression import Regression
+
+if TYPE_CHECKING:
+    from ..models.family import Family
 
 
 class Perceptual:
@@ -21,17 +24,18 @@ class Perceptual:
     eq. 7). phi is the base UNet up to the end of its last down block, with the image's own conditions; of a
     transformer, for which there is no paper, the first half of its blocks.
 
-    As the released code's defaults and its SDXL launcher have it (its SD1.5 launchers add the middle block), so that
-    their beta 2500, without the factor 1/2, is 5000 here. It draws noise for the step, the same in both states; with
-    DDIM's x_{t'}, which has the same distribution given x_0, there is nothing to draw. At t = 0 the error is 0, there
-    too.
+    These are the defaults of the released code and of its SDXL launcher (its SD1.5 launchers add the middle block).
+    Its beta 2500, without the factor 1/2, is 5000 here. It draws noise for the step, the same in both states. Here
+    x_{t'} is DDIM's, which has the same distribution given x_0, and nothing is drawn. At t = 0 the error is 0, as
+    there.
 
-    The two states differ by about 1e-3, which half precision cannot tell: in bfloat16 the error is mostly rounding. So
-    phi is a second copy of the base's encoder, in float32 (SD1.5: 1.0 GB, SDXL: 3.3 GB), without TF32's rounding.
+    The two states differ by about 1e-3, which half precision does not resolve: in bfloat16 the error is mostly
+    rounding. So phi is a second copy of the base's encoder, in float32 (SD1.5: 1.0 GB, SDXL: 3.3 GB), without TF32's
+    rounding.
     """
 
-    def __init__(self, family: Any, network: torch.nn.Module) -> None:
-        """``network``: the policy's bare module; it says where to compute and whether to keep activations."""
+    def __init__(self, family: Family, network: torch.nn.Module) -> None:
+        """``network``: the policy's bare module; the encoder takes its device and its gradient checkpointing."""
         self.family = copy.copy(family)
         self.family.dtype = torch.float32  # of what the family loads and computes
         self.encoder = self.family.load_network()
@@ -41,10 +45,10 @@ class Perceptual:
             self.encoder.enable_gradient_checkpointing()
         self._seen: tuple[Regression, Tensor] | None = None  # the last one, and the features that its targets lead to
 
-    def __call__(self, prediction: Tensor, regression: Regression, cond: dict[str, Tensor]) -> Tensor:
+    def __call__(self, prediction: Tensor, regression: Regression) -> Tensor:
         """(N,) errors of ``prediction`` (N, C, h, w), the network's output for ``regression``; with a gradient by
         it."""
-        t, target = regression.t, regression.target
+        t, target, cond = regression.t, regression.target, regression.conditioning.cond
         before = (t - 1).clamp(min=0)
         alpha, sigma = self.family.alpha_sigma(t)
         alpha_to, sigma_to = self.family.alpha_sigma(before)
@@ -62,11 +66,11 @@ class Perceptual:
         return (self._features(x + moved, before, cond) - self._seen[1]).square().flatten(1).mean(1)
 
     def _features(self, x: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        # the base knows no users
+        # the base model takes no user
         dtype = self.family.dtype
         cond = {name: value.to(dtype) if value.is_floating_point() else value for name, value in cond.items()}
         cond.pop("user", None)
-        cudnn = torch.backends.cudnn  # its `flags` knows nothing of the present ones
+        cudnn = torch.backends.cudnn  # its `flags` would reset those that are not named
         exact = cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
         with torch.autocast(x.device.type, enabled=False), exact:
             return self.family.features(self.encoder, x, t, cond)

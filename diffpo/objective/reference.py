@@ -11,8 +11,8 @@ The two differ in second order. For weights w and 1 - w on (A, B) and (A', B'),
 
 which also holds for an extrapolation (w > 1). So with the two factors of a LoKr; a DoRA's magnitudes are averaged too.
 
-Where the whole network is trained (`lora: null`, full.py) there is no adapter to switch: a frozen copy of the network
-stands for the adapter that is off, and another one for the second adapter.
+Where the whole network is trained (`lora: null`) there is no adapter to switch. One frozen copy of the network then
+replaces the adapter that is off, and another one the second adapter.
 """
 
 from __future__ import annotations
@@ -27,25 +27,27 @@ from ..weights import copies, full
 from ..weights.lora import ADAPTER
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
+
+    from ..problems.policy import Policy
 
 
 class Reference:
     """`adapter_off` and `none`: the base model, which never moves. The others derive from it.
 
     Attributes:
+        policy: the policy that it belongs to, with the bare network.
         free: the objective compares with nothing (`none`): the reference's error counts as 0 and is not computed.
     """
 
-    def __init__(self, free: bool = False) -> None:
-        self.free = free
+    def __init__(self, policy: Policy, free: bool = False) -> None:
+        self.policy, self.free = policy, free
 
-    def on(self, network: torch.nn.Module) -> contextlib.AbstractContextManager[torch.nn.Module]:
-        """A context whose value is the module to evaluate as the reference; no gradients within it."""
-        return copies.adapter_off(network)
+    def on(self) -> contextlib.AbstractContextManager[Policy]:
+        """A context whose value is the reference as a policy; no gradients within it."""
+        return self.policy.switched(None)
 
-    def after_update(self, network: torch.nn.Module, step: int) -> None:
+    def after_update(self, step: int) -> None:
         """To be called after each optimiser step, on every process; ``step`` counts the updates so far, this one
         included."""
 
@@ -79,26 +81,26 @@ class Moving(Reference):
     adapter_off  R stays: the LoRA that training started from.
     """
 
-    def __init__(self, settings: ReferenceSettings, network: torch.nn.Module) -> None:
-        super().__init__()
-        self.settings = settings
+    def __init__(self, settings: ReferenceSettings, policy: Policy) -> None:
+        super().__init__(policy)
+        self.settings, network = settings, policy.network
         if not full.trains(network):  # otherwise the copy is there
             copies.add_adapter(network)
-        self.weights, policy = copies.weights(network, copies.NAME), copies.weights(network, ADAPTER)
+        self.weights, theirs = copies.weights(network, copies.NAME), copies.weights(network, ADAPTER)
         # theta', where the rule looks back
         looks_back = settings.policy in ("accelerated", "fast_slow")
-        self.before = {name: weight.detach().clone() for name, weight in policy.items()} if looks_back else {}
+        self.before = {name: weight.detach().clone() for name, weight in theirs.items()} if looks_back else {}
 
-    def on(self, network: torch.nn.Module) -> contextlib.AbstractContextManager[torch.nn.Module]:
-        return copies.switched(network, copies.NAME)
+    def on(self) -> contextlib.AbstractContextManager[Policy]:
+        return self.policy.switched(copies.NAME)
 
-    def after_update(self, network: torch.nn.Module, step: int) -> None:
+    def after_update(self, step: int) -> None:
         import torch
 
         if step % self.settings.every:
             return
         with torch.no_grad():
-            for name, theta in copies.weights(network, ADAPTER).items():
+            for name, theta in copies.weights(self.policy.network, ADAPTER).items():
                 self._step(theta, self.weights[name], self.before.get(name))
 
     def _step(self, theta: Tensor, reference: Tensor, before: Tensor | None) -> None:
@@ -133,14 +135,14 @@ class Moving(Reference):
             weight.data.copy_(state[name])
 
 
-def make(settings: ReferenceSettings, network: torch.nn.Module, started: bool = False) -> Reference:
-    """The reference of ``settings`` for the bare module ``network``, which has the policy's adapter as it starts.
+def make(settings: ReferenceSettings, policy: Policy, started: bool = False) -> Reference:
+    """The reference of ``settings`` for ``policy``: the bare network, with the policy's adapter as it starts.
 
-    A moving one adds its adapter, so it is made before the module is wrapped for DDP. So does that of a policy that was
-    ``started`` from another LoRA: a second copy of this, in place of the base.
+    A moving reference adds its adapter, so it is made before the network is wrapped for DDP. The same holds for a
+    policy that was ``started`` from another LoRA: the reference is then a second copy of that, in place of the base.
     """
     if settings.policy == "none":
-        return Reference(free=True)
+        return Reference(policy, free=True)
     if settings.policy == "adapter_off" and not started:
-        return Reference()
-    return Moving(settings, network)
+        return Reference(policy)
+    return Moving(settings, policy)

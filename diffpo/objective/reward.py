@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .. import links
 from ..config import ObjectiveSettings
+from ..data.judgement import Judgement
 from ..links import divergences
+from ..problems.policy import Policy
 from ..problems.regression import Regression
-from ..problems.transitions import guided
 
 if TYPE_CHECKING:
+    from .perceptual import Perceptual
     from .reference import Reference
 
 
@@ -34,18 +36,18 @@ class Objective:
     settings: ObjectiveSettings
     reference: Reference
     omega: Callable[[Tensor], Tensor]
-    perceptual: Any = None
+    perceptual: Perceptual | None = None
 
     def error(self, prediction: Tensor, regression: Regression) -> Tensor:
         """(N,) float32: how far the network's output is from the targets."""
         if self.perceptual is not None:
-            return self.perceptual(prediction, regression, regression.cond)
+            return self.perceptual(prediction, regression)
         return squared_error(prediction, regression.target)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What policy and reference made of a Regression's N problems: (N,) float32 each, laid out as there.
+    """What policy and reference made of a Regression's N problems, whose ``judgement`` it keeps. (N,) float32 each:
 
     ``error`` and ``reference_error`` (0 without a reference); ``drift``, the mean square of policy's minus reference's
     prediction (0 without one); ``reward`` r = (beta/2) k omega(t) (reference_error - error), clipped and transformed as
@@ -56,38 +58,30 @@ class Outcome:
     reference_error: Tensor
     drift: Tensor
     reward: Tensor
-    preference: Tensor
-    members: int
-    scores: Tensor | None = None
+    judgement: Judgement
 
     def quantities(self, baseline: Tensor) -> dict[str, Tensor]:
-        """Everything that a link may ask for by name; see diffpo/links."""
-        if self.members == 1:
-            found = {"reward": self.reward, "liked": self.preference, "error": self.error, "drift": self.drift}
+        """Everything that a link may take by name; see diffpo/links."""
+        judgement = self.judgement
+        if judgement.members == 1:
+            found = {"reward": self.reward, "liked": judgement.preference, "error": self.error, "drift": self.drift}
             return {**found, "reference_error": self.reference_error, "baseline": baseline}
-        rows = {name: getattr(self, name).unflatten(0, (self.members, -1)) for name in _COLUMNS}
-        found = {"rewards": rows["reward"], "preference": self.preference}
-        if self.scores is not None:
-            found["scores"] = self.scores
-        if self.members == 2:
+        rows = {name: judgement.by_member(getattr(self, name)) for name in _COLUMNS}
+        found = {"rewards": rows["reward"], "preference": judgement.preference}
+        if judgement.scores is not None:
+            found["scores"] = judgement.scores
+        if judgement.members == 2:
             found |= {"chosen": rows["reward"][0], "rejected": rows["reward"][1]}
             found |= {f"{who}_error": rows["error"][i] for i, who in enumerate(("chosen", "rejected"))}
             found |= {"chosen_reference_error": rows["reference_error"][0], "chosen_drift": rows["drift"][0]}
             found |= {"rejected_reference_error": rows["reference_error"][1], "rejected_drift": rows["drift"][1]}
-            if self.scores is not None:
-                found["gap"] = self.scores[0] - self.scores[1]
+            if judgement.scores is not None:
+                found["gap"] = judgement.scores[0] - judgement.scores[1]
         return found
 
     def as_singles(self) -> Outcome:
-        """Pairs as single images: the chosen one is liked with the pair's probability, the rejected one with the
-        rest of it."""
-        if self.members == 1:
-            return self
-        if self.members != 2:
-            raise ValueError("only pairs fall apart into liked and disliked images")
-        preference = torch.cat([self.preference, 1 - self.preference])
-        scores = None if self.scores is None else self.scores.reshape(1, -1)
-        return Outcome(self.error, self.reference_error, self.drift, self.reward, preference, 1, scores)
+        """Pairs as single images; see `Judgement.as_singles`."""
+        return replace(self, judgement=self.judgement.as_singles())
 
     @property
     def margin(self) -> Tensor:
@@ -121,24 +115,16 @@ def implicit_reward(
     return (beta / 2) * ratio
 
 
-def predict(family: Any, network: torch.nn.Module, regression: Regression) -> Tensor:
-    """The network's output (N, C, h, w), with classifier-free guidance where the policy includes it (D3PO, SPO)."""
-    unconditional, guidance = regression.unconditional, regression.guidance
-    return guided(family, network, regression.x_t, regression.t, regression.cond, unconditional, guidance)
-
-
-def score(
-    family: Any, policy: torch.nn.Module, network: torch.nn.Module, objective: Objective, regression: Regression
-) -> Outcome:
-    """One forward pass of each; ``policy`` is ``network`` or its DDP wrapper. Call under the run's autocast."""
+def score(policy: Policy, objective: Objective, regression: Regression) -> Outcome:
+    """One forward pass of the policy, and one of the reference if there is one."""
     settings = objective.settings
     if objective.reference.free:
         before = None
     else:
-        with objective.reference.on(network) as base:
-            before = predict(family, base, regression)
+        with objective.reference.on() as base:
+            before = base.predict(regression)
             reference_error = objective.error(before, regression)
-    prediction = predict(family, policy, regression)
+    prediction = policy.predict(regression)
     errors = objective.error(prediction, regression)
     if before is None:
         reference_error, drift = torch.zeros_like(errors), torch.zeros_like(errors)
@@ -150,7 +136,7 @@ def score(
     reward = implicit_reward(errors, reference_error, settings.beta, regression.weight, settings.clip)
     reward = objective.omega(regression.t) * reward
     reward = divergences.transform(settings.divergence, reward, settings.divergence_alpha)
-    return Outcome(errors, reference_error, drift, reward, regression.preference, regression.members, regression.scores)
+    return Outcome(errors, reference_error, drift, reward, regression.judgement)
 
 
 def safeguard_winner(errors: Tensor, prediction: Tensor, target: Tensor, mu: float) -> Tensor:
@@ -179,9 +165,10 @@ def group_losses(outcome: Outcome, settings: ObjectiveSettings, baseline: Tensor
     single = links.kind(settings.link) == "single"
     seen = outcome.as_singles() if single else outcome
     losses = settings.link_weight * links.losses(settings.link, settings.link_options, seen.quantities(baseline))
-    if settings.sft:
-        errors = outcome.error.unflatten(0, (outcome.members, -1))
-        losses = losses if not single else losses.unflatten(0, (outcome.members, -1)).mean(0)
-        liked = outcome.preference if outcome.members == 1 else 1.0
-        return losses + settings.sft * liked * errors[0]
-    return losses.unflatten(0, (outcome.members, -1)).mean(0) if single else losses
+    by_member = outcome.judgement.by_member
+    if single:
+        losses = by_member(losses).mean(0)
+    if not settings.sft:
+        return losses
+    liked = outcome.judgement.preference if outcome.judgement.members == 1 else 1.0
+    return losses + settings.sft * liked * by_member(outcome.error)[0]

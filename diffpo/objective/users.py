@@ -1,17 +1,17 @@
-"""Personalised preferences (PPD; Dang et al. 2025, arXiv 2501.06655): a policy that also reads whom it paints for.
+"""Personalised preferences (PPD; Dang et al. 2025, arXiv 2501.06655): a policy that is also conditioned on a user.
 
-A user is known by a few of his pairs. His taste is the mean over them of features(chosen) - features(rejected), so a
-new user needs pairs and no training. A small network turns a taste into `TOKENS` tokens for the policy's
-cross-attention, and is trained with the LoRA by the pairs of all users; the reference does not see it.
+A user is described by a few pairs that the user judged. The user's taste is the mean over them of features(chosen) -
+features(rejected), so a new user needs pairs and no training. A small network turns a taste into `TOKENS` tokens for
+the policy's cross-attention. It is trained with the LoRA on the pairs of all users. The reference does not read it.
 
-Where this differs from the paper. Features: pooled VAE latents, which know colour, brightness and where things are,
-but no content (the paper asks a vision-language model, which has to be had). Tokens: added onto the last positions of
-the text embedding, which are padding in all but the longest prompts (the paper adds cross-attention layers of their
-own, as IP-Adapter). The last layer starts at 0, so the policy starts as the reference exactly; tokens that are
-appended instead would change the softmax over the others even if they were 0.
+Two things differ from the paper. Features are pooled VAE latents: they describe colour, brightness and position, but
+not content (the paper takes them from a vision-language model, which would have to be installed). Tokens are added to
+the last positions of the text embedding, which are padding in all but the longest prompts (the paper adds
+cross-attention layers, as IP-Adapter does). The last layer starts at 0, so the policy starts exactly as the reference.
+Appended tokens would not: even zeros change the softmax over the other tokens.
 
 On a toy of two opposite tastes in equal numbers, 200 updates of 32 pairs: the policy ranks 74 to 82 % of the pairs of
-users that it never saw (two seeds); without users 53 to 55 %.
+users that were not in the training data (two seeds); without users 53 to 55 %.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor
 from .. import models
 from ..common.errors import DiffpoError
 from ..common.files import write_atomic
-from ..common.rng import generator
+from ..common.rng import Draws
 from ..config import Data, Model
 from ..data.batches import Batches
 from ..data.columns import NOUN
@@ -39,7 +39,7 @@ from ..weights.lora import network_of
 from ..weights.lora_file import sorted_header, users_file
 
 TOKENS, HIDDEN = 4, 128
-SHOTS = 4  # pairs that a user is known by, as in the paper
+SHOTS = 4  # pairs that describe a user, as in the paper
 SIDE = 4  # of the pooled latents
 
 
@@ -51,7 +51,7 @@ def features(x_0: Tensor) -> Tensor:
 
 
 def taste(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """(F,): what k pairs of one user's, (k, C, h, w) latents each, say of him."""
+    """The taste (F,) in k pairs of one user, (k, C, h, w) latents each."""
     return (features(chosen) - features(rejected)).mean(0)
 
 
@@ -71,31 +71,31 @@ class Tastes:
         """Root mean square of each feature's difference, (F,)."""
         return self.differences.square().mean(0).sqrt().clamp(min=1e-6)
 
-    def rows(self, indices: Sequence[int], seed: int, purpose: str, positions: Sequence[int]) -> Tensor:
+    def rows(self, indices: Sequence[int], draws: Draws) -> Tensor:
         """Tastes (n, F) for the pairs ``indices``: each from up to `SHOTS` others of the same user, drawn anew at each
-        position, so that the policy never sees the answer in the question. 0 for a user without other pairs."""
+        position. The pair itself is left out, because it would give away its answer. 0 for a user without others."""
         found = torch.zeros(len(indices), self.differences.shape[1])
-        for row, (index, position) in enumerate(zip(indices, positions, strict=True)):
+        for row, (index, draw) in enumerate(zip(indices, draws.generators("shots"), strict=True)):
             user = self.users[index]
             others = [other for other in self._pairs.get(user, []) if other != index] if user is not None else []
             if others:
-                order = torch.randperm(len(others), generator=generator(seed, f"{purpose} shots", position))
+                order = torch.randperm(len(others), generator=draw)
                 found[row] = self.differences[[others[i] for i in order[:SHOTS].tolist()]].mean(0)
         return found
 
-    def condition(self, seed: int, indices: Sequence[int], purpose: str, positions: Sequence[int]) -> dict[str, Tensor]:
+    def condition(self, indices: Sequence[int], draws: Draws) -> dict[str, Tensor]:
         """`rows`, as `Batches.further` takes them."""
-        return {"user": self.rows(indices, seed, purpose, positions)}
+        return {"user": self.rows(indices, draws)}
 
 
 def require_users(groups: Groups) -> None:
-    """DiffpoError unless someone in the data has two pairs, one to be known by and one to be learnt from."""
+    """DiffpoError unless a user in the data has two pairs: one that describes the user, and one to learn from."""
     if groups.kind != "pair":
-        raise DiffpoError(f"{groups.source}: users are known by pairs, and this holds {NOUN[groups.kind]}")
+        raise DiffpoError(f"{groups.source} holds {NOUN[groups.kind]}, and users need pairs: set objective.users=false")
     if max(Counter(group.user for group in groups.groups if group.user is not None).values(), default=0) < 2:
         raise DiffpoError(
-            f"{groups.source}: no user has two pairs, so that nothing can be learnt of anyone's taste; name the column "
-            f"that tells users apart with data.columns.user=NAME"
+            f"{groups.source}: no user has two pairs, and objective.users=true needs two of at least one user. Name "
+            f"the column that identifies users with data.columns.user=NAME"
         )
 
 
@@ -112,7 +112,7 @@ class UserTokens(torch.nn.Module):
     """Tastes (n, F) -> what is added to the last `TOKENS` positions of the text embedding, (n, TOKENS, width).
 
     Attributes:
-        user: one taste (F,) for every call that names none (generation), or None.
+        user: the taste (F,) for calls without the keyword ``user`` (generation), or None.
         silent: nothing is added (the reference).
     """
 
@@ -158,7 +158,7 @@ def _add(network: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple
 
 @contextlib.contextmanager
 def painting_for(network: torch.nn.Module, user: Tensor | None) -> Iterator[None]:
-    """Within it every call of ``network`` is for the user with this taste, (F,): wrap a pipeline's call in it."""
+    """A context in which every call of ``network`` is conditioned on the taste ``user`` (F,), e.g. a pipeline's."""
     before, network.user_tokens.user = network.user_tokens.user, user
     try:
         yield
@@ -176,19 +176,19 @@ def save(path: Path, network: torch.nn.Module, resolution: int) -> None:
 
 
 def read_user(source: str | Path, lora: str | Path) -> tuple[Groups, str]:
-    """The pairs that a new user is known by, the first `SHOTS` of ``source``, and a hash of all that his tokens depend
-    on; DiffpoError if there are no pairs, or no tokens beside the LoRA."""
+    """The pairs that describe a new user, the first `SHOTS` of ``source``, and a hash of all that the user's tokens
+    depend on. DiffpoError if there are no pairs, or no tokens beside the LoRA."""
     tokens = users_file(lora)
     if not tokens.is_file():
-        raise DiffpoError(f"the LoRA {lora} knows no users: there is no {tokens}; leave out --user-pairs")
-    data = Data(resolution=8)  # pictures are not looked at yet
+        raise DiffpoError(f"the LoRA {lora} was trained without users: there is no {tokens}; leave out --user-pairs")
+    data = Data(resolution=8)  # no image is decoded yet
     pairs = load_groups(data, str(source), data.train_split)
     del pairs.groups[SHOTS:]
     return pairs, sha256(tokens.read_bytes() + pairs.data_hash.encode()).hexdigest()
 
 
 def welcome(pairs: Groups, lora: str | Path, model: Model, pipe: Any) -> Tensor:
-    """Attach the user tokens to the pipeline's network; the taste (F,) that ``pairs`` tell, read as in training."""
+    """Attach the user tokens to the pipeline's network; returns the taste (F,) in ``pairs``, as in training."""
     resolution = load(users_file(lora), network_of(pipe))
     views = [view(pair.size, resolution, "center", False, torch.Generator()) for pair in pairs.groups]
     images = [pairs.images(i) for i in range(len(pairs))]

@@ -15,15 +15,17 @@ measured  proportional to 1 / E[error of the base | t], mean 1 over t. The error
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..common.errors import DiffpoError
-from ..weights.copies import adapter_off
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
+    from ..common.worker import Worker
+    from ..data.batches import Batch, Batches
+    from ..models.process import ForwardProcess
+    from ..problems.policy import Policy
     from ..problems.regression import Regression
 
 GAMMA = 5.0  # of min-SNR; the paper's choice
@@ -42,7 +44,7 @@ class Omega:
         return self.table[t]
 
 
-def make(kind: str, family: Any, errors: Tensor | None = None) -> Omega:
+def make(kind: str, family: ForwardProcess, errors: Tensor | None = None) -> Omega:
     """The weighting that ``objective.weighting`` names; ``errors`` (T,) of `measure` for `measured`."""
     import torch
 
@@ -56,7 +58,7 @@ def make(kind: str, family: Any, errors: Tensor | None = None) -> Omega:
     return Omega(inverse / inverse.mean())
 
 
-def min_snr(family: Any, gamma: float = GAMMA) -> Tensor:
+def min_snr(family: ForwardProcess, gamma: float = GAMMA) -> Tensor:
     """(T,) float64; exact at both ends: 1 (0 for v and flows) without signal, 0 without noise."""
     import torch
 
@@ -68,34 +70,31 @@ def min_snr(family: Any, gamma: float = GAMMA) -> Tensor:
 
 
 def measure(
-    error: Callable[[torch.nn.Module, Regression], Tensor],
-    family: Any,
-    network: torch.nn.Module,
-    source: Callable[[Any], Regression],
-    batches: Any,
+    policy: Policy,
+    error: Callable[[Policy, Regression], Tensor],
+    source: Callable[[Batch], Regression],
+    batches: Batches,
     rows: int,
-    accelerator: Any,
+    worker: Worker,
 ) -> Tensor:
     """E[error of the base | t] for every timestep, (T,) float64, constant within a bin; on all processes together.
 
-    ``error(module, regression)`` gives (N,) errors as the objective measures them. The draws are `DRAWS` groups spread
+    ``error(base, regression)`` gives (N,) errors as the objective measures them. The draws are `DRAWS` groups spread
     over those of ``batches``, ``rows`` in a forward pass, turned into regressions by ``source``: fixed by the run's
-    seed, whatever the number of processes. A bin that no draw fell into (a source with few levels) takes the nearest
-    one's mean. DiffpoError if an error is not finite or a bin's mean is 0.
+    seed, whatever the number of processes. A bin without draws (a source with few levels) takes the mean of the
+    nearest one. DiffpoError if an error is not finite or a bin's mean is 0.
     """
-    from accelerate.utils import gather_object
-
     found: list[tuple[int, int, float]] = []  # position, t, error
-    mine = list(range(DRAWS))[accelerator.process_index :: accelerator.num_processes]
+    mine = list(range(DRAWS))[worker.index :: worker.count]
     for start in range(0, len(mine), rows):
         positions = mine[start : start + rows]
         indices = [position * len(batches.groups) // DRAWS for position in positions]
         regression = source(batches.batch(indices, positions, purpose="weighting"))
-        with adapter_off(network) as base:
+        with policy.switched(None) as base:
             errors = error(base, regression).double().tolist()
-        found += zip(positions * regression.members, regression.t.tolist(), errors, strict=True)
-    found = sorted(gather_object(found))  # the same order of summation on every machine
-    return by_bin([t for _, t, _ in found], [e for _, _, e in found], family.train_timesteps)
+        found += zip(positions * regression.judgement.members, regression.t.tolist(), errors, strict=True)
+    found = sorted(worker.gather(found))  # the same order of summation on every machine
+    return by_bin([t for _, t, _ in found], [e for _, _, e in found], policy.family.train_timesteps)
 
 
 def by_bin(t: Sequence[int], errors: Sequence[float], timesteps: int) -> Tensor:

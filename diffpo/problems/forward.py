@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from .. import config
 from ..common.errors import DiffpoError
-from ..common.rng import generator
-from .regression import Regression
+from ..common.rng import Draws
+from .regression import Conditioning, Regression
 
 if TYPE_CHECKING:
     from ..data.batches import Batch
+    from ..data.judgement import Judgement
+    from ..models.family import Family
 
 
 @dataclass(frozen=True)
 class Forward:
-    """Images of the data with noise added: a source of `Regression`.
+    """Images with noise added: a source of `Regression`.
 
-    All members of a group get the same noise and the same t, uniform over 0..T-1 (or over ``settings.timesteps``, or
-    within ``batch.timesteps``): sharing takes the variance of the draw out of the difference of the errors
+    All members of a group get the same noise and the same t. It is uniform over 0..T-1, over ``settings.timesteps``, or
+    within the draws' own ranges. Sharing takes the variance of the draw out of the difference of the errors
     (Diffusion-DPO's code does it too). With ``shared_noise`` false every member draws its own.
     """
 
-    family: Any
+    family: Family
     settings: config.ForwardSettings = field(default_factory=config.ForwardSettings)
 
     def __post_init__(self) -> None:
@@ -35,30 +38,26 @@ class Forward:
                 raise DiffpoError(f"objective.forward.timesteps: {t} is not a timestep of this model (0..{last})")
 
     def __call__(self, batch: Batch) -> Regression:
-        draws = 1 if self.settings.shared_noise else batch.members
-        noise = [[] for _ in range(draws)]
-        timesteps = [[] for _ in range(draws)]
-        for i, position in enumerate(batch.positions):
-            draw = generator(batch.seed, f"{batch.purpose} noise", position)
-            for member in range(draws):
-                timesteps[member].append(self._timestep(batch, i, draw))
-                noise[member].append(torch.randn(batch.x_0.shape[1:], generator=draw))
-        copies = batch.members // draws
-        eps = torch.cat([torch.stack(each) for each in noise]).to(batch.x_0.device).repeat(copies, 1, 1, 1)
-        t = torch.tensor(timesteps, device=batch.x_0.device).flatten().repeat(copies)
-        return Regression(
-            x_t=self.family.add_noise(batch.x_0, eps, t),
-            t=t,
-            target=self.family.target(batch.x_0, eps, t),
-            cond=batch.cond,
-            preference=batch.preference,
-            members=batch.members,
-            scores=batch.scores,
-        )
+        return self.noised(batch.x_0, batch.cond, batch.judgement, batch.draws)
 
-    def _timestep(self, batch: Batch, i: int, draw: torch.Generator) -> int:
-        if batch.timesteps:
-            return int(torch.randint(*batch.timesteps[i], (), generator=draw))
+    def noised(self, x_0: Tensor, cond: dict[str, Tensor], judgement: Judgement, draws: Draws) -> Regression:
+        """The problems of any images x_0 (N, C, h, w) with N rows of conditions, n groups of them."""
+        different = 1 if self.settings.shared_noise else judgement.members
+        noise = [[] for _ in range(different)]
+        timesteps = [[] for _ in range(different)]
+        for i, draw in enumerate(draws.generators("noise")):
+            for member in range(different):
+                timesteps[member].append(self._timestep(draws, i, draw))
+                noise[member].append(torch.randn(x_0.shape[1:], generator=draw))
+        copies = judgement.members // different
+        eps = torch.cat([torch.stack(each) for each in noise]).to(x_0.device).repeat(copies, 1, 1, 1)
+        t = torch.tensor(timesteps, device=x_0.device).flatten().repeat(copies)
+        x_t, target = self.family.add_noise(x_0, eps, t), self.family.target(x_0, eps, t)
+        return Regression(x_t, t, target, Conditioning(cond), judgement)
+
+    def _timestep(self, draws: Draws, i: int, draw: torch.Generator) -> int:
+        if draws.timesteps:
+            return int(torch.randint(*draws.timesteps[i], (), generator=draw))
         if self.settings.timesteps:
             return self.settings.timesteps[int(torch.randint(len(self.settings.timesteps), (), generator=draw))]
         return int(torch.randint(self.family.train_timesteps, (), generator=draw))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,9 +14,11 @@ from samplers.prediction import convert
 from .. import config
 from ..common.errors import DiffpoError
 from ..common.rng import generator
+from ..common.worker import ALONE, Worker
 from ..data.cache import Cache, content_key
 from ..models.identity import base_identity
-from .regression import Regression
+from .policy import Policy
+from .regression import Conditioning, Regression
 
 if TYPE_CHECKING:
     from ..data.batches import Batch, Batches
@@ -25,32 +27,33 @@ if TYPE_CHECKING:
 IMAGES = 8  # that are inverted at once for the cache
 
 
-class Reference(Protocol):
-    def on(self, network: torch.nn.Module) -> AbstractContextManager[torch.nn.Module]: ...
-
-
 class Inversion:
     """Images of the data, inverted by the reference: InPO (Lu et al. 2025, arXiv 2503.18454), SmPO (arXiv 2506.02698).
 
     x_0 climbs a grid of ``steps`` noise levels by DDIM's step read backwards (Song et al. 2020, arXiv 2010.02502,
-    eq. 13), without guidance, and stops at a level t that is drawn for its group. The target is the noise that x_t
-    stands for, eps* = (x_t - alpha_t x_0) / sigma_t, as the network would have to say it: InPO's reward, which takes
+    eq. 13), without guidance, and stops at a level t that is drawn for its group. The target is the noise in x_t,
+    eps* = (x_t - alpha_t x_0) / sigma_t, as the network would have to predict it. This is InPO's reward, which takes
     the network for a one-step generator of x_0 from x_t.
 
-    With ``average`` a step takes the mean of the predictions where it starts and where it leads (ReNoise, arXiv
-    2403.14602; Heun's method for the probability-flow ODE), at twice the cost. With ``eta`` it replaces a share of the
-    predicted noise by fresh noise, with eta^2 times the variance of the transition back (DDPM's).
+    With ``average`` a step takes the mean of the predictions at its start and at its end (ReNoise, arXiv 2403.14602;
+    Heun's method for the probability-flow ODE), at twice the cost. With ``eta`` it replaces a share of the predicted
+    noise by fresh noise, with eta^2 times the variance of the transition back (DDPM's).
 
-    Where the released code departs from this: it draws t anywhere in 0..T-1 and stops on a grid of 10, so that latents
-    lie up to 99 timesteps off the t that the network is told; it inverts with the policy; it adds eta's noise on top,
-    which raises the level. Here every latent is on the level that the network is told, but for the first call: the
-    clean image is told as t = 0, the least there is.
+    The released code departs from this in three ways. It draws t anywhere in 0..T-1 and stops on a grid of 10, so that
+    latents lie up to 99 timesteps off the t that the network gets. It inverts with the policy. It adds eta's noise on
+    top, which raises the level. Here every latent is on the level that the network gets. The only exception is the
+    first call: the clean image is passed as t = 0, the lowest timestep.
     """
 
     def __init__(
-        self, settings: config.InversionSettings, family: Any, network: torch.nn.Module, reference: Reference
+        self,
+        settings: config.InversionSettings,
+        policy: Policy,
+        reference: Callable[[], AbstractContextManager[Policy]],
     ) -> None:
-        self.settings, self.family, self.network, self.reference = settings, family, network, reference
+        """``reference()``: a context whose value is the reference's policy (`Reference.on`)."""
+        self.settings, self.policy, self.reference = settings, policy, reference
+        self.family = family = policy.family
         steps, total = settings.steps, family.train_timesteps
         if steps > total:
             raise DiffpoError(f"objective.inversion.steps: {steps} are more than the model's {total} timesteps")
@@ -58,13 +61,13 @@ class Inversion:
         self.grid = torch.tensor([(2 * (k + 1) * total + steps) // (2 * steps) - 1 for k in range(steps)])
         alpha, sigma = (level.flatten().tolist() for level in family.alpha_sigma(self.grid))
         low = [level.item() for level in family.alpha_sigma(torch.tensor([0]))]
-        # where the state is, and what the network is told of it: level 0 is the clean image
+        # where the state is, and what the network gets for it; level 0 is the clean image
         self.levels = [(1.0, 0.0), *zip(alpha, sigma, strict=True)]
-        self.told = [(0, *low), *zip(self.grid.tolist(), alpha, sigma, strict=True)]
+        self.inputs = [(0, *low), *zip(self.grid.tolist(), alpha, sigma, strict=True)]
         self.kept: Cache | None = None  # filled by `prepare`
 
     def __call__(self, batch: Batch) -> Regression:
-        draws = [generator(batch.seed, f"{batch.purpose} inversion", position) for position in batch.positions]
+        draws = batch.draws.generators("inversion")
         climbs = [1 + int(torch.randint(self.settings.steps, (), generator=draw)) for draw in draws]
         if self.kept is None:
             x_0 = batch.x_0
@@ -72,17 +75,10 @@ class Inversion:
         else:
             x_0 = self.batches.means(batch.indices)
             x_t = self._read(batch.indices, climbs).to(x_0)
-        t = self.grid[torch.tensor(climbs) - 1].repeat(batch.members).to(x_0.device)
+        t = self.grid[torch.tensor(climbs) - 1].repeat(batch.judgement.members).to(x_0.device)
         alpha, sigma = self.family.alpha_sigma(t)
-        return Regression(
-            x_t=x_t,
-            t=t,
-            target=self.family.target(x_0, (x_t - alpha * x_0) / sigma, t),
-            cond=batch.cond,
-            preference=batch.preference,
-            members=batch.members,
-            scores=batch.scores,
-        )
+        target = self.family.target(x_0, (x_t - alpha * x_0) / sigma, t)
+        return Regression(x_t, t, target, Conditioning(batch.cond), batch.judgement)
 
     @torch.no_grad()
     def invert(
@@ -94,7 +90,7 @@ class Inversion:
         members = len(x_0) // len(climbs)
         height = torch.tensor(climbs, device=x_0.device).repeat(members)
         path, x, noise = [], x_0, None
-        with self.reference.on(self.network) as base:
+        with self.reference() as base:
             for step in range(max(climbs)):
                 rising = (height > step).nonzero().flatten()
                 if self.settings.eta:
@@ -105,7 +101,7 @@ class Inversion:
                 path.append(x)
         return path
 
-    def _rise(self, base: Any, x: Tensor, cond: dict[str, Tensor], step: int, noise: Tensor | None) -> Tensor:
+    def _rise(self, base: Policy, x: Tensor, cond: dict[str, Tensor], step: int, noise: Tensor | None) -> Tensor:
         """From level ``step`` to the next one."""
         (alpha, sigma), (alpha_to, sigma_to) = self.levels[step : step + 2]
         # DDPM's posterior variance (Ho et al. 2020, eq. 7); 0 out of the clean image
@@ -120,21 +116,22 @@ class Inversion:
             eps = (eps + self._eps(base, move(eps), cond, step + 1)) / 2
         return move(eps) if noise is None else move(eps, spread) + spread * noise
 
-    def _eps(self, base: Any, x: Tensor, cond: dict[str, Tensor], step: int) -> Tensor:
-        told, alpha, sigma = self.told[step]
-        output = self.family.predict(base, x, torch.full((len(x),), told, device=x.device), cond).to(x.dtype)
+    def _eps(self, base: Policy, x: Tensor, cond: dict[str, Tensor], step: int) -> Tensor:
+        t, alpha, sigma = self.inputs[step]
+        # not `Policy.output`: without autocast, as caches of earlier runs were made
+        output = self.family.predict(base.network, x, torch.full((len(x),), t, device=x.device), cond).to(x.dtype)
         return convert(x, output, self.family.prediction, "epsilon", alpha, sigma)
 
     # ---- all levels of all images, once
 
-    def prepare(self, batches: Batches, root: str, process: int = 0, processes: int = 1, quiet: bool = True) -> None:
-        """Invert every image of ``batches`` to every level, shared out over the processes, and keep that under
-        ``root``: from now on it is read.
+    def prepare(self, batches: Batches, root: str, worker: Worker = ALONE) -> None:
+        """Invert every image of ``batches`` to every level, a part on each process, and keep that under ``root``.
+        From then on it is read from there.
 
-        Inverted is the mean of an image's posterior, with its caption; noise of ``eta`` is drawn once for each image,
+        The mean of an image's posterior is inverted, with its caption. Noise of ``eta`` is drawn once for each image,
         the same in all runs. An image takes 2 * steps * C * h * w bytes (SDXL, 10 steps: 1.3 MB) and ``steps`` calls of
-        the network, where a training step without cache takes (steps + 1) / 2 on average. float16 costs nothing here:
-        eps* is computed from the latents as they are kept.
+        the network. A training step without cache takes (steps + 1) / 2 on average. float16 loses nothing here,
+        because eps* is computed from the latents as they are kept.
 
         Raises DiffpoError where an image or its caption changes from step to step.
         """
@@ -168,10 +165,10 @@ class Inversion:
             return {"x_t": torch.stack(path, 1).half()}
 
         data = [batches.latents.key, batches.text.key, list(places)]
-        base = [base_identity(self.network)["hash"], family.settings.base_weights]
-        model = [*base, str(family.dtype), family.prediction, self.levels, self.told]
+        base = [base_identity(self.policy.network)["hash"], family.settings.base_weights]
+        model = [*base, str(family.dtype), family.prediction, self.levels, self.inputs]
         kept = Cache(root, "inversions", content_key(*data, *model, settings.eta, settings.average), len(places))
-        kept.build(compute, IMAGES, process, processes, quiet)
+        kept.build(compute, IMAGES, worker.index, worker.count, worker.quiet)
         self.batches, self.kept = batches, kept
 
     def _read(self, indices: Sequence[int], climbs: Sequence[int]) -> Tensor:

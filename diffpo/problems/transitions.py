@@ -1,60 +1,47 @@
-"""Transitions of the policy's own sampler as regression problems (D3PO, SPO, PSO).
+"""Steps of the policy's own sampler as regression problems (D3PO, SPO, PSO).
 
 One step of a stochastic sampler is x' = a x + b out + s z with z ~ N(0, 1), whatever the network predicts. The Gaussian
-log-likelihood ratio of a transition, as a mean over the dimensions, is then that of a regression,
+log-likelihood ratio of a step, as a mean over the dimensions, is then that of a regression,
 
     log p_policy(x'|x) - log p_ref(x'|x) = k (|out_ref - y|^2 - |out_policy - y|^2),  y = (x' - a x)/b,  k = b^2/2s^2,
 
 exactly. D3PO (Yang et al. 2023, arXiv 2311.13231) and SPO (Liang et al. 2024, arXiv 2406.04314) write the left side.
+`samplers.Plan.transition` gives the Gaussian of each step.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from samplers import Grid, RectifiedFlow, build_plan
-from samplers.plan import ANCHOR, HISTORY, NOISE
-from samplers.prediction import conversion
+from samplers import Grid, RectifiedFlow, VPDiscrete, build_plan
+from samplers.solvers.renoise import renoise
+from samplers.transition import Transition
 
 from ..common.errors import DiffpoError
 from ..config import RolloutSettings
-from .regression import Regression
+from ..data.judgement import Judgement
+from .regression import Conditioning, Regression
 
 
 @dataclass(frozen=True)
 class Step:
-    """One model call of the sampler: ``t`` is the model's timestep, ``alpha`` and ``sigma`` are the levels there,
-    and x' = of_x x + of_out out + noise z."""
+    """One model call of the sampler at the model's timestep ``t``, where the levels are ``alpha`` and ``sigma``;
+    ``transition`` is the Gaussian that the next state is drawn from."""
 
     t: int
     alpha: float
     sigma: float
-    of_x: float
-    of_out: float
-    noise: float
-
-    def mean(self, x: Tensor, out: Tensor) -> Tensor:
-        return self.of_x * x + self.of_out * out.to(x.dtype)
-
-    def target(self, x: Tensor, x_next: Tensor) -> Tensor:
-        """What the network would have had to return for x_next without noise."""
-        return (x_next - self.of_x * x) / self.of_out
-
-    @property
-    def weight(self) -> float:
-        """k: turns squared errors (means over the dimensions) into log-likelihood ratios (such means too)."""
-        return self.of_out**2 / (2 * self.noise**2)
+    transition: Transition
 
 
-def sampler_steps(settings: RolloutSettings, schedule: Any, prediction: str) -> list[Step]:
+def sampler_steps(settings: RolloutSettings, schedule: VPDiscrete | RectifiedFlow, prediction: str) -> list[Step]:
     """The steps of ``settings``' sampler on the trailing grid of the model's timesteps, from noise to data. The last
-    one ends at sigma = 0: without noise, and so no transition to train on.
+    one ends at sigma = 0. It has no noise, so it is nothing to train on.
 
     ``renoise``: x' = alpha' x_0 + sigma' z with the network's x_0, as distilled models (LCM, DMD2, Turbo) sample.
     """
@@ -63,40 +50,17 @@ def sampler_steps(settings: RolloutSettings, schedule: Any, prediction: str) -> 
         raise DiffpoError(f"objective.rollout.steps={settings.steps} is more than the model's {total} timesteps")
     times = np.arange(total, 0, -total / settings.steps).round()[: settings.steps]  # diffusers' trailing spacing
     grid = Grid(schedule, times=times / total, end="zero")
-    plan = build_plan(schedule, "ddim", settings.steps, grid, prediction, eta=settings.eta)
-    steps = []
-    for k in range(len(plan)):
-        alpha, sigma = float(plan.alpha[k]), float(plan.sigma[k])
-        if settings.step == "renoise":
-            of_x, of_out = (plan.alpha[k + 1] * c for c in conversion(prediction, "sample", alpha, sigma))
-            noise = plan.sigma[k + 1]
-        else:
-            row, (read_x, read_out) = plan.rows[k][0], plan.reads[k]
-            of_x, of_out, noise = row[ANCHOR] + row[HISTORY] * read_x, row[HISTORY] * read_out, row[NOISE]
-        steps.append(Step(int(times[k]) - 1, alpha, sigma, float(of_x), float(of_out), float(noise)))
-    return steps
-
-
-def guided(
-    family: Any,
-    network: torch.nn.Module,
-    x_t: Tensor,
-    t: Tensor,
-    cond: dict[str, Tensor],
-    unconditional: dict[str, Tensor] | None,
-    guidance: float,
-) -> Tensor:
-    """The network's output (n, C, h, w), with classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598) if there
-    are ``unconditional`` conditions."""
-    if unconditional is None:
-        return family.predict(network, x_t, t, cond)
-    both = {name: torch.cat([unconditional[name], value]) for name, value in cond.items()}
-    empty, prompted = family.predict(network, x_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
-    return empty + guidance * (prompted - empty)
+    solver, options = (renoise, {}) if settings.step == "renoise" else ("ddim", {"eta": settings.eta})
+    plan = build_plan(schedule, solver, settings.steps, grid, prediction, **options)
+    levels = zip(times, plan.alpha, plan.sigma, strict=False)  # the plan's last one is the end
+    return [
+        Step(int(time) - 1, float(alpha), float(sigma), plan.transition(k))
+        for k, (time, alpha, sigma) in enumerate(levels)
+    ]
 
 
 @dataclass(frozen=True)
-class Transition:
+class StepPair:
     """A preferred and a rejected step of one prompt at one noise level.
 
     ``x`` and ``x_next``: each member's state before and after, (C, h, w) float32 on the CPU, the chosen one first.
@@ -110,29 +74,22 @@ class Transition:
     preference: float = 1.0
 
 
-Conditions = Callable[[Sequence[int]], tuple[dict[str, Tensor], dict[str, Tensor]]]
-
-
 def regression(
-    items: Sequence[Transition], steps: Sequence[Step], conditions: Conditions, guidance: float, device: Any
+    pairs: Sequence[StepPair],
+    steps: Sequence[Step],
+    condition: Callable[[Sequence[int]], Conditioning],
+    device: torch.device | str,
 ) -> Regression:
-    """n transitions as a Regression of n pairs; ``conditions(prompts)`` gives those of prompts and of the empty one."""
-    own = [steps[item.step] for item in items] * 2
-    x = torch.stack([item.x[member] for member in (0, 1) for item in items])
-    x_next = torch.stack([item.x_next[member] for member in (0, 1) for item in items])
-    target = torch.stack([step.target(*each) for step, *each in zip(own, x, x_next, strict=True)])
-    cond, unconditional = conditions([item.prompt for item in items] * 2)
-    scores = None
-    if items[0].scores is not None:
-        scores = torch.tensor([item.scores for item in items], device=device).T
+    """n pairs of steps as a Regression; ``condition(prompts)`` gives the conditioning of prompts."""
+    own = [steps[pair.step] for pair in pairs] * 2
+    x = torch.stack([pair.x[member] for member in (0, 1) for pair in pairs])
+    x_next = torch.stack([pair.x_next[member] for member in (0, 1) for pair in pairs])
+    target = torch.stack([step.transition.target(*each) for step, *each in zip(own, x, x_next, strict=True)])
     return Regression(
         x_t=x.to(device),
         t=torch.tensor([step.t for step in own], device=device),
         target=target.to(device),
-        cond=cond,
-        preference=torch.tensor([item.preference for item in items], device=device),
-        scores=scores,
-        weight=torch.tensor([step.weight for step in own], dtype=torch.float32, device=device),
-        guidance=guidance,
-        unconditional=None if guidance == 1 else unconditional,
+        conditioning=condition([pair.prompt for pair in pairs] * 2),
+        judgement=Judgement.of(pairs, 2, device),
+        weight=torch.tensor([step.transition.weight for step in own], dtype=torch.float32, device=device),
     )

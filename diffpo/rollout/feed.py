@@ -4,123 +4,81 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import astuple
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..common.errors import DiffpoError
-from ..common.rng import generator
-from ..config import ObjectiveSettings, RolloutSettings
-from ..data.cache import content_key
-from ..problems import transitions as trajectory
+from ..common.rng import Draws, generator
+from ..common.worker import Worker
+from ..problems import transitions
 from ..problems.forward import Forward
 from ..problems.regression import Regression
-from ..problems.transitions import Transition, sampler_steps
 from ..weights import trained
-from .groups import Item, against_itself, harvest, noised, transitions
-from .labels import read_labels
+from .groups import Item, against_itself, harvest, noised
 from .round import Rounds, by_reference
 
 
 class OnPolicy:
     """A feed (train/feeds.py) of the policy's own samples: a round lasts for ``rollout.updates`` updates.
 
-    Round r belongs to updates r * updates .. and all its groups are visited once before any is visited again. Groups
-    are the same on all processes, whoever sampled them. After a resume the round is sampled again by the weights that
-    it was sampled by. With ``rollout.labels`` there is one round for ever: the trajectories that people have judged.
+    Round r belongs to updates r * updates, r * updates + 1 and so on. All its groups are visited once before any is
+    visited again. Groups are the same on all processes, whichever process sampled them. After a resume the round is
+    sampled again by the weights that sampled it before.
     """
 
-    def __init__(
-        self,
-        settings: ObjectiveSettings,
-        conditions: Any,
-        batches: Any,
-        family: Any,
-        network: torch.nn.Module,
-        reference: Any,
-        seed: int,
-        accelerator: Any,
-        per_update: int,
-    ) -> None:
-        self.settings, self.seed, self.accelerator = settings, seed, accelerator
-        self.conditions, self.batches, self.network, self.reference = conditions, batches, network, reference
-        self.device = next(network.parameters()).device
-        self.forward = Forward(family, settings.forward)
-        self.groups_per_round = per_update * settings.rollout.updates
+    def __init__(self, rounds: Rounds, worker: Worker, per_update: int) -> None:
+        self.rounds, self.worker = rounds, worker
+        self.settings, self.seed, self.network = rounds.settings, rounds.seed, rounds.policy.network
+        self.forward = Forward(rounds.family, self.settings.forward)
+        self.groups_per_round = per_update * self.settings.rollout.updates
         self.items: list[Item] = []
         self.round: int | None = None
-        self.labels = ""  # a hash of people's verdicts
         self._step = -1
         self._start: dict[str, Any] = {}  # what sampled the round
-        if settings.rollout.labels is not None:
-            self.rounds = None
-            self.steps = sampler_steps(settings.rollout, family.schedule(), family.prediction)
-            self.items = labelled(settings.rollout, self.steps, conditions.prompts)
-            self.labels = content_key([astuple(label) for label in read_labels(settings.rollout.labels)])
-        else:
-            self.rounds = Rounds(settings, conditions, batches, family, network, reference, seed, accelerator.autocast)
-            self.steps = self.rounds.walker.steps
 
     def begin(self, step: int) -> dict[str, float]:
         self._step = step
         number = step // self.settings.rollout.updates
-        if self.rounds is None or number == self.round:
+        if number == self.round:
             return {}
         self._start = {"policy": _copy(trained.state(self.network))}
         if by_reference(self.settings):
-            self._start["reference"] = _copy(self.reference.state())
+            self._start["reference"] = _copy(self.rounds.reference.state())
         return self._fill(number)
 
     def _fill(self, number: int) -> dict[str, float]:
         """Sample round ``number``; collective."""
-        process, processes = self.accelerator.process_index, self.accelerator.num_processes
-        places = range(process, self.settings.rollout.prompts, processes)
-        share = self.rounds.sample(number, places, quiet=not self.accelerator.is_main_process)
-        records = sorted(self._gather(share), key=lambda record: record.place)
-        names = self.rounds.judge.names or ([self.settings.rollout.step_scorer] if self.rounds.step_scorer else [])
-        self.items, metrics = harvest(records, self.settings, self.steps, names)
+        rounds, rollout = self.rounds, self.settings.rollout
+        places = range(self.worker.index, rollout.prompts, self.worker.count)
+        share = rounds.sample(number, places, self.worker.quiet)
+        records = sorted(self.worker.gather(share), key=lambda record: record.place)
+        names = rounds.judge.names or ([rollout.step_scorer] if rounds.step_scorer else [])
+        self.items, metrics = harvest(records, self.settings, rounds.walker.steps, names)
         self.round = number
         return metrics
-
-    def _gather(self, share: list) -> list:
-        if self.accelerator.num_processes == 1:
-            return share
-        from accelerate.utils import gather_object
-
-        return gather_object(share)
 
     def regression(self, positions: Sequence[int]) -> Regression | None:
         if not self.items:
             return None
-        number = 0 if self.round is None else self.round
-        places = [position if self.rounds is None else position % self.groups_per_round for position in positions]
-        items = [self.items[_visit(self.seed, number, len(self.items), place)] for place in places]
+        rounds, number = self.rounds, self.round or 0
+        items = visited(self.items, self.seed, number, [position % self.groups_per_round for position in positions])
         if self.settings.source == "self_play":
-            return against_itself(items, positions, self.batches, self.forward)
+            return against_itself(items, positions, rounds.batches, self.forward)
         if self.settings.source == "samples":
-            return noised(items, positions, self.conditions, self.forward, self.seed, self.device)
-        guidance = self.settings.rollout.guidance
-        return trajectory.regression(items, self.steps, self.conditions, guidance, self.device)
+            draws = Draws(self.seed, "train", positions)
+            return noised(items, rounds.conditions, self.forward, draws, rounds.device)
+        condition = functools.partial(rounds.conditions, guidance=self.settings.rollout.guidance)
+        return transitions.regression(items, rounds.walker.steps, condition, rounds.device)
 
     def state(self) -> dict[str, Any]:
         """What it takes to sample the round again, unless it is over."""
-        if self.labels:
-            return {"labels": self.labels}
         if self.round is None or (self._step + 1) // self.settings.rollout.updates != self.round:
             return {}
         return {"round": self.round, **self._start}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Put `state()` back, after policy and reference; collective. DiffpoError if the labels are other ones."""
-        if state.get("labels", "") != self.labels:
-            raise DiffpoError(
-                f"objective.rollout.labels={self.settings.rollout.labels}: the judged pairs are not those that the run "
-                f"started with; choose another output folder"
-            )
+        """Put `state()` back, after policy and reference; collective."""
         if "round" not in state:
             return
         self._start = {name: weights for name, weights in state.items() if name != "round"}
@@ -130,77 +88,30 @@ class OnPolicy:
     @contextlib.contextmanager
     def _as_then(self) -> Iterator[None]:
         """Policy (and reference, where it samples) with the weights that sampled the round."""
-        now, now_reference = _copy(trained.state(self.network)), _copy(self.reference.state())
+        reference = self.rounds.reference
+        now, now_reference = _copy(trained.state(self.network)), _copy(reference.state())
         try:
             trained.set_state(self.network, self._start["policy"])
             if "reference" in self._start:
-                self.reference.load(self._start["reference"])
+                reference.load(self._start["reference"])
             yield
         finally:
             trained.set_state(self.network, now)
             if "reference" in self._start:
-                self.reference.load(now_reference)
-
-
-def labelled(settings: RolloutSettings, steps: Sequence[trajectory.Step], prompts: Sequence[str]) -> list[Transition]:
-    """The judged pairs of ``settings.labels`` as transitions of the trajectories beside it.
-
-    ``prompts``: those that conditions are at hand for. Raises DiffpoError: a trajectory file that is missing, damaged,
-    or was sampled with other settings (the likelihood of a step would be another one).
-    """
-    folder = Path(settings.labels).expanduser().parent
-    index = {prompt: i for i, prompt in enumerate(prompts)}
-    items: list[Transition] = []
-    read = functools.lru_cache(maxsize=1)(lambda group: read_trajectories(folder, group, settings))
-    for label in read_labels(settings.labels):
-        states = read(label.group)
-        if max(label.chosen, label.rejected) >= len(states):
-            raise DiffpoError(
-                f"{settings.labels} names image {max(label.chosen, label.rejected)} of {label.group}, "
-                f"and its trajectory file holds {len(states)}"
-            )
-        pair = states[label.chosen], states[label.rejected]
-        items += transitions(index[label.prompt], *pair, steps[: settings.transitions], label.preference)
-    return items
-
-
-KEPT = ("steps", "eta", "guidance", "step")  # settings of objective.rollout that decide a step's likelihood
-
-
-def trajectory_file(folder: Path, group: str) -> Path:
-    return folder / "trajectories" / f"{group}.safetensors"
-
-
-def read_trajectories(folder: Path, group: str, settings: RolloutSettings) -> torch.Tensor:
-    """(samples, steps + 1, C, h, w) as `diffpo collect` wrote them."""
-    from safetensors import SafetensorError, safe_open
-
-    path = trajectory_file(folder, group)
-    try:
-        with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get("rollout", "{}"))
-            states = file.get_tensor("states")
-            if not isinstance(about, dict):
-                raise ValueError("its header does not say how it was sampled")
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise DiffpoError(f"cannot read the trajectories {path} that the labels speak of: {error}") from None
-    for key in KEPT:
-        if about.get(key) != getattr(settings, key):
-            raise DiffpoError(
-                f"{path} was sampled with rollout.{key}={about.get(key)}, and objective.rollout.{key} is "
-                f"{getattr(settings, key)}: set it to {about.get(key)}, or collect again"
-            )
-    return states
+                reference.load(now_reference)
 
 
 def _copy(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.detach().cpu().clone() for name, value in state.items()}
 
 
-def _visit(seed: int, number: int, size: int, place: int) -> int:
-    """Which of ``size`` groups is visited at ``place`` of round ``number``: all once in a random order, then again."""
-    turn, place = divmod(place, size)
-    return _permutation(seed, number, size, turn)[place]
+def visited(items: Sequence[Item], seed: int, number: int, places: Sequence[int]) -> list[Item]:
+    """The items at ``places`` of round ``number``: all are visited once in a random order, then all again."""
+    found = []
+    for place in places:
+        turn, place = divmod(place, len(items))
+        found.append(items[_permutation(seed, number, len(items), turn)[place]])
+    return found
 
 
 @functools.lru_cache(maxsize=2)

@@ -1,29 +1,34 @@
-"""What a round teaches: judged samples -> groups of regression problems."""
+"""Judged samples of a round -> groups, and these -> regression problems."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import links
+from ..common.rng import Draws
 from ..config import ObjectiveSettings
-from ..data.batches import Batch
+from ..data.batches import Batches
+from ..data.judgement import Judgement
 from ..problems.forward import Forward
 from ..problems.regression import Regression
-from ..problems.transitions import Step, Transition
+from ..problems.transitions import Step, StepPair
 from ..scorers.judge import pairs, standardised
+from .prompts import PromptConditions
 from .sampler import Forks
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """What one prompt of a round gave. ``place`` in the round (self_play: since the start of training); ``prompt``, its
-    index (self_play: of the data's group); ``states`` (samples, k, C, h, w) float32 on the CPU, x_0 last; ``scores``
-    (samples, scorers) float64. Of a pool, ``forks`` instead."""
+    """What was sampled for one prompt of a round.
+
+    ``place``: in the round (self_play: since the start of training). ``prompt``: its index (self_play: that of the
+    data's group). ``states`` (samples, k, C, h, w) float32 on the CPU, x_0 last; ``scores`` (samples, scorers) float64.
+    A pool has ``forks`` instead of these two.
+    """
 
     place: int
     prompt: int
@@ -33,8 +38,8 @@ class Sampled:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """A group to be noised: ``x_0`` of its members, best first, (C, h, w) each, and their ``scores``."""
+class SampledGroup:
+    """Finished images of one prompt: ``x_0`` of each, best first, (C, h, w), and their ``scores``."""
 
     prompt: int
     x_0: tuple[Tensor, ...]
@@ -51,15 +56,18 @@ class SelfPlay:
     x_0: Tensor
 
 
-Item = Transition | Pictures | SelfPlay
+Item = StepPair | SampledGroup | SelfPlay
 
 
 def harvest(
     records: Sequence[Sampled], settings: ObjectiveSettings, steps: Sequence[Step], names: Sequence[str]
 ) -> tuple[list[Item], dict[str, float]]:
-    """The groups of a round, and its metrics: rollout/groups; rollout/ties, the share of comparisons (of two images, of
-    a pool, of a prompt's images) without a winner; rollout/empty; rollout/score or rollout/score/NAME, the means of
-    the images' scores (pools: of the pairs')."""
+    """The groups of a round, and its metrics.
+
+    rollout/groups, and rollout/empty: 1 if there are none. rollout/ties: the share of comparisons (of two images, of a
+    pool, of a prompt's images) without a winner. rollout/score, or rollout/score/NAME for each of several scorers: the
+    mean over the images (pools: over the pairs).
+    """
     items: list[Item] = []
     compared = decided = 0
     scores = []
@@ -74,7 +82,7 @@ def harvest(
         elif settings.source == "trajectory":
             winners = pairs(record.scores)
             for winner, loser in winners:
-                items += transitions(
+                items += step_pairs(
                     record.prompt,
                     record.states[winner],
                     record.states[loser],
@@ -85,7 +93,7 @@ def harvest(
             compared, decided = compared + samples * (samples - 1) // 2, decided + len(winners)
             scores.append(record.scores)
         else:
-            groups = list(_pictures(record, links.kind(settings.link)))
+            groups = list(_final(record, links.kind(settings.link)))
             items += groups
             compared, decided = compared + 1, decided + bool(groups)
             scores.append(record.scores)
@@ -97,28 +105,28 @@ def harvest(
     return items, metrics
 
 
-def transitions(
+def step_pairs(
     prompt: int,
     chosen: Tensor,
     rejected: Tensor,
     steps: Sequence[Step],
     preference: float = 1.0,
     scores: tuple[float, ...] | None = None,
-) -> Iterator[Transition]:
+) -> Iterator[StepPair]:
     """Two trajectories (steps + 1, C, h, w) as a pair at each step that has noise."""
     for k, step in enumerate(steps):
-        if step.noise:
+        if step.transition.std:
             x, x_next = (chosen[k], rejected[k]), (chosen[k + 1], rejected[k + 1])
-            yield Transition(prompt, k, x, x_next, scores, preference)
+            yield StepPair(prompt, k, x, x_next, scores, preference)
 
 
-def _of_forks(record: Sampled) -> Iterator[Transition]:
+def _of_forks(record: Sampled) -> Iterator[StepPair]:
     forks = record.forks
     for (x, best, worst), k, scores in zip(forks.states, forks.steps, forks.scores.tolist(), strict=True):
-        yield Transition(record.prompt, k, (x, x), (best, worst), tuple(scores))
+        yield StepPair(record.prompt, k, (x, x), (best, worst), tuple(scores))
 
 
-def _pictures(record: Sampled, kind: str) -> Iterator[Pictures]:
+def _final(record: Sampled, kind: str) -> Iterator[SampledGroup]:
     """A prompt's final images as its best against its worst, as single images with a liking, or as a ranked list.
 
     Several scorers: pairs are all those with Pareto dominance; lists and likings go by the mean of the standardised
@@ -131,18 +139,18 @@ def _pictures(record: Sampled, kind: str) -> Iterator[Pictures]:
     if kind == "single":
         for i, advantage in enumerate(merit.tolist()):
             liked = min(1.0, max(-1.0, advantage / 5)) / 2 + 0.5
-            yield Pictures(record.prompt, (x_0[i],), _alone(record.scores, (i,)), liked)
+            yield SampledGroup(record.prompt, (x_0[i],), _alone(record.scores, (i,)), liked)
         return
     ranked = merit.argsort(descending=True, stable=True).tolist()
     chains = [tuple(ranked)]
     if kind == "pair":
         chains = pairs(record.scores) if record.scores.shape[1] > 1 else [(ranked[0], ranked[-1])]
     for chain in chains:
-        yield Pictures(record.prompt, tuple(x_0[i] for i in chain), _alone(record.scores, chain))
+        yield SampledGroup(record.prompt, tuple(x_0[i] for i in chain), _alone(record.scores, chain))
 
 
 def _alone(scores: Tensor, rows: Sequence[int]) -> tuple[float, ...] | None:
-    """The scores of these images, if there is a single scorer to speak of the size of a difference."""
+    """The scores of these images if there is one scorer. With several, a difference has no size."""
     return tuple(scores[list(rows), 0].tolist()) if scores.shape[1] == 1 else None
 
 
@@ -150,41 +158,22 @@ def _alone(scores: Tensor, rows: Sequence[int]) -> tuple[float, ...] | None:
 
 
 def noised(
-    items: Sequence[Pictures], positions: Sequence[int], conditions: Any, forward: Forward, seed: int, device: Any
+    groups: Sequence[SampledGroup], conditions: PromptConditions, forward: Forward, draws: Draws, device: torch.device
 ) -> Regression:
-    """Groups of pictures with noise added: the draws are addressed by ``positions``, those of the training."""
-    members = len(items[0].x_0)
-    prompts = [item.prompt for item in items]
-    scores = None
-    if items[0].scores is not None:
-        scores = torch.tensor([item.scores for item in items], device=device).T
-    batch = Batch(
-        x_0=torch.stack([item.x_0[member] for member in range(members) for item in items]).to(device),
-        cond=conditions(prompts * members)[0],
-        members=members,
-        preference=torch.tensor([item.preference for item in items], device=device),
-        scores=scores,
-        indices=prompts,
-        seed=seed,
-        purpose="train",
-        positions=list(positions),
-    )
-    return forward(batch)
+    """Groups of finished images with noise added."""
+    members = len(groups[0].x_0)
+    x_0 = torch.stack([group.x_0[member] for member in range(members) for group in groups]).to(device)
+    cond = conditions([group.prompt for group in groups] * members).cond
+    return forward.noised(x_0, cond, Judgement.of(groups, members, device), draws)
 
 
-def against_itself(items: Sequence[SelfPlay], positions: Sequence[int], batches: Any, forward: Forward) -> Regression:
+def against_itself(
+    items: Sequence[SelfPlay], positions: Sequence[int], batches: Batches, forward: Forward
+) -> Regression:
     """The data's (best) image against the reference's own for the same caption, with noise added."""
     data = batches.batch([item.index for item in items], [item.position for item in items])
     n, device = len(items), data.x_0.device
-    batch = Batch(
-        x_0=torch.cat([data.x_0[:n], torch.stack([item.x_0 for item in items]).to(device)]),
-        cond={name: torch.cat([value[:n], value[:n]]) for name, value in data.cond.items()},
-        members=2,
-        preference=torch.ones(n, device=device),
-        scores=None,
-        indices=data.indices,
-        seed=data.seed,
-        purpose=data.purpose,
-        positions=list(positions),
-    )
-    return forward(batch)
+    x_0 = torch.cat([data.x_0[:n], torch.stack([item.x_0 for item in items]).to(device)])
+    cond = {name: torch.cat([value[:n], value[:n]]) for name, value in data.cond.items()}
+    draws = Draws(data.draws.seed, data.draws.purpose, positions)
+    return forward.noised(x_0, cond, Judgement(torch.ones(n, device=device)), draws)

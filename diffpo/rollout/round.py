@@ -8,53 +8,54 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..common.errors import DiffpoError
-from ..common.rng import generator
+from ..common.rng import generator, normal
 from ..config import ObjectiveSettings
-from ..data.batches import PIXELS
+from ..data.batches import PIXELS, Batches
 from ..data.groups import Groups
 from ..data.order import order
+from ..objective.reference import Reference
+from ..problems.policy import Policy
+from ..problems.regression import Conditioning
 from ..scorers.judge import Judge
 from ..scorers.step.base import pictures
 from ..scorers.step.load import load as load_step_scorer
 from .groups import Sampled
+from .prompts import PromptConditions
 from .sampler import Walker
 
 LATENTS = 2**15  # latent pixels that go through the network at once: 8 rows of 64 x 64 (twice that with guidance)
 
 
 class Rounds:
-    """Samples rounds by the current policy or by the reference.
+    """Samples rounds by the current policy or by its reference, which may be None if it never samples.
 
-    ``conditions``: of the prompts to sample for (train.feeds.PromptConditions); self_play takes the captions of ``batches``.
+    ``conditions``: of the prompts to sample for. self_play samples for the captions of ``batches``.
     """
 
     def __init__(
         self,
         settings: ObjectiveSettings,
-        conditions: Any,
-        batches: Any,
-        family: Any,
-        network: torch.nn.Module,
-        reference: Any,
+        conditions: PromptConditions | None,
+        batches: Batches | None,
+        policy: Policy,
+        reference: Reference | None,
         seed: int,
-        autocast: Callable[[], AbstractContextManager],
     ) -> None:
         self.settings, self.rollout, self.seed = settings, settings.rollout, seed
-        self.conditions, self.batches, self.family, self.network = conditions, batches, family, network
-        self.reference, self.device = reference, next(network.parameters()).device
-        self.walker = Walker(settings.rollout, family, autocast)
+        self.conditions, self.batches, self.policy, self.reference = conditions, batches, policy, reference
+        self.family, self.device = policy.family, policy.device
+        self.walker = Walker(settings.rollout, policy.family)
         self.judge = Judge(settings.rollout.scorers, self.device)
         self._data = worth_imitating(batches.groups) if settings.source == "self_play" else []
         self.step_scorer = None
         if settings.source == "pool":
-            self.step_scorer = load_step_scorer(settings.rollout.step_scorer, family, network)
+            self.step_scorer = load_step_scorer(settings.rollout.step_scorer, policy.family, policy.network)
         self._sample: Callable[[int, Sequence[int]], Iterator[Sampled]] = {
             "trajectory": self._images,
             "samples": self._images,
@@ -83,12 +84,13 @@ class Rounds:
         """The sampler's own for these prompts, (n, samples, steps + 1, C, h, w) float32 on the CPU."""
         samples = self.rollout.samples
         draws = [self._draw(number, place, j) for place in places for j in range(samples)]
-        noise = _normal(draws, self._shape())
-        if self.rollout.same_noise:  # all draw their own all the same, so that what follows does not depend on it
+        noise = normal(draws, self._shape())
+        if self.rollout.same_noise:  # each has drawn its own nevertheless, so that later draws do not depend on this
             noise = noise[::samples].repeat_interleave(samples, 0)
         each = [prompt for prompt in prompts for _ in range(samples)]
-        with self._sampler() as network:
-            states = self.walker.trajectories(network, noise.to(self.device), draws, *self.conditions(each))
+        given = self.conditions(each, self.rollout.guidance)
+        with self._sampler() as policy:
+            states = self.walker.trajectories(policy, noise.to(self.device), draws, given)
         return states.unflatten(0, (-1, samples))
 
     def _images(self, number: int, places: Sequence[int]) -> Iterator[Sampled]:
@@ -104,11 +106,11 @@ class Rounds:
     def _pools(self, number: int, places: Sequence[int]) -> Iterator[Sampled]:
         prompts = [self._prompt(number, place) for place in places]
         draws = [self._draw(number, place) for place in places]
-        noise = _normal(draws, self._shape()).to(self.device)
+        noise = normal(draws, self._shape()).to(self.device)
         captions = [self.conditions.prompts[prompt] for prompt in prompts]
-        given = (*self.conditions(prompts), self.step_scorer, captions)
-        with self._sampler() as network:
-            found = self.walker.forks(network, noise, draws, *given)
+        given = self.conditions(prompts, self.rollout.guidance)
+        with self._sampler() as policy:
+            found = self.walker.forks(policy, noise, draws, given, self.step_scorer, captions)
         for place, prompt, forks in zip(places, prompts, found, strict=True):
             yield Sampled(place, prompt, torch.empty(0), torch.empty(0), forks)
 
@@ -117,19 +119,16 @@ class Rounds:
         indices = [self._data[order(self.seed, len(self._data), position)] for position in positions]
         batch = self.batches.batch(indices, positions)
         cond = {name: value[: len(indices)] for name, value in batch.cond.items()}
-        empty = None
-        if self.rollout.guidance != 1:
-            text = self.batches.text.read([len(self.batches.captions)] * len(indices))
-            empty = {**cond, **{name: value.to(self.device) for name, value in text.items()}}
+        uncond = None if self.rollout.guidance == 1 else self.batches.unconditional(cond)
         draws = [self._draw(number, place) for place in places]
-        noise = _normal(draws, batch.x_0.shape[1:]).to(self.device)
-        with self._sampler() as network:
-            states = self.walker.trajectories(network, noise, draws, cond, empty)
+        noise = normal(draws, batch.x_0.shape[1:]).to(self.device)
+        with self._sampler() as policy:
+            states = self.walker.trajectories(policy, noise, draws, Conditioning(cond, uncond, self.rollout.guidance))
         for index, position, state in zip(indices, positions, states[:, -1:].clone(), strict=True):
             yield Sampled(position, index, state[None], torch.empty(1, 0))
 
-    def _sampler(self) -> AbstractContextManager[torch.nn.Module]:
-        return self.reference.on(self.network) if by_reference(self.settings) else nullcontext(self.network)
+    def _sampler(self) -> AbstractContextManager[Policy]:
+        return self.reference.on() if by_reference(self.settings) else nullcontext(self.policy)
 
     def _prompt(self, number: int, place: int) -> int:
         return order(self.seed, len(self.conditions.prompts), number * self.rollout.prompts + place)
@@ -139,7 +138,7 @@ class Rounds:
 
     def _shape(self) -> tuple[int, int, int]:
         resolution = self.conditions.resolution if self.conditions else self.batches.data.resolution
-        return self.family.latent_shape(self.network, resolution)
+        return self.family.latent_shape(self.policy.network, resolution)
 
     def _judged(self, x_0: Tensor, prompts: list[str]) -> Tensor:
         side = x_0.shape[-1] * self.family.vae_factor()
@@ -152,10 +151,6 @@ class Rounds:
 def by_reference(settings: ObjectiveSettings) -> bool:
     """Does the reference sample, not the policy?"""
     return settings.source == "self_play" or settings.rollout.sampler == "reference"
-
-
-def _normal(draws: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
-    return torch.stack([torch.randn(tuple(shape), generator=draw) for draw in draws])
 
 
 def worth_imitating(groups: Groups) -> list[int]:

@@ -6,21 +6,24 @@ others are sampled beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from samplers.prediction import convert
+from samplers import convert
 
+from ..common.rng import normal
 from ..config import RolloutSettings
-from ..problems.transitions import guided, sampler_steps
-from ..scorers.step.base import finite
+from ..problems.policy import Policy
+from ..problems.regression import Conditioning
+from ..problems.transitions import sampler_steps
+from ..scorers.step.base import StepScorer, finite
 
-Conditions = dict[str, Tensor]
+if TYPE_CHECKING:
+    from ..models.family import Family
 
 
 @dataclass(frozen=True)
@@ -38,82 +41,69 @@ class Forks:
 
 
 class Walker:
-    """Samples by ``settings`` with classifier-free guidance; x is float32 on the model's device throughout.
+    """Samples by ``settings``; x is float32 on the policy's device throughout.
 
-    ``autocast``: of the training, for the network alone (not for the scorers).
+    Draws come from one generator for each row. ``given`` is the conditioning of the rows, with guidance or without.
     """
 
-    def __init__(
-        self, settings: RolloutSettings, family: Any, autocast: Callable[[], AbstractContextManager] = nullcontext
-    ) -> None:
-        self.settings, self.family, self.autocast = settings, family, autocast
+    def __init__(self, settings: RolloutSettings, family: Family) -> None:
+        self.settings, self.family = settings, family
         self.steps = sampler_steps(settings, family.schedule(), family.prediction)
 
-    def predict(
-        self, network: torch.nn.Module, k: int, x: Tensor, cond: Conditions, unconditional: Conditions | None
-    ) -> Tensor:
-        t = torch.full((len(x),), self.steps[k].t, device=x.device)
-        free = None if self.settings.guidance == 1 else unconditional
-        with self.autocast():
-            return guided(self.family, network, x, t, cond, free, self.settings.guidance).float()
+    def predict(self, policy: Policy, k: int, x: Tensor, given: Conditioning) -> Tensor:
+        """The network's output at step k, (n, C, h, w) float32."""
+        return policy.output(x, torch.full((len(x),), self.steps[k].t, device=x.device), given).float()
 
     @torch.no_grad()
-    def trajectories(
-        self,
-        network: torch.nn.Module,
-        x: Tensor,
-        draws: Sequence[torch.Generator],
-        cond: Conditions,
-        unconditional: Conditions | None,
-    ) -> Tensor:
+    def trajectories(self, policy: Policy, x: Tensor, draws: Sequence[torch.Generator], given: Conditioning) -> Tensor:
         """(n, C, h, w) noise -> all states (n, steps + 1, C, h, w) on the CPU, x first and x_0 last."""
         states = [x.cpu()]
         for k, step in enumerate(self.steps):
-            x = step.mean(x, self.predict(network, k, x, cond, unconditional))
-            if step.noise:
-                x = x + step.noise * _normal(draws, x.shape[1:]).to(x)
+            noise = normal(draws, x.shape[1:]).to(x) if step.transition.std else None
+            x = step.transition.sample(x, self.predict(policy, k, x, given), noise)
             states.append(x.cpu())
         return torch.stack(states, 1)
 
     @torch.no_grad()
     def forks(
         self,
-        network: torch.nn.Module,
+        policy: Policy,
         x: Tensor,
         draws: Sequence[torch.Generator],
-        cond: Conditions,
-        unconditional: Conditions | None,
-        scorer: Any,
+        given: Conditioning,
+        scorer: StepScorer,
         captions: Sequence[str],
     ) -> list[Forks]:
-        """SPO's sampler (arXiv 2406.04314, sec. 3.3): from step ``start`` on, ``pool`` next states are drawn from one
-        x_t; the network sees all of them at the next step, where the scorer judges their x_0 estimates; best and worst
-        make a pair if p(best) - p(worst) = tanh(gap / 2) is above ``threshold``; and a random one of them, whatever its
-        score, goes on with the network's output that is already there.
+        """SPO's sampler (arXiv 2406.04314, sec. 3.3), from step ``start`` on.
+
+        From one x_t, ``pool`` next states are drawn. The network gets all of them at the next step, where the scorer
+        judges their x_0 estimates. The best and the worst make a pair if p(best) - p(worst) = tanh(gap / 2) is above
+        ``threshold``. A random one of them, whatever its score, goes on with the output that the network has given.
 
         The step to sigma = 0 has no noise and so no pool: the last pool is judged by the x_0 that this step returns.
         """
         settings, pool = self.settings, self.settings.pool
         found: list[list] = [[] for _ in captions]
         compared, name = 0, f"objective.rollout.step_scorer={settings.step_scorer}"
-        repeated = {name: value.repeat_interleave(pool, 0) for name, value in cond.items()}
-        empty = unconditional and {name: value.repeat_interleave(pool, 0) for name, value in unconditional.items()}
+        repeated = given.repeat_interleave(pool)
         crowd = [caption for caption in captions for _ in range(pool)]
         last = min(len(self.steps) - 1, settings.transitions or len(self.steps))
-        out = self.predict(network, 0, x, cond, unconditional)
+        out = self.predict(policy, 0, x, given)
         for k, step in enumerate(self.steps[:last]):
-            mean = step.mean(x, out)
-            if k < settings.start or not step.noise:
-                x = mean + step.noise * _normal(draws, x.shape[1:]).to(x)
-                out = self.predict(network, k + 1, x, cond, unconditional)
+            mean, std = step.transition.mean(x, out), step.transition.std
+            if k < settings.start or not std:
+                x = mean + std * normal(draws, x.shape[1:]).to(x)
+                out = self.predict(policy, k + 1, x, given)
                 continue
-            z = _normal(draws, (pool, *x.shape[1:])).to(x)
-            candidates = (mean[:, None] + step.noise * z).flatten(0, 1)
-            outs = self.predict(network, k + 1, candidates, repeated, empty)
+            z = normal(draws, (pool, *x.shape[1:])).to(x)
+            candidates = (mean[:, None] + std * z).flatten(0, 1)
+            outs = self.predict(policy, k + 1, candidates, repeated)
             at = self.steps[k + 1]
             x_0 = convert(candidates, outs, self.family.prediction, "sample", at.alpha, at.sigma)
             t = torch.full((len(candidates),), at.t, device=x.device)
-            scores = finite(scorer.score(candidates, x_0, t, crowd, repeated), name, crowd).unflatten(0, (-1, pool))
+            scores = finite(scorer.score(candidates, x_0, t, crowd, repeated.cond), name, crowd).unflatten(
+                0, (-1, pool)
+            )
             candidates, outs = candidates.unflatten(0, (-1, pool)), outs.unflatten(0, (-1, pool))
             compared += 1
             for row, (best, worst) in enumerate(zip(scores.argmax(1).tolist(), scores.argmin(1).tolist(), strict=True)):
@@ -125,10 +115,6 @@ class Walker:
             rows = torch.arange(len(x), device=x.device)
             x, out = candidates[rows, onward], outs[rows, onward]
         return [_collect(each, compared, x.shape[1:]) for each in found]
-
-
-def _normal(draws: Sequence[torch.Generator], shape: Sequence[int]) -> Tensor:
-    return torch.stack([torch.randn(tuple(shape), generator=draw) for draw in draws])
 
 
 def _collect(found: list, compared: int, shape: Sequence[int]) -> Forks:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .. import links, models
 from ..common.errors import DiffpoError
 from ..common.text import plain
+from ..common.worker import Worker
 from ..config import Config, Optimisation
 from ..data.batches import Batches, latents_can_be_cached
 from ..data.buckets import Buckets
@@ -21,15 +21,23 @@ from ..data.curriculum import Curriculum
 from ..data.groups import load_groups
 from ..data.prompts import load_prompts
 from ..objective import reference, users, weighting
-from ..objective.reward import Objective, predict
+from ..objective.reference import Reference
+from ..objective.reward import Objective
 from ..problems.forward import Forward
+from ..problems.policy import Policy
 from ..problems.regression import Regression
 from ..rollout.labels import read_labels
-from .feeds import Feed, Offline, PromptConditions
+from ..rollout.prompts import PromptConditions
+from .feeds import Feed, Offline
 from .heldout import HeldOut
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
-def make_accelerator(settings: Optimisation) -> Any:
+    from ..models.family import Family
+
+
+def make_accelerator(settings: Optimisation) -> Accelerator:
     from accelerate import Accelerator, InitProcessGroupKwargs
 
     refusal = f"train.precision={settings.precision} does not work on this machine"
@@ -47,8 +55,8 @@ def make_accelerator(settings: Optimisation) -> Any:
 
 @dataclass
 class Sources:
-    """What there is to learn from and to measure on. ``batches``: the training data, if any; ``conditions``: of the
-    prompts that an on-policy objective samples for."""
+    """The data of a run. ``batches``: the training data, if any; ``conditions``: of the prompts that an on-policy
+    objective samples for; ``held_out``: what is measured on, if anything."""
 
     batches: Batches | None
     conditions: PromptConditions | None
@@ -57,7 +65,7 @@ class Sources:
 
     @property
     def hash(self) -> str:
-        """Of everything that is learnt from."""
+        """Of all data that are trained on."""
         hashes = [self.batches.groups.data_hash] if self.batches else []
         return "-".join(hashes + ([content_key(self.conditions.prompts)] if self.conditions else []))
 
@@ -68,18 +76,17 @@ class Sources:
         return " and ".join(found + ([f"{len(self.conditions.prompts)} prompts"] if self.conditions else []))
 
 
-def load_data(config: Config, family: Any, accelerator: Any) -> Sources:
+def load_data(config: Config, family: Family, accelerator: Accelerator) -> Sources:
     """The config's data with their caches filled; the encoders are freed, the VAE too unless it is needed."""
-    data, objective, quiet = config.data, config.objective, not accelerator.is_main_process
+    data, objective, worker = config.data, config.objective, Worker.of(accelerator)
     say = accelerator.print
-    place = (accelerator.device, accelerator.process_index, accelerator.num_processes)
     found = {}
     if data.train:
-        found["train"] = load_groups(data, data.train, data.train_split, links.kind(objective.link), quiet=quiet)
+        found["train"] = load_groups(data, data.train, data.train_split, links.kind(objective.link), quiet=worker.quiet)
         if {"gap", "scores"} & set(links.needs(objective.link)) and not objective.on_policy:
             found["train"].require_scores(f"link {objective.link} needs scores")
     if data.validation:
-        found["validation"] = load_groups(data, data.validation, data.validation_split, "pair", quiet=quiet)
+        found["validation"] = load_groups(data, data.validation, data.validation_split, "pair", quiet=worker.quiet)
     for groups in found.values():
         if objective.users:
             users.require_users(groups)
@@ -96,7 +103,7 @@ def load_data(config: Config, family: Any, accelerator: Any) -> Sources:
     family.load_encoders(accelerator.device)
     # held-out draws do not depend on the run's seed, so that runs can be compared
     batches = {
-        name: Batches(groups, data, family, config.train.seed if name == "train" else 0, *place)
+        name: Batches(groups, data, family, config.train.seed if name == "train" else 0, worker)
         for name, groups in found.items()
     }
     captions = {caption for each in batches.values() for caption in each.captions}
@@ -106,7 +113,7 @@ def load_data(config: Config, family: Any, accelerator: Any) -> Sources:
             prompts = sorted({label.prompt for label in read_labels(objective.rollout.labels)})
         else:
             prompts = load_prompts(data.prompts)
-        conditions = PromptConditions(prompts, data, family, *place)
+        conditions = PromptConditions(prompts, data, family, worker)
         captions |= set(conditions.captions)
     if long := models.too_long(family.pipe, sorted(captions)):
         say(f"captions: {long}")
@@ -116,7 +123,7 @@ def load_data(config: Config, family: Any, accelerator: Any) -> Sources:
         each.check()
         if objective.users:
             tastes[name] = users.read_tastes(each)
-            each.further = partial(tastes[name].condition, each.seed)
+            each.further = tastes[name].condition
     family.free_encoders(keep_vae=objective.on_policy or not all(each.cached for each in batches.values()))
     held_out = None
     if "validation" in batches:
@@ -156,51 +163,52 @@ def make_schedule(settings: Optimisation, optimizer: torch.optim.Optimizer) -> A
 
 
 def make_objective(
-    config: Config, sources: Sources, family: Any, network: Any, accelerator: Any
+    config: Config, sources: Sources, policy: Policy, accelerator: Accelerator
 ) -> tuple[Objective, Feed]:
-    """The composed objective and what it trains on; the policy's adapter is on ``network`` already."""
+    """The composed objective and what it trains on. The policy's network is bare, and has its adapter already."""
     settings = config.objective
-    against = reference.make(settings.reference, network, started=bool(config.lora and config.lora.start))
+    against = reference.make(settings.reference, policy, started=bool(config.lora and config.lora.start))
     perceptual = None
     if settings.error == "perceptual":
         from ..objective.perceptual import Perceptual
 
-        perceptual = Perceptual(family, network)
-    feed = _feed(config, sources, family, network, against, accelerator)
+        perceptual = Perceptual(policy.family, policy.network)
+    feed = _feed(config, sources, against, accelerator)
     objective = Objective(settings, against, lambda t: torch.ones_like(t, dtype=torch.float32), perceptual)
     errors = None
     if settings.weighting == "measured":
 
-        def error(network: torch.nn.Module, regression: Regression) -> torch.Tensor:
-            with accelerator.autocast():
-                return objective.error(predict(family, network, regression), regression)
+        def error(base: Policy, regression: Regression) -> torch.Tensor:
+            return objective.error(base.predict(regression), regression)
 
-        errors = weighting.measure(
-            error, family, network, feed.source, sources.batches, 2 * config.train.batch_size, accelerator
-        )
-    return replace(objective, omega=weighting.make(settings.weighting, family, errors)), feed
+        rows = 2 * config.train.batch_size
+        errors = weighting.measure(policy, error, feed.source, sources.batches, rows, Worker.of(accelerator))
+    return replace(objective, omega=weighting.make(settings.weighting, policy.family, errors)), feed
 
 
-def _feed(config: Config, sources: Sources, family: Any, network: Any, against: Any, accelerator: Any) -> Feed:
-    """The data through a source of regression problems, or the policy's own samples."""
-    settings, train, batches = config.objective, config.train, sources.batches
+def _feed(config: Config, sources: Sources, against: Reference, accelerator: Accelerator) -> Feed:
+    """The data through a source of regression problems, or the policy's own samples, or samples that people judged."""
+    settings, train, policy, batches = config.objective, config.train, against.policy, sources.batches
     per_update = train.batch_size * train.accumulation * accelerator.num_processes
+    if settings.on_policy and settings.rollout.labels is not None:
+        from ..rollout.labelled import Labelled
+
+        return Labelled(settings.rollout, sources.conditions, policy, train.seed)
     if settings.on_policy:
         from ..rollout.feed import OnPolicy
+        from ..rollout.round import Rounds
 
-        return OnPolicy(
-            settings, sources.conditions, batches, family, network, against, train.seed, accelerator, per_update
-        )
+        rounds = Rounds(settings, sources.conditions, batches, policy, against, train.seed)
+        return OnPolicy(rounds, Worker.of(accelerator), per_update)
     if settings.source == "inversion":
         from ..problems.inversion import Inversion
 
-        source = Inversion(settings.inversion, family, network, against)
+        source = Inversion(settings.inversion, policy, against.on)
         if settings.inversion.cache:
-            place = {"process": accelerator.process_index, "processes": accelerator.num_processes}
-            source.prepare(batches, config.data.cache, **place, quiet=not accelerator.is_main_process)
+            source.prepare(batches, config.data.cache, Worker.of(accelerator))
             accelerator.wait_for_everyone()
     else:
-        source = Forward(family, settings.forward)
+        source = Forward(policy.family, settings.forward)
     if config.data.buckets:
         order = Buckets([group.target for group in batches.groups.groups], train.seed)
     else:

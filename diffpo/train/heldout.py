@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..data.batches import Batches
 from ..objective.reward import Objective, score
 from ..problems.forward import Forward
+from ..problems.policy import Policy
 from . import distributed
 from .metrics import accuracy
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 DRAWS = 4  # timesteps for each pair, one from each quarter of 0..T-1
 
@@ -20,46 +24,46 @@ DRAWS = 4  # timesteps for each pair, one from each quarter of 0..T-1
 class HeldOut:
     """A fixed set of (pair, noise, timestep), the same at every measurement and for every number of processes."""
 
-    def __init__(self, batches: Batches, limit: int, rows: int, accelerator: Any) -> None:
-        self.batches, self.rows = batches, rows  # pairs in one forward pass
+    def __init__(self, batches: Batches, limit: int, rows: int, accelerator: Accelerator) -> None:
+        """At most ``limit`` pairs of ``batches``, ``rows`` of them in one forward pass."""
+        self.batches, self.rows, self.accelerator = batches, rows, accelerator
         self.n = min(limit, len(batches.groups))
         total = self.n * DRAWS
         # spread over the whole source when there are more pairs than wanted
         self.indices = [i * len(batches.groups) // self.n for i in range(self.n)]
         self.mine = list(range(total))[accelerator.process_index :: accelerator.num_processes]
 
-    def _portions(self, accelerator: Any) -> Iterator[tuple[list[int], bool]]:
+    def _portions(self) -> Iterator[tuple[list[int], bool]]:
         """Positions of one forward pass, and whether it counts: the processes that share a sharded network must call it
         equally often."""
         mine = list(self.batches.portions(self.mine, lambda p: self.indices[p // DRAWS], self.rows))
         yield from ((positions, True) for positions in mine)
-        if distributed.sharded(accelerator):
-            most = accelerator.gather(torch.tensor([len(mine)], device=accelerator.device)).max().item()
+        if distributed.sharded(self.accelerator):
+            count = torch.tensor([len(mine)], device=self.accelerator.device)
+            most = self.accelerator.gather(count).max().item()
             yield from [([0], False)] * (most - len(mine))
 
     @torch.no_grad()
-    def measure(
-        self, family: Any, network: torch.nn.Module, objective: Objective, accelerator: Any
-    ) -> dict[str, float]:
+    def measure(self, policy: Policy, objective: Objective) -> dict[str, float]:
         """eval/accuracy: share of pairs whose mean margin over the draws is positive (ties half); eval/margin;
         eval/pairs. Pairs are noised forward, whatever the objective trains on."""
-        source = Forward(family)
+        source = Forward(policy.family)
         # likelihood ratios of transitions are bounded, those of noised images need not be
         objective = replace(objective, settings=objective.settings.model_copy(update={"clip": None}))
         margins = torch.zeros(self.n, dtype=torch.float64)
-        width = family.train_timesteps / DRAWS
-        for positions, counts in self._portions(accelerator):
+        width = policy.family.train_timesteps / DRAWS
+        for positions, counts in self._portions():
             batch = self.batches.batch(
                 [self.indices[position // DRAWS] for position in positions],
                 positions,
                 purpose="eval",
                 timesteps=[(int(p % DRAWS * width), int((p % DRAWS + 1) * width)) for p in positions],
             )
-            u = score(family, network, network, objective, source(batch)).margin.double().cpu()
+            u = score(policy, objective, source(batch)).margin.double().cpu()
             if counts:
                 margins.index_add_(0, torch.tensor([position // DRAWS for position in positions]), u / DRAWS)
-        if accelerator.num_processes > 1:
-            margins = accelerator.reduce(margins.to(accelerator.device), "sum").cpu()
+        if self.accelerator.num_processes > 1:
+            margins = self.accelerator.reduce(margins.to(self.accelerator.device), "sum").cpu()
         return {
             "eval/accuracy": accuracy(margins).mean().item(),
             "eval/margin": margins.mean().item(),

@@ -11,6 +11,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from ..config import Config
 from ..export.card import write_card
 from ..models import identity
 from ..objective import users
+from ..problems.policy import Policy
 from ..weights import lora_file, sharding, trained
 from . import checkpoint, distributed
 from .build import load_data, make_accelerator, make_objective, make_optimizer, make_schedule
@@ -63,7 +65,8 @@ def _train(config: Config, accelerator: Any) -> Path:
     parameters = trained.begin(config, family, network)
     if config.objective.users:
         parameters += users.attach(network, sources.tastes.scale, settings.seed).parameters()
-    objective, feed = make_objective(config, sources, family, network, accelerator)
+    bare = Policy(family, network, accelerator.autocast)
+    objective, feed = make_objective(config, sources, bare, accelerator)
     if objective.perceptual is not None:
         meter.watch(objective.perceptual.encoder)
     if settings.gradient_checkpointing:
@@ -73,9 +76,9 @@ def _train(config: Config, accelerator: Any) -> Path:
             distributed.compile_blocks(each)
     optimizer = make_optimizer(settings, parameters)
     schedule = make_schedule(settings, optimizer)
-    policy, optimizer = distributed.prepare(accelerator, network, optimizer)
+    wrapped, optimizer = distributed.prepare(accelerator, network, optimizer)
     parameters = distributed.parameters(optimizer)
-    update = Updater(settings, family, network, policy, objective, feed, accelerator)
+    update = Updater(settings, replace(bare, network=wrapped), objective, feed, accelerator)
 
     about = {
         "objective": config.objective.name,
@@ -159,8 +162,8 @@ def _train(config: Config, accelerator: Any) -> Path:
             metrics["pairs_per_second"] = update.per_update / (time.perf_counter() - started)
             metrics |= meter.totals()
             if sources.held_out and (step % settings.eval_every == 0 or step == settings.steps):
-                with meter.paused(), accelerator.autocast():
-                    metrics |= sources.held_out.measure(family, network, objective, accelerator)
+                with meter.paused():
+                    metrics |= sources.held_out.measure(bare, objective)
             empty = 0 if "loss" in metrics else empty + 1
             if empty == EMPTY_ROUNDS:
                 raise DiffpoError(
@@ -224,7 +227,7 @@ def resume(
             f"cannot resume {folder}: the base model is not the one that the run started with. Set model.path to that "
             f"one, or {anew}"
         )
-    trained.restore(folder, network, update.family.component)
+    trained.restore(folder, network, update.policy.family.component)
     state = checkpoint.read_state(folder)
     distributed.load_optimizer(optimizer, state["optimizer"])
     schedule.load_state_dict(state["schedule"])

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..config import ScorerTrain
 from ..data.batches import Batch, Batches
 from ..evaluate.statistics import mean_difference, win_rate
-from ..objective.reward import predict
 from ..problems.forward import Forward
-from ..problems.regression import Regression
+from ..problems.policy import Policy
+from ..problems.regression import Conditioning, Regression
 from ..scorers.step.base import StepScorer
 from .metrics import BINS
 
@@ -31,46 +32,39 @@ def noised(batches: Batches, batch: Batch, clean: bool) -> Regression:
     problem = Forward(batches.family)(batch)
     if clean:
         problem = replace(problem, x_t=batch.x_0, t=torch.zeros_like(problem.t))
-    empty = batches.text.read([len(batches.captions)])
-    unconditional = {
-        name: empty[name].to(value).expand_as(value) if name in empty else value for name, value in batch.cond.items()
-    }
-    return replace(problem, unconditional=unconditional)
+    return replace(problem, conditioning=Conditioning(batch.cond, batches.unconditional(batch.cond)))
 
 
 @torch.no_grad()
-def estimated(family: Any, network: torch.nn.Module, problem: Regression, guidance: float, clean: bool) -> Tensor:
+def estimated(policy: Policy, problem: Regression, guidance: float, clean: bool) -> Tensor:
     """x_0 (N, C, h, w) from one call of the network, with classifier-free guidance where it is not 1."""
     if clean:
         return problem.x_t
-    problem = replace(problem, guidance=guidance, unconditional=problem.unconditional if guidance != 1 else None)
-    return family.to_x_0(predict(family, network, problem), problem.x_t, problem.t)
+    given = problem.conditioning
+    given = Conditioning(given.cond, None if guidance == 1 else given.uncond, guidance)
+    return policy.family.to_x_0(policy.output(problem.x_t, problem.t, given), problem.x_t, problem.t)
 
 
 @torch.no_grad()
 def measure(
-    scorers: dict[str, StepScorer],
-    batches: Batches,
-    network: torch.nn.Module,
-    guidance: float,
-    limit: int,
-    draws: int,
-    rows: int,
+    scorers: dict[str, StepScorer], batches: Batches, policy: Policy, guidance: float, settings: ScorerTrain
 ) -> list[dict[str, Any]]:
-    """One line for each part of the times (finished pictures, then `track.BINS` equal parts) and scorer: ``times``,
+    """One line for each part of the times (finished pictures, then `metrics.BINS` equal parts) and scorer: ``times``,
     ``scorer``, ``accuracy`` with its Wilson interval, ``pairs``; and ``first_minus``, the first scorer's accuracy minus
     this one's on the very same noisy pairs, with its bootstrap interval. Intervals are clustered by caption.
 
-    Ties are left out. Every scorer sees the same noise; ``draws`` of it for each pair and part, ``rows`` pairs at once.
+    Ties are left out. At most ``settings.eval_pairs`` pairs are measured, with ``settings.eval_draws`` of noise for
+    each pair and part, ``settings.batch_size`` pairs at once. Every scorer gets the same noise.
     """
     decided = [i for i, group in enumerate(batches.groups.groups) if group.preference != 0.5]
-    chosen_pairs = [decided[i * len(decided) // min(limit, len(decided))] for i in range(min(limit, len(decided)))]
+    limit, rows = min(settings.eval_pairs, len(decided)), settings.batch_size
+    chosen_pairs = [decided[i * len(decided) // limit] for i in range(limit)]
     width = batches.family.train_timesteps / BINS
     parts: list[tuple[int, int] | None] = [None]
     parts += [(math.ceil(part * width), math.ceil((part + 1) * width)) for part in range(BINS)]
     lines = []
     for number, part in enumerate(parts):
-        todo = [index for index in chosen_pairs for _ in range(draws if part else 1)]
+        todo = [index for index in chosen_pairs for _ in range(settings.eval_draws if part else 1)]
         margins: dict[str, list[Tensor]] = {name: [] for name in scorers}
         prompts = []
         for start in range(0, len(todo), rows):
@@ -78,10 +72,10 @@ def measure(
             positions = [(start + i) * len(parts) + number for i in range(len(indices))]
             batch = batches.batch(indices, positions, "eval", [part or (0, 1)] * len(indices))
             problem, texts = noised(batches, batch, part is None), captions(batches, indices)
-            x_0 = estimated(batches.family, network, problem, guidance, part is None)
+            x_0 = estimated(policy, problem, guidance, part is None)
             prompts += texts[: len(indices)]
             for name, scorer in scorers.items():
-                found = scorer.score(problem.x_t, x_0, problem.t, texts, problem.cond)
+                found = scorer.score(problem.x_t, x_0, problem.t, texts, problem.conditioning.cond)
                 margins[name].append((found[: len(indices)] - found[len(indices) :]).double().cpu())
         right = {}
         for name in scorers:

@@ -23,10 +23,12 @@ from ..common import lock
 from ..common.errors import DiffpoError
 from ..common.files import write_atomic
 from ..common.text import plain
+from ..common.worker import Worker
 from ..config import ScorerConfig
 from ..data.batches import Batches
 from ..data.groups import load_groups
 from ..data.order import order
+from ..problems.policy import Policy
 from ..scorers.step import base, load
 from . import step_heldout
 from .build import make_accelerator, make_optimizer, make_schedule
@@ -66,6 +68,7 @@ def _train(config: ScorerConfig, accelerator: Any) -> Path:
     family = models.load(config.model, settings.precision, config.data.resolution)
     train, validation = load_data(config, family, device)
     network = family.load_network(device)
+    policy = Policy(family, network)
     scorer = make_scorer(config, family, network, train)
     module = scorer.module.train()
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -95,13 +98,14 @@ def _train(config: ScorerConfig, accelerator: Any) -> Path:
             problem = step_heldout.noised(train, batch, clean)
             x_0 = problem.x_t
             if choice.kind == "pixel":
-                x_0 = step_heldout.estimated(family, network, problem, choice.guidance, clean)
-            found = scorer.rate(problem.x_t, x_0, problem.t, step_heldout.captions(train, indices), problem.cond)
+                x_0 = step_heldout.estimated(policy, problem, choice.guidance, clean)
+            captions, preference = step_heldout.captions(train, indices), problem.judgement.preference
+            found = scorer.rate(problem.x_t, x_0, problem.t, captions, problem.conditioning.cond)
             chosen, rejected = found.chunk(2)
-            loss = preference_loss(chosen, rejected, batch.preference)
+            loss = preference_loss(chosen, rejected, preference)
             (loss.mean() / settings.accumulation).backward()
             losses.append(loss.detach())
-            margins.append((chosen - rejected).detach()[batch.preference != 0.5])
+            margins.append((chosen - rejected).detach()[preference != 0.5])
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or float("inf"))
         loss = torch.cat(losses).mean()
         if not (loss.isfinite() and norm.isfinite()):
@@ -140,8 +144,7 @@ def _train(config: ScorerConfig, accelerator: Any) -> Path:
 
     module.eval()
     compared = {"this": scorer, **{spec: load.load(spec, family, network) for spec in choice.compare}}
-    limits = (settings.eval_pairs, settings.eval_draws, settings.batch_size)
-    lines = step_heldout.measure(compared, validation, network, choice.guidance, *limits)
+    lines = step_heldout.measure(compared, validation, policy, choice.guidance, settings)
     table = step_heldout.table(lines)
     with disk_errors(output):
         write_atomic(output / "accuracy.md", (table + "\n").encode())
@@ -184,7 +187,7 @@ def load_data(config: ScorerConfig, family: Any, device: Any) -> tuple[Batches, 
             print(f"  skipped: {found[-1].describe_bad()}")
     family.load_encoders(device)
     seeds = (config.train.seed, 0)
-    batches = [Batches(groups, data, family, seed, device) for groups, seed in zip(found, seeds, strict=True)]
+    batches = [Batches(groups, data, family, seed, Worker(device)) for groups, seed in zip(found, seeds, strict=True)]
     pictures = config.scorer.kind == "pixel" or any(load.needs_vae(spec) for spec in config.scorer.compare)
     family.free_encoders(keep_vae=pictures or not batches[0].cached)
     return batches[0], batches[1]
@@ -197,7 +200,7 @@ def make_scorer(config: ScorerConfig, family: Any, network: torch.nn.Module, bat
 
         some = list(range(min(64, len(batches.groups))))
         problem = step_heldout.noised(batches, batches.batch(some, some, "calibration"), choice.times == "clean")
-        return LatentScorer.fresh(family, network, problem.x_t, problem.t, problem.cond, config.train.seed)
+        return LatentScorer.fresh(family, network, problem.x_t, problem.t, problem.conditioning.cond, config.train.seed)
     from ..scorers.step.pixel import StepAwareScorer
 
     scorer = StepAwareScorer.fresh(family, choice.clip, choice.processor, choice.time_aware, config.train.seed)

@@ -5,23 +5,27 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..common.errors import DiffpoError
 from ..config import Train
 from ..objective.reward import Objective, Outcome, group_losses, score
+from ..problems.policy import Policy
 from ..weights import sharding
 from . import distributed
 from .feeds import Feed
 from .metrics import summarize
 
-EXPLODED, PATIENCE = 10.0, 3  # policy errors of so many times the reference's, in so many updates on end
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+EXPLODED, PATIENCE = 10.0, 3  # policy errors of 10 times the reference's, in 3 updates in a row
 
 
 class Diverged(Exception):
-    """A loss, gradient or weight that is not a number, or errors out of all proportion; the loop knows what was saved.
+    """A loss, gradient or weight that is not finite, or an error far above the reference's.
 
     ``spoilt``: the weights are touched already; otherwise they are those after the last good update.
     """
@@ -32,26 +36,21 @@ class Diverged(Exception):
 
 
 class Stuck(Exception):
-    """There is nothing to train on, because a judge failed, say; the weights are those after the last update."""
+    """There is nothing to train on, e.g. because a scorer failed; the weights are those after the last update."""
 
 
 class Updater:
-    """All that one update needs. ``baseline`` is the mean reward of the update before, over all processes: what links
-    of single images compare with (KTO's z0). Taking it from the update before leaves results independent of how an
-    update is cut into batches."""
+    """All that one update needs. ``policy`` holds the network as it is trained: bare, or in its DDP wrapper.
+
+    ``baseline`` is the mean reward of the update before, over all processes: what links of single images compare with
+    (KTO's z0). Taking it from the update before leaves results independent of how an update is cut into batches.
+    """
 
     def __init__(
-        self,
-        settings: Train,
-        family: Any,
-        network: Any,
-        policy: Any,
-        objective: Objective,
-        feed: Feed,
-        accelerator: Any,
+        self, settings: Train, policy: Policy, objective: Objective, feed: Feed, accelerator: Accelerator
     ) -> None:
-        self.settings, self.family, self.network, self.policy = settings, family, network, policy
-        self.objective, self.feed, self.accelerator = objective, feed, accelerator
+        self.settings, self.policy, self.objective = settings, policy, objective
+        self.feed, self.accelerator = feed, accelerator
         self.per_update = settings.batch_size * settings.accumulation * accelerator.num_processes
         self.baseline = 0.0
         self.exploding = 0
@@ -80,7 +79,7 @@ class Updater:
         self.exploding = self.exploding + 1 if ratio > EXPLODED else 0
         if self.exploding == PATIENCE:
             raise Diverged(f"the policy's error is {ratio:.3g} times the reference's at step {step + 1}", spoilt=True)
-        metrics |= summarize(table, self.family.train_timesteps)
+        metrics |= summarize(table, self.policy.family.train_timesteps)
         metrics |= {"grad_norm": norm.item(), "lr": lr}
         try:
             optimizer.step()
@@ -92,7 +91,7 @@ class Updater:
             raise Diverged(f"the weights are not finite after step {step + 1}", spoilt=True)
         schedule.step()
         optimizer.zero_grad()
-        self.objective.reference.after_update(self.network, step + 1)
+        self.objective.reference.after_update(step + 1)
         self.baseline = table[:, MEAN_REWARD].double().mean().item()
         return metrics
 
@@ -105,9 +104,8 @@ class Updater:
         if regression is None:
             return None
         last = part == settings.accumulation - 1
-        with contextlib.nullcontext() if last else accelerator.no_sync(self.policy):
-            with accelerator.autocast():
-                outcome = score(self.family, self.policy, self.network, self.objective, regression)
+        with contextlib.nullcontext() if last else accelerator.no_sync(self.policy.network):
+            outcome = score(self.policy, self.objective, regression)
             baseline = torch.tensor(self.baseline, device=outcome.reward.device)
             losses = group_losses(outcome, self.objective.settings, baseline)
             accelerator.backward(losses.mean() / settings.accumulation)
@@ -129,13 +127,12 @@ def rows(outcome: Outcome, losses: torch.Tensor, t: torch.Tensor) -> torch.Tenso
     """What is logged of each group, (n, 10): loss, reward of the best and of the worst member, their errors minus the
     reference's, timestep, mean reward, preference, reference error of the best, 1 for single images (best and worst
     at once)."""
-    members = outcome.members
-    reward = outcome.reward.unflatten(0, (members, -1))
-    delta = (outcome.error - outcome.reference_error).unflatten(0, (members, -1))
-    reference = outcome.reference_error.unflatten(0, (members, -1))
-    columns = (losses, reward[0], reward[-1], delta[0], delta[-1], t.unflatten(0, (members, -1))[0], reward.mean(0))
-    table = [column.detach().float() for column in (*columns, outcome.preference, reference[0])]
-    single = torch.full_like(table[0], float(members == 1))
+    judgement, by_member = outcome.judgement, outcome.judgement.by_member
+    reward, reference = by_member(outcome.reward), by_member(outcome.reference_error)
+    delta = by_member(outcome.error - outcome.reference_error)
+    columns = (losses, reward[0], reward[-1], delta[0], delta[-1], by_member(t)[0], reward.mean(0))
+    table = [column.detach().float() for column in (*columns, judgement.preference, reference[0])]
+    single = torch.full_like(table[0], float(judgement.members == 1))
     return torch.stack([*table, single], 1)
 
 

@@ -1,9 +1,16 @@
 """The solvers: one function per family, `solver(grid, steps, **options) -> Plan`, pure and in float64.
 
-`steps` is the number of model calls; the function asks `grid.nodes(n)` for as many intervals as its calls make. A
-new solver is one such function and one line in SOLVERS.
+`steps` is the number of model calls. The function takes from `grid.nodes(n)` as many intervals as its calls make. A
+solver of your own is one such function, named by its path `package.module:attribute`. One that stays in this package
+also gets a line in SOLVERS.
 """
 
+import importlib
+import inspect
+from collections.abc import Callable
+
+from .._names import unknown
+from ..plan import Plan
 from ..stochastic import euler_maruyama, predictor_corrector, reverse_diffusion
 from .adams import abm, ipndm, lms
 from .ancestral import dpm2_ancestral, dpmpp_2s_ancestral, dpmpp_sde, euler_ancestral
@@ -26,3 +33,34 @@ SOLVERS = {
         *(reverse_diffusion, euler_maruyama, predictor_corrector),
     )
 }
+
+
+def find_solver(name: str) -> Callable[..., Plan]:
+    """The solver function of a name in `SOLVERS`, or of a path `package.module:attribute`.
+
+    A path imports its module, which runs the module's code. Take it from the user, never from a downloaded file.
+
+    Raises:
+        ValueError: no such name (the message has the nearest one), module or attribute, or the attribute is not a
+            function of a grid and a number of steps.
+    """
+    if ":" not in name:
+        if name not in SOLVERS:
+            raise unknown("solver", name, SOLVERS)
+        return SOLVERS[name]
+    module_name, _, attribute = name.partition(":")
+    if not (attribute.isidentifier() and all(part.isidentifier() for part in module_name.split("."))):
+        raise ValueError(f"solver {name!r} is not of the form package.module:attribute")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(f"solver {name!r}: module {module_name!r} cannot be imported ({error})") from error
+    if not hasattr(module, attribute):
+        functions = [each for each, value in vars(module).items() if inspect.isfunction(value)]
+        raise unknown(f"function of module {module_name!r}", attribute, functions)
+    solver = getattr(module, attribute)
+    try:
+        inspect.signature(solver).bind(None, 1)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name!r} is not a solver, which is a function (grid, steps, **options) -> Plan") from None
+    return solver

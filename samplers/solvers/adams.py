@@ -1,13 +1,13 @@
-"""Adams methods: the network's last values, combined. LMS, iPNDM, iPNDM_v, and ABM with a corrector (PNDM: pndm.py).
+"""Adams methods, which combine the network's last values: LMS, iPNDM, iPNDM_v, and ABM with a corrector.
 
-All step along a line of `line.py`, on which the ODE is dy/du = m; with p values at u_i, u_{i-1}, ...
+All step along a line of `line.py`, on which the ODE is dy/du = m. With the last p values they are
 
     y_{i+1} = y_i + (u_{i+1} - u_i) (c_0 m_i + c_1 m_{i-1} + ... + c_{p-1} m_{i-p+1})
 
-and they differ in c. A step to sigma = 0 ends at u = 0, an ordinary point of the line: it uses the history like any
-other. The first steps use as many values as there are. Their error is O(h^2), but in sigma/alpha m hardly changes at
-the noisy end, so from there one measures the claimed orders. From the middle (img2img), and from alpha = 0 in the space
-'flow', orders 3 and 4 fall towards 2; `pndm` has a better first step.
+and differ in c. A step to sigma = 0 ends at u = 0, an ordinary point of the line, and uses the history like any other
+step. The first steps use as many values as there are. Their error is O(h^2), but at the noisy end m hardly changes in
+sigma/alpha, so runs from there have the claimed orders. From the middle (img2img), and from alpha = 0 in the space
+'flow', orders 3 and 4 fall towards 2. PNDM (pndm.py) has a better first step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..grid import Grid
+from ..grid import Grid, Nodes
 from ..plan import Plan
 from .expint import add, through
 from .line import Line
@@ -41,7 +41,8 @@ def lms(grid: Grid, steps: int, *, order: int = 4, space: str | None = None, low
     """
     if not isinstance(order, (int, np.integer)) or order < 1:
         raise ValueError(f"lms needs an order of at least 1, got {order!r}")
-    return _adams(f"lms(order={order})", grid, steps, order, space, lower_order_final, exact)
+    nodes = grid.nodes(steps)
+    return _adams(f"lms(order={order})", nodes, Line(nodes, space), order, lower_order_final, exact)
 
 
 def ipndm(
@@ -57,9 +58,9 @@ def ipndm(
     """iPNDM (Zhang & Chen 2022, arXiv 2204.13902, app. H.2): PNDM's coefficients (Liu et al. 2022, arXiv 2202.09778,
     eq. 12) without its warm-up. One call per step.
 
-    The coefficients are those of equal steps in sigma/alpha, the grid rarely is: order `order` on a grid uniform in
-    sigma/alpha, but 2 (1 for order=1) on every other smooth one, whatever `order` says, and 1 where neighbouring steps
-    keep differing. At few steps the errors are small all the same.
+    The coefficients are those of equal steps in sigma/alpha. On a grid uniform in sigma/alpha its order is `order`. On
+    other smooth grids it is 2 (1 for order=1), and 1 where neighbouring steps keep differing. With few steps the errors
+    are small all the same.
 
     Args:
         order: values used, 1 to 4.
@@ -71,18 +72,19 @@ def ipndm(
     if order not in (1, 2, 3, 4):
         raise ValueError(f"ipndm has orders 1 to 4, got {order!r}")
     if as_published and not variable:
-        raise ValueError("as_published concerns the coefficients of variable=True; equal-step ipndm has no other form")
+        raise ValueError("as_published needs variable=True: equal-step ipndm has no published form of its own")
     weights = (published if as_published else exact) if variable else lambda at: EQUAL[len(at) - 1]
     name = f"{'ipndm_v' if variable else 'ipndm'}(order={order})"
-    return _adams(name, grid, steps, order, space, lower_order_final, weights)
+    nodes = grid.nodes(steps)
+    return _adams(name, nodes, Line(nodes, space), order, lower_order_final, weights)
 
 
 def abm(grid: Grid, steps: int, *, order: int = 4, final_order: int = 2, space: str | None = "flow") -> Plan:
     """Adams-Bashforth predictor, Adams-Moulton corrector (PEC; Hairer, Norsett & Wanner, Solving ODEs I, sec. III.1).
 
-    What UniPC (Zhao et al. 2023, arXiv 2302.04867) is along lambda, this is along a line; u = sigma / (alpha + sigma)
-    is finite at pure noise and at sigma = 0, so that no step needs a lower order. Order `order` + 1 if `final_order` =
-    `order`; one call per step, since the corrector uses the call at the next point:
+    UniPC (Zhao et al. 2023, arXiv 2302.04867) does this along lambda, `abm` along a line. There u = sigma / (alpha +
+    sigma) is finite at pure noise and at sigma = 0, so that no step needs a lower order. Order `order` + 1 if
+    `final_order` = `order`. One call per step, since the corrector uses the call at the next point:
 
         predictor  P_{i+1} = X_i + integral of the polynomial through m_i, m_{i-1}, ...             (`order` values)
         corrector  X_{i+1} = X_i + integral of the polynomial through m_{i+1}, m_i, ..., m_{i+1} taken at P_{i+1}
@@ -111,17 +113,14 @@ def abm(grid: Grid, steps: int, *, order: int = 4, final_order: int = 2, space: 
 
 def _adams(
     name: str,
-    grid: Grid,
-    steps: int,
+    nodes: Nodes,
+    line: Line,
     order: int,
-    space: str | None,
     lower_order_final: bool,
     weights: Callable[[np.ndarray], np.ndarray],
 ) -> Plan:
-    """`weights`: from where the values are, in steps relative to the newest (0, -h_1/h_0, ...), to c."""
-    nodes = grid.nodes(steps)
-    line = Line(nodes, space)
-    rows = []
+    """`weights` gives c from the points of the values, relative to the newest and in steps (0, -h_1/h_0, ...)."""
+    steps, rows = len(nodes) - 1, []
     for i in range(steps):
         p = min(order, i + 1, steps - i if lower_order_final else order)
         h = line.u[i + 1] - line.u[i]

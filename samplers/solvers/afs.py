@@ -1,4 +1,4 @@
-"""A first value that costs no call: at high noise the network's answer is known."""
+"""A first value without a call: at high noise the network's output is known."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def without_first_call(plan: Plan) -> Plan:
     if len(plan) < 2:
         raise ValueError("without_first_call needs a plan of at least two calls")
     if plan.needs_noise(0) or plan.rows[0, :, ONE].any():
-        raise ValueError(f"the first step of plan {plan.name!r} adds noise or a constant: it cannot be left out")
+        raise ValueError(f"the first step of plan {plan.name!r} adds noise or a constant: its call must stay")
     of_x, of_eps = plan.for_prediction("epsilon").reads[0]
     eps = 1.0 / np.hypot(plan.alpha[0], plan.sigma[0])
     first, anchor, *past = plan.start  # combinations of (x, noise), as everything below

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..grid import Grid, Nodes
-from ..plan import Plan, Row, row
+from ..plan import Plan, Row, Step, row
 from ..prediction import conversion
 from .rungekutta import outer_nodes
 
@@ -23,7 +23,7 @@ def euler_ancestral(grid: Grid, steps: int, *, eta: float = 1.0, s_noise: float 
     2010.02502, eq. 12). Weak order 1, one call per step.
 
     Args:
-        eta: 0 is the ODE (DDIM), 1 ancestral sampling; cut where all of the next level would be new noise.
+        eta: 0 is the ODE (DDIM), 1 ancestral sampling. Larger values are cut where the whole next level is new noise.
         s_noise: multiplies the noise that is added.
     """
     nodes, _ = _outer(grid, steps, 1, eta, s_noise)
@@ -39,8 +39,8 @@ def dpm2_ancestral(grid: Grid, steps: int, *, eta: float = 1.0, s_noise: float =
     """Ancestral sampling with DPM-Solver-2 steps (Lu et al. 2022, arXiv 2206.00927, algorithm 1, r = 1/2).
 
     Weak order 2; two calls per step, one in a step to sigma = 0 and, if a call is left over, in the first. Options as
-    in `euler_ancestral`, eta at most 1. A
-    step from alpha = 0 adds no noise: it would be all there is.
+    in `euler_ancestral`, eta at most 1. A step from alpha = 0 adds no noise, because the whole next level would be new
+    noise.
     """
     return _two_stages("dpm2_ancestral", "epsilon", grid, steps, eta, s_noise)
 
@@ -49,8 +49,8 @@ def dpmpp_2s_ancestral(grid: Grid, steps: int, *, eta: float = 1.0, s_noise: flo
     """Ancestral sampling with DPM-Solver++(2S) steps (Lu et al. 2022, arXiv 2211.01095, algorithm 1, r = 1/2).
 
     Weak order 2; two calls per step, one in a step to sigma = 0 and, if a call is left over, in the first. Options as
-    in `euler_ancestral`, eta at most 1. A
-    step from alpha = 0 adds no noise: it would be all there is.
+    in `euler_ancestral`, eta at most 1. A step from alpha = 0 adds no noise, because the whole next level would be new
+    noise.
     """
     return _two_stages("dpmpp_2s_ancestral", "sample", grid, steps, eta, s_noise)
 
@@ -74,7 +74,7 @@ def dpmpp_sde(
         grid, nodes, lambda a, b: math.sqrt(a * b) if np.isfinite(a) else b * (2 + eta**2) / (1 + eta**2), of_first
     )
     kappa = np.exp(-nodes.lam)
-    rows = [_step(nodes, 0, 1, *_noisy(kappa, eta, s_noise))] if of_first == 1 else []
+    rows: list[Step] = [_step(nodes, 0, 1, *_noisy(kappa, eta, s_noise))] if of_first == 1 else []
     for s in range(len(rows), steps - 1, 2):
         (down_m, up_m), (down, up) = _split(kappa[s], kappa[s + 1], eta), _split(kappa[s], kappa[s + 2], eta)
         a, m, b = kappa[s : s + 3]
@@ -98,12 +98,13 @@ def _two_stages(name: str, target: str, grid: Grid, steps: int, eta: float, s_no
             return 2.0 * b
         down = _split(a, b, eta)[0]
         if down == 0.0:
-            raise ValueError(f"eta = {eta} makes the next level all noise at level {b:.4g}; choose eta <= 1")
+            raise ValueError(f"eta = {eta} makes all of level {b:.4g} new noise: choose eta <= 1")
         return math.sqrt(a * down)
 
     nodes = _with_middles(grid, nodes, middle, of_first)
     kappa = np.exp(-nodes.lam)
-    rows, kinds = [], []
+    rows: list[Step] = []
+    kinds: list[str] = []
     if of_first == 1:
         rows, kinds = [_step(nodes, 0, 1, *_noisy(kappa, eta, s_noise))], ["sample"]
     for s in range(len(rows), steps - 1, 2):
@@ -116,7 +117,7 @@ def _two_stages(name: str, target: str, grid: Grid, steps: int, eta: float, s_no
     if len(rows) < steps:
         rows.append(_step(nodes, steps - 1, steps, 0.0, kind="sample"))
         kinds.append("sample")
-    # a flow network's output determines both kinds at every level
+    # both kinds can be computed from a flow network's output at every level
     reads = [conversion("flow", *of) for of in zip(kinds, nodes.alpha[:steps], nodes.sigma[:steps], strict=True)]
     return Plan.build(name, "flow", nodes, rows, reads)
 
@@ -154,7 +155,7 @@ def _split(a: float, b: float, eta: float) -> tuple[float, float]:
 
 
 def _step(nodes: Nodes, s: int, t: int, down: float, up: float = 0.0, kind: str = "sample") -> Row:
-    """The ODE from node s to level `down` with x_0 (or epsilon) constant, in units of node t, and noise `up` on top."""
+    """The ODE from node s to level `down` with x_0 (or epsilon) constant, then noise `up`; in the units of node t."""
     a_s, a_t, s_s = nodes.alpha[s], nodes.alpha[t], nodes.sigma[s]
     if kind == "sample":  # DPM-Solver++ eq. 8
         carry = a_t * down / s_s

@@ -14,7 +14,8 @@ def ddim(grid: Grid, steps: int, *, eta: float = 0.0, target: str = "sample") ->
 
     Args:
         eta: 0 is the probability-flow ODE (= DPM-Solver-1 = Euler on sigma/alpha), 1 is ancestral sampling.
-        target: write the rows on 'sample' (x_0) or 'epsilon'; the same method, but only 'sample' starts at alpha = 0.
+        target: write the rows for 'sample' (x_0) or 'epsilon'. The method is the same, but only 'sample' can start at
+            alpha = 0.
     """
     if target not in ("sample", "epsilon"):
         raise unknown("target", target, ("sample", "epsilon"))
@@ -30,7 +31,7 @@ def ddim(grid: Grid, steps: int, *, eta: float = 0.0, target: str = "sample") ->
             raise ValueError("eta > 0 needs a grid that runs from noise to data")
         noise = eta * s_t * math.sqrt(max(0.0, 1.0 - ratio**2)) if eta else 0.0
         if noise > s_t:
-            raise ValueError(f"eta = {eta} asks for more noise at step {i} than its end holds; choose eta <= 1")
+            raise ValueError(f"eta = {eta} adds more noise in step {i} than there is at its end: choose eta <= 1")
         direction = math.sqrt(s_t**2 - noise**2)
         # eq. 12: x_t = alpha_t x_0 + sqrt(sigma_t^2 - noise^2) eps + noise z
         if target == "sample":

@@ -37,8 +37,8 @@ def deis(
         order: number of values used, 1 to 4 (the paper counts from 0: tAB3 is order=4).
         variant: tau. 'tab': time. 'rhoab': u itself, = `lms`. 'logrho': log(sigma/alpha) (diffusers' DEIS); first order
             where that is infinite.
-        time: the schedule whose time 'tab' means; default the grid's. (In EDM's, t = sigma, so 'tab' is 'rhoab';
-            diff-sampler takes a VPLinear for EDM networks.)
+        time: the schedule whose time 'tab' uses; default the grid's. With EDM's, t = sigma, 'tab' equals 'rhoab';
+            diff-sampler takes VPLinear's for EDM networks.
         space: the line, 'kappa' (the paper's rho) or 'flow'.
         lower_order_final: end with orders ..., 2, 1.
         as_published: 'tab' and 'rhoab' with the authors' coefficients, a left Riemann sum of 10,000 nodes;

@@ -1,4 +1,4 @@
-"""One more call at the end of a plan that stops at t_end > 0: its x_0 prediction is the result ("denoise to zero")."""
+"""One more call at the end of a plan that stops at t_end > 0; its x_0 is the result ("denoise to zero")."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def then_denoise(plan: Plan, schedule: Schedule) -> Plan:
     The same as a last DDIM step from t_end to sigma = 0; works with every solver and prediction.
 
     Args:
-        plan: K calls, ending at t_end. schedule: the network's, for what it is told there.
+        plan: K calls, ending at t_end. schedule: the network's, for its label there.
 
     Returns: a plan of K + 1 calls.
 
@@ -25,7 +25,7 @@ def then_denoise(plan: Plan, schedule: Schedule) -> Plan:
         ValueError: the plan already ends at sigma = 0.
     """
     if plan.sigma[-1] == 0.0:
-        raise ValueError(f"plan {plan.name!r} already ends at sigma = 0: nothing is left to denoise")
+        raise ValueError(f"plan {plan.name!r} already ends at sigma = 0, so there is nothing to denoise")
     rows, reads = np.zeros_like(plan.rows[:1]), np.zeros_like(plan.reads[:1])
     rows[:, :, HISTORY] = 1.0
     reads[0, 0], reads[0, 1] = conversion(plan.prediction, "sample", plan.alpha[-1], plan.sigma[-1])

@@ -42,20 +42,20 @@ def dpmpp(
         eta: 0 is the probability-flow ODE, 1 the reverse SDE. With noise, order 2 and 3 are of weak order 2 (measured
             on Gaussians).
         s_noise: factor on the noise that is added; 1 keeps the marginals.
-        as_published: order 3 as the authors' code has it. That code halves the second derivative, which makes it
-            second order; the default restores the factor 2.
+        as_published: order 3 as in the authors' code, which halves the second derivative and so is of second order. The
+            default has the missing factor 2.
     """
     if order not in (1, 2, 3):
         raise ValueError(f"dpmpp has orders 1, 2 and 3, got {order!r}")
     check_options(solver_type, target, eta)
     nodes = grid.nodes(steps)
-    known = np.maximum(1, np.isfinite(nodes.lam).cumsum())  # a value at lambda = -inf tells no derivative
+    known = np.maximum(1, np.isfinite(nodes.lam).cumsum())  # a value at lambda = -inf gives no derivative
     rows = []
     for i in range(steps):
         step = ExpStep(nodes, i, i + 1, target, eta if nodes.sigma[i + 1] else 0.0)
         p = min(order, known[i], steps - i if lower_order_final else order)
         if p == 1 or not step.finite:  # eq. 8 with x_0 constant = DDIM
-            weights = [step.first]
+            weights = np.array([step.first])
         else:  # moments: what multiplies h^j m^(j) of the polynomial through the last p values
             moments = [step.weight(j + 1) for j in range(p)]
             if p == 2 and solver_type == "midpoint":  # Algorithm 2
@@ -68,7 +68,7 @@ def dpmpp(
 
 
 def check_options(solver_type: str, target: str, eta: float) -> None:
-    """The options that the DPM-Solver family has in common."""
+    """That the common options of the DPM-Solver family have known values."""
     if solver_type not in ("midpoint", "heun"):
         raise unknown("solver_type", solver_type, ("midpoint", "heun"))
     if target not in ("sample", "epsilon"):

@@ -1,4 +1,4 @@
-"""Exponential-integrator weights, the arithmetic shared by the solvers that work in lambda.
+"""Exponential-integrator weights, for the solvers that work in lambda.
 
 For a step s -> t with h = lambda_t - lambda_s the probability-flow ODE has the exact solution (variation of constants)
 
@@ -20,7 +20,7 @@ from ..grid import Nodes
 
 
 def phi(j: int, z: float) -> float:
-    """phi_0 = e^z, phi_{j+1} = (phi_j - 1/j!) / z. A series near 0, where the recursion cancels."""
+    """phi_0 = e^z, phi_{j+1} = (phi_j - 1/j!) / z. Near 0, where that loses digits, a series."""
     if abs(z) < 1.0:
         return sum(z**i / math.factorial(i + j) for i in range(20))
     value = math.exp(z)
@@ -64,7 +64,7 @@ class ExpStep:
 
     @property
     def finite(self) -> bool:
-        """Whether derivatives in lambda mean something here; if not, only order 1 does."""
+        """Whether h is finite and not 0. If not, derivatives in lambda have no meaning and the order is 1."""
         return bool(np.isfinite(self.h)) and self.h != 0.0
 
     def weight(self, j: int) -> float:

@@ -3,7 +3,7 @@
     'kappa'  y = x / alpha            u = sigma / alpha              m = eps    EDM (2206.00364, eq. 4), DEIS's rho
     'flow'   y = x / (alpha + sigma)  u = sigma / (alpha + sigma)    m = eps - x_0    rectified flow (2209.03003)
 
-A step of the first order is the same in both (DDIM). Only 'flow' is finite where alpha = 0; it is the default there.
+A first-order step is the same in both (DDIM). Only 'flow' is finite where alpha = 0; it is the default there.
 """
 
 from __future__ import annotations

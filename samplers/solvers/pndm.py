@@ -13,16 +13,16 @@ from .line import Line
 def pndm(grid: Grid, steps: int, *, skip_prk: bool = True, space: str | None = None) -> Plan:
     """PNDM: the transfer of eq. 11 (= a DDIM step along a combined value) with the linear multistep combination eq. 12.
 
-    Second order, as the paper's Property 3.2 has it: its combination is the fourth-order one, but for equal steps. On a
-    grid that is uniform on the line (rectified flow without shift, uniform in time) it is fourth order.
+    Second order, as in the paper's Property 3.2. The combination is the fourth-order one for equal steps, so on a grid
+    that is uniform on the line (rectified flow without shift, uniform in time) it is fourth order.
 
     Args:
         skip_prk: warm up as Stable Diffusion's PLMS does, with one Heun step (2 calls) and shorter combinations. False:
             the paper's three pseudo Runge-Kutta steps (4 calls each; midpoints in time).
         space: the line, 'kappa' (the paper's) or 'flow' (line.py).
 
-    Calls: n intervals make n + 1 calls with skip_prk (diffusers calls this n steps), else 4, 8, 12, 13, 14, ... for
-    n = 1, 2, 3, 4, 5, ... The warm-up calls the network at its end, so it cannot end at sigma = 0.
+    Calls: n intervals make n + 1 calls with skip_prk (diffusers calls this n steps). Without it, n = 1, 2, 3 make 4 n
+    calls and each further interval one more. The warm-up calls the network at its end, so it cannot end at sigma = 0.
     """
     least, warm = (2, 1) if skip_prk else (4, 3)
     if steps < least or (not skip_prk and steps in (5, 6, 7, 9, 10, 11)):

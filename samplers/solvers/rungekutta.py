@@ -10,13 +10,22 @@ import numpy as np
 
 from .._names import unknown
 from ..grid import Grid, Nodes
-from ..plan import Plan, Row, row
+from ..plan import Plan, Row, Step, row
 from ..schedule import Schedule
 from .line import SPACES, Line
 
 
+class Churn(NamedTuple):
+    """EDM's stochasticity: the options s_churn, s_tmin, s_tmax and s_noise of `runge_kutta`."""
+
+    amount: float
+    low: float
+    high: float
+    noise: float
+
+
 class Tableau(NamedTuple):
-    """Butcher's: stage j starts from `a[j - 1]`, the step ends with `b`; the nodes c are the sums of a's rows."""
+    """Butcher's: stage j starts from `a[j - 1]`, the step ends with `b`. The nodes c are the sums of a's rows."""
 
     a: tuple[tuple[float, ...], ...]
     b: tuple[float, ...]
@@ -63,20 +72,20 @@ def runge_kutta(
     stages (Euler's, Heun's or Kutta's), which bounds the order of the whole by one more than its own.
 
     Args:
-        method: 'euler', 'heun', 'kutta3', 'ralston3', 'heun3', 'houwen3', 'ssp3' or 'rk4' (DEIS's names, '1euler',
-            '2heun', '3kutta', '3ral', '3heun', '3vdh', '3ssprk' and '4rk', are understood).
+        method: 'euler', 'heun', 'kutta3', 'ralston3', 'heun3', 'houwen3', 'ssp3' or 'rk4', or DEIS's names for them:
+            '1euler', '2heun', '3kutta', '3ral', '3heun', '3vdh', '3ssprk' or '4rk'.
         space: in which variable the ODE is solved. 'kappa' (sigma / alpha: DEIS and EDM), 'flow' (rectified flow's;
             the default where alpha = 0), or 'time' (the schedule's own t: EDM's eq. 4 with its sigma(t) and s(t)).
         s_churn: EDM's stochasticity (Karras et al. 2022, arXiv 2206.00364, algorithm 2). Before a step from a noise
-            level sigma / alpha within [s_tmin, s_tmax] noise raises that level by the factor 1 + min(s_churn /
-            intervals, sqrt(2) - 1), though not above the noisiest level of the schedule; the noise added is
-            multiplied by s_noise.
+            level sigma / alpha within [s_tmin, s_tmax] noise is added that raises it by the factor 1 + min(s_churn /
+            intervals, sqrt(2) - 1), at most to the noisiest level of the schedule. s_noise multiplies that noise.
     """
     method = DEIS_NAMES.get(method, method)
     if method not in TABLEAUX:
         raise unknown("method", method, TABLEAUX)
     tableau = TABLEAUX[method]
-    return _explicit(f"runge_kutta({method})", grid, steps, lambda *_: tableau, space, s_churn, s_tmin, s_tmax, s_noise)
+    churn = Churn(s_churn, s_tmin, s_tmax, s_noise)
+    return _explicit(f"runge_kutta({method})", grid, steps, lambda *_: tableau, space, churn)
 
 
 def euler(
@@ -91,7 +100,7 @@ def euler(
 ) -> Plan:
     """Euler's method with EDM's churn; without churn, and except in the space 'time', it is DDIM. Order 1, one call
     per step; the options are those of `runge_kutta`."""
-    return _explicit("euler", grid, steps, lambda *_: EULER, space, s_churn, s_tmin, s_tmax, s_noise)
+    return _explicit("euler", grid, steps, lambda *_: EULER, space, Churn(s_churn, s_tmin, s_tmax, s_noise))
 
 
 def heun(
@@ -116,7 +125,7 @@ def heun(
     if not 1e-6 < alpha <= 1:
         raise ValueError(f"heun needs alpha in (0, 1], above 1e-6, got {alpha}")
     tableau = Tableau(((alpha,),), (1 - 1 / (2 * alpha), 1 / (2 * alpha)))
-    return _explicit("heun", grid, steps, lambda *_: tableau, space, s_churn, s_tmin, s_tmax, s_noise)
+    return _explicit("heun", grid, steps, lambda *_: tableau, space, Churn(s_churn, s_tmin, s_tmax, s_noise))
 
 
 def dpm2(
@@ -147,14 +156,14 @@ def dpm2(
             c = ((middle / (1 + middle) if space == "flow" else middle) - u) / (v - u)
         return Tableau(((c,),), (1 - 1 / (2 * r), 1 / (2 * r)))  # c = r + O(h), which is enough for order 2
 
-    return _explicit("dpm2", grid, steps, tableau, None, s_churn, s_tmin, s_tmax, s_noise)
+    return _explicit("dpm2", grid, steps, tableau, None, Churn(s_churn, s_tmin, s_tmax, s_noise))
 
 
 def outer_nodes(grid: Grid, calls: int, stages: int) -> tuple[Nodes, int]:
-    """The ends of the steps of a solver that makes `stages` calls per step, but one in a step to sigma = 0, and the
-    number of calls of the first step: what is left over, so that every number of calls can be made.
+    """The ends of the steps of a solver with `stages` calls per step (one in a step to sigma = 0), and the number of
+    calls of the first step. The first step takes the calls that are left over, so that any number can be made.
 
-    The first step is the one that bears a lower order best: eps hardly changes where all is noise.
+    A lower order costs least in the first step, because eps hardly changes at high noise.
     """
     if not isinstance(calls, (int, np.integer)) or calls < 1:
         return grid.nodes(calls), 1  # raises
@@ -166,7 +175,7 @@ def outer_nodes(grid: Grid, calls: int, stages: int) -> tuple[Nodes, int]:
 class _Clock(Line):
     """The schedule's own time: y = x, u = t, m = dx/dt = alpha' x_0 + sigma' eps (EDM, eq. 4, for any schedule)."""
 
-    target = "flow"  # eps - x_0, which with x tells both at every level
+    target = "flow"  # eps - x_0; with x it determines both at every level
 
     def __init__(self, nodes: Nodes):
         self.u, self.scale = nodes.t, np.ones(len(nodes))
@@ -184,22 +193,19 @@ def _explicit(
     calls: int,
     tableau: Callable[[float, float, str], Tableau],
     space: str | None,
-    s_churn: float,
-    s_tmin: float,
-    s_tmax: float,
-    s_noise: float,
+    churn: Churn,
 ) -> Plan:
     """The plan of the Runge-Kutta method with the coefficients `tableau(u, v, space)` in a step from u to v."""
     if space not in (None, "time", *SPACES):
         raise unknown("space", space, ("time", *SPACES))
-    if not (s_churn >= 0 and s_noise >= 0):
-        raise ValueError(f"s_churn and s_noise must not be negative, got {s_churn} and {s_noise}")
+    if not (churn.amount >= 0 and churn.noise >= 0):
+        raise ValueError(f"s_churn and s_noise must not be negative, got {churn.amount} and {churn.noise}")
     schedule = grid.schedule
     nodes, of_first = outer_nodes(grid, calls, len(tableau(0.9, 0.5, "kappa").b))
     n = len(nodes) - 1
     space = space or ("flow" if nodes.alpha[0] == 0.0 else "kappa")
     line_of = _Clock if space == "time" else lambda nodes: Line(nodes, space)
-    begin, noise = _churn(schedule, nodes, s_churn, s_tmin, s_tmax, s_noise)
+    begin, noise = _raised(schedule, nodes, churn)
     u, v = line_of(begin).u, line_of(nodes).u[1:]
     tables = [tableau(u[i], v[i], space) if nodes.sigma[i + 1] else EULER for i in range(n)]
     if of_first < len(tables[0].b):
@@ -212,7 +218,8 @@ def _explicit(
         times += [begin.t[i], *inner]
     every = Nodes.at(schedule, [*times, *nodes.t[1:n]])  # the calls, then the ends of the steps
     every = every.then_zero() if nodes.sigma[n] == 0.0 else Nodes.at(schedule, [*times, *nodes.t[1:]])
-    line, rows, s = line_of(every), [], 0
+    line, s = line_of(every), 0
+    rows: list[Step] = []
     for i, (a, b) in enumerate(tables):
         end, h = len(times) + i, v[i] - u[i]
         for j, weights in enumerate(a, 1):  # k_j = f(y_s + h sum_l a_jl k_l)
@@ -233,22 +240,21 @@ def _time_at(schedule: Schedule, space: str, u: float) -> float:
     return float(schedule.t_of_lambda(np.log(1.0 - u) - np.log(u) if space == "flow" else -np.log(u)))
 
 
-def _churn(schedule: Schedule, nodes: Nodes, s_churn, s_tmin, s_tmax, s_noise) -> tuple[Nodes, np.ndarray]:
-    """Where the n steps begin once noise has raised their levels, and the noise before each (none after the last), in
-    units of x."""
+def _raised(schedule: Schedule, nodes: Nodes, churn: Churn) -> tuple[Nodes, np.ndarray]:
+    """The beginnings of the n steps after churn, and the noise before each of them (0 after the last), in x's units."""
     n = len(nodes) - 1
     begin = nodes.take(range(n))
-    gamma = min(s_churn / n, math.sqrt(2.0) - 1.0)  # algorithm 2, line 4
+    gamma = min(churn.amount / n, math.sqrt(2.0) - 1.0)  # algorithm 2, line 4
     if not gamma:
         return begin, np.zeros(n + 1)
     if nodes.lam[-1] < nodes.lam[0]:
         raise ValueError("s_churn needs a grid that runs from noise to data")
     level = np.exp(-begin.lam)
-    inside = np.flatnonzero((level >= s_tmin) & (level <= s_tmax) & np.isfinite(level))
+    inside = np.flatnonzero((level >= churn.low) & (level <= churn.high) & np.isfinite(level))
     top = np.maximum(np.exp(-schedule.lam(schedule.t_limits[1])), level[inside])
     raised = np.minimum((1.0 + gamma) * level[inside], top)
     t, noise = begin.t.copy(), np.zeros(n + 1)
     t[inside] = schedule.t_of_lambda(-np.log(raised))
     begin = Nodes.at(schedule, t)
-    noise[inside] = s_noise * begin.alpha[inside] * np.sqrt(raised**2 - level[inside] ** 2)  # line 6
+    noise[inside] = churn.noise * begin.alpha[inside] * np.sqrt(raised**2 - level[inside] ** 2)  # line 6
     return begin, noise

@@ -30,7 +30,7 @@ def sa_solver(
     """SA-Solver with a p-step predictor and a corrector through c values.
 
     Order min(p + 1, c) for tau = 0, p without corrector. With noise, mean and variance of Gaussian data converge with
-    that order, but with 2 at most. A step to sigma = 0 is first order (lambda is infinite there).
+    that order, at most 2. A step to sigma = 0 is first order (lambda is infinite there).
     Calls for N intervals: N ('few_steps') or N + 2 ('more_steps'); with `pece` 2N - 1 or 2N + 1.
 
     Args:
@@ -40,8 +40,8 @@ def sa_solver(
             step ends in t_low <= t <= t_high, else 0; the authors often use (1.0, 0.2, 0.8).
         target: interpolate x_0 ('sample') or the noise ('epsilon').
         mode: 'few_steps' makes the last step with tau = 0 and without corrector. 'more_steps' makes it like the
-            others, at the price of a call to correct it, and then takes the x_0 of another call at t_end as the
-            result; a grid that ends at sigma = 0 is used up to the node before.
+            others, which takes one more call to correct it. The result is then the x_0 of another call at t_end; a
+            grid that ends at sigma = 0 is used up to the node before.
         pece: call the network again at the corrected states and use those values from there on.
         lower_order_final: end with orders ..., 2, 1 (the corrector one more), at any number of steps.
         as_published: formulas through two values have h^2/2 for the exact integral ('sample' and 'few_steps' only), as
@@ -55,7 +55,7 @@ def sa_solver(
     if mode not in ("few_steps", "more_steps"):
         raise unknown("mode", mode, ("few_steps", "more_steps"))
     if pece and not corrector_order:
-        raise ValueError("pece evaluates corrected states: it needs corrector_order >= 1")
+        raise ValueError("pece calls the network at corrected states: it needs corrector_order >= 1")
     few = mode == "few_steps"
     nodes = _nodes(grid, steps, few, pece, corrected=corrector_order > 0)
     n = len(nodes) - 1
@@ -90,7 +90,7 @@ def _nodes(grid: Grid, steps: int, few: bool, pece: bool, corrected: bool) -> No
 
 def _tau(tau: float | tuple[float, float, float], t: float) -> float:
     """The amount of noise of a step that ends at t."""
-    value, low, high = tau if np.ndim(tau) else (tau, -np.inf, np.inf)
+    value, low, high = tau if isinstance(tau, tuple | list) else (tau, -np.inf, np.inf)
     if not value >= 0:
         raise ValueError(f"tau must not be negative, got {value}")
     return float(value) if low <= t <= high else 0.0

@@ -34,10 +34,10 @@ def unipc(
     there lambda is infinite. The last step is not corrected, since no call follows it.
 
     Args:
-        order: p = 1, 2, 3, ...; above 4 only of interest for smooth problems and many calls.
+        order: p, at least 1; above 4 only for smooth problems and many calls.
         variant: a formula through two values (the predictor of order 2, the corrector of order 1) has one number
             that need only be 1/2 + O(h). 'bh2' and 'bh1' take 1/2 with B(h) = e^h - 1 and B(h) = h, 'vary_coeff' the
-            exact integral. All other formulas are the same in the three: B(h) cancels.
+            exact integral. All other formulas are the same in the three, because B(h) cancels.
         corrector: False is UniP, the predictor alone.
         disable_corrector: the steps (0 is the first) that are not corrected.
         target: interpolate x_0 ('sample') or the noise ('epsilon').
@@ -45,7 +45,7 @@ def unipc(
         as_published: 'vary_coeff' with the index error of the authors' corrector, which makes it first order.
     """
     if not isinstance(order, int) or order < 1:
-        raise ValueError(f"unipc has orders 1, 2, 3, ...; got {order!r}")
+        raise ValueError(f"unipc needs a whole order of at least 1, got {order!r}")
     if variant not in VARIANTS:
         raise unknown("variant", variant, VARIANTS)
     if target not in ("sample", "epsilon"):
@@ -61,7 +61,7 @@ def unipc(
 
 
 def climb(order: int, steps: int, lower_order_final: bool) -> list[int]:
-    """The order of each step: as far as the history allows and, if asked, down to 1 again at the end."""
+    """The order of each step: as high as the history allows and, with `lower_order_final`, down to 1 at the end."""
     order = min(order, steps)
     last = [min(order, steps - i) if lower_order_final else order for i in range(steps)]
     return [i + 1 if i + 1 < order else last[i] for i in range(steps)]
@@ -75,12 +75,12 @@ def predict_and_correct(
 ) -> tuple[list[Row], np.ndarray]:
     """The rows of a predictor-corrector that interpolates the m_i in lambda: UniP and UniC (eq. 3), SA-Solver.
 
-    The predicted state P and the corrected X of a node share their start and their noise, so they differ in m's only:
+    The predicted state P and the corrected state X of a node have the same start and noise and differ in m's only:
 
         P_{i+1} = carry X_i + sum_j w_j m_{i-j} + noise z
         X_{i+1} = P_{i+1} + v_0 m_{i+1} + sum_j (v_{j+1} - w_j) m_{i-j}
 
-    The corrector is therefore no second state but a change of the weights that lead from P_i to P_{i+1}: one row.
+    So the corrector needs no second state: it changes the weights that lead from P_i to P_{i+1}, in one row.
 
     Args:
         stages: per step (step, values that the predictor uses, values that the corrector uses: the new one and
@@ -93,7 +93,7 @@ def predict_and_correct(
     every = 2 if reevaluate else 1  # columns between the values of two nodes: PECE has one of a predicted state between
     rows, change = [], np.zeros(0)
     for i, (step, p, c) in enumerate(stages):
-        # A value at lambda = -inf (pure noise) tells no derivative, nor is there a polynomial over an infinite step.
+        # A value at lambda = -inf (pure noise) gives no derivative, and an infinite step has no polynomial.
         known = max(1, int(np.isfinite(nodes.lam[: i + 1]).sum()))
         p, c = (min(p, known), min(c, known + 1)) if step.finite else (1, min(c, 2))
         w = _integral(step, weights, range(i, i - p, -1))
@@ -155,7 +155,7 @@ def _as_published(step: ExpStep, *at: int) -> np.ndarray:
     return np.array([of_new, step.first - of_new - sum(of_old), *of_old])
 
 
-def _spread(values: Sequence[float], every: int) -> np.ndarray:
+def _spread(values: Sequence[float] | np.ndarray, every: int) -> np.ndarray:
     """The values with `every` - 1 zeros between them."""
     out = np.zeros(every * (len(values) - 1) + 1)
     out[::every] = values

@@ -1,16 +1,19 @@
 import pytest
-from on_policy import PROMPTS, Brightness, StepBrightness, accelerator, shake
+from on_policy import PROMPTS, Brightness, StepBrightness, shake
 
 
 @pytest.fixture
 def feed(tiny_sd, make_config, monkeypatch):
-    """feed(name, accelerator, per_update, **rollout): an OnPolicy of a policy that is not the base, judged by
+    """feed(name, worker, per_update, **rollout): an OnPolicy of a policy that is not the base, judged by
     brightness."""
     from diffpo import models
+    from diffpo.common.worker import ALONE
     from diffpo.config import Lora, Model, ObjectiveSettings
     from diffpo.objective import reference
+    from diffpo.problems.policy import Policy
     from diffpo.rollout.feed import OnPolicy
-    from diffpo.train.feeds import PromptConditions
+    from diffpo.rollout.prompts import PromptConditions
+    from diffpo.rollout.round import Rounds
     from diffpo.weights import lora
 
     monkeypatch.setattr("diffpo.scorers.judge.scorers.load", lambda spec, device: Brightness())
@@ -18,18 +21,19 @@ def feed(tiny_sd, make_config, monkeypatch):
     family = models.load(Model(path=str(tiny_sd)))
     family.load_encoders()
     data = make_config(tiny_sd).data
-    conditions = PromptConditions(PROMPTS, data, family, "cpu")
+    conditions = PromptConditions(PROMPTS, data, family)
     family.free_encoders(keep_vae=True)
 
-    def make(name="d3po", machine=None, per_update=4, objective=None, batches=None, **rollout):
+    def make(name="d3po", worker=ALONE, per_update=4, objective=None, batches=None, **rollout):
         unet = family.load_network()
         parameters = lora.add_lora(unet, Lora(rank=4), family.lora_targets)
         shake(parameters, 0)
         scorer = {"step_scorer": "shapes.total"} if name == "spo" else {"scorers": ["shapes.total"]}
         choice = {"prompts": 3, "steps": 4, "guidance": 2.0, **scorer, **rollout}
         settings = ObjectiveSettings(name=name, rollout=choice, **(objective or {}))
-        made = reference.make(settings.reference, unet)
-        return OnPolicy(settings, conditions, batches, family, unet, made, 5, machine or accelerator(), per_update)
+        policy = Policy(family, unet)
+        made = reference.make(settings.reference, policy)
+        return OnPolicy(Rounds(settings, conditions, batches, policy, made, 5), worker, per_update)
 
     return make
 

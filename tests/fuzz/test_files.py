@@ -15,7 +15,7 @@ from diffpo.common.errors import DiffpoError
 from diffpo.config import Lora, load_config
 from diffpo.data.cache import Cache
 from diffpo.models.identity import base_identity
-from diffpo.rollout.feed import read_trajectories
+from diffpo.rollout.labelled import read_trajectories
 from diffpo.train import checkpoint
 from diffpo.train.metrics import Tracker
 from diffpo.weights import lora, lora_apply, lora_file

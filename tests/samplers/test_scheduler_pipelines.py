@@ -256,7 +256,7 @@ def test_half_precision_pipelines():
         given["prompt_embeds"] = given["prompt_embeds"].to(dtype)
         out = pipe(**given, latents=NOISE.to(dtype), num_inference_steps=4).images
         assert out.dtype == dtype and torch.isfinite(out).all()
-        assert pipe.scheduler._state.input.dtype == torch.float32
+        assert pipe.scheduler._run.state.input.dtype == torch.float32
 
 
 def test_dit_saved_batched_and_as_tuple(tmp_path):

@@ -183,7 +183,7 @@ def test_state_is_float32_in_a_half_precision_pipeline():
     kept, rounded = ready(30), ready(30)
     assert loop(kept, noise).dtype == torch.bfloat16
     loop(rounded, noise, edit=lambda k, x: x.clone())  # what a scheduler without a state of its own would step from
-    error = [(s._state.input.double() - exact).abs().mean() for s in (kept, rounded)]
+    error = [(s._run.state.input.double() - exact).abs().mean() for s in (kept, rounded)]
     assert error[0] < 0.7 * error[1]
 
 

@@ -7,6 +7,7 @@ import torch
 from tiny import pick_a_pic_rows, picture, png, write_parquet
 
 from diffpo.common.errors import DiffpoError
+from diffpo.common.rng import Draws
 from diffpo.config import Columns, Data
 from diffpo.data.batches import Batches
 from diffpo.data.curriculum import Curriculum
@@ -52,7 +53,7 @@ def make(tmp_path, rows, want="pair", **options):
     source = write_parquet(tmp_path / "rows.parquet", rows)
     data = Data(train=str(source), resolution=16, cache=str(tmp_path / "cache"), **options)
     groups = load_groups(data, str(source), "train", want)
-    return Batches(groups, data, Family(), 5, "cpu")
+    return Batches(groups, data, Family(), 5)
 
 
 def draw(position: int, members: int) -> tuple[float, torch.Tensor]:
@@ -76,7 +77,7 @@ def test_pairs_to_the_bit(tmp_path, cached):
     batches = make(tmp_path, pick_a_pic_rows(6, ties=1), cache_latents=cached, caption_dropout=0.5)
     indices, positions = [4, 1, 2], [103, 7, 31]
     batch = batches.batch(indices, positions)
-    assert (batch.members, batch.indices, batch.positions, batch.seed) == (2, indices, positions, 5)
+    assert (batch.judgement.members, batch.indices, batch.draws) == (2, indices, Draws(5, "train", positions))
     dropped = 0
     for i, (index, position) in enumerate(zip(indices, positions, strict=True)):
         chance, noise = draw(position, 2)
@@ -88,7 +89,7 @@ def test_pairs_to_the_bit(tmp_path, cached):
             assert torch.equal(batch.cond["prompt_embeds"][row], spelt(caption))
             assert batch.cond["time_ids"][row].tolist() == [16, 16, 0, 0, 16, 16]
     assert 0 < dropped < 3
-    assert batch.preference.tolist() == [1, 1, 1] and batch.scores is None
+    assert batch.judgement.preference.tolist() == [1, 1, 1] and batch.judgement.scores is None
 
 
 def list_rows(scores, wider: int = 0) -> list[dict]:
@@ -114,7 +115,7 @@ def test_lists_are_laid_out_by_member_best_first(tmp_path):
         for member, seed in enumerate(seeds):
             assert torch.equal(batch.x_0[2 * member + i], latent(seed, noise[member]))
             assert torch.equal(means[2 * member + i], latent(seed, torch.zeros(3, 2, 2)))
-    assert batch.scores.tolist() == [[9, 3], [8, 2], [7, 1]] and batch.members == 3
+    assert batch.judgement.scores.tolist() == [[9, 3], [8, 2], [7, 1]] and batch.judgement.members == 3
     assert [row[0, 0].item() for row in batch.cond["prompt_embeds"]] == [ord("c")] * 6
     assert [chr(int(row.flatten()[4])) for row in batch.cond["prompt_embeds"]] == ["1", "0"] * 3
 
@@ -124,7 +125,7 @@ def test_single_images_have_one_row_each(tmp_path):
     batch = make(tmp_path, rows, "single", ties="soft").batch([1, 0], [3, 4])
     for row, seed in ((0, 1), (1, 0)):
         assert torch.equal(batch.x_0[row], latent(seed, draw(3 + row, 1)[1][0]))
-    assert batch.preference.tolist() == [0.25, 1] and len(batch.cond["time_ids"]) == 2
+    assert batch.judgement.preference.tolist() == [0.25, 1] and len(batch.cond["time_ids"]) == 2
 
 
 def test_each_image_has_its_own_caption_and_both_are_dropped_together(tmp_path):

@@ -93,7 +93,7 @@ def test_both_images_of_a_pair_are_in_the_bucket_of_the_first(tmp_path, cached):
     data = Data(train=str(source), resolution=16, buckets=True, cache=str(tmp_path / "cache"), cache_latents=cached)
     groups = load_groups(data, str(source), "train")
     assert [group.target for group in groups.groups] == TARGETS
-    batches = Batches(groups, data, Family(), 5, "cpu")
+    batches = Batches(groups, data, Family(), 5)
     for indices in ([0, 3], [3, 0], [1], [2]):
         positions = [7 * index + 1 for index in indices]
         batch = batches.batch(indices, positions)
@@ -109,7 +109,7 @@ def test_both_images_of_a_pair_are_in_the_bucket_of_the_first(tmp_path, cached):
                 assert batch.cond["time_ids"][member * len(indices) + i].tolist() == told
     if cached:
         assert len(list((tmp_path / "cache").glob("latents-*"))) == 3  # one for each size
-        again = Batches(groups, data, Family(), 5, "cpu")
+        again = Batches(groups, data, Family(), 5)
         assert again.family.encoded == 0
 
 
@@ -130,10 +130,10 @@ def test_without_buckets_sizes_must_agree(tmp_path):
 def test_portions_are_of_one_size_and_leave_nothing_out(tmp_path):
     source = write_parquet(tmp_path / "a.parquet", mixed_rows())
     data = Data(train=str(source), resolution=16, buckets=True, cache=str(tmp_path / "cache"))
-    batches = Batches(load_groups(data, str(source), "train"), data, Family(), 5, "cpu")
+    batches = Batches(load_groups(data, str(source), "train"), data, Family(), 5)
     assert list(batches.portions(range(8), lambda item: item // 2, 3)) == [[0, 1, 6], [7], [2, 3], [4, 5]]
     square = Data(train=str(source), resolution=16, bad_rows="skip", cache=str(tmp_path / "cache"))
-    plain = Batches(load_groups(square, str(source), "train"), square, Family(), 5, "cpu")
+    plain = Batches(load_groups(square, str(source), "train"), square, Family(), 5)
     assert list(plain.portions([5, 3, 4], lambda item: 0, 2)) == [[5, 3], [4]]
 
 

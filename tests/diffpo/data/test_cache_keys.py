@@ -36,7 +36,7 @@ def pairs(tmp_path):
     def make(**options):
         source, family = str(tmp_path / "pairs"), Fake()
         data = Data(train=source, **{"resolution": 16, "cache": str(tmp_path / "cache"), **options})
-        batches = Batches(load_groups(data, source, "train"), data, family, 0, "cpu")
+        batches = Batches(load_groups(data, source, "train"), data, family)
         return batches.text.key, batches.latents.key if batches.cached else None, family.encoded
 
     return make
@@ -79,7 +79,7 @@ def test_an_image_that_changes_while_the_run_starts_is_not_cached_under_the_old_
     groups = load_groups(data, source, "train")
     picture(99).save(tmp_path / "pairs" / "images" / "2-chosen.png")
     with pytest.raises(DiffpoError, match=r"row 2 .*2-chosen\.png"):
-        Batches(groups, data, Fake(), 0, "cpu")
+        Batches(groups, data, Fake())
     assert not list((tmp_path / "cache").glob("latents-*/*"))
 
 
@@ -127,7 +127,7 @@ def test_caches_are_as_large_as_check_says_and_nothing_holds_the_encoders(tiny_f
     for group in groups.groups:
         object.__setattr__(group, "captions", ("3",))  # a class, for DiT
     family = family_of(tiny_folder(name), "bf16")
-    batches = Batches(groups, config.data, family, 0, "cpu")
+    batches = Batches(groups, config.data, family)
 
     watched = {part: watch(getattr(family.pipe, part)) for part in (*family.encoders, "vae")}
     for keep in (True, False):

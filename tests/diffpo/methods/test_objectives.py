@@ -11,6 +11,7 @@ import torch
 
 from diffpo import links, methods
 from diffpo.config import ObjectiveSettings, Section, load_config
+from diffpo.data.judgement import Judgement
 from diffpo.objective.reward import Outcome, group_losses, implicit_reward
 
 ALL = methods.names()
@@ -99,9 +100,11 @@ def test_the_loss_of_a_preset_falls_when_the_better_image_is_solved_better(name)
         reference_error=base,
         drift=torch.zeros_like(error),
         reward=reward,
-        preference=torch.ones(n, dtype=DOUBLE),
-        members=members,
-        scores=torch.linspace(1, 0, members, dtype=DOUBLE)[:, None].expand(members, n) if members > 1 else None,
+        judgement=Judgement(
+            torch.ones(n, dtype=DOUBLE),
+            members,
+            torch.linspace(1, 0, members, dtype=DOUBLE)[:, None].expand(members, n) if members > 1 else None,
+        ),
     )
     losses = group_losses(outcome, settings, torch.zeros((), dtype=DOUBLE))
     assert losses.shape == (n,) and losses.isfinite().all()

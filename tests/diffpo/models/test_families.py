@@ -14,7 +14,8 @@ from diffpo.common.errors import DiffpoError
 from diffpo.config import Lora, Model
 from diffpo.evaluate import generate
 from diffpo.models.identity import base_identity
-from diffpo.problems.transitions import guided
+from diffpo.problems.policy import Policy
+from diffpo.problems.regression import Conditioning
 from diffpo.weights import lora, lora_apply, lora_file
 
 MAKE = {
@@ -84,7 +85,7 @@ def test_a_step_of_the_pipeline_is_a_step_with_our_conditions(request, folder, n
     network, t = family.load_network(), torch.tensor([family.train_timesteps - 1])
     free = None if guidance == 1 or name == "flux" else empty
     with torch.no_grad():
-        out = guided(family, network, noise[None], t, prompted, free, guidance)
+        out = Policy(family, network).output(noise[None], t, Conditioning(prompted, free, guidance))
     found = (family.decode(family.to_x_0(out, noise[None], t)) / 2 + 0.5).clamp(0, 1)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
     assert expected.std() > 0.01

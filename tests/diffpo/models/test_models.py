@@ -11,13 +11,15 @@ from diffpo.common.errors import DiffpoError
 from diffpo.config import Lora, Model, ObjectiveSettings
 from diffpo.data.batches import Batches
 from diffpo.data.groups import load_groups
+from diffpo.data.judgement import Judgement
 from diffpo.evaluate import generate
 from diffpo.models.identity import base_identity
 from diffpo.models.released import UNET_XL
 from diffpo.objective.reference import Reference
 from diffpo.objective.reward import Objective, score
 from diffpo.problems.forward import Forward
-from diffpo.problems.regression import Regression
+from diffpo.problems.policy import Policy
+from diffpo.problems.regression import Conditioning, Regression
 from diffpo.weights import lora, lora_apply, lora_file
 from diffpo.weights.copies import adapter_off
 
@@ -81,7 +83,7 @@ def test_text_embeddings_are_the_pipelines_own_and_none_is_its_unconditional(tin
 def batches(path, config, family=None):
     family = family or family_of(path)
     family.load_encoders()
-    return family, Batches(load_groups(config.data, config.data.train, "train"), config.data, family, 0, "cpu")
+    return family, Batches(load_groups(config.data, config.data.train, "train"), config.data, family)
 
 
 def test_both_images_of_a_pair_share_noise_timestep_crop_flip_and_dropout(tiny_sdxl, make_config, tmp_path):
@@ -91,10 +93,10 @@ def test_both_images_of_a_pair_share_noise_timestep_crop_flip_and_dropout(tiny_s
     family, source = batches(tiny_sdxl, config)
     batch = source.batch(list(range(8)), list(range(8)))
     regression = Forward(family)(batch)
-    for value in (regression.t, regression.target, *regression.cond.values()):
+    for value in (regression.t, regression.target, *regression.conditioning.cond.values()):
         torch.testing.assert_close(*value.chunk(2), rtol=0, atol=0)
     assert not torch.equal(*batch.x_0.chunk(2))
-    dropped = (regression.cond["pooled_prompt_embeds"][:8] == 0).all(1)
+    dropped = (regression.conditioning.cond["pooled_prompt_embeds"][:8] == 0).all(1)
     assert 0 < dropped.sum() < 8
     assert len(set(regression.t.tolist())) > 4
     # a draw belongs to its position: another company in the batch changes nothing
@@ -139,11 +141,12 @@ def test_reference_is_the_base_itself_and_swapping_the_images_negates_the_logit(
     swap = [2, 3, 0, 1]
     cond_swapped = {name: value[swap] for name, value in cond.items()}
     settings = ObjectiveSettings(name="diffusion_dpo", beta=500)
-    objective = Objective(settings, Reference(), lambda t: torch.ones(len(t)))
-    swapped = Regression(x_t[swap], t[swap], target[swap], cond_swapped, torch.ones(2))
-    u = score(family, unet, unet, objective, Regression(x_t, t, target, cond, torch.ones(2))).margin
+    policy, judgement = Policy(family, unet), Judgement(torch.ones(2))
+    objective = Objective(settings, Reference(policy), lambda t: torch.ones(len(t)))
+    swapped = Regression(x_t[swap], t[swap], target[swap], Conditioning(cond_swapped), judgement)
+    u = score(policy, objective, Regression(x_t, t, target, Conditioning(cond), judgement)).margin
     assert u.abs().min() > 1e-3
-    torch.testing.assert_close(score(family, unet, unet, objective, swapped).margin, -u)
+    torch.testing.assert_close(score(policy, objective, swapped).margin, -u)
 
 
 def test_lora_initialisation_depends_on_the_seed_alone_and_disturbs_no_other_randomness(tiny_sd):

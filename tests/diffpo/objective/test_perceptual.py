@@ -6,9 +6,11 @@ from diffusers import DDPMScheduler
 
 from diffpo import models
 from diffpo.config import Lora, Model, ReferenceSettings
+from diffpo.data.judgement import Judgement
 from diffpo.objective import reference, reward
 from diffpo.objective.perceptual import Perceptual
-from diffpo.problems.regression import Regression
+from diffpo.problems.policy import Policy
+from diffpo.problems.regression import Conditioning, Regression
 from diffpo.weights.lora import add_lora
 
 PIPELINES = ("tiny_sd", "tiny_sd_v", "tiny_sdxl")
@@ -31,8 +33,8 @@ def problem(family, unet, t=(700, 40, 700, 40)):
         x_t=family.add_noise(x_0, eps, t),
         t=t,
         target=family.target(x_0, eps, t),
-        cond=conditions(unet, len(t)),
-        preference=torch.ones(len(t) // 2),
+        conditioning=Conditioning(conditions(unet, len(t))),
+        judgement=Judgement(torch.ones(len(t) // 2)),
     )
     prediction = regression.target + 0.3 * torch.randn(x_0.shape, generator=draw)
     return regression, prediction, x_0, eps
@@ -54,8 +56,8 @@ def widened(regression):
         x_t=regression.x_t.double(),
         t=regression.t,
         target=regression.target.double(),
-        cond={name: value.double() for name, value in regression.cond.items()},
-        preference=regression.preference,
+        conditioning=Conditioning({name: value.double() for name, value in regression.conditioning.cond.items()}),
+        judgement=regression.judgement,
     )
 
 
@@ -73,7 +75,7 @@ def test_distance_of_features_between_two_steps_of_diffusers_ddpm(family):
     unet = family.load_network()
     regression, prediction, x_0, eps = problem(family, unet)
     perceptual = Perceptual(family, unet)
-    errors = perceptual(prediction, regression, regression.cond)
+    errors = perceptual(prediction, regression)
 
     ddpm = DDPMScheduler.from_pretrained(family.settings.path, subfolder="scheduler", clip_sample=False)
     for row, t in enumerate(regression.t.tolist()):
@@ -86,7 +88,7 @@ def test_distance_of_features_between_two_steps_of_diffusers_ddpm(family):
         )
         before = torch.tensor([t - 1])
         x = family.add_noise(x_0[row : row + 1], eps[row : row + 1], before)
-        cond = {name: value[row : row + 1] for name, value in regression.cond.items()}
+        cond = {name: value[row : row + 1] for name, value in regression.conditioning.cond.items()}
         one = features_of_the_whole_network(family, unet, x + predicted - true, before, cond)
         other = features_of_the_whole_network(family, unet, x, before, cond)
         torch.testing.assert_close(errors[row], (one - other).square().mean(), rtol=2e-2, atol=0)
@@ -97,8 +99,8 @@ def test_zero_for_a_perfect_prediction_and_at_t_0(family):
     unet = family.load_network()
     regression, prediction, *_ = problem(family, unet, t=(0, 1, 999, 500))
     perceptual = Perceptual(family, unet)
-    assert perceptual(regression.target, regression, regression.cond).tolist() == [0] * 4
-    errors = perceptual(prediction, regression, regression.cond)
+    assert perceptual(regression.target, regression).tolist() == [0] * 4
+    errors = perceptual(prediction, regression)
     assert errors.shape == (4,) and errors.dtype == torch.float32
     assert errors[0] == 0 and (errors[1:] > 0).all()
 
@@ -108,15 +110,13 @@ def test_gradient_by_the_prediction_is_the_slope_of_the_error(family):
     regression, prediction, *_ = problem(family, unet)
     perceptual = in_float64(Perceptual(family, unet))
     regression, prediction = widened(regression), prediction.double().requires_grad_()
-    perceptual(prediction, regression, regression.cond).sum().backward()
+    perceptual(prediction, regression).sum().backward()
     assert not any(weight.requires_grad for weight in perceptual.encoder.parameters())
 
     direction = torch.randn(prediction.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     with torch.no_grad():
         h = 1e-4
-        up, down = (
-            perceptual(prediction + sign * h * direction, regression, regression.cond).sum() for sign in (1, -1)
-        )
+        up, down = (perceptual(prediction + sign * h * direction, regression).sum() for sign in (1, -1))
         slope = (up - down) / (2 * h)
     torch.testing.assert_close((prediction.grad * direction).sum(), slope, rtol=1e-6, atol=0)
 
@@ -126,10 +126,8 @@ def test_half_precision_training_does_not_reach_the_features(tiny_sd):
     unet = half.load_network()
     regression, prediction, *_ = problem(full, unet)
     with torch.autocast("cpu", torch.bfloat16):
-        errors = Perceptual(half, unet)(prediction, regression, regression.cond)
-    torch.testing.assert_close(
-        errors, Perceptual(full, full.load_network())(prediction, regression, regression.cond), rtol=0, atol=0
-    )
+        errors = Perceptual(half, unet)(prediction, regression)
+    torch.testing.assert_close(errors, Perceptual(full, full.load_network())(prediction, regression), rtol=0, atol=0)
     assert half.dtype == torch.bfloat16  # the run's own family is left alone
 
 
@@ -143,7 +141,7 @@ def test_gradient_checkpointing_changes_nothing(tiny_sdxl):
         assert perceptual.encoder.is_gradient_checkpointing == checkpointing
         regression, prediction, *_ = problem(family, unet)
         prediction.requires_grad_()
-        perceptual(prediction, regression, regression.cond).sum().backward()
+        perceptual(prediction, regression).sum().backward()
         gradients.append(prediction.grad)
     torch.testing.assert_close(*gradients, rtol=0, atol=0)
 
@@ -161,12 +159,12 @@ def test_as_the_error_of_an_objective(tiny_sdxl):
     )
     objective = reward.Objective(
         settings=settings,
-        reference=reference.make(ReferenceSettings(), unet),
+        reference=reference.make(ReferenceSettings(), Policy(family, unet)),
         omega=lambda t: torch.ones(len(t)),
         perceptual=perceptual,
     )
     regression, *_ = problem(family, unet)
-    outcome = reward.score(family, unet, unet, objective, regression)
+    outcome = reward.score(Policy(family, unet), objective, regression)
     assert outcome.reward.tolist() == [0] * 4 and (outcome.error > 0).all()
     assert len(calls) == 3
     outcome.reward.chunk(2)[0].sum().backward()

@@ -7,6 +7,7 @@ from diffpo.common.errors import DiffpoError
 from diffpo.config import Lora, Model, ReferenceSettings
 from diffpo.models.identity import base_identity
 from diffpo.objective import reference
+from diffpo.problems.policy import Policy
 from diffpo.train import checkpoint
 from diffpo.weights import copies, lora, lora_file
 
@@ -52,12 +53,13 @@ def flat(tensors) -> torch.Tensor:
 def test_the_still_references_are_the_base_bit_for_bit(tiny_sdxl, policy):
     family = models.load(Model(path=str(tiny_sdxl)))
     base = output(family, family.load_network())
-    _, unet, parameters = policy_on(tiny_sdxl)
-    made = reference.make(settings(policy), unet)
-    with made.on(unet) as module:
+    family, unet, parameters = policy_on(tiny_sdxl)
+    made = reference.make(settings(policy), Policy(family, unet))
+    with made.on() as reference_policy:
+        module = reference_policy.network
         inside = output(family, module)
     assert torch.equal(inside, base) and not inside.requires_grad
-    made.after_update(unet, 1)
+    made.after_update(1)
     assert made.free == (policy == "none") and made.state() == {}
     assert not torch.allclose(output(family, unet), base, atol=1e-4)
     assert all(parameter.requires_grad for parameter in parameters)
@@ -70,8 +72,9 @@ def test_a_moving_reference_starts_as_the_policy_and_leaves_it_as_it_was(tiny_sd
     state = lora.lora_state(unet)
     lora.save_lora(tmp_path / "alone", unet, "unet", {})
     base = base_identity(unet)
-    made = reference.make(settings(policy), unet)
-    with made.on(unet) as module:
+    made = reference.make(settings(policy), Policy(family, unet))
+    with made.on() as reference_policy:
+        module = reference_policy.network
         assert torch.equal(output(family, module), alone)  # so that u is exactly 0
         with copies.adapter_off(unet):
             assert not torch.allclose(output(family, unet), alone, atol=1e-4)
@@ -84,7 +87,8 @@ def test_a_moving_reference_starts_as_the_policy_and_leaves_it_as_it_was(tiny_sd
     assert all(p.dtype == torch.float32 for n, p in unet.named_parameters() if "lora_" in n)
     # a policy that moves leaves the reference behind, and gradients reach the policy alone
     move(parameters, 1)
-    with made.on(unet) as module:
+    with made.on() as reference_policy:
+        module = reference_policy.network
         assert torch.equal(output(family, module), alone)
     output(family, unet).square().sum().backward()
     assert all(parameter.grad is not None for parameter in parameters)
@@ -92,12 +96,12 @@ def test_a_moving_reference_starts_as_the_policy_and_leaves_it_as_it_was(tiny_sd
 
 
 def test_the_context_puts_back_what_it_found_also_after_an_error(tiny_sdxl):
-    _, unet, parameters = policy_on(tiny_sdxl)
-    made = reference.make(settings("ema"), unet)
+    family, unet, parameters = policy_on(tiny_sdxl)
+    made = reference.make(settings("ema"), Policy(family, unet))
     unet.disable_adapters()
     parameters[0].requires_grad_(False)
     frozen = [parameter.requires_grad for parameter in parameters]
-    with pytest.raises(KeyError), made.on(unet):
+    with pytest.raises(KeyError), made.on():
         raise KeyError
     assert [parameter.requires_grad for parameter in parameters] == frozen
     layers = [module for module in unet.modules() if isinstance(module, BaseTunerLayer)]
@@ -107,14 +111,14 @@ def test_the_context_puts_back_what_it_found_also_after_an_error(tiny_sdxl):
 @pytest.mark.parametrize("policy", MOVING)
 def test_three_steps_of_each_rule_are_those_of_its_definition(tiny_sdxl, policy):
     """The recursions in float64, on one long vector of all weights."""
-    _, unet, parameters = policy_on(tiny_sdxl)
-    made = reference.make(settings(policy, every=2, decay=0.75, strength=0.5), unet)
+    family, unet, parameters = policy_on(tiny_sdxl)
+    made = reference.make(settings(policy, every=2, decay=0.75, strength=0.5), Policy(family, unet))
     theta = flat(parameters)
     expected, before = theta.clone(), theta.clone()
     for step in range(1, 7):
         move(parameters, 10 + step)
         theta = flat(parameters)
-        made.after_update(unet, step)
+        made.after_update(step)
         if step % 2 == 0:
             if policy == "ema":
                 expected = 0.75 * expected + 0.25 * theta
@@ -130,8 +134,8 @@ def test_three_steps_of_each_rule_are_those_of_its_definition(tiny_sdxl, policy)
 
 
 def test_an_average_of_factors_misses_that_of_the_products_by_its_second_order_term(tiny_sdxl):
-    _, unet, parameters = policy_on(tiny_sdxl)
-    made = reference.make(settings("ema", decay=0.7), unet)
+    family, unet, parameters = policy_on(tiny_sdxl)
+    made = reference.make(settings("ema", decay=0.7), Policy(family, unet))
     name = next(name for name in made.weights if name.endswith("lora_A.weight"))
     policy = dict(unet.named_parameters())
 
@@ -142,7 +146,7 @@ def test_an_average_of_factors_misses_that_of_the_products_by_its_second_order_t
     a, b = factors("reference")
     move(parameters, 3)
     a_new, b_new = factors("default")
-    made.after_update(unet, 1)
+    made.after_update(1)
     a_mean, b_mean = factors("reference")
     products = 0.7 * b @ a + 0.3 * b_new @ a_new
     gap = 0.7 * 0.3 * (b_new - b) @ (a_new - a)
@@ -153,10 +157,10 @@ def test_an_average_of_factors_misses_that_of_the_products_by_its_second_order_t
 @pytest.mark.parametrize("policy", MOVING)
 def test_a_resumed_reference_goes_on_bit_for_bit(tiny_sdxl, policy, tmp_path):
     family, unet, parameters = policy_on(tiny_sdxl)
-    made = reference.make(settings(policy), unet)
+    made = reference.make(settings(policy), Policy(family, unet))
     for step in (1, 2):
         move(parameters, step)
-        made.after_update(unet, step)
+        made.after_update(step)
     about = {"base": {}, "data_hash": "", "pairs_per_update": 1}
     state = {"reference": made.state()}
     checkpoint.save(
@@ -165,27 +169,27 @@ def test_a_resumed_reference_goes_on_bit_for_bit(tiny_sdxl, policy, tmp_path):
     folder, _ = checkpoint.latest(tmp_path)
 
     _, again, others = policy_on(tiny_sdxl, seed=5)
-    resumed = reference.make(settings(policy), again)
+    resumed = reference.make(settings(policy), Policy(family, again))
     weights, _ = lora_file.read_lora(folder)
     lora.set_lora_state(again, {name.split(".", 1)[1]: value for name, value in weights.items()})
     resumed.load(checkpoint.read_state(folder)["reference"])
-    for module, trained, each in ((unet, parameters, made), (again, others, resumed)):
+    for trained, each in ((parameters, made), (others, resumed)):
         move(trained, 3)
-        each.after_update(module, 3)
+        each.after_update(3)
     assert torch.equal(output(family, unet), output(family, again))
-    with made.on(unet), resumed.on(again):
+    with made.on(), resumed.on():
         assert torch.equal(output(family, unet), output(family, again))
     assert made.state().keys() == resumed.state().keys()
     assert all(torch.equal(value, resumed.state()[name]) for name, value in made.state().items())
 
 
 def test_the_state_of_another_reference_is_refused(tiny_sdxl):
-    _, unet, _ = policy_on(tiny_sdxl)
-    made = reference.make(settings("accelerated"), unet)
+    family, unet, _ = policy_on(tiny_sdxl)
+    made = reference.make(settings("accelerated"), Policy(family, unet))
     state = made.state()
-    with pytest.raises(DiffpoError, match=r"reference\.policy to what the run started with"):
-        reference.Reference().load(state)
-    with pytest.raises(DiffpoError, match=r"policy=accelerated .* e.g. before\."):
+    with pytest.raises(DiffpoError, match=r"objective\.reference\.policy"):
+        reference.Reference(made.policy).load(state)
+    with pytest.raises(DiffpoError, match=r"objective\.reference\.policy=accelerated .*before\."):
         made.load({name: value for name, value in state.items() if name.startswith("reference.")})
     name = next(iter(state))
     with pytest.raises(DiffpoError, match=name):

@@ -1,5 +1,6 @@
 """Rewards from errors, and what the terms of an objective do to them."""
 
+import contextlib
 import math
 from dataclasses import replace
 
@@ -7,9 +8,11 @@ import pytest
 import torch
 
 from diffpo.config import ObjectiveSettings
+from diffpo.data.judgement import Judgement
 from diffpo.objective.reference import Reference
 from diffpo.objective.reward import Objective, group_losses, implicit_reward, safeguard_winner, score, squared_error
-from diffpo.problems.regression import Regression
+from diffpo.problems.policy import Policy
+from diffpo.problems.regression import Conditioning, Regression
 
 
 class Family:
@@ -31,36 +34,32 @@ class Network(torch.nn.Module):
 class Fixed(Reference):
     """Another network as the reference."""
 
-    def __init__(self, network: torch.nn.Module) -> None:
-        super().__init__()
-        self.network = network
+    @contextlib.contextmanager
+    def on(self):
+        with torch.no_grad():
+            yield self.policy
 
-    def on(self, unet):
-        import contextlib
 
-        @contextlib.contextmanager
-        def there():
-            with torch.no_grad():
-                yield self.network
-
-        return there()
+def policy(scale: float) -> Policy:
+    return Policy(Family(), Network(scale))
 
 
 def objective(reference=None, omega=None, **given) -> Objective:
     settings = ObjectiveSettings.model_validate({"name": "diffusion_dpo", "beta": 4.0, **given})
-    return Objective(settings, reference or Fixed(Network(1.0)), omega or (lambda t: torch.ones(len(t))))
+    return Objective(settings, reference or Fixed(policy(1.0)), omega or (lambda t: torch.ones(len(t))))
 
 
 def problem(members: int = 2, groups: int = 3, seed: int = 0, **given) -> Regression:
     draw = torch.Generator().manual_seed(seed)
     rows = members * groups
+    x_t, target = (torch.randn(rows, 2, 3, 3, generator=draw) for _ in range(2))
+    conditioning = {"cond": {"shift": torch.randn(rows, generator=draw)}, **given.pop("conditioning", {})}
     return Regression(
-        x_t=torch.randn(rows, 2, 3, 3, generator=draw),
+        x_t=x_t,
         t=torch.arange(groups).repeat(members),
-        target=torch.randn(rows, 2, 3, 3, generator=draw),
-        cond={"shift": torch.randn(rows, generator=draw)},
-        preference=torch.ones(groups),
-        members=members,
+        target=target,
+        conditioning=Conditioning(**conditioning),
+        judgement=Judgement(torch.ones(groups), members, given.pop("scores", None)),
         **given,
     )
 
@@ -68,7 +67,7 @@ def problem(members: int = 2, groups: int = 3, seed: int = 0, **given) -> Regres
 def errors(regression: Regression, scale: float) -> list[float]:
     """By hand: mean of (scale x + shift - target)^2."""
     result = []
-    for x, shift, y in zip(regression.x_t, regression.cond["shift"], regression.target, strict=True):
+    for x, shift, y in zip(regression.x_t, regression.conditioning.cond["shift"], regression.target, strict=True):
         residual = (scale * x + shift - y).flatten().tolist()
         result.append(sum(v * v for v in residual) / len(residual))
     return result
@@ -77,9 +76,9 @@ def errors(regression: Regression, scale: float) -> list[float]:
 def test_reward_is_half_beta_k_omega_times_the_gain_in_error():
     regression = problem(weight=torch.tensor([1.0, 2, 3, 4, 5, 6]))
     omega = {0: 1.0, 1: 0.5, 2: 0.25}
-    network = Network(0.5)
+    network = policy(0.5)
     chosen = objective(omega=lambda t: torch.tensor([omega[int(each)] for each in t]))
-    outcome = score(Family(), network, network, chosen, regression)
+    outcome = score(network, chosen, regression)
     ours, theirs = errors(regression, 0.5), errors(regression, 1.0)
     expected = [
         2.0 * k * omega[i % 3] * (b - a) for i, (a, b, k) in enumerate(zip(ours, theirs, range(1, 7), strict=True))
@@ -91,24 +90,24 @@ def test_reward_is_half_beta_k_omega_times_the_gain_in_error():
 
 
 def test_without_a_reference_the_reward_is_minus_half_beta_times_the_error():
-    regression, network = problem(), Network(0.5)
-    free = objective(Reference(free=True))
-    outcome = score(Family(), network, network, free, regression)
+    regression, network = problem(), policy(0.5)
+    free = objective(Reference(network, free=True))
+    outcome = score(network, free, regression)
     assert outcome.reward.tolist() == pytest.approx([-2.0 * e for e in errors(regression, 0.5)], rel=1e-5)
     assert not outcome.reference_error.any() and not outcome.drift.any()
 
 
 def test_swapping_chosen_and_rejected_negates_u():
-    regression, network = problem(), Network(0.7)
+    regression, network = problem(), policy(0.7)
     order = [3, 4, 5, 0, 1, 2]
     swapped = replace(
         regression,
         x_t=regression.x_t[order],
         target=regression.target[order],
-        cond={"shift": regression.cond["shift"][order]},
+        conditioning=Conditioning({"shift": regression.conditioning.cond["shift"][order]}),
     )
-    u = score(Family(), network, network, objective(), regression).margin
-    assert torch.equal(score(Family(), network, network, objective(), swapped).margin, -u) and u.abs().min() > 0
+    u = score(network, objective(), regression).margin
+    assert torch.equal(score(network, objective(), swapped).margin, -u) and u.abs().min() > 0
 
 
 def test_mean_and_sum_of_squares_are_one_objective_with_betas_that_differ_by_the_dimension():
@@ -130,13 +129,12 @@ def test_clip_bounds_the_likelihood_ratio_and_stops_its_gradient():
 
 
 def test_guidance_is_part_of_the_policy():
-    regression = problem(guidance=3.0, unconditional={"shift": torch.full((6,), 0.25)})
-    network = Network(0.5)
-    outcome = score(Family(), network, network, objective(), regression)
-    plain = replace(
-        regression, unconditional=None, cond={"shift": 0.25 + 3.0 * (regression.cond["shift"] - 0.25)}, guidance=1.0
-    )
-    expected = score(Family(), network, network, objective(), plain).reward
+    regression = problem(conditioning={"uncond": {"shift": torch.full((6,), 0.25)}, "guidance": 3.0})
+    network = policy(0.5)
+    outcome = score(network, objective(), regression)
+    guided = 0.25 + 3.0 * (regression.conditioning.cond["shift"] - 0.25)
+    plain = replace(regression, conditioning=Conditioning({"shift": guided}))
+    expected = score(network, objective(), plain).reward
     torch.testing.assert_close(outcome.reward, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -165,9 +163,9 @@ def test_the_safeguard_keeps_a_step_from_raising_the_winners_error():
 
 
 def test_the_sft_term_is_the_better_images_error():
-    regression, network = problem(), Network(0.5)
+    regression, network = problem(), policy(0.5)
     with_term = objective(sft=0.3, link_weight=2.0)
-    outcome = score(Family(), network, network, with_term, regression)
+    outcome = score(network, with_term, regression)
     zero = torch.tensor(0.0)
     link = [math.log1p(math.exp(-u)) for u in outcome.margin.tolist()]
     expected = [2.0 * l + 0.3 * e for l, e in zip(link, errors(regression, 0.5)[:3], strict=True)]
@@ -175,24 +173,24 @@ def test_the_sft_term_is_the_better_images_error():
 
 
 def test_pairs_serve_links_of_single_images():
-    regression, network = problem(), Network(0.5)
+    regression, network = problem(), policy(0.5)
     kto = objective(link="kto")
-    outcome = score(Family(), network, network, kto, regression)
+    outcome = score(network, kto, regression)
     losses = group_losses(outcome, kto.settings, torch.tensor(0.0))
     expected = [
         0.5 * (1 / (1 + math.exp(w)) + 1 / (1 + math.exp(-l)))
         for w, l in zip(outcome.reward[:3].tolist(), outcome.reward[3:].tolist(), strict=True)
     ]
     assert losses.tolist() == pytest.approx(expected, rel=1e-5)
-    apart = replace(regression, members=1, preference=torch.tensor([1.0, 1, 1, 0, 0, 0]))
-    alone = score(Family(), network, network, kto, apart)
+    apart = replace(regression, judgement=Judgement(torch.tensor([1.0, 1, 1, 0, 0, 0]), 1))
+    alone = score(network, kto, apart)
     assert group_losses(alone, kto.settings, torch.tensor(0.0)).mean().item() == pytest.approx(losses.mean().item())
 
 
 def test_lists_are_scored_row_by_row():
-    regression, network = problem(members=3, groups=2, scores=torch.tensor([[3.0, 9], [2, 5], [1, 1]])), Network(0.5)
+    regression, network = problem(members=3, groups=2, scores=torch.tensor([[3.0, 9], [2, 5], [1, 1]])), policy(0.5)
     ranked = objective(link="plackett_luce")
-    outcome = score(Family(), network, network, ranked, regression)
+    outcome = score(network, ranked, regression)
     reward = [2.0 * (b - a) for a, b in zip(errors(regression, 0.5), errors(regression, 1.0), strict=True)]
     for i, loss in enumerate(group_losses(outcome, ranked.settings, torch.tensor(0.0)).tolist()):
         r = reward[i::2]
@@ -202,10 +200,10 @@ def test_lists_are_scored_row_by_row():
 
 def test_a_regression_whose_rows_make_no_groups_is_an_error():
     with pytest.raises(ValueError, match="6 problems are not 2 groups of 2"):
-        replace(problem(), preference=torch.ones(2))
+        replace(problem(), judgement=Judgement(torch.ones(2)))
 
 
 def test_scores_give_the_gap():
-    regression, network = problem(scores=torch.tensor([[0.9, 0.5, 0.4], [0.1, 0.6, 0.4]])), Network(0.5)
-    outcome = score(Family(), network, network, objective(), regression)
+    regression, network = problem(scores=torch.tensor([[0.9, 0.5, 0.4], [0.1, 0.6, 0.4]])), policy(0.5)
+    outcome = score(network, objective(), regression)
     assert outcome.quantities(torch.tensor(0.0))["gap"].tolist() == pytest.approx([0.8, -0.1, 0.0])

@@ -106,7 +106,7 @@ def test_opposite_users_get_different_pictures_and_nobody_gets_the_plain_loras(t
         out = tmp_path / "out" / name
         rows = generate.run(tiny_sdxl, PROMPTS, out, lora=folder, user_pairs=pairs, **FAST)
         found[name] = [(out / row["file"]).read_bytes() for row in rows]
-        assert ("paints for nobody" in capsys.readouterr().out) == (name == "nobody")
+        assert ("--user-pairs" in capsys.readouterr().out) == (name == "nobody")
     base = {name: pictures[:2] for name, pictures in found.items()}
     assert base["one"] == base["other"] == base["plain"]
     assert found["nobody"] == found["plain"]
@@ -160,7 +160,7 @@ def test_pictures_for_different_users_are_never_mixed(tiny_sdxl, trained, tmp_pa
     assert [json.loads(line) for line in (out / "manifest.jsonl").read_text().splitlines()] == rows
     assert [bool(row["user_hash"]) for row in rows] == [False, False, True, True]
     for pairs in (other, None):
-        with pytest.raises(DiffpoError, match="was made with user_hash="):
+        with pytest.raises(DiffpoError, match="user_hash="):
             generate.run(tiny_sdxl, PROMPTS, out, lora=trained, user_pairs=pairs, **FAST)
 
 
@@ -170,23 +170,23 @@ def test_what_cannot_be_used_is_refused(tiny_sdxl, make_config, data, trained, p
     for option in ("cache_latents=false", "crop=random", "flip=true"):
         with pytest.raises(DiffpoError, match=r"data\.cache_latents=true, data\.crop=center"):
             config_of(make_config, tiny_sdxl, data, f"data.{option}")
-    with pytest.raises(DiffpoError, match=r"has no column 'who'.*data\.columns\.user"):
+    with pytest.raises(DiffpoError, match=r"'who'.*data\.columns\.user"):
         train(config_of(make_config, tiny_sdxl, pairs_parquet, f"output={tmp_path / 'a'}"))
     alone = [{**row, "who": str(i)} for i, row in enumerate(pick_a_pic_rows(3))]
     config = config_of(make_config, tiny_sdxl, write_parquet(tmp_path / "alone.parquet", alone))
     config = config.model_copy(update={"output": tmp_path / "b"})
     for verb in (train, check):
-        with pytest.raises(DiffpoError, match=r"alone\.parquet: no user has two pairs"):
+        with pytest.raises(DiffpoError, match=r"alone\.parquet: .*data\.columns\.user"):
             verb(config)
     # generation
     his, _ = opposite(tmp_path)
     ties = write_parquet(tmp_path / "ties.parquet", pick_a_pic_rows(2, ties=2))
-    with pytest.raises(DiffpoError, match=r"ties\.parquet: all 2 usable pairs are ties"):
+    with pytest.raises(DiffpoError, match=r"ties\.parquet: .*ties"):
         generate.run(tiny_sdxl, PROMPTS, tmp_path / "out", lora=trained, user_pairs=ties, **FAST)
-    with pytest.raises(DiffpoError, match="name its LoRA with --lora"):
+    with pytest.raises(DiffpoError, match="--lora"):
         generate.run(tiny_sdxl, PROMPTS, tmp_path / "out", user_pairs=his, **FAST)
     (trained / lora_file.USERS_FILE_NAME).unlink()
-    with pytest.raises(DiffpoError, match="knows no users"):
+    with pytest.raises(DiffpoError, match="--user-pairs"):
         generate.run(tiny_sdxl, PROMPTS, tmp_path / "out", lora=trained, user_pairs=his, **FAST)
     assert not (tmp_path / "out").exists()
 

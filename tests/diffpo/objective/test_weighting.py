@@ -7,9 +7,12 @@ from tiny_transformers import make_sd3
 from diffpo import models
 from diffpo.common.errors import DiffpoError
 from diffpo.common.rng import generator
+from diffpo.common.worker import ALONE, Worker
 from diffpo.config import Lora, Model
+from diffpo.data.judgement import Judgement
 from diffpo.objective import weighting
-from diffpo.problems.regression import Regression
+from diffpo.problems.policy import Policy
+from diffpo.problems.regression import Conditioning, Regression
 from diffpo.weights import lora
 
 T = torch.arange(1000)
@@ -54,13 +57,6 @@ def test_min_snr_of_a_flow_weighs_the_error_of_x_0_too(tmp_path):
     torch.testing.assert_close(omega / sigma**2, ((alpha / sigma) ** 2).clamp(max=5), rtol=1e-4, atol=0)
 
 
-class Process:
-    """One of several processes; gathering is left to the test."""
-
-    def __init__(self, index: int, count: int) -> None:
-        self.process_index, self.num_processes = index, count
-
-
 class FakeBatches:
     """Groups whose x_0 is their index; the draws of a position are the position's alone."""
 
@@ -74,7 +70,7 @@ class FakeBatches:
 def source(batch):
     t = torch.stack([torch.randint(0, 1000, (), generator=generator(0, "t", p)) for p in batch.positions]).repeat(2)
     x_t = torch.tensor(batch.indices, dtype=torch.float32).repeat(2).view(-1, 1, 1, 1)
-    return Regression(x_t=x_t, t=t, target=x_t, cond={}, preference=torch.ones(len(batch.indices)))
+    return Regression(x_t, t, x_t, Conditioning({}), Judgement(torch.ones(len(batch.indices))))
 
 
 def adapted(path):
@@ -85,13 +81,13 @@ def adapted(path):
 
 
 def measured(error, path, rows=7, processes=1, monkeypatch=None):
-    family, unet = adapted(path)
+    policy = Policy(*adapted(path))
     if processes == 1:
-        return weighting.measure(error, family, unet, source, FakeBatches(), rows, Process(0, 1))
+        return weighting.measure(policy, error, source, FakeBatches(), rows, ALONE)
     parts: list = []
+    monkeypatch.setattr("accelerate.utils.gather_object", lambda found: parts.extend(found) or list(parts))
     for index in range(processes):
-        monkeypatch.setattr("accelerate.utils.gather_object", lambda found: parts.extend(found) or list(parts))
-        result = weighting.measure(error, family, unet, source, FakeBatches(), rows, Process(index, processes))
+        result = weighting.measure(policy, error, source, FakeBatches(), rows, Worker("cpu", index, processes))
     return result
 
 
@@ -103,7 +99,7 @@ def test_measured_equalises_an_analytic_error(tiny_sd):
         alpha, sigma = (each.flatten() for each in family.alpha_sigma(regression.t))
         return 0.25 * alpha**2 / (0.25 * alpha**2 + sigma**2)
 
-    errors = weighting.measure(error, family, unet, source, FakeBatches(), 16, Process(0, 1))
+    errors = weighting.measure(Policy(family, unet), error, source, FakeBatches(), 16, ALONE)
     omega = weighting.make("measured", family, errors)(T).double()
     assert omega.mean() == pytest.approx(1, abs=1e-6)
     a = alpha_bar(family)
@@ -127,15 +123,15 @@ def test_measured_asks_the_base_and_not_the_trained_policy(tiny_sd):
     family, unet = adapted(tiny_sd)
     seen = []
 
-    def error(module, regression):
+    def error(base, regression):
         assert not torch.is_grad_enabled()
         x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
         cond = {"prompt_embeds": torch.ones(2, 7, 16)}
-        seen.append(family.predict(module, x, torch.tensor([5, 500]), cond))
+        seen.append(family.predict(base.network, x, torch.tensor([5, 500]), cond))
         return torch.ones(len(regression.t))
 
     def one():
-        weighting.measure(error, family, unet, source, FakeBatches(), weighting.DRAWS, Process(0, 1))
+        weighting.measure(Policy(family, unet), error, source, FakeBatches(), weighting.DRAWS, ALONE)
         return seen.pop()
 
     before = one()
@@ -152,5 +148,5 @@ def test_an_empty_bin_takes_the_nearest_mean():
 
 @pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
 def test_errors_that_have_no_inverse_are_refused(bad):
-    with pytest.raises(DiffpoError, match="not a positive number"):
+    with pytest.raises(DiffpoError, match=r"objective\.weighting=measured"):
         weighting.by_bin([0, 999], [1.0, bad], 1000)

@@ -7,13 +7,20 @@ import torch
 
 from diffpo import models
 from diffpo.common.errors import DiffpoError
+from diffpo.common.rng import Draws
 from diffpo.config import InversionSettings as Settings
 from diffpo.config import Lora, Model, ReferenceSettings
+from diffpo.data.judgement import Judgement
 from diffpo.objective import reference, reward
 from diffpo.problems.inversion import Inversion
+from diffpo.problems.policy import Policy
 from diffpo.weights.lora import add_lora
 
-ALWAYS = SimpleNamespace(on=contextlib.nullcontext)  # a reference without an adapter
+
+def inversion(settings, family, network):
+    """By a reference without an adapter."""
+    policy = Policy(family, network)
+    return Inversion(settings, policy, lambda: contextlib.nullcontext(policy))
 
 
 class Analytic:
@@ -48,13 +55,9 @@ def batch(n=3, members=2, shape=(4, 8, 8), seed=0, dtype=torch.float64, position
     return SimpleNamespace(
         x_0=torch.randn(members * n, *shape, generator=draw, dtype=dtype),
         cond=cond,
-        members=members,
-        preference=torch.ones(n),
-        scores=None,
+        judgement=Judgement(torch.ones(n), members),
         indices=list(range(n)),
-        seed=0,
-        purpose="train",
-        positions=list(range(n)) if positions is None else positions,
+        draws=Draws(0, "train", list(range(n)) if positions is None else positions),
     )
 
 
@@ -65,7 +68,7 @@ def test_a_network_that_says_one_noise_is_followed_exactly_to_the_level_it_is_to
     family, n = Analytic(prediction), 40
     noise = torch.randn(2 * n, 4, 8, 8, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
     given = batch(n, noise=noise)
-    found = Inversion(settings, family, lambda x, alpha, sigma, cond: cond["noise"], ALWAYS)(given)
+    found = inversion(settings, family, lambda x, alpha, sigma, cond: cond["noise"])(given)
     alpha, sigma = family.alpha_sigma(found.t)
     torch.testing.assert_close(found.x_t, alpha * given.x_0 + sigma * noise, rtol=0, atol=1e-10)
     torch.testing.assert_close(found.target, family.target(given.x_0, noise, found.t), rtol=0, atol=1e-10)
@@ -79,7 +82,7 @@ def flow_error(settings, prediction="epsilon"):
     """Largest distance from the closed-form solution of the probability-flow ODE, at the noisiest level."""
     family, given = Analytic(prediction), batch(n=1)
     cond = {"mean": torch.full_like(given.x_0, 0.3)}
-    source = Inversion(settings, family, gaussian, ALWAYS)
+    source = inversion(settings, family, gaussian)
     reached = source.invert(given.x_0, cond, [settings.steps // 2], [None])[-1]
     alpha, sigma = family.alpha_sigma(torch.tensor([499]))
     exact = alpha * 0.3 + (given.x_0 - 0.3) * (alpha**2 + sigma**2 / 0.25).sqrt()
@@ -97,7 +100,7 @@ def test_networks_that_predict_v_and_epsilon_lead_to_the_same_latents():
     for settings in (Settings(steps=6), Settings(steps=6, average=True), Settings(steps=6, eta=0.7)):
         given = batch(8)
         given.cond = {"mean": torch.full_like(given.x_0, 0.3)}
-        found = {p: Inversion(settings, Analytic(p), gaussian, ALWAYS)(given) for p in ("epsilon", "v_prediction")}
+        found = {p: inversion(settings, Analytic(p), gaussian)(given) for p in ("epsilon", "v_prediction")}
         one, other = found.values()
         torch.testing.assert_close(one.x_t, other.x_t, rtol=0, atol=1e-10)
         alpha, sigma = Analytic().alpha_sigma(one.t)
@@ -109,7 +112,7 @@ def test_noise_of_eta_does_not_leave_the_level():
     standard = lambda x, alpha, sigma, cond: sigma * x  # noqa: E731
     for eta in (0.0, 1.0):
         given = batch(n=1, shape=(4, 64, 64))
-        source = Inversion(Settings(steps=200, eta=eta), Analytic(), standard, ALWAYS)
+        source = inversion(Settings(steps=200, eta=eta), Analytic(), standard)
         path = source.invert(given.x_0, {}, [200], [torch.Generator().manual_seed(0)])
         for x in path:
             assert x.var().item() == pytest.approx(1, abs=0.03)
@@ -151,7 +154,7 @@ def test_sampling_with_ddim_leads_back_to_the_image(network):
     given = batch(n=1, dtype=torch.float32, prompt_embeds=text(unet, 2))
 
     def round_trip(steps, average=False):
-        source = Inversion(Settings(steps=steps, average=average), family, unet, ALWAYS)
+        source = inversion(Settings(steps=steps, average=average), family, unet)
         x_t = source.invert(given.x_0, given.cond, [steps // 2], [None])[-1]
         back = ddim(family, unet, x_t, given.cond, source.grid[: steps // 2].tolist()[::-1])
         return (back - given.x_0).square().mean().sqrt().item()
@@ -167,7 +170,7 @@ def test_a_batch_is_its_groups_and_a_draw_is_addressed(network):
     family, unet = network
     embeds = text(unet, 10)
     whole = batch(n=5, dtype=torch.float32, prompt_embeds=embeds)
-    source = Inversion(Settings(steps=6, eta=0.5), family, unet, ALWAYS)
+    source = inversion(Settings(steps=6, eta=0.5), family, unet)
     together = source(whole)
     assert len(set(together.t.tolist())) > 1
     for i in range(5):
@@ -179,7 +182,7 @@ def test_a_batch_is_its_groups_and_a_draw_is_addressed(network):
         torch.testing.assert_close(alone.x_t, together.x_t[rows], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(alone.target, together.target[rows], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(source(whole).x_t, together.x_t, rtol=0, atol=0)
-    whole.positions = [100 + i for i in range(5)]
+    whole.draws = Draws(0, "train", [100 + i for i in range(5)])
     assert not torch.equal(source(whole).x_t, together.x_t)
 
 
@@ -188,7 +191,8 @@ def test_rewards_begin_at_zero_and_the_base_inverts(tiny_sdxl):
     family = models.load(Model(path=str(tiny_sdxl)))
     unet = family.load_network()
     parameters = add_lora(unet, Lora(rank=4), family.lora_targets)
-    base = reference.make(ReferenceSettings(), unet)
+    policy = Policy(family, unet)
+    base = reference.make(ReferenceSettings(), policy)
     settings = SimpleNamespace(
         beta=5000, winner_safeguard=None, clip=None, divergence="reverse_kl", divergence_alpha=0.5
     )
@@ -196,20 +200,20 @@ def test_rewards_begin_at_zero_and_the_base_inverts(tiny_sdxl):
     sizes = torch.tensor([[16.0, 16, 0, 0, 16, 16]]).repeat(4, 1)
     cond = {"prompt_embeds": torch.randn(4, 6, 32), "pooled_prompt_embeds": torch.randn(4, 16), "time_ids": sizes}
     given = batch(n=2, dtype=torch.float32, **cond)
-    source = Inversion(Settings(steps=3), family, unet, base)
+    source = Inversion(Settings(steps=3), policy, base.on)
     regression = source(given)
-    assert reward.score(family, unet, unet, objective, regression).reward.tolist() == [0] * 4
+    assert reward.score(policy, objective, regression).reward.tolist() == [0] * 4
     with torch.no_grad():
         for parameter in parameters:
             parameter.add_(0.1)
     torch.testing.assert_close(source(given).x_t, regression.x_t, rtol=0, atol=0)
     assert not regression.x_t.requires_grad
-    assert (reward.score(family, unet, unet, objective, regression).reward != 0).all()
+    assert (reward.score(policy, objective, regression).reward != 0).all()
 
 
 def test_more_steps_than_timesteps_are_refused():
-    with pytest.raises(DiffpoError, match=r"objective\.inversion\.steps: 1001 are more than the model's 1000"):
-        Inversion(Settings(steps=1001), Analytic(), gaussian, ALWAYS)
+    with pytest.raises(DiffpoError, match=r"objective\.inversion\.steps.*1001.*1000"):
+        inversion(Settings(steps=1001), Analytic(), gaussian)
 
 
 # ---- the cache
@@ -225,7 +229,7 @@ def data(tiny_sdxl, make_config):
     family = models.load(config.model)
     family.load_encoders()
     groups = load_groups(config.data, config.data.train, "train", "pair")
-    batches = Batches(groups, config.data, family, 0, "cpu")
+    batches = Batches(groups, config.data, family)
     unet = family.load_network()
     calls = []
     unet.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -233,7 +237,7 @@ def data(tiny_sdxl, make_config):
 
 
 def source_of(data, **settings):
-    return Inversion(Settings(steps=4, **settings), data.family, data.unet, ALWAYS)
+    return inversion(Settings(steps=4, **settings), data.family, data.unet)
 
 
 def test_cached_latents_are_those_of_inverting_the_mean(data, tmp_path):
@@ -270,8 +274,8 @@ def test_every_image_is_inverted_once_and_again_only_for_other_settings(data, tm
 
 def test_what_changes_from_step_to_step_is_not_cached(data, tmp_path):
     for override, message in (
-        ({"flip": True}, "data.flip=false, or invert in each step with objective.inversion.cache=false"),
-        ({"caption_dropout": 0.1}, "data.caption_dropout drops some"),
+        ({"flip": True}, r"data\.flip=false.*objective\.inversion\.cache=false"),
+        ({"caption_dropout": 0.1}, r"data\.caption_dropout.*objective\.inversion\.cache=false"),
     ):
         settings = data.config.data.model_copy(update=override)
         changing = SimpleNamespace(cached="flip" not in override, data=settings)

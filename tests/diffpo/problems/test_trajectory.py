@@ -5,7 +5,9 @@ from torch.distributions import Normal
 from diffpo import models
 from diffpo.common.errors import DiffpoError
 from diffpo.config import Lora, Model, RolloutSettings
-from diffpo.problems.transitions import Transition, guided, regression, sampler_steps
+from diffpo.problems.policy import Policy
+from diffpo.problems.regression import Conditioning
+from diffpo.problems.transitions import StepPair, regression, sampler_steps
 from diffpo.weights import lora
 from samplers import VPDiscrete, convert
 
@@ -35,9 +37,9 @@ def test_the_weighted_error_is_the_log_likelihood_ratio_of_the_step(prediction, 
             mean = then.sqrt() * x_0 + ((1 - then - std**2).clamp(min=0).sqrt() * eps if step == "ddim" else 0)
             return Normal(mean, std).log_prob(x_next).mean((1, 2, 3))
 
-        target = each.target(x, x_next)
+        target = each.transition.target(x, x_next)
         error, reference_error = ((out - target).square().mean((1, 2, 3)) for out in (policy, reference))
-        ratio = each.weight * (reference_error - error)
+        ratio = each.transition.weight * (reference_error - error)
         torch.testing.assert_close(ratio, likelihood(policy) - likelihood(reference), rtol=1e-10, atol=1e-10)
 
 
@@ -45,8 +47,9 @@ def test_the_weighted_error_is_the_log_likelihood_ratio_of_the_step(prediction, 
 def test_the_last_step_has_no_noise_and_gives_the_image_estimate(step):
     last = sampler_steps(RolloutSettings(steps=5, step=step), SCHEDULE, "v_prediction")[-1]
     x, out = random(1, 4, 8, 8), random(1, 4, 8, 8, seed=1)
-    assert last.noise == 0
-    torch.testing.assert_close(last.mean(x, out), convert(x, out, "v_prediction", "sample", last.alpha, last.sigma))
+    assert last.transition.std == 0
+    x_0 = convert(x, out, "v_prediction", "sample", last.alpha, last.sigma)
+    torch.testing.assert_close(last.transition.mean(x, out), x_0)
 
 
 def test_more_steps_than_labels_are_refused_by_name():
@@ -59,16 +62,20 @@ def test_guidance_extrapolates_from_the_empty_prompt(tiny_sd):
     unet, t = family.load_network(), torch.tensor([300, 300])
     x = random(2, 4, 8, 8).float()
     prompted, empty = ({"prompt_embeds": random(2, 16, 16, seed=i).float()} for i in (1, 2))
+    policy = Policy(family, unet)
     with torch.no_grad():
         plain = family.predict(unet, x, t, prompted)
-        assert torch.equal(guided(family, unet, x, t, prompted, None, 5.0), plain)
+        assert torch.equal(policy.output(x, t, Conditioning(prompted)), plain)
         expected = 5 * plain - 4 * family.predict(unet, x, t, empty)
-        torch.testing.assert_close(guided(family, unet, x, t, prompted, empty, 5.0), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            policy.output(x, t, Conditioning(prompted, empty, 5.0)), expected, rtol=1e-4, atol=1e-5
+        )
 
 
-def conditions(prompts):
+def conditioning(prompts):
     rows = torch.tensor(prompts, dtype=torch.float32)
-    return {"prompt_embeds": rows.view(-1, 1, 1).expand(-1, 16, 16)}, {"prompt_embeds": torch.zeros(len(rows), 16, 16)}
+    cond = {"prompt_embeds": rows.view(-1, 1, 1).expand(-1, 16, 16)}
+    return Conditioning(cond, {"prompt_embeds": torch.zeros(len(rows), 16, 16)}, 5.0)
 
 
 def test_a_regression_is_laid_out_by_member_and_starts_at_no_reward(tiny_sd_v):
@@ -82,18 +89,20 @@ def test_a_regression_is_laid_out_by_member_and_starts_at_no_reward(tiny_sd_v):
     steps = sampler_steps(RolloutSettings(steps=4), family.schedule(), family.prediction)
     states = random(2, 5, 4, 8, 8).float()
     items = [
-        Transition(7, k, (states[0, k], states[1, k]), (states[0, k + 1], states[1, k + 1]), (2.0, 1.0)) for k in (0, 2)
+        StepPair(7, k, (states[0, k], states[1, k]), (states[0, k + 1], states[1, k + 1]), (2.0, 1.0)) for k in (0, 2)
     ]
-    found = regression(items, steps, conditions, 5.0, "cpu")
-    assert found.t.tolist() == [999, 499, 999, 499] and found.members == 2
+    found = regression(items, steps, conditioning, "cpu")
+    assert found.t.tolist() == [999, 499, 999, 499] and found.judgement.members == 2
     assert torch.equal(found.x_t, states[[0, 0, 1, 1], [0, 2, 0, 2]])
-    assert found.cond["prompt_embeds"][:, 0, 0].tolist() == [7.0] * 4 and found.guidance == 5.0
-    assert found.scores.tolist() == [[2.0, 2.0], [1.0, 1.0]]
-    again = steps[2].mean(found.x_t[3], found.target[3])  # the target is what would have led there without noise
+    assert found.conditioning.cond["prompt_embeds"][:, 0, 0].tolist() == [7.0] * 4
+    assert found.conditioning.guidance == 5.0
+    assert found.judgement.scores.tolist() == [[2.0, 2.0], [1.0, 1.0]]
+    # the target is what would have led there without noise
+    again = steps[2].transition.mean(found.x_t[3], found.target[3])
     torch.testing.assert_close(again, states[1, 3])
-    assert regression(items, steps, conditions, 1.0, "cpu").unconditional is None
 
     settings = ObjectiveSettings(name="d3po", rollout={"scorers": ["shapes.total"]})
-    made = reference.make(ReferenceSettings(), unet)
-    outcome = score(family, unet, unet, Objective(settings, made, torch.ones_like), found)
+    policy = Policy(family, unet)
+    made = reference.make(ReferenceSettings(), policy)
+    outcome = score(policy, Objective(settings, made, torch.ones_like), found)
     assert torch.equal(outcome.reward, torch.zeros(4)) and outcome.reward.requires_grad

@@ -6,6 +6,7 @@ import torch
 
 from diffpo import models
 from diffpo.common.errors import DiffpoError
+from diffpo.problems.regression import Conditioning
 from diffpo.rollout import groups as harvest
 from diffpo.rollout import round
 
@@ -16,7 +17,7 @@ def record(scores, prompt=2):
 
 
 def chosen(record, kind):
-    return [([x.item() for x in group.x_0], group.preference) for group in harvest._pictures(record, kind)]
+    return [([x.item() for x in group.x_0], group.preference) for group in harvest._final(record, kind)]
 
 
 def test_samples_become_pairs_lists_and_likings():
@@ -35,7 +36,7 @@ def test_noised_samples_are_the_forward_process_at_the_trainings_positions(feed)
     made.begin(0)
     assert len(made.items) == 3
     found = made.regression([0, 1])
-    assert found.members == 2 and found.weight is None and found.unconditional is None
+    assert found.judgement.members == 2 and found.weight is None and found.conditioning.uncond is None
     alpha, sigma = made.rounds.family.alpha_sigma(found.t)
     assert torch.equal(found.t[:2], found.t[2:]), "one timestep for a pair"
     items = [made.items[i] for i in (0, 1, 2)]
@@ -53,7 +54,7 @@ def test_self_play_puts_the_data_before_the_references_own_image(feed, tiny_sd, 
     family = models.load(config.model)
     family.load_encoders()
     groups = load_groups(config.data, config.data.train, "train", "pair", quiet=True)
-    batches = Batches(groups, config.data, family, 5, "cpu")
+    batches = Batches(groups, config.data, family, 5)
     objective = {"source": "self_play", "forward": {"shared_noise": True}}
     made = feed("diffusion_dpo", objective=objective, batches=batches, guidance=1.0, scorers=[])
     metrics = made.begin(1)
@@ -64,10 +65,11 @@ def test_self_play_puts_the_data_before_the_references_own_image(feed, tiny_sd, 
     item = next(item for item in made.items if torch.allclose(item.x_0, own, atol=1e-3))
     batch = batches.batch([item.index], [item.position])
     torch.testing.assert_close(data, batch.x_0[0], rtol=1e-3, atol=1e-3)
-    with torch.no_grad(), made.reference.on(made.network) as base:  # the base samples, not the policy
+    with torch.no_grad(), made.rounds.reference.on() as base:  # the base samples, not the policy
         draw = made.rounds._draw(1, item.position - 3)
         noise = torch.randn(1, *own.shape, generator=draw)
-        states = made.rounds.walker.trajectories(base, noise, [draw], {k: v[:1] for k, v in batch.cond.items()}, None)
+        given = Conditioning({name: value[:1] for name, value in batch.cond.items()})
+        states = made.rounds.walker.trajectories(base, noise, [draw], given)
     torch.testing.assert_close(states[0, -1], item.x_0, rtol=1e-4, atol=1e-4)
 
 
@@ -78,5 +80,5 @@ def test_self_play_imitates_no_disliked_image():
 
     assert round.worth_imitating(groups(1, 1.0, 0.0, 0.7)) == [0, 2]
     assert round.worth_imitating(groups(2, 1.0, 0.4)) == [0, 1]
-    with pytest.raises(DiffpoError, match="here holds no liked image"):
+    with pytest.raises(DiffpoError, match=r"^here .*self_play"):
         round.worth_imitating(groups(1, 0.0))

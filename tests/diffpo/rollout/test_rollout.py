@@ -1,18 +1,19 @@
 import numpy as np
 import pytest
 import torch
-from on_policy import Brightness, accelerator, shake
+from on_policy import Brightness, shake
 
+from diffpo.common.worker import Worker
 from diffpo.rollout import round
-from diffpo.train import feeds
 from diffpo.weights import lora
 
 
 def same(one, other, exactly=True):
-    for name in ("x_t", "t", "target", "preference", "weight"):
-        a, b = getattr(one, name), getattr(other, name)
-        assert torch.equal(a, b) if exactly else torch.allclose(a, b, rtol=1e-4, atol=1e-4), name
-    assert all(torch.equal(one.cond[key], other.cond[key]) for key in one.cond)
+    pairs = [(getattr(one, name), getattr(other, name)) for name in ("x_t", "t", "target", "weight")]
+    for a, b in [*pairs, (one.judgement.preference, other.judgement.preference)]:
+        assert torch.equal(a, b) if exactly else torch.allclose(a, b, rtol=1e-4, atol=1e-4)
+    cond = other.conditioning.cond
+    assert all(torch.equal(value, cond[key]) for key, value in one.conditioning.cond.items())
 
 
 def test_a_round_gives_every_noisy_step_of_every_pair(feed):
@@ -43,15 +44,15 @@ def test_the_chain_of_a_trajectory_is_what_the_policy_samples(feed):
     steps = made.rounds.walker.steps
     residuals = []
     for item in made.items:
-        cond, empty = made.conditions([item.prompt])
+        given = made.rounds.conditions([item.prompt], 2.0)
         for x, x_next in zip(item.x, item.x_next, strict=True):
             with torch.no_grad():
                 t = torch.tensor([steps[item.step].t])
                 family = made.rounds.family
-                plain, without = (family.predict(made.network, x[None], t, each) for each in (cond, empty))
+                plain, without = (family.predict(made.network, x[None], t, each) for each in (given.cond, given.uncond))
             out = without + 2.0 * (plain - without)
-            mean = steps[item.step].of_x * x + steps[item.step].of_out * out[0]
-            residuals.append((x_next - mean) / steps[item.step].noise)
+            step = steps[item.step].transition
+            residuals.append((x_next - step.anchor * x - step.outputs[0] * out[0]) / step.std)
     z = torch.stack(residuals)
     assert abs(z.mean()) < 0.1 and abs(z.std() - 1) < 0.1
 
@@ -62,11 +63,11 @@ def test_two_processes_and_small_batches_sample_the_same_round(feed, monkeypatch
     alone = feed(name, **options)
     alone.begin(3)
     monkeypatch.setattr(round, "LATENTS", 1)  # a prompt at a time
-    two = [feed(name, accelerator(process, 2), **options) for process in (0, 1)]
-    shares = [each.rounds.sample(3, range(each.accelerator.process_index, 3, 2)) for each in two]
+    two = [feed(name, Worker("cpu", process, 2), **options) for process in (0, 1)]
+    shares = [each.rounds.sample(3, range(each.worker.index, 3, 2)) for each in two]
     assert [[record.place for record in share] for share in shares] == [[0, 2], [1]]
     for each in two:
-        monkeypatch.setattr(each, "_gather", lambda share: shares[0] + shares[1])
+        monkeypatch.setattr("accelerate.utils.gather_object", lambda share: shares[0] + shares[1])
         each.begin(3)
         assert [item.prompt for item in each.items] == [item.prompt for item in alone.items]
         same(each.regression(range(12, 16)), alone.regression(range(12, 16)), exactly=False)
@@ -91,7 +92,7 @@ def test_a_resumed_feed_samples_the_round_again_bit_for_bit(feed, name):
     for positions in ([6, 7], [10, 11]):
         one, other = made.regression(positions), resumed.regression(positions)
         assert torch.equal(one.x_t, other.x_t) and torch.equal(one.target, other.target)
-        assert torch.equal(one.preference, other.preference)
+        assert torch.equal(one.judgement.preference, other.judgement.preference)
     assert torch.equal(made.regression([6, 7]).x_t, before.x_t)
     made.begin(5)
     assert made.state() == {}, "after its last update nothing is left to repeat"
@@ -126,7 +127,8 @@ def test_an_empty_round_is_counted_and_gives_nothing(feed, monkeypatch):
 
 def test_conditions_are_read_by_prompt(feed):
     made = feed()
-    prompted, empty = made.conditions([1, 1, 3])
-    assert isinstance(made.conditions, feeds.PromptConditions)
-    assert torch.equal(prompted["prompt_embeds"][0], prompted["prompt_embeds"][1])
-    assert torch.equal(empty["prompt_embeds"][0], empty["prompt_embeds"][2])
+    found = made.rounds.conditions([1, 1, 3], 2.0)
+    prompted, empty = found.cond["prompt_embeds"], found.uncond["prompt_embeds"]
+    assert torch.equal(prompted[0], prompted[1]) and not torch.equal(prompted[0], prompted[2])
+    assert torch.equal(empty[0], empty[2])
+    assert made.rounds.conditions([1]).uncond is None

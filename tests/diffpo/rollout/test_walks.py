@@ -1,15 +1,21 @@
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
-from on_policy import Brightness, StepBrightness, accelerator
+from on_policy import Brightness, StepBrightness
 
 from diffpo.common.errors import DiffpoError
+from diffpo.common.worker import ALONE
 from diffpo.config import ObjectiveSettings, RolloutSettings
+from diffpo.objective.reference import Reference
 from diffpo.objective.reward import Objective, group_losses, score
+from diffpo.problems.policy import Policy
+from diffpo.problems.regression import Conditioning
 from diffpo.rollout import round
 from diffpo.rollout.feed import OnPolicy
+from diffpo.rollout.round import Rounds
 from diffpo.rollout.sampler import Walker
 
 
@@ -48,7 +54,7 @@ def test_the_pool_takes_best_and_worst_of_one_state_and_goes_on_without_another_
     walker = Walker(settings, toy)
     draws = [torch.Generator().manual_seed(i) for i in range(2)]
     x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(9))
-    found = walker.forks(None, x, draws, {"c": torch.zeros(2, 1)}, None, scorer, ["a", "b"])
+    found = walker.forks(Policy(toy, None), x, draws, Conditioning({"c": torch.zeros(2, 1)}), scorer, ["a", "b"])
 
     # one call at each of the first three steps, then all candidates at the next ones: nothing is evaluated twice
     assert [(t, len(rows)) for t, rows in toy.rows] == [(999, 2), (832, 2), (666, 2), (499, 6), (332, 6), (166, 6)]
@@ -72,8 +78,13 @@ def test_the_pool_takes_best_and_worst_of_one_state_and_goes_on_without_another_
                 earlier = scorer.calls[k - 1][0].unflatten(0, (2, 3))[row]
                 assert any(torch.equal(state, member) for member in earlier)
             step = walker.steps[k + 2]
-            mean = step.mean(state, 0.1 * state + step.t / 1000)
-            torch.testing.assert_close(pool, mean + step.noise * noise[row][k], rtol=1e-5, atol=1e-5)
+            mean = step.transition.mean(state, 0.1 * state + step.t / 1000)
+            torch.testing.assert_close(pool, mean + step.transition.std * noise[row][k], rtol=1e-5, atol=1e-5)
+
+
+def one_walk(walker, scorer, caption):
+    policy, given = Policy(walker.family, None), Conditioning({"c": torch.zeros(1, 1)})
+    return walker.forks(policy, torch.zeros(1, 1, 2, 2), [torch.Generator()], given, scorer, [caption])[0]
 
 
 def test_the_threshold_is_on_the_difference_of_the_softmax():
@@ -83,8 +94,7 @@ def test_the_threshold_is_on_the_difference_of_the_softmax():
 
     def groups(threshold):
         walker = Walker(RolloutSettings(steps=4, pool=3, start=0, threshold=threshold, guidance=1.0), Toy())
-        x = torch.zeros(1, 1, 2, 2)
-        return walker.forks(None, x, [torch.Generator()], {"c": torch.zeros(1, 1)}, None, Fixed(), ["a"])[0]
+        return one_walk(walker, Fixed(), "a")
 
     gap = torch.tensor([1.0, 0.0]).softmax(0)
     gap = (gap[0] - gap[1]).item()
@@ -98,10 +108,8 @@ def test_a_step_scorer_that_returns_nan_is_named():
             return torch.full((len(x_t),), torch.nan)
 
     walker = Walker(RolloutSettings(steps=4, start=0, guidance=1.0, step_scorer="mine"), Toy())
-    with pytest.raises(DiffpoError, match="mine gave nan for the prompt 'a cat'"):
-        walker.forks(
-            None, torch.zeros(1, 1, 2, 2), [torch.Generator()], {"c": torch.zeros(1, 1)}, None, Broken(), ["a cat"]
-        )
+    with pytest.raises(DiffpoError, match=r"mine .*nan.*'a cat'"):
+        one_walk(walker, Broken(), "a cat")
 
 
 class Shift(torch.nn.Module):
@@ -124,18 +132,16 @@ class Shifted(Toy):
         return x_0.repeat(1, 3, 1, 1)
 
 
-class Still:
-    free = False
-
-    def on(self, unet):
-        return nullcontext(Shift().requires_grad_(False))
+class Still(Reference):
+    def on(self):
+        return nullcontext(replace(self.policy, network=Shift().requires_grad_(False)))
 
 
 class Nothing:
     prompts, resolution = ("a", "b"), 2
 
-    def __call__(self, indices):
-        return {"c": torch.zeros(len(indices), 1)}, {}
+    def __call__(self, indices, guidance=1.0):
+        return Conditioning({"c": torch.zeros(len(indices), 1)})
 
 
 @pytest.mark.parametrize("name", ["d3po", "pso", "spo"])
@@ -148,23 +154,23 @@ def test_training_raises_the_score_that_judges(monkeypatch, name):
     extra = {"step_scorer": "shapes.total", "start": 0, "threshold": 0.0} if name == "spo" else {}
     rollout = {"prompts": 64, "steps": 4, "guidance": 1.0, "scorers": ["shapes.total"], **extra}
     settings = ObjectiveSettings(name=name, beta=0.2, rollout=rollout)  # a larger one stops at a smaller step
-    policy, still, family = Shift(), Still(), Shifted()
-    made = OnPolicy(settings, Nothing(), None, family, policy, still, 0, accelerator(), 192)
-    optimizer = torch.optim.Adam(policy.parameters(), 0.02)
+    policy = Policy(Shifted(), Shift())
+    still = Still(policy)
+    made = OnPolicy(Rounds(settings, Nothing(), None, policy, still, 0), ALONE, 192)
+    optimizer = torch.optim.Adam(policy.network.parameters(), 0.02)
     for step in range(12):
         made.begin(step)
-        outcome = score(
-            family, policy, policy, Objective(settings, still, torch.ones_like), made.regression(range(192))
-        )
+        outcome = score(policy, Objective(settings, still, torch.ones_like), made.regression(range(192)))
         optimizer.zero_grad()
         group_losses(outcome, settings, torch.tensor(0.0)).mean().backward()
         optimizer.step()
-    walker, cond = made.rounds.walker, {"c": torch.zeros(512, 1)}
+    walker, given = made.rounds.walker, Conditioning({"c": torch.zeros(512, 1)})
     x = torch.randn(512, 1, 2, 2, generator=torch.Generator().manual_seed(0))
 
     def images(network):
         draws = [torch.Generator().manual_seed(i) for i in range(512)]
-        return walker.trajectories(network, x, draws, cond, None)[:, -1].mean((1, 2, 3))
+        policy = Policy(Shifted(), network)
+        return walker.trajectories(policy, x, draws, given)[:, -1].mean((1, 2, 3))
 
-    gain = images(policy) - images(Shift())
+    gain = images(policy.network) - images(Shift())
     assert (gain > 0.05).all(), gain

@@ -76,10 +76,15 @@ def test_processes_that_share_a_sharded_network_measure_equally_often():
     held_out = object.__new__(HeldOut)
     held_out.mine, held_out.rows, held_out.indices = list(range(5)), 2, [0, 1]
     held_out.batches = SimpleNamespace(portions=lambda items, index, rows: [[0, 1], [2, 3], [4]])
+
+    def portions(kind, counts):
+        held_out.accelerator = launched(kind, counts)
+        return list(held_out._portions())
+
     mine = [([0, 1], True), ([2, 3], True), ([4], True)]
-    assert list(held_out._portions(launched("FSDP", counts=[5, 1]))) == [*mine, ([0], False), ([0], False)]
-    assert list(held_out._portions(launched("FSDP", counts=[2, 1]))) == mine
-    assert list(held_out._portions(launched("MULTI_GPU", counts=[5, 1]))) == mine
+    assert portions("FSDP", [5, 1]) == [*mine, ([0], False), ([0], False)]
+    assert portions("FSDP", [2, 1]) == mine
+    assert portions("MULTI_GPU", [5, 1]) == mine
 
 
 def test_what_is_not_finite_is_seen_on_every_process():

@@ -17,6 +17,7 @@ from diffpo.data.order import order
 from diffpo.objective.reference import Reference
 from diffpo.objective.reward import Objective, score
 from diffpo.problems.forward import Forward
+from diffpo.problems.policy import Policy
 from diffpo.train import metrics as track
 from diffpo.train import update as module
 from diffpo.train.build import make_optimizer
@@ -59,7 +60,7 @@ def test_logged_rewards_and_loss_are_those_of_the_saved_lora_in_a_diffusers_pipe
     _, rows = run(config)
     family = models.load(config.model)
     family.load_encoders()
-    batches = Batches(load_groups(config.data, config.data.train, "train"), config.data, family, 0, "cpu")
+    batches = Batches(load_groups(config.data, config.data.train, "train"), config.data, family)
     positions = [4, 5, 6, 7]
     batch = batches.batch([order(0, len(batches.groups), position) for position in positions], positions)
     regression = Forward(family)(batch)
@@ -67,14 +68,14 @@ def test_logged_rewards_and_loss_are_those_of_the_saved_lora_in_a_diffusers_pipe
     scheduler = DDPMScheduler.from_pretrained(config.model.path, subfolder="scheduler")
     target = scheduler.get_velocity(batch.x_0, noise, regression.t) if name.endswith("_v") else noise
     pipe = models.load_pipeline(str(path), device="cpu")
-    added = {}
+    added, cond = {}, regression.conditioning.cond
     if name == "tiny_sdxl":
         names = {"text_embeds": "pooled_prompt_embeds", "time_ids": "time_ids"}
-        added = {"added_cond_kwargs": {ours: regression.cond[theirs] for ours, theirs in names.items()}}
+        added = {"added_cond_kwargs": {ours: cond[theirs] for ours, theirs in names.items()}}
 
     def errors():
         with torch.no_grad():
-            output = pipe.unet(regression.x_t, regression.t, regression.cond["prompt_embeds"], **added).sample
+            output = pipe.unet(regression.x_t, regression.t, cond["prompt_embeds"], **added).sample
         return ((output - target) ** 2).mean(dim=(1, 2, 3)).double()
 
     base = errors()
@@ -287,9 +288,9 @@ def test_captions_beyond_the_text_encoders_length_are_counted(tiny_sd, make_conf
 
 
 def poisoned(score):
-    def spoil(family, policy, unet, objective, regression):
+    def spoil(policy, objective, regression):
         regression.x_t[0, 0, 0, 0] = float("nan")
-        return score(family, policy, unet, objective, regression)
+        return score(policy, objective, regression)
 
     return spoil
 
@@ -325,14 +326,15 @@ def test_an_update_raises_the_margin_of_its_own_pairs(request, make_config, name
     weights, rows = run(config)
     family = models.load(config.model)
     family.load_encoders()
-    batches = Batches(load_groups(config.data, config.data.train, "train"), config.data, family, 0, "cpu")
+    batches = Batches(load_groups(config.data, config.data.train, "train"), config.data, family)
     regression = Forward(family)(batches.batch([order(0, 10, i) for i in range(10)], list(range(10))))
     unet = family.load_network()
     lora.add_lora(unet, config.lora, family.lora_targets)
     lora.set_lora_state(unet, {key.removeprefix("unet."): value for key, value in weights.items()})
     with torch.no_grad():
-        objective = Objective(config.objective, Reference(), lambda t: torch.ones(len(t)))
-        u = score(family, unet, unet, objective, regression).margin
+        policy = Policy(family, unet)
+        objective = Objective(config.objective, Reference(policy), lambda t: torch.ones(len(t)))
+        u = score(policy, objective, regression).margin
     # to first order the loss falls by lr |gradient|^2 = |B's step| |gradient|, and every pair's weight is 1/2 at the
     # start
     gain = torch.log(torch.tensor(2.0)) - torch.nn.functional.softplus(-u).mean()

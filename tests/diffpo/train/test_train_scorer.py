@@ -12,8 +12,9 @@ from tiny import metrics_of
 
 from diffpo import models
 from diffpo.common.errors import DiffpoError
-from diffpo.config import Model, ScorerConfig, load_config
+from diffpo.config import Model, ScorerConfig, ScorerTrain, load_config
 from diffpo.models.sd import StableDiffusion
+from diffpo.problems.policy import Policy
 from diffpo.scorers.step import load
 from diffpo.train import step_heldout
 from diffpo.train.checkpoint import check_folder
@@ -156,7 +157,9 @@ def test_held_out_accuracy_is_counted_pair_by_pair(tiny_sd, make_scorer_config, 
     family = models.load(Model(path=str(tiny_sd)))
     _, validation = load_data(make_scorer_config(tiny_sd), family, "cpu")
     told = {"right": Told(1.0), "blind": Told(-1.0)}
-    lines = step_heldout.measure(told, validation, family.load_network(), 1.0, limit=6, draws=2, rows=4)
+    settings = ScorerTrain(steps=1, lr=1e-3, batch_size=4, eval_pairs=6, eval_draws=2)
+    policy = Policy(family, family.load_network())
+    lines = step_heldout.measure(told, validation, policy, 1.0, settings)
     assert [line["times"] for line in lines[::2]] == ["clean", "0-199", "200-399", "400-599", "600-799", "800-999"]
     for right, blind in zip(lines[::2], lines[1::2], strict=True):
         assert right["pairs"] == 6 and right["accuracy"][0] == 1.0

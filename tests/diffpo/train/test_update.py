@@ -27,7 +27,7 @@ SAMPLED = (
 
 def test_rounds_without_a_valid_pair_are_counted_and_twenty_of_them_stop_the_run(tiny_sdxl, make_config):
     config = make_config(tiny_sdxl, *SAMPLED, "objective.rollout.threshold=0.99", "train.steps=30")
-    with pytest.raises(DiffpoError, match=r"no valid pair in 20 updates up to step 20: .*rollout\.threshold"):
+    with pytest.raises(DiffpoError, match=r"step 20\b.*objective\.rollout\.threshold"):
         train(config)
     rows = metrics_of(config.output)
     assert len(rows) == 19 and all(row["rollout/empty"] == 1 and "loss" not in row for row in rows)
@@ -47,13 +47,13 @@ def test_errors_that_explode_stop_the_run_at_the_last_good_checkpoint(tiny_sd, m
 
     monkeypatch.setattr(update, "score", exploding)
     config = make_config(tiny_sd, "train.steps=30", "train.checkpoint_every=1")
-    with pytest.raises(DiffpoError, match=r"error is .* times the reference's at step 6; stopped, the state before"):
+    with pytest.raises(DiffpoError, match=r"at step 6\b.*checkpoint-000005"):
         train(config)
     assert len(metrics_of(config.output)) == 5 and (config.output / "checkpoint-000005").is_dir()
 
 
 def test_a_link_of_scores_without_scores_is_refused(tiny_sd, make_config):
-    with pytest.raises(DiffpoError, match=r"link capo needs scores, and .*score_0"):
+    with pytest.raises(DiffpoError, match=r"capo.*score_0"):
         train(make_config(tiny_sd, "objective.link=capo"))
 
 

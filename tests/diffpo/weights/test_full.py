@@ -39,7 +39,8 @@ def test_all_weights_are_trained_and_the_copy_stays(tiny_folder, make_config, na
             return network(**arguments).sample.float()
 
     before = policy()
-    with made.on(network) as module, copies.adapter_off(network) as off:
+    with made.on() as reference_policy, copies.adapter_off(network) as off:
+        module = reference_policy.network
         still = module(**arguments).sample
         assert off is module and not still.requires_grad and still.dtype == torch.float32
         assert torch.equal(still, before)  # to the last bit: u = 0
@@ -47,7 +48,8 @@ def test_all_weights_are_trained_and_the_copy_stays(tiny_folder, make_config, na
     assert not [n for n, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert all(p.grad is None for p in module.parameters())
     move(parameters)
-    with made.on(network) as module:
+    with made.on() as reference_policy:
+        module = reference_policy.network
         assert torch.equal(module(**arguments).sample, still)
     assert (policy() - still).abs().max() > 1e-3
     layers = [m for m in module.modules() if isinstance(m, (torch.nn.Linear, torch.nn.Conv2d))]
@@ -99,10 +101,10 @@ def test_the_first_update_is_minus_lr_times_the_gradient_of_the_loss(tiny_sd, ma
     after = load_file(file_of(train(config).parent))
     family = models.load(config.model)
     family.load_encoders()
-    batches = Batches(load_groups(config.data, config.data.train, "train"), config.data, family, 0, "cpu")
+    batches = Batches(load_groups(config.data, config.data.train, "train"), config.data, family)
     regression = Forward(family)(batches.batch([order(0, len(batches.groups), i) for i in range(4)], list(range(4))))
     unet = diffusers.UNet2DConditionModel.from_pretrained(tiny_sd, subfolder="unet")
-    found = unet(regression.x_t, regression.t, regression.cond["prompt_embeds"]).sample
+    found = unet(regression.x_t, regression.t, regression.conditioning.cond["prompt_embeds"]).sample
     chosen, rejected = (found - regression.target).square().mean((1, 2, 3)).chunk(2)
     (config.objective.beta / 4 * (chosen - rejected)).mean().backward()
     for name, parameter in unet.named_parameters():
@@ -138,9 +140,10 @@ def test_references_that_move_move_by_their_rule(tiny_sd, make_config, policy):
     base = [p.detach().clone() for p in parameters]
     move(parameters)
     theta = [p.detach().clone() for p in parameters]
-    made.after_update(network, 1)
+    made.after_update(1)
     share = {"ema": 0.25, "sync": 1.0, "accelerated": 1.5, "fast_slow": 0.25}[policy]
-    with made.on(network) as module:
+    with made.on() as reference_policy:
+        module = reference_policy.network
         assert module is not network
         for b, t, r, p in zip(base, theta, module.parameters(), parameters, strict=True):
             expected = b + share * (t - b)

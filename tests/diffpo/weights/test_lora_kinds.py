@@ -17,6 +17,7 @@ from diffpo.config import Lora, Model, ReferenceSettings
 from diffpo.export import export
 from diffpo.models import identity
 from diffpo.objective import reference
+from diffpo.problems.policy import Policy
 from diffpo.train.loop import train
 from diffpo.weights import copies, lora, lora_apply, lora_file
 
@@ -129,19 +130,20 @@ def test_a_reference_that_moves_is_a_second_one(tiny_sd, kind, policy):
     family = models.load(Model(path=str(tiny_sd)))
     network = family.load_network()
     parameters = lora.add_lora(network, Lora(kind=kind, rank=2), family.lora_targets)
-    made = reference.make(ReferenceSettings(policy=policy, decay=0.75, every=1), network)
+    made = reference.make(ReferenceSettings(policy=policy, decay=0.75, every=1), Policy(family, network))
     before = {name: value.clone() for name, value in lora.lora_state(network).items()}
     assert made.weights.keys() == before.keys() and len(before) == len(parameters)
     with torch.no_grad():
         for parameter in parameters:
             parameter.add_(1.0)
-    made.after_update(network, 1)
+    made.after_update(1)
     step = 0.25 if policy == "ema" else 1 + made.settings.strength
     for name, value in made.weights.items():
         torch.testing.assert_close(value, before[name] + step, rtol=1e-5, atol=1e-6)
     state = made.state()
     made.load(state)
-    with made.on(network) as module:
+    with made.on() as reference_policy:
+        module = reference_policy.network
         moved = output(module)
     for parameter, value in zip(lora.adapter_parameters(network).values(), made.weights.values(), strict=True):
         parameter.data.copy_(value)

@@ -42,8 +42,9 @@ def test_the_error_of_the_reference_is_that_of_the_pipeline_with_the_lora(tiny_s
     pipe = models.load_pipeline(str(tiny_sdxl), device="cpu")
     lora_apply.load_lora(pipe, start)
     from diffpo.objective import reference
+    from diffpo.problems.policy import Policy
 
-    made = reference.make(config.objective.reference, network, started=True)
+    made = reference.make(config.objective.reference, Policy(family, network), started=True)
     with torch.no_grad():
         for parameter in network.parameters():
             if parameter.requires_grad:
@@ -55,7 +56,8 @@ def test_the_error_of_the_reference_is_that_of_the_pipeline_with_the_lora(tiny_s
         "pooled_prompt_embeds": torch.randn(2, 16, generator=draw),
         "time_ids": torch.full((2, 6), 16.0),
     }
-    with made.on(network) as module:
+    with made.on() as reference_policy:
+        module = reference_policy.network
         found = family.predict(module, x_t, t, cond)
     with torch.no_grad():
         expected, moved = family.predict(pipe.unet, x_t, t, cond), family.predict(network, x_t, t, cond)

@@ -1,0 +1,56 @@
+"""The policy: a network, how it is called, and the precision that it runs in."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from samplers.prediction import guide
+
+from ..weights import copies
+from .regression import Conditioning, Regression
+
+if TYPE_CHECKING:
+    from ..models.family import Family
+
+
+@dataclass(frozen=True)
+class Policy:
+    """``network``, called as ``family`` calls it, under ``autocast`` (the run's; by default none).
+
+    The network is the bare module or its DDP wrapper. Only the bare one can be `switched`.
+    """
+
+    family: Family
+    network: torch.nn.Module
+    autocast: Callable[[], AbstractContextManager] = nullcontext
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    def predict(self, problem: Regression) -> Tensor:
+        """The network's output for every row of ``problem``, (N, C, h, w)."""
+        return self.output(problem.x_t, problem.t, problem.conditioning)
+
+    def output(self, x_t: Tensor, t: Tensor, given: Conditioning) -> Tensor:
+        """The network's output at x_t (n, C, h, w) and timesteps t (n,), with guidance where ``given`` includes it."""
+        with self.autocast():
+            if given.uncond is None:
+                return self.family.predict(self.network, x_t, t, given.cond)
+            both = {name: torch.cat([given.uncond[name], value]) for name, value in given.cond.items()}
+            uncond, cond = self.family.predict(self.network, x_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
+            return guide(cond, uncond, given.guidance)
+
+    @contextlib.contextmanager
+    def switched(self, adapter: str | None) -> Iterator[Policy]:
+        """The same with ``adapter`` alone active, without gradients; None: all adapters off, which is the base model.
+        (A network that is trained as a whole has frozen copies in place of adapters.)"""
+        with copies.switched(self.network, adapter) as network:
+            yield replace(self, network=network)

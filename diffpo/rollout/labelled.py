@@ -1,0 +1,110 @@
+"""Trajectories that people have judged: the feed of `objective.rollout.labels`."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..common.errors import DiffpoError
+from ..config import RolloutSettings
+from ..data.cache import content_key
+from ..problems import transitions
+from ..problems.policy import Policy
+from ..problems.regression import Regression
+from ..problems.transitions import Step, StepPair, sampler_steps
+from .feed import visited
+from .groups import step_pairs
+from .labels import read_labels
+from .prompts import PromptConditions
+
+
+class Labelled:
+    """A feed (train/feeds.py) of the judged pairs in ``settings.labels``, each a pair of trajectories.
+
+    Their steps are visited once in a random order before any is visited again.
+    """
+
+    def __init__(self, settings: RolloutSettings, conditions: PromptConditions, policy: Policy, seed: int) -> None:
+        self.settings, self.conditions, self.seed, self.device = settings, conditions, seed, policy.device
+        self.steps = sampler_steps(settings, policy.family.schedule(), policy.family.prediction)
+        self.items = judged_steps(settings, self.steps, conditions.prompts)
+        self.hash = content_key([astuple(label) for label in read_labels(settings.labels)])  # of people's verdicts
+
+    def begin(self, step: int) -> dict[str, float]:
+        return {}
+
+    def regression(self, positions: Sequence[int]) -> Regression | None:
+        if not self.items:
+            return None
+        condition = functools.partial(self.conditions, guidance=self.settings.guidance)
+        return transitions.regression(visited(self.items, self.seed, 0, positions), self.steps, condition, self.device)
+
+    def state(self) -> dict[str, Any]:
+        return {"labels": self.hash}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """DiffpoError if the labels are not those of `state()`."""
+        if state.get("labels", "") != self.hash:
+            raise DiffpoError(
+                f"objective.rollout.labels={self.settings.labels}: the judged pairs are not those that the run "
+                f"started with; choose another output folder"
+            )
+
+
+def judged_steps(settings: RolloutSettings, steps: Sequence[Step], prompts: Sequence[str]) -> list[StepPair]:
+    """The judged pairs of ``settings.labels`` as pairs of steps of the trajectories beside it.
+
+    ``prompts``: all that were judged; an item names its prompt by the place here.
+
+    Raises DiffpoError: a trajectory file that is missing, damaged, or was sampled with other settings (the likelihood
+    of a step would be another one).
+    """
+    folder = Path(settings.labels).expanduser().parent
+    index = {prompt: i for i, prompt in enumerate(prompts)}
+    items: list[StepPair] = []
+    read = functools.lru_cache(maxsize=1)(lambda group: read_trajectories(folder, group, settings))
+    for label in read_labels(settings.labels):
+        states = read(label.group)
+        if max(label.chosen, label.rejected) >= len(states):
+            raise DiffpoError(
+                f"{settings.labels} names image {max(label.chosen, label.rejected)} of {label.group}, "
+                f"and its trajectory file holds {len(states)}"
+            )
+        pair = states[label.chosen], states[label.rejected]
+        items += step_pairs(index[label.prompt], *pair, steps[: settings.transitions], label.preference)
+    return items
+
+
+KEPT = ("steps", "eta", "guidance", "step")  # settings of objective.rollout that decide a step's likelihood
+
+
+def trajectory_file(folder: Path, group: str) -> Path:
+    return folder / "trajectories" / f"{group}.safetensors"
+
+
+def read_trajectories(folder: Path, group: str, settings: RolloutSettings) -> torch.Tensor:
+    """(samples, steps + 1, C, h, w) as `diffpo collect` wrote them."""
+    from safetensors import SafetensorError, safe_open
+
+    path = trajectory_file(folder, group)
+    try:
+        with safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {}).get("rollout", "{}"))
+            states = file.get_tensor("states")
+            if not isinstance(about, dict):
+                raise ValueError("its header does not say how it was sampled")
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        raise DiffpoError(f"cannot read the trajectories {path}, which the labels name: {error}") from None
+    for key in KEPT:
+        if about.get(key) != getattr(settings, key):
+            raise DiffpoError(
+                f"{path} was sampled with rollout.{key}={about.get(key)}, and objective.rollout.{key} is "
+                f"{getattr(settings, key)}: set it to {about.get(key)}, or collect again"
+            )
+    return states
