@@ -41,7 +41,7 @@ def _dataset_cache(tmp_path_factory):
 
 @pytest.fixture
 def make_config(tmp_path, tmp_path_factory, pairs_parquet):
-    """make_config(model, "a.b=c", ...): a Config for a tiny model and the tiny pairs, with a temporary cache and output."""
+    """make_config(model, "a.b=c", ...): a Config for a tiny model and tiny pairs, with a temporary cache and output."""
     from diffpo.config import load_config
 
     def make(model: Path, *overrides: str, data: Path = pairs_parquet):

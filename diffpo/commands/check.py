@@ -201,9 +201,8 @@ def needs(groups: Groups, config: Config, say: Say, problems: list[str]) -> None
             require_users(groups)
         if data.curriculum > 1:
             groups.by_gap(data.curriculum)
-            say(
-                f"  curriculum  {data.curriculum} parts, easiest first, one more every {data.curriculum_updates} updates"
-            )
+            more = f"one more every {data.curriculum_updates} updates"
+            say(f"  curriculum  {data.curriculum} parts, easiest first, {more}")
     except DiffpoError as error:
         problems.append(str(error))
 

@@ -15,7 +15,7 @@ def contents(groups: Groups, data: Data) -> str:
         return f"{captions}; no latents, because a random crop or flip changes the image at each step"
     if not data.cache_latents:
         return f"{captions}; no latents (data.cache_latents=false)"
-    images = sum(len(groups.pictures(target)) for target in groups.targets)
+    images = sum(len(groups.places(target)) for target in groups.targets)
     sizes = f"{data.resolution} px" if len(groups.targets) < 2 else f"{len(groups.targets)} sizes"
     return f"{captions}; latents of {images} images at {sizes}"
 
@@ -28,7 +28,7 @@ def caption_bytes(family: Any, network: Any) -> int:
     return sum(value.numel() * (width if value.is_floating_point() else value.itemsize) for value in cond.values())
 
 
-def picture_bytes(family: Any, network: Any, target: tuple[int, int]) -> int:
+def image_bytes(family: Any, network: Any, target: tuple[int, int]) -> int:
     """The bytes of one image's latents at a size (width, height): mean and log-variance, float32."""
     width, height = (side // family.vae_factor() for side in target)
     return 2 * 4 * family.latent_channels(network.config) * width * height
@@ -40,6 +40,6 @@ def size(family: Any, network: Any, groups: Groups, cached: bool) -> tuple[int, 
     share = groups.total / groups.rows
     text = caption_bytes(family, network) * (len(groups.captions) + 1)
     latents = sum(
-        len(groups.pictures(target)) * picture_bytes(family, network, target) for target in groups.targets if cached
+        len(groups.places(target)) * image_bytes(family, network, target) for target in groups.targets if cached
     )
     return round(text * share), round(latents * share)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ..common.errors import DiffpoError
+from ..common.worker import ALONE, Worker
 from .keys import content_key
 
 SHARD = 256  # rows per file
@@ -76,17 +77,16 @@ class Cache:
         self,
         compute: Callable[[Sequence[int]], dict[str, torch.Tensor]],
         batch: int,
-        process: int = 0,
-        processes: int = 1,
+        worker: Worker = ALONE,
         quiet: bool = True,
     ) -> None:
-        """Compute the missing shards of this process with ``compute(rows) -> {name: (n, ...) tensor}``, called for
-        ``batch`` rows at a time."""
+        """Compute the missing shards of the process ``worker`` with ``compute(rows) -> {name: (n, ...) tensor}``, called
+        for ``batch`` rows at a time."""
         from tqdm.auto import tqdm
 
         self._tidy()
-        first = sum(self.key.encode())  # with many small caches (one per bucket), processes start at different shards
-        todo = [shard for shard in self.missing() if (first + shard) % processes == process]
+        first = sum(self.key.encode())  # so that not all of many small caches (one per bucket) fall to process 0
+        todo = [shard for shard in self.missing() if (first + shard) % worker.count == worker.index]
         for shard in tqdm(todo, desc=f"caching {self.kind}", unit="shard", disable=quiet or len(todo) < 2):
             if self.path(shard).exists():  # written by another run meanwhile
                 continue

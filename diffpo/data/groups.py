@@ -16,7 +16,7 @@ from ..common.errors import DiffpoError
 from ..common.images import BadRow, content, decode, remarks
 from ..config import Columns, Data
 from .columns import NOUN, Kind, find_columns, image_cells, image_names, serves
-from .rows import Group, Read, RowReader, picture_hash
+from .rows import Group, Read, RowReader, image_hash
 from .source import THREADS, open_source, reading
 from .tables import Rows
 
@@ -80,16 +80,16 @@ class Groups:
         """The sizes (width, height) that groups are trained at."""
         return sorted({group.target for group in self.groups})
 
-    def pictures(self, target: tuple[int, int]) -> dict[str, tuple[int, int]]:
+    def places(self, target: tuple[int, int]) -> dict[str, tuple[int, int]]:
         """Every distinct image that is trained at the size ``target``: {hash: (group, member) of one occurrence}, in
         the order of the source, so that caches stay valid under other labels, groupings and objectives."""
-        places: dict[str, tuple[int, int, int, int]] = {}
+        found: dict[str, tuple[int, int, int, int]] = {}
         for number, group in enumerate(self.groups):
             if group.target != target:
                 continue
-            for member, (image, picture) in enumerate(zip(group.images, group.pictures, strict=True)):
-                places.setdefault(picture, (group.row, image, number, member))
-        return {picture: place[2:] for picture, place in sorted(places.items(), key=lambda item: item[1])}
+            for member, (image, key) in enumerate(zip(group.images, group.hashes, strict=True)):
+                found.setdefault(key, (group.row, image, number, member))
+        return {key: place[2:] for key, place in sorted(found.items(), key=lambda item: item[1])}
 
     def images(self, index: int) -> tuple[Image.Image, ...]:
         """The RGB images of group ``index``, best first."""
@@ -110,7 +110,7 @@ class Groups:
                 encoded = content(cells[number], self.roots)
                 found.append(decode(encoded, self.background))
                 # the caches use the hashes of the first reading
-                if picture_hash(encoded, found[-1].info["altered"]) != group.pictures[group.images.index(number)]:
+                if image_hash(encoded, found[-1].info["altered"]) != group.hashes[group.images.index(number)]:
                     raise BadRow("the image has changed")
             return found
         except (BadRow, IndexError) as problem:

@@ -23,7 +23,7 @@ class Group:
 
     row: int  # in the source
     images: tuple[int, ...]  # numbers of the images in the row
-    pictures: tuple[str, ...]  # a hash of each image's bytes
+    hashes: tuple[str, ...]  # a hash of each image's bytes
     sizes: tuple[tuple[int, int], ...]  # width, height of each image as stored
     target: tuple[int, int]  # width, height that all of them are trained at
     captions: tuple[str, ...]  # one for all images, or one for each
@@ -39,7 +39,7 @@ class Group:
     @property
     def digest(self) -> str:
         """A hash of everything that training depends on."""
-        seen = [self.captions, self.preference, self.pictures, self.scores, self.user]
+        seen = [self.captions, self.preference, self.hashes, self.scores, self.user]
         return blake2b(json.dumps(seen).encode(), digest_size=16).hexdigest()
 
 
@@ -91,14 +91,14 @@ class RowReader:
         judge = {"pair": self._pair, "single": self._single, "list": self._list}[self.kind]
         members, ties = judge(row)
         names, cells = image_names(row, self.kind, columns), image_cells(row, self.kind, columns)
-        pictures, seen = [], []
+        keys, seen = [], []
         for name, cell in zip(names, cells, strict=True):
             try:
                 encoded = content(cell, self.roots)
                 seen.append(decode(encoded, self.data.background))
             except BadRow as problem:
                 raise problem.of(name) from None
-            pictures.append(picture_hash(encoded, seen[-1].info["altered"]))
+            keys.append(image_hash(encoded, seen[-1].info["altered"]))
         sizes = [image.size for image in seen]
         for name, size in zip(names[1:], sizes[1:], strict=True):
             if size != sizes[0] and not self.data.buckets:
@@ -111,7 +111,7 @@ class RowReader:
         target = nearest(sizes[0], resolution) if self.data.buckets else (resolution, resolution)
         groups, identical = [], 0
         for images, preference, scores in members:
-            hashes, stored = tuple(pictures[i] for i in images), tuple(sizes[i] for i in images)
+            hashes, stored = tuple(keys[i] for i in images), tuple(sizes[i] for i in images)
             if len(images) == 2 and hashes[0] == hashes[1]:
                 identical += 1
                 continue
@@ -175,7 +175,7 @@ class RowReader:
         return [(images, 1.0, scores(images))], ties
 
 
-def picture_hash(encoded: bytes, altered: str) -> str:
+def image_hash(encoded: bytes, altered: str) -> str:
     """A hash of an image's bytes, and of the conversion that its pixels depend on (images.decode)."""
     return blake2b(encoded + altered.encode(), digest_size=16).hexdigest()
 

@@ -229,7 +229,7 @@ def test_only_hashes_of_transparent_images_depend_on_the_background(tmp_path):
         source = str(write_parquet(tmp_path / f"{name}.parquet", rows_with(image)))
         for background in ("white", "#ffffff", "black"):
             groups = load_groups(Data(resolution=16, background=background), source, "train")
-            hashes[name, background] = groups.data_hash, groups.groups[0].pictures[0]
+            hashes[name, background] = groups.data_hash, groups.groups[0].hashes[0]
     assert hashes["layered", "white"] == hashes["layered", "#ffffff"] != hashes["layered", "black"]
     for name in ("opaque", "plain"):
         assert len({hashes[name, background] for background in ("white", "#ffffff", "black")}) == 1

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from diffpo.common.errors import DiffpoError
+from diffpo.common.worker import Worker
 from diffpo.data import cache as module
 from diffpo.data.cache import Cache
 
@@ -40,7 +41,7 @@ def test_processes_share_the_work_and_nothing_is_computed_twice(tmp_path):
         return compute(rows)
 
     for process in (0, 1):  # the second starts when the first has finished: its share must not change
-        Cache(tmp_path, "text", "k" * 32, 18).build(counted, 2, process, processes=2)
+        Cache(tmp_path, "text", "k" * 32, 18).build(counted, 2, Worker(index=process, count=2))
     assert sorted(done) == list(range(18))
     again = Cache(tmp_path, "text", "k" * 32, 18)
     again.build(counted, 2)
@@ -139,6 +140,7 @@ BUILDERS = """
 import os, signal, sys, time
 from pathlib import Path
 import torch
+from diffpo.common.worker import Worker
 from diffpo.data import cache as module
 module.SHARD, replace = 4, os.replace
 
@@ -152,7 +154,8 @@ def build(folder, process, processes, dies):
             os.kill(os.getpid(), signal.SIGKILL)
         replace(part, path)
     os.replace = ambush
-    module.Cache(Path(sys.argv[1]) / folder, "text", "k" * 32, 30).build(compute, 3, process, processes)
+    cache = module.Cache(Path(sys.argv[1]) / folder, "text", "k" * 32, 30)
+    cache.build(compute, 3, Worker(index=process, count=processes))
     os._exit(0)
 
 started = []
@@ -216,6 +219,6 @@ def test_many_small_caches_are_shared_out_too(tmp_path):
         for process in built:
             cache = Cache(tmp_path, "latents", module.content_key("bucket", number), 3)
             before = cache.missing()
-            cache.build(compute, 3, process, processes=2)
+            cache.build(compute, 3, Worker(index=process, count=2))
             built[process] += len(before) - len(cache.missing())
     assert built[0] + built[1] == 20 and min(built.values()) >= 4

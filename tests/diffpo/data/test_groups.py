@@ -251,9 +251,9 @@ def test_the_data_hash_depends_on_labels_and_scores_but_image_hashes_do_not(tmp_
     other = load(write_parquet(tmp_path / "b.parquet", rows))
     assert first.data_hash != other.data_hash
     (square,) = first.targets
-    assert list(first.pictures(square)) == list(other.pictures(square)) and len(first.pictures(square)) == 5
+    assert list(first.places(square)) == list(other.places(square)) and len(first.places(square)) == 5
     for groups in (first, other):
-        shown = [groups.image(*place).tobytes() for place in groups.pictures(square).values()]
+        shown = [groups.image(*place).tobytes() for place in groups.places(square).values()]
         assert shown == [picture(i).tobytes() for i in range(5)]
     for row in rows:
         row |= {"score_0": 1.0, "score_1": 0.0}
