@@ -80,7 +80,7 @@ class Cache:
         worker: Worker = ALONE,
         quiet: bool = True,
     ) -> None:
-        """Compute the missing shards of the process ``worker`` with ``compute(rows) -> {name: (n, ...) tensor}``, called
+        """Compute the missing shards of the process ``worker``. ``compute(rows) -> {name: (n, ...) tensor}`` is called
         for ``batch`` rows at a time."""
         from tqdm.auto import tqdm
 
