@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..config import Data
 from ..data.groups import Groups
+
+if TYPE_CHECKING:  # `diffpo check` reads the data before it imports torch
+    import torch
+
+    from ..models.family import Family
 
 
 def contents(groups: Groups, data: Data) -> str:
@@ -20,7 +25,7 @@ def contents(groups: Groups, data: Data) -> str:
     return f"{captions}; latents of {images} images at {sizes}"
 
 
-def caption_bytes(family: Any, network: Any) -> int:
+def caption_bytes(family: Family, network: torch.nn.Module) -> int:
     """The most bytes that the embeddings of one caption take, in the run's precision. ``network`` may be on the meta
     device."""
     _, _, cond = family.meta_inputs(network, 1, 64)
@@ -28,13 +33,13 @@ def caption_bytes(family: Any, network: Any) -> int:
     return sum(value.numel() * (width if value.is_floating_point() else value.itemsize) for value in cond.values())
 
 
-def image_bytes(family: Any, network: Any, target: tuple[int, int]) -> int:
+def image_bytes(family: Family, network: torch.nn.Module, target: tuple[int, int]) -> int:
     """The bytes of one image's latents at a size (width, height): mean and log-variance, float32."""
     width, height = (side // family.vae_factor() for side in target)
     return 2 * 4 * family.latent_channels(network.config) * width * height
 
 
-def size(family: Any, network: Any, groups: Groups, cached: bool) -> tuple[int, int]:
+def size(family: Family, network: torch.nn.Module, groups: Groups, cached: bool) -> tuple[int, int]:
     """The bytes of the text embeddings and of the latents (0 unless they are ``cached``) of a source. ``groups`` may be
     a sample of it."""
     share = groups.total / groups.rows

@@ -34,15 +34,15 @@ def siblings(folder: Path, roots: Sequence[Path]) -> tuple[Table, list[str]]:
     texts: dict[str, str] = {}
     others: list[str] = []
     for side in ("chosen", "rejected"):
-        found[side], captions, rest = _pictures(folder / side)
+        found[side], captions, rest = _images(folder / side)
         texts |= captions if side == "chosen" else {}
         others += [f"{side}/{name}" for name in rest]
         others += [f"{side}/{name}" for key, name in captions.items() if side == "rejected" or key not in found[side]]
 
     def rows() -> Iterator[dict[str, Any] | BadRow]:
         for name in sorted({*found["chosen"], *found["rejected"]}):
-            there = next(pictures[name] for pictures in found.values() if name in pictures)
-            row = {side: f"{side}/{pictures.get(name, there)}" for side, pictures in found.items()}
+            there = next(images[name] for images in found.values() if name in images)
+            row = {side: f"{side}/{images.get(name, there)}" for side, images in found.items()}
             # a missing chosen image is reported when the row is read, whether or not it has a caption
             caption: str | BadRow = name
             if name in found["chosen"]:
@@ -63,7 +63,7 @@ def _caption(name: str, roots: Sequence[Path]) -> str | BadRow:
     return text or BadRow("empty caption", "", name)
 
 
-def _pictures(folder: Path) -> tuple[dict[str, str], dict[str, str], list[str]]:
+def _images(folder: Path) -> tuple[dict[str, str], dict[str, str], list[str]]:
     """The images in ``folder`` and below, and the text files, as {relative path without suffix: relative path}; and the
     relative paths of all other files. Links to folders are not followed, and hidden files are not read."""
     found: dict[str, str] = {}

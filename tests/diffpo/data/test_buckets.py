@@ -102,11 +102,11 @@ def test_both_images_of_a_pair_are_in_the_bucket_of_the_first(tmp_path, cached):
             noise = posterior_noise(position, target)
             images = (0, 1) if index % 2 == 0 else (1, 0)
             for member, image in enumerate(images):
-                shown, told = seen(2 * index + image, SIZES[index][image], target)
+                shown, sizes_of_view = seen(2 * index + image, SIZES[index][image], target)
                 mean = torch.nn.functional.avg_pool2d(shown, 8)
                 expected = 0.5 * (mean + (0.5 * (mean - 1)).exp() * noise[member])
                 torch.testing.assert_close(batch.x_0[member * len(indices) + i], expected, rtol=0, atol=0)
-                assert batch.cond["time_ids"][member * len(indices) + i].tolist() == told
+                assert batch.cond["time_ids"][member * len(indices) + i].tolist() == sizes_of_view
     if cached:
         assert len(list((tmp_path / "cache").glob("latents-*"))) == 3  # one for each size
         again = Batches(groups, data, Family(), 5)
