@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 NEWEST := .venv-newest/bin
 PIP := -m pip install --quiet --disable-pip-version-check
-PYTEST := -m pytest -n 2 --dist loadfile
+PYTEST := -m pytest -n 2 --dist loadfile --durations 15
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -34,6 +34,7 @@ test-newest:
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # the site, in a venv of its own: mkdocs needs neither torch nor the package
 docs: .venv-docs/installed
@@ -53,4 +54,4 @@ constraints:
 	rm -rf .venv-uv
 
 clean:
-	rm -rf .venv .venv-newest .venv-uv .venv-docs site build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-newest .venv-uv .venv-docs site build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

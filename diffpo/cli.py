@@ -229,7 +229,7 @@ def evaluate(
 ) -> None:
     """Compare base and tuned images: a table with intervals, a before/after picture and an HTML report."""
     pictures = images or Generation(
-        model=model,
+        model=model or "",  # refused with the reason
         model_config=model_config,
         family=family,
         lora=lora,

@@ -1,3 +1,5 @@
+"""Tiny models and pairs for all tests."""
+
 import os
 from pathlib import Path
 
@@ -39,8 +41,7 @@ def _dataset_cache(tmp_path_factory):
 
 @pytest.fixture
 def make_config(tmp_path, tmp_path_factory, pairs_parquet):
-    """make_config(model, "a.b=c", ...): a Config for a tiny model and the tiny pairs, with tests' own cache and
-    output."""
+    """make_config(model, "a.b=c", ...): a Config for a tiny model and tiny pairs, with a temporary cache and output."""
     from diffpo.config import load_config
 
     def make(model: Path, *overrides: str, data: Path = pairs_parquet):
@@ -60,7 +61,7 @@ def make_config(tmp_path, tmp_path_factory, pairs_parquet):
 
 @pytest.fixture
 def fresh_accelerate():
-    """accelerate keeps its state for the life of a process; a test that changes the precision starts without it."""
+    """Resets the state of accelerate, which lasts as long as the process, for a test that changes the precision."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)

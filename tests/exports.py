@@ -1,4 +1,4 @@
-"""Runs with a LoRA that is not zero, to be exported, and calls of every family's network."""
+"""For tests of exports: runs with a LoRA that is not zero, and calls of every family's network."""
 
 import json
 

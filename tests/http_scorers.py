@@ -1,4 +1,4 @@
-"""Scorers over HTTP for tests: a server in a thread, one that is not ours, scorers without weights, PNGs."""
+"""For tests of scorers over HTTP: our server in a thread, another server, scorers without weights, PNGs."""
 
 import base64
 import contextlib

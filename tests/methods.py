@@ -1,4 +1,4 @@
-"""A published method through the real trainer, for two updates on a tiny model."""
+"""Training of a published method for two updates on a tiny model."""
 
 from tiny import metrics_of, picture, png, write_parquet
 

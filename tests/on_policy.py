@@ -1,4 +1,4 @@
-"""Stand-ins for what judges and distributes on-policy rounds."""
+"""For tests of on-policy objectives: scorers by brightness, an accelerator, shaken weights."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""What the tests of step scorers share: a random CLIP, pairs that can be told apart, inputs of a scorer."""
+"""For tests of step scorers: a random CLIP, pairs that differ in brightness, inputs of a scorer."""
 
 import torch
 from tiny import TEXT, clip_tokenizer, pick_a_pic_rows, picture, png

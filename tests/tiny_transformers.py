@@ -68,7 +68,7 @@ def _wider(t5, width: int):
 
 
 def make_pixart(folder: Path, sigma: bool = True, seed: int = 0) -> Path:
-    """PixArt-Sigma, or PixArt-alpha as it is at 1024 px: told sizes."""
+    """PixArt-Sigma, or PixArt-alpha with size conditioning, as at 1024 px."""
     from diffusers import (
         DPMSolverMultistepScheduler,
         PixArtAlphaPipeline,
@@ -79,7 +79,7 @@ def make_pixart(folder: Path, sigma: bool = True, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     t5, tokenizer = _t5()
     transformer = PixArtTransformer2DModel(
-        sample_size=8 if sigma else 128,  # at 128 the pipeline tells sizes
+        sample_size=8 if sigma else 128,  # with 128 the pipeline conditions on sizes
         num_layers=3,
         num_attention_heads=2,
         attention_head_dim=12,  # the width is divisible by 3: one part for each number of the size

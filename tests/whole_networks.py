@@ -1,4 +1,4 @@
-"""Networks that are trained as a whole (`lora: null`), without a run."""
+"""For tests of `lora: null`: networks all of whose weights are trained, without a run."""
 
 import torch
 

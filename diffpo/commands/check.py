@@ -1,13 +1,14 @@
-"""`diffpo check`: the dry run. The config and the data are read without torch; the model's shapes come last."""
+"""`diffpo check`: the dry run. It reads the config and the data without torch, and the shapes of the model last."""
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from .. import links, scorers
 from ..common.errors import DiffpoError
@@ -20,14 +21,16 @@ from ..rollout.labels import read_labels
 from ..scorers.step.base import is_folder, read_about
 from . import disk
 
-LIMIT = 5000  # rows that are decoded; of a larger source, this many evenly spaced ones
+Say = Callable[[str], None]  # prints lines
+
+LIMIT = 5000  # rows to decode, evenly spaced in a larger source
 
 
 def check(config: Config, picture: Path | None = None) -> None:
-    """Print what the config resolves to, what the data holds and what training would need; draw some of the data into
-    ``picture``, by default beside the folder of the run.
+    """Print the complete config, a summary of the data and the needs of training, and draw some of the data into the
+    file ``picture`` (default: beside the folder of the run).
 
-    Raises DiffpoError, after everything is printed, if training could not start.
+    DiffpoError, after everything is printed, if training could not start.
     """
     from rich.console import Console
 
@@ -77,21 +80,21 @@ def check(config: Config, picture: Path | None = None) -> None:
         say(f"captions  {long}")
     problems += environment(config)
     if problems:
-        raise DiffpoError("training would not start: " + "; ".join(problems))
+        raise DiffpoError("training cannot start: " + "; ".join(problems))
     say("training can start: diffpo train")
 
 
 def _picture(output: Path) -> Path:
-    """Beside the folder of the run, whatever that is called."""
-    output = output if output.name else Path(os.path.abspath(output))  # . has no name
+    """The default file, beside the folder of the run."""
+    output = output if output.name else Path(os.path.abspath(output))  # the folder "." has no name
     if not output.name:
-        return Path("run-data.png")  # / will be refused, and gets no picture
+        return Path("run-data.png")  # the folder "/", which `environment` refuses
     name = output.name if len(os.fsencode(output.name)) <= 240 else output.name[:60]
     return output.parent / f"{name}-data.png"
 
 
 def cut(config: Config, texts: list[str]) -> str:
-    """A sentence on the captions and prompts that the model does not read to their ends; empty if it reads all."""
+    """A sentence on captions and prompts that are too long for the model; empty if there are none."""
     if not texts:
         return ""
     from .. import models
@@ -102,8 +105,8 @@ def cut(config: Config, texts: list[str]) -> str:
     return models.too_long(pipe, sorted(set(texts)))
 
 
-def prompts(config: Config, say: Any, problems: list[str]) -> list[str]:
-    """What an on-policy objective samples for, and who judges; the prompts."""
+def prompts(config: Config, say: Say, problems: list[str]) -> list[str]:
+    """Print the prompts and the scorers of an on-policy objective; return the prompts."""
     rollout, source = config.objective.rollout, config.data.prompts
     if rollout.labels:
         try:
@@ -111,7 +114,7 @@ def prompts(config: Config, say: Any, problems: list[str]) -> list[str]:
         except DiffpoError as error:
             problems.append(str(error))
         else:
-            say(f"{rollout.labels}\n  labels      {len(labels)} judged pairs of sampled trajectories, no sampling")
+            say(f"{rollout.labels}\n  labels      {len(labels)} labelled pairs of trajectories; nothing is sampled")
             return [label.prompt for label in labels]
         return []
     judges = [*rollout.scorers, *([rollout.step_scorer] if rollout.step_scorer else [])]
@@ -120,55 +123,55 @@ def prompts(config: Config, say: Any, problems: list[str]) -> list[str]:
             read_about(Path(spec).expanduser()) if is_folder(spec) else scorers.parse(spec)
         except DiffpoError as error:
             problems.append(str(error))
-    say(f"judged by {', '.join(judges) or 'nobody: data against samples'}")
+    say(f"scorers   {', '.join(judges) or 'none: the data are compared with samples'}")
     found: list[str] = []
     if source:
         try:
             found = load_prompts(source)
-            say(f"{source}\n  prompts     {len(found)}, {len(set(found))} of them different")
+            say(f"{source}\n  prompts     {len(found)}, {len(set(found))} of them distinct")
         except DiffpoError as error:
             problems.append(str(error))
     updates = "1 update" if rollout.updates == 1 else f"{rollout.updates} updates"
-    say(f"samples   rounds of {rollout.prompts} prompts, {rollout.steps} model calls an image; {updates} on each")
+    say(f"sampling  rounds of {rollout.prompts} prompts, {rollout.steps} model calls per image, {updates} per round")
     return found
 
 
-def describe(groups: Groups, data: Data, say: Any, problems: list[str]) -> None:
-    """Counts, faults and image sizes of one source."""
-    part = f" ({groups.rows} of {groups.total} rows looked at, evenly spaced)" if groups.rows < groups.total else ""
+def describe(groups: Groups, data: Data, say: Say, problems: list[str]) -> None:
+    """Print counts, faults and image sizes of one source."""
+    part = f" ({groups.rows} of {groups.total} rows read, evenly spaced)" if groups.rows < groups.total else ""
     say(f"{groups.source}{part}")
     names = ", ".join(f"{role}={name}" for role, name in groups.columns.model_dump().items() if name)
     say(f"  columns     {plain(names)}")
-    each = ", one for each image" if groups.columns.caption_chosen else ""
+    each = ", one per image" if groups.columns.caption_chosen else ""
     noun = _noun(groups.kind)
     say(f"  {noun:<11} {len(groups)} with {len(groups.captions)} captions{each}")
     if groups.data == "list":
-        how = "as all their pairs" if groups.kind == "pair" else "evenly spaced over each ranking, best first"
+        how = "all their pairs" if groups.kind == "pair" else "images evenly spaced over each ranking, best first"
         say(f"  converted   {groups.describe()}: {how}")
     if groups.kind == "single":
         liked = sum(group.preference for group in groups.groups)
         say(f"  liked       {liked:g}, disliked {len(groups) - liked:g}")
     say(f"  ties        {groups.ties} {groups.fate_of_ties}")
     if groups.unlabelled:
-        say(f"  no label    {groups.unlabelled} left out")
+        say(f"  no label    {groups.unlabelled} rows left out")
     if groups.identical:
-        say(f"  identical   {groups.identical} of one picture twice left out")
+        say(f"  identical   {groups.identical} pairs of identical images left out")
     say(f"  unusable    {groups.describe_bad() if groups.bad else 'none'}")
     for remark in groups.remarks():
         say(f"  {remark}")
     if groups.columns.user:
         users = Counter(group.user for group in groups.groups)
-        say(f"  users       {len(users) - (None in users)}; {users[None]} {noun} of nobody")
+        say(f"  users       {len(users) - (None in users)}; {users[None]} {noun} without a user")
     if groups.scored and groups.kind != "single":
-        gaps = sorted(group.scores[0] - group.scores[-1] for group in groups.groups)
+        gaps = sorted(groups.gaps)
         against = sum(gap < 0 for gap in gaps)
         say(
             f"  score gaps  {gaps[0]:.3g} to {gaps[-1]:.3g}, median {median(gaps):.3g}; "
-            f"{against} {noun} against their label"
+            f"{against} {noun} whose scores contradict the label"
         )
     sizes = Counter(group.size for group in groups.groups)
     for (width, height), count in sizes.most_common(8):
-        small = "  enlarged" if min(width, height) < data.resolution else ""
+        small = "  will be enlarged" if min(width, height) < data.resolution else ""
         say(f"  {width:>5}x{height:<5} {count:>7}{small}")
     if len(sizes) > 8:
         say(f"  {len(sizes) - 8} other sizes, {sum(sizes.values()) - sum(n for _, n in sizes.most_common(8))} {noun}")
@@ -179,25 +182,26 @@ def describe(groups: Groups, data: Data, say: Any, problems: list[str]) -> None:
         problems.append(f"{groups.source}: {problem}")
 
 
-def needs(groups: Groups, config: Config, say: Any, problems: list[str]) -> None:
-    """What the objective makes of the groups, and whether they hold what it asks for."""
+def needs(groups: Groups, config: Config, say: Say, problems: list[str]) -> None:
+    """Print how the objective uses the groups; check that they have the scores, users and parts that it needs."""
     data, link = config.data, config.objective.link
     if links.kind(link) == "single" and groups.kind == "pair":
-        say(f"  converted   pairs become liked and disliked images, because link {link} takes single images")
+        say(f"  converted   pairs become liked and disliked images, because link {link} uses single images")
     if links.kind(link) == "list" and groups.kind == "pair":
-        say(f"  converted   pairs are lists of two, because link {link} takes lists")
+        say(f"  converted   pairs become lists of two, because link {link} uses lists")
     if not groups:
         return
     try:
         if {"gap", "scores"} & set(links.needs(link)) and not config.objective.on_policy:
             groups.require_scores(f"link {link} needs scores")
-        if config.objective.users and groups.rows == groups.total:  # a sample may miss a user's other pairs
+        if config.objective.users and groups.rows == groups.total:  # a sample may lack a user's other pairs
             from ..objective.users import require_users
 
             require_users(groups)
         if data.curriculum > 1:
             groups.by_gap(data.curriculum)
-            say(f"  curriculum  {data.curriculum} parts, easiest first; another each {data.curriculum_updates} updates")
+            more = f"one more every {data.curriculum_updates} updates"
+            say(f"  curriculum  {data.curriculum} parts, easiest first, {more}")
     except DiffpoError as error:
         problems.append(str(error))
 
@@ -207,7 +211,7 @@ def _noun(kind: Kind) -> str:
 
 
 def environment(config: Config) -> list[str]:
-    """What else would stop the run: its folder, its optimiser, the machine."""
+    """Problems with the folder of the run, the model's options, the optimiser and the machine."""
     import torch
 
     from .. import models
@@ -216,18 +220,20 @@ def environment(config: Config) -> list[str]:
     from ..train.build import make_optimizer
 
     problems, network = [], models.load(config.model).meta_network()
-    for test in (
+    tests: list[Callable[[], object]] = [
         lambda: claim.check_folder(config),
         lambda: storage.check(network, config.model.base_weights),
-        lambda: config.model.attention and storage.set_attention(network, config.model.attention),
         lambda: make_optimizer(config.train, [torch.nn.Parameter(torch.zeros(2, 2))]),
-    ):
+    ]
+    if config.model.attention is not None:
+        tests.append(functools.partial(storage.set_attention, network, config.model.attention))
+    for test in tests:
         try:
             test()
         except DiffpoError as error:
             problems.append(str(error))
     if config.train.precision == "fp16" and not torch.accelerator.is_available():
-        problems.append("train.precision=fp16 needs a GPU, and there is none here; use bf16 or no")
+        problems.append("train.precision=fp16 needs a GPU, which this machine lacks; use bf16 or no")
     if config.log.tensorboard and not importlib.util.find_spec("tensorboard"):
         problems.append('log.tensorboard needs tensorboard: pip install "diffpo[trackers]"')
     return problems

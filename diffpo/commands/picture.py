@@ -1,4 +1,4 @@
-"""A picture of a few groups as they are trained on: resized, cropped, perhaps flipped; the best image on the left."""
+"""A PNG of a few groups as training uses them: resized, cropped, perhaps flipped; the best image is on the left."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ..data.rows import spread
 from ..data.transforms import shown, views
 
 GROUPS = 6
-CELL = 256  # px, at most, for an image
-LINES = 3  # of a caption
+CELL = 256  # px, the largest side of an image
+LINES = 3  # lines of a caption
 
 
 def draw(groups: Groups, data: Data, path: Path) -> None:
-    """Write a PNG of up to `GROUPS` groups, evenly spaced over the source, each a row with its captions below.
-    DiffpoError if it cannot be written."""
+    """Write a PNG of up to `GROUPS` evenly spaced groups, each a row of images with the captions below. DiffpoError if
+    it cannot be written."""
     indices = spread(len(groups), GROUPS) if len(groups) > GROUPS else range(len(groups))
     longest = max(max(groups.groups[index].target) for index in indices)
-    # small pictures by a whole factor, every pixel kept square; large ones smoothly
+    # small images are enlarged by an integer factor without smoothing, large ones are reduced with smoothing
     scale = CELL // longest if longest <= CELL else CELL / longest
     how = Image.Resampling.NEAREST if longest <= CELL else Image.Resampling.LANCZOS
     side, gap, line = round(longest * scale), 8, 16
@@ -35,7 +35,7 @@ def draw(groups: Groups, data: Data, path: Path) -> None:
     for row, index in enumerate(indices):
         group, top = groups.groups[index], gap + row * height
         seen = views(group.sizes, group.target, data.crop, data.flip, generator(0, "picture", index))
-        small = tuple(round(length * scale) for length in group.target)
+        small = round(group.target[0] * scale), round(group.target[1] * scale)
         for place, (image, view) in enumerate(zip(groups.images(index), seen, strict=True)):
             canvas.paste(shown(image, view).resize(small, how), (gap + place * (side + gap), top))
         captions = " | ".join(plain(caption) for caption in group.captions)

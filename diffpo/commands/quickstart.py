@@ -69,7 +69,7 @@ def _run(out: Path, seed: int, n: int, overrides: tuple[str, ...], model: str) -
     from ..evaluate.generation import Generation
 
     console.print(Rule(f"eval: {n} held-out prompts, before and after, same noise"))
-    pictures = Generation(settings.model.path, lora=out, steps=10, guidance=3.0, batch_size=64)
+    pictures = Generation(settings.model.path, lora=str(out), steps=10, guidance=3.0, batch_size=64)
     scoring = evaluate.Scoring(train_scorer="shapes.total")
     evaluation = evaluate.run(out / "eval", pictures, "shapes:heldout", n, scoring)
     report.print_table(evaluation)

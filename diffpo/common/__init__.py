@@ -1,4 +1,4 @@
-"""What every room uses: errors, text, names, tables, files, locks, threads, random numbers by address, images.
+"""Used by every room: errors, text, names, tables, files, locks, threads, random numbers by address, images.
 
 Imports no other room.
 """

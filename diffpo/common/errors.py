@@ -1,5 +1,5 @@
-"""The one exception a user is meant to read: it names the file, key or prompt, and the next step."""
+"""The exception for users: its message names the file, key or prompt, and the next step."""
 
 
 class DiffpoError(Exception):
-    """Bad input or environment. The command line prints its text alone (no traceback) and exits with status 2."""
+    """Bad input or environment. The command line prints the message without a traceback and exits with status 2."""

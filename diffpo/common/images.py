@@ -1,4 +1,4 @@
-"""Pictures in files: which suffixes they have, which files may be opened, and the one way from bytes to RGB."""
+"""Image files: their suffixes, which files may be opened, and the only decoder from bytes to RGB."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from PIL import Image, ImageColor, ImageOps
 
 from .text import plain
 
-BACKGROUND = "white"  # behind transparent pixels, wherever no setting says otherwise
-ENCODED = 2**29  # bytes of a picture's file
-PIXELS = 2**27  # of a picture, 11,585 x 11,585
-LARGE = 2**24  # pixels above which pictures are decoded one at a time, for the sake of memory
+BACKGROUND = "white"  # behind transparent pixels, unless a setting says otherwise
+ENCODED = 2**29  # bytes of an image file, at most
+PIXELS = 2**27  # of an image, at most: 11,585 x 11,585
+LARGE = 2**24  # pixels; larger images are decoded one at a time, to save memory
 
-# not even tried: EPS is a program for another program, the others are tables or need a viewer of their own
+# never opened: EPS is run by another program, the others are tables or need a special viewer
 NEVER = {"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5"}
-# Pillow reads these with a package that registers itself
+# Pillow reads these with a plug-in package
 EXTRA = {
     "HEIF": ("pillow-heif", "pillow_heif", (".heic", ".heif", ".hif")),
     "JXL": ("pillow-jxl-plugin", "pillow_jxl", (".jxl",)),
 }
-LAYERED = {"MPO", "PSD"}  # what seems to be frames are previews and layers; the first is the picture
-LFS = b"version https://git-lfs"  # what a clone holds in the place of a large file
+LAYERED = {"MPO", "PSD"}  # their frames are previews and layers; the first is the image
+LFS = b"version https://git-lfs"  # the start of a git LFS pointer, which a clone has in place of a large file
 URL = re.compile(r"[a-z][a-z0-9+.-]+:(//|[a-z]+/[a-z0-9.+-]+[;,])", re.IGNORECASE)  # also data:image/png;base64,
 
 Image.init()
@@ -43,20 +43,20 @@ _one_at_a_time = threading.Lock()
 
 
 class BadRow(Exception):
-    """Why one row cannot be used: a short reason, the same words for the same fault so that faults can be counted, and
-    what it is about: a file, a value."""
+    """Why a row cannot be used. ``reason``: a short text, equal for equal faults so that they can be counted;
+    ``detail``: the value or the cause; ``about``: the file or column."""
 
     def __init__(self, reason: str, detail: object = "", about: str = "") -> None:
         self.reason, self.detail, self.about = reason, plain(detail, 300), plain(about, 200)
         super().__init__(": ".join(part for part in (reason, self.about, self.detail) if part))
 
     def of(self, name: str) -> BadRow:
-        """The same with the picture or file that it is about."""
+        """The same fault, about ``name`` unless it already names a file or column."""
         return BadRow(self.reason, self.detail, self.about or name)
 
 
 class ShardMember(NamedTuple):
-    """A picture within a shard. Only `files.shards` makes these: a cell of a foreign table never becomes one."""
+    """An image in a shard (tar file). Only `data.files.shards` makes these; no value in a user's table becomes one."""
 
     shard: Path
     offset: int
@@ -69,7 +69,7 @@ class ShardMember(NamedTuple):
 
 @functools.lru_cache
 def formats() -> tuple[str, ...]:
-    """What the installed Pillow and its plug-ins can open, by Pillow's names."""
+    """The formats that the installed Pillow and its plug-ins can open, by Pillow's names."""
     for _, module, _ in EXTRA.values():
         with suppress(ImportError):
             plugin = importlib.import_module(module)
@@ -79,24 +79,25 @@ def formats() -> tuple[str, ...]:
 
 @functools.lru_cache
 def suffixes() -> frozenset[str]:
-    """Of picture files, in small letters and with the dot."""
-    readable = {*formats(), "MPO"}  # which Pillow opens as JPEG
+    """The suffixes of image files, in lower case and with the dot."""
+    readable = {*formats(), "MPO"}  # Pillow opens MPO as JPEG
     found = {suffix for suffix, name in Image.registered_extensions().items() if name in readable}
     return frozenset(found.union(*(names for _, _, names in EXTRA.values())))
 
 
 def is_picture(name: str) -> bool:
-    """By the suffix of a file's name."""
+    """Whether a file name has the suffix of an image."""
     return PurePosixPath(name).suffix.lower() in suffixes()
 
 
 def named(names: Sequence[str], limit: int = 3) -> str:
-    """The first ``limit`` of them, and how many more there are."""
+    """The first ``limit`` names, and the number of others."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(plain(name, 120) for name in names[:limit]) + more
 
 
 def passed_over(names: Sequence[str]) -> str:
+    """Files that were not read: their number and the first names."""
     return f"{len(names)} file{'s' * (len(names) != 1)}: {named(names)}"
 
 
@@ -104,17 +105,17 @@ def passed_over(names: Sequence[str]) -> str:
 
 
 def read_file(path: Path, limit: int) -> bytes:
-    """The bytes of a regular file. OSError if it cannot be read or is something else (a pipe or a device would keep its
-    reader waiting); ValueError if it has more than ``limit`` bytes."""
+    """The bytes of a regular file. OSError if it cannot be read or is not a regular file (reading from a pipe or device
+    may never end); ValueError if it has more than ``limit`` bytes."""
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
-            raise ValueError(f"it has {size:,} bytes, more than the {limit:,} that are read")
+            raise ValueError(f"it has {size:,} bytes, more than the limit of {limit:,}")
         return file.read(size)
 
 
 def open_file(path: Path) -> io.BufferedReader:
-    """A regular file, opened for reading; OSError as `read_file`."""
+    """A regular file, opened for reading. OSError as for `read_file`."""
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
@@ -123,16 +124,16 @@ def open_file(path: Path) -> io.BufferedReader:
 
 
 def inside(path: Path, roots: Iterable[Path]) -> bool:
-    """Whether the file or folder, where all links lead, lies in one of ``roots`` (resolved folders)."""
+    """Whether the file or folder, with all links resolved, is in one of ``roots`` (resolved folders)."""
     real = path.resolve()
     return any(real.is_relative_to(root) for root in roots)
 
 
 def locate(name: str, roots: Sequence[Path]) -> Path:
-    """The file that a row names, in one of ``roots`` (resolved folders). A backslash separates folders too, as Windows
-    writes them. BadRow: it is not there, it lies outside, or it is a URL."""
+    """The file that a row names, in one of ``roots`` (resolved folders). Backslashes, as Windows writes them, separate
+    folders too. BadRow if the file does not exist or is outside the roots, or if the name is a URL."""
     if URL.match(name):
-        raise BadRow("a URL, not a file", "pictures are read from files; fetch them first")
+        raise BadRow("a URL, not a file", "images are read from files; download them first")
     problem = BadRow("unreadable image", os.strerror(errno.ENOENT))
     for spelt in dict.fromkeys((name, name.replace("\\", "/"))):
         for root in roots:
@@ -140,22 +141,22 @@ def locate(name: str, roots: Sequence[Path]) -> Path:
                 path = (root / spelt).resolve(strict=True)
             except (FileNotFoundError, NotADirectoryError):
                 continue
-            except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL in it, links in a circle
+            except (OSError, ValueError, RuntimeError) as error:  # too long, NUL in the name, circular links
                 problem = BadRow("unreadable image", getattr(error, "strerror", None) or error)
                 continue
             if any(path.is_relative_to(each) for each in roots):
                 return path
-            problem = BadRow("outside the data's folder", "data.roots=[FOLDER] lets rows name files in other folders")
+            problem = BadRow("outside the data's folder", "allow other folders with data.roots=[FOLDER]")
     raise problem
 
 
 def content(value: Any, roots: Sequence[Path]) -> bytes:
-    """The encoded bytes of an image cell: bytes, `datasets`' {bytes, path}, the name of a file in one of ``roots``, or
-    a `ShardMember`. BadRow if there are none."""
+    """The encoded bytes of an image cell, which may be bytes, `datasets`' {bytes, path}, the name of a file in one of
+    ``roots``, or a `ShardMember`. BadRow if there are none."""
     try:
         if isinstance(value, ShardMember):
             if value.size > ENCODED:
-                raise ValueError(f"it has {value.size:,} bytes, more than the {ENCODED:,} that are read")
+                raise ValueError(f"it has {value.size:,} bytes, more than the limit of {ENCODED:,}")
             with open_file(value.shard) as file:
                 file.seek(value.offset)
                 return file.read(value.size)
@@ -164,16 +165,16 @@ def content(value: Any, roots: Sequence[Path]) -> bytes:
         if isinstance(value, str) and value:
             found = read_file(locate(value, roots), ENCODED)
             if not found:
-                raise BadRow("unreadable image", "it is empty")
+                raise BadRow("unreadable image", "the file is empty")
             return found
     except OSError as error:
         raise BadRow("unreadable image", error.strerror or error) from None
     except (ValueError, MemoryError) as error:
-        raise BadRow("unreadable image", str(error) or "there is not the memory for it") from None
+        raise BadRow("unreadable image", str(error) or "not enough memory") from None
     if not isinstance(value, bytes) or not value:
         raise BadRow("missing image")
     if len(value) > ENCODED:
-        raise BadRow("unreadable image", f"it has {len(value):,} bytes, more than the {ENCODED:,} that are read")
+        raise BadRow("unreadable image", f"it has {len(value):,} bytes, more than the limit of {ENCODED:,}")
     return value
 
 
@@ -181,49 +182,51 @@ def content(value: Any, roots: Sequence[Path]) -> bytes:
 
 
 def decode(encoded: bytes, background: str = BACKGROUND) -> Image.Image:
-    """RGB, upright, 8 bits; BadRow if the bytes are no whole picture.
+    """The image as RGB with 8 bits, upright. BadRow if the bytes are not a complete image.
 
-    Transparency is laid over ``background``. 16 bits are scaled to 8, and numbers as `_levels` says. Of several frames
-    the first is taken. The picture's ``info`` says what was done: "notes", a list of "transparent", "animated" and
-    "scaled", and "altered", a text that goes into the picture's hash where pixels depend on more than the bytes.
+    Transparent pixels are blended with ``background``. 16 bits are scaled to 8, and other numbers as `_levels` says. Of
+    several frames the first is used. Two entries of the image's ``info`` record the conversion: "notes" is a list of
+    "transparent", "animated" and "scaled"; "altered" is a text that becomes part of the image's hash, because the
+    pixels then depend on more than the bytes.
     """
     try:
         with Image.open(io.BytesIO(encoded), formats=formats()) as image:
             if image.width * image.height > PIXELS:
-                raise BadRow("unreadable image", f"{image.width}x{image.height} are more than {PIXELS:,} pixels")
+                raise BadRow("unreadable image", f"{image.width}x{image.height} is more than {PIXELS:,} pixels")
             with _one_at_a_time if image.width * image.height > LARGE else nullcontext():
                 return _first(image, background)
     except BadRow:
         raise
-    except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead to: struct.error, KeyError, ...
+    except Exception as error:  # with damaged bytes, Pillow's decoders raise almost anything, e.g. struct.error
         text = str(error) if "BytesIO" not in str(error) else _unknown(encoded)
         raise BadRow("unreadable image", text or type(error).__name__) from None
 
 
 def remarks(notes: Counter[str], background: str = BACKGROUND) -> list[str]:
-    """What was done to pictures, by the notes that `decode` made, a line each."""
+    """Lines of text on the conversions of images, from the notes of `decode`."""
     done = {
-        "transparent": f"have transparency, shown on {background}",
-        "animated": "have several frames, of which the first is taken",
-        "scaled": "hold numbers of another range, which are scaled to 8 bits",
+        "transparent": f"with transparent pixels, shown on {background}",
+        "animated": "with several frames, of which the first is used",
+        "scaled": "with numbers of another range, scaled to 8 bits",
     }
-    return [f"pictures    {notes[note]} {text}" for note, text in done.items() if notes[note]]
+    return [f"images      {notes[note]} {text}" for note, text in done.items() if notes[note]]
 
 
 def rgb(image: Image.Image, background: str = BACKGROUND) -> Image.Image:
-    """A picture of any mode in the colours of `decode`, for pictures that are decoded already."""
+    """An image of any mode, already decoded, converted to RGB as by `decode`."""
     return _rgb(image, background, 16, [])
 
 
 def _first(image: Image.Image, background: str) -> Image.Image:
-    notes = []
-    with suppress(Exception):  # it looks for a second frame, which may be damaged
+    notes: list[str] = []
+    with suppress(Exception):  # looking for a second frame fails if that is damaged
         if getattr(image, "is_animated", False) and image.format not in LAYERED:
             notes.append("animated")
     bits, clear = _bits(image), image.info.get("transparency")
-    if isinstance(clear, tuple) and image.tile and "16" in str(image.tile[0][3]):  # Pillow drops the lower 8 bits
+    tiles = getattr(image, "tile", None)  # of a file: how its pixels are encoded
+    if isinstance(clear, tuple) and tiles and "16" in str(tiles[0][3]):  # Pillow drops the lower 8 bits
         image.info["transparency"] = tuple(value >> 8 for value in clear)
-    # decodes in full, so a truncated file shows here
+    # this decodes all pixels, and so raises for a truncated file
     return _rgb(ImageOps.exif_transpose(image), background, bits, notes)
 
 
@@ -235,13 +238,13 @@ def _rgb(image: Image.Image, background: str, bits: int, notes: list[str]) -> Im
     layered = image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
     if layered or (image.mode == "P" and image.palette is not None and image.palette.mode == "RGBA"):
         layer = image.convert("RGBA")
-        if layer.getextrema()[3][0] < 255:
+        if layer.getchannel("A").getextrema() != (255, 255):
             colour = ImageColor.getrgb(background)[:3]
             image = Image.alpha_composite(Image.new("RGBA", layer.size, colour), layer)
             notes.append("transparent")
             altered += " on #{:02x}{:02x}{:02x}".format(*colour)
         elif image.mode == "P":
-            image = layer  # as Pillow asks for with a warning
+            image = layer  # Pillow warns otherwise
     shown = image.convert("RGB")
     shown.info = {"notes": notes, "altered": altered.strip()}
     return shown
@@ -255,19 +258,19 @@ def _bits(image: Image.Image) -> int:
 
 
 def _levels(image: Image.Image, bits: int) -> tuple[Image.Image, str]:
-    """Grey of more than 8 bits or of numbers as 8 bits, and "scaled" where that is not 16 bits to 8.
+    """A grey image of more than 8 bits, or of numbers, as one of 8 bits; and "scaled" unless 16 bits became 8.
 
-    Integers of 0..65535 are 16 bits. Floats of 0..1, 0..255 or 0..65535 are taken for that range, the smallest that
-    holds them all. Anything else goes from its least to its greatest value.
+    Integers of 0..65535 count as 16 bits. Floats are scaled from the smallest of the ranges 0..1, 0..255 and 0..65535
+    that contains them. All other images are scaled from their minimum to their maximum.
     """
     if image.mode != "F" and not image.mode.startswith("I"):
         return image, ""
-    import numpy as np  # serve_scorer.py does without, unless it comes to this
+    import numpy as np  # here, because serve_scorer.py must work without it
 
     values = np.asarray(image.convert("F" if image.mode == "F" else "I"))
     low, high = values.min(), values.max()
     if not np.isfinite(low) or not np.isfinite(high):
-        raise BadRow("unreadable image", "it holds values that are no numbers")
+        raise BadRow("unreadable image", "it has values that are not finite")
     if image.mode != "F" and bits == 16 and low >= 0 and high <= 65535:
         grey, altered = image.convert("I").point(lambda value: value / 256).convert("L"), ""
         clear = image.info.get("transparency")
@@ -283,16 +286,16 @@ def _levels(image: Image.Image, bits: int) -> tuple[Image.Image, str]:
 
 
 def _unknown(encoded: bytes) -> str:
-    """What bytes are that Pillow does not know."""
+    """A text on bytes that Pillow does not recognise."""
     kind = ""
     if encoded[4:8] == b"ftyp" and encoded[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"):
         kind = "HEIF"
     elif encoded.startswith((b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")):
         kind = "JXL"
     elif encoded.startswith((b"%!PS", b"\xc5\xd0\xd3\xc6")):
-        return "EPS and PostScript are not read: save it as PNG"
+        return "EPS and PostScript are not supported: save it as PNG"
     elif encoded.startswith(LFS):
-        return "a pointer of git LFS, not the file: `git lfs pull` fetches it"
+        return "a git LFS pointer, not the file: run `git lfs pull`"
     if kind and kind not in formats():
         package = EXTRA[kind][0]
         return f"{'HEIC' if kind == 'HEIF' else 'JPEG XL'} needs the package {package}: pip install {package}"

@@ -1,5 +1,5 @@
-"""Stateless randomness: every draw has an address, so resuming, accumulating and spreading over processes change
-nothing."""
+"""Stateless random numbers: every draw has an address, so results do not depend on resuming, accumulation or the number
+of processes."""
 
 from __future__ import annotations
 

@@ -44,8 +44,7 @@ class Table:
 
         table = RichTable(title=self.title or None, title_justify="left", box=SIMPLE_HEAD)
         for number, column in enumerate(self.columns):
-            justify = "left" if number in left else "right"
-            table.add_column(column, justify=justify, no_wrap="[" not in column)
+            table.add_column(column, justify="left" if number in left else "right", no_wrap="[" not in column)
         for number, cells in enumerate(self.rows):
             style = "bold" if number in bold else None
             table.add_row(*map(str, cells), style=style, end_section=number in rule_after)

@@ -1,4 +1,4 @@
-"""Text as people save it, and text as it is safe to show."""
+"""Reading text files in common encodings, and making text safe to show."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 LIMIT = 2**28  # bytes of a text file
 
-# UTF-32 first: its mark begins with that of UTF-16
+# UTF-32 first, because its byte order mark begins with that of UTF-16
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -21,17 +21,17 @@ _MARKS = (
 
 
 def decoded(content: bytes) -> str:
-    """UTF-8, or UTF-16 and UTF-32 that begin with a byte order mark; the mark is dropped and lines end in a line feed.
-    ValueError if it is none of these."""
+    """The text of UTF-8 bytes, or of UTF-16 and UTF-32 with a byte order mark, with line feeds as line ends.
+    ValueError for other bytes."""
     encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
     text = content.decode(encoding)
-    if "\0" in text:  # of a binary file, or of UTF-16 without a mark, which is UTF-8 by chance
-        raise ValueError("it holds the character NUL, so it is no text, or UTF-16 without a byte order mark")
+    if "\0" in text:  # valid UTF-8 by chance
+        raise ValueError("it contains the character NUL: it is not text, or UTF-16 without a byte order mark")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_text(path: str | Path, limit: int = LIMIT) -> str:
-    """The text of a file, by `decoded`. OSError if it cannot be read, ValueError if it is no text or has more than
+    """The text of a file, by `decoded`. OSError if it cannot be read, ValueError if it is not text or has more than
     ``limit`` bytes."""
     with open(path, "rb") as file:
         content = file.read(limit + 1)
@@ -41,14 +41,14 @@ def read_text(path: str | Path, limit: int = LIMIT) -> str:
 
 
 def markdown(text: object, limit: int = 200) -> str:
-    """``text``, `plain`, as words within Markdown or a cell of its tables, without markup and HTML of its own."""
+    """``text``, made `plain`, for Markdown text or table cells: its own markup and HTML are escaped."""
     return re.sub(r"([\\`*_~|\[\]])", r"\\\1", escape(plain(text, limit), quote=False))
 
 
 def plain(text: object, limit: int = 1000) -> str:
-    """``text`` on one line for terminals, reports and pictures: at most ``limit`` characters, without control, format
-    and half characters (they could move the cursor, reverse the line, or not be encoded). The two joiners stay: emoji
-    and several scripts are written with them."""
+    """``text`` as one line of at most ``limit`` characters, safe for terminals, reports and images. Control and format
+    characters and lone surrogates are removed: they could move the cursor, reverse the line, or fail to encode. The two
+    joiners stay, because emoji and several scripts need them."""
     text = str(text)
     if len(text) > limit:
         text = text[: max(0, limit - 3)] + "..."
@@ -57,5 +57,5 @@ def plain(text: object, limit: int = 1000) -> str:
 
 
 def whole(text: str) -> str:
-    """``text`` for models, whose tokenizers refuse half characters (lone surrogates): each becomes U+FFFD."""
+    """``text`` with lone surrogates, which tokenizers refuse, replaced by U+FFFD."""
     return re.sub("[\ud800-\udfff]", "\ufffd", text)

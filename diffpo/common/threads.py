@@ -1,9 +1,9 @@
 """Torch's CPU threads on a machine that other programs use too.
 
-A parallel piece of work ends when its slowest thread ends. The others spin until then, on cores that the slowest may
-be waiting for: beside two busy programs on two cores, two threads take several times as long as one. So a loop that
-calls `Threads.adapt` uses fewer of them while they wait for cores. Threads that never spin would need no such care, but
-on an idle machine they are slower than one thread. scripts/bench_threads.py measures all of this.
+A parallel operation ends when its slowest thread ends. Until then the other threads spin, on cores that the slowest may
+need. Beside two busy programs on two cores, two threads take several times as long as one. A loop that calls
+`Threads.adapt` therefore uses fewer threads while they wait for cores. Threads that do not spin avoid the problem, but
+on an idle machine they are slower than one thread. scripts/bench_threads.py measures this.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-SPINS = "50000"  # of GNU OpenMP, about a millisecond; its own default is six times as many
-WINDOW = 1.0  # s between two looks
-CROWDED, FREE = 0.15, 0.03  # share of its time that a thread waits for a core
-PATIENCE = 64  # windows without waiting, at most, before more threads are tried again
-EXACT = 2**15  # numbers: torch splits a longer sum by the number of threads, which changes its rounding
+SPINS = "50000"  # for GNU OpenMP, about 1 ms; its default is six times as many
+WINDOW = 1.0  # s between two measurements
+CROWDED, FREE = 0.15, 0.03  # fraction of time that a thread waits for a core
+PATIENCE = 64  # most windows without waiting before more threads are tried again
+EXACT = 2**15  # elements; torch splits longer sums by the number of threads, which changes the rounding
 
 
 def set_waiting() -> None:
-    """How OpenMP's threads wait, unless the user has set that; to be called before torch is imported."""
+    """Set how OpenMP's threads wait, unless the user has. Call it before torch is imported."""
     if not any(name.startswith(("OMP_", "GOMP_", "KMP_")) for name in os.environ):
         os.environ["GOMP_SPINCOUNT"] = SPINS
 
@@ -29,9 +29,9 @@ def set_waiting() -> None:
 class Threads:
     """The number of torch's threads, halved while they wait for cores and doubled when they no longer do.
 
-    A context manager that puts the number back. It stays as it is where the user has set OMP_NUM_THREADS, on other
-    systems than Linux, and on a GPU. ``trained``: sizes of what is trained; above `EXACT` numbers it stays too, so that
-    a run does not depend on the machine's load.
+    A context manager, which restores the number at its end. The number does not change if the user has set
+    OMP_NUM_THREADS, on systems other than Linux, or on a GPU. ``trained``: numbers of elements of the trained tensors;
+    if one is above `EXACT`, the number of threads does not change, so that a run does not depend on the machine's load.
     """
 
     def __init__(self, device: str = "cpu", trained: Iterable[int] = ()) -> None:
@@ -50,14 +50,14 @@ class Threads:
         self.set(self.most)
 
     def adapt(self) -> None:
-        """Look again, if the last look was a `WINDOW` ago."""
+        """Measure, and change the number of threads, if the last measurement is at least a `WINDOW` ago."""
         if self.fixed or time.perf_counter() - self.last[0] < WINDOW:
             return
         (before, waited), self.last = self.last, self._look()
         self.set(self.next((self.last[1] - waited) / (self.last[0] - before)))
 
     def next(self, waiting: float) -> int:
-        """How many threads to use after a window in which on average ``waiting`` threads waited for a core."""
+        """The number of threads to use after a window in which ``waiting`` threads on average waited for a core."""
         crowded, tried, self.tried = waiting > CROWDED * self.now, self.tried, False
         if crowded and self.now > 1:
             self.patience = min(2 * self.patience, PATIENCE) if tried else 1
@@ -70,6 +70,7 @@ class Threads:
         return min(2 * self.now, self.most)
 
     def set(self, number: int) -> None:
+        """Use ``number`` threads."""
         if number != self.now:
             import torch
 
@@ -78,7 +79,7 @@ class Threads:
 
     @staticmethod
     def _look() -> tuple[float, float]:
-        """Seconds by the clock, and seconds that this process's threads have waited for a core (Linux's schedstat)."""
+        """The time in s, and how many s the threads of this process have waited for a core (Linux's schedstat)."""
         waited = 0
         for path in Path("/proc/self/task").glob("*/schedstat"):
             try:

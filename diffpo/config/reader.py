@@ -81,7 +81,7 @@ def parsed(text: str) -> Any:
     if len(text) > LIMIT:
         raise ValueError(f"it has more than {LIMIT} characters, which is too many for settings")
     try:
-        return yaml.load(text, Loader)
+        return yaml.load(text, Loader)  # noqa: S506 (a SafeLoader)
     except RecursionError:
         raise ValueError("brackets or sections are nested too deep") from None
     except yaml.YAMLError as error:

@@ -1,4 +1,4 @@
-"""From rows to batches: sources, columns, groups, sizes, orders and the caches of latents and text embeddings.
+"""From rows to batches: sources, columns, groups, image sizes, orders, and caches of latents and text embeddings.
 
 Imports `config`, `shapes` and `common`.
 """

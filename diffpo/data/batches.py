@@ -1,4 +1,4 @@
-"""Groups -> batches: latents and conditions on the device, from the caches, with one stateless draw per group."""
+"""From groups to batches: latents and conditions on the device, from the caches, with one stateless draw per group."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from PIL import Image
@@ -17,12 +16,14 @@ from ..common.rng import Draws
 from ..common.worker import ALONE, Worker
 from ..config import Data
 from .cache import Cache, content_key
+from .encoders import Encoders
 from .groups import Groups
 from .judgement import Judgement
+from .rows import Group
 from .source import THREADS
 from .transforms import View, pixels, views
 
-PIXELS = 2**20  # that go through the VAE at once
+PIXELS = 2**20  # in one call of the VAE
 
 
 @dataclass(frozen=True)
@@ -40,43 +41,42 @@ class Batch:
 
 
 class Batches:
-    """Batches of one source. Building it fills the caches, so the family's encoders must be loaded; they may go
-    afterwards (the VAE only if ``cached``). Latents are cached once for each different image, whatever pairs it is
-    in."""
+    """Batches of one source. Its constructor fills the caches, for which the family's encoders must be loaded. They can
+    be freed afterwards; the VAE only if ``cached``. The latents of an image that occurs in several groups are cached
+    once."""
 
-    def __init__(self, groups: Groups, data: Data, family: Any, seed: int = 0, worker: Worker = ALONE) -> None:
+    def __init__(self, groups: Groups, data: Data, family: Encoders, seed: int = 0, worker: Worker = ALONE) -> None:
         self.groups, self.data, self.family, self.seed, self.device = groups, data, family, seed, worker.device
         self.cached = latents_can_be_cached(data)
-        # further conditions (n rows for each member) of the groups at (indices, draws), e.g. of users
+        # gives further conditions, e.g. of users, for the groups at (indices, draws): n rows for each member
         self.further: Callable[[Sequence[int], Draws], dict[str, Tensor]] | None = None
-        share = {"process": worker.index, "processes": worker.count, "quiet": worker.quiet}
         self.captions = groups.captions
         self._caption_row = {caption: row for row, caption in enumerate(self.captions)}
-        # how many captions a group has: one for all its images, or one for each
+        # captions per group: one for all its images, or one for each
         self._captions = max(len(group.captions) for group in groups.groups)
         family.require_sizes(groups.targets)
         key = content_key(family.text_hash(), self.captions)
         self.text = Cache(data.cache, "text", key, len(self.captions) + 1)  # the last row: the unconditional embedding
-        self.text.build(self._encode_captions, 16, **share)
-        self._latents: dict[tuple[int, int], Cache] = {}  # for each size that is trained at
-        self._picture_row: dict[tuple[int, int], dict[str, int]] = {}
+        self.text.build(self._encode_captions, 16, worker, worker.quiet)
+        self._latents: dict[tuple[int, int], Cache] = {}  # one for each size
+        self._image_row: dict[tuple[int, int], dict[str, int]] = {}  # rows of these caches by the images' hashes
         for target in groups.targets if self.cached else ():
-            pictures = groups.pictures(target)
-            self._picture_row[target] = {picture: row for row, picture in enumerate(pictures)}
+            places = groups.places(target)
+            self._image_row[target] = {each: row for row, each in enumerate(places)}
             square = target == (data.resolution, data.resolution)
-            key = content_key(family.vae_hash(), data.resolution if square else target, list(pictures))
-            self._latents[target] = Cache(data.cache, "latents", key, len(pictures))
-            encode = functools.partial(self._encode_pictures, list(pictures.values()))
-            self._latents[target].build(encode, 64, **share)
+            key = content_key(family.vae_hash(), data.resolution if square else target, list(places))
+            self._latents[target] = Cache(data.cache, "latents", key, len(places))
+            encode = functools.partial(self._encode_images, list(places.values()))
+            self._latents[target].build(encode, 64, worker, worker.quiet)
 
     def check(self) -> None:
-        """Once every process has built its share: are the caches whole?"""
+        """DiffpoError unless the caches are complete, when every process has built its part."""
         for cache in (self.text, *self._latents.values()):
             if cache.missing():
                 raise DiffpoError(
-                    f"the cache {cache.folder} is incomplete: {cache.path(cache.missing()[0])} is not there. If it was "
-                    "deleted meanwhile, run the same command again; processes on several machines need a data.cache "
-                    "that all of them see"
+                    f"the cache {cache.folder} is incomplete: {cache.path(cache.missing()[0])} does not exist. If it "
+                    "was deleted, run the same command again. If processes run on several machines, set data.cache to "
+                    "a folder that all of them share"
                 )
 
     def batch(
@@ -86,13 +86,12 @@ class Batches:
         purpose: str = "train",
         timesteps: list[tuple[int, int]] | None = None,
     ) -> Batch:
-        """The groups ``indices``, which are trained at one size; ``positions`` address their draws of posterior noise,
-        view and caption dropout."""
+        """A batch of the groups ``indices``, which must have one target size. ``positions`` address their draws of
+        posterior noise, view and caption dropout."""
         train, groups = purpose == "train", [self.groups.groups[index] for index in indices]
         addresses = Draws(self.seed, purpose, list(positions), timesteps)
         draws = addresses.generators("data")
-        # every draw asks for its numbers in the same order, so that switching one option on leaves the others' draws
-        # alone
+        # every group draws its numbers in the same order, so that one option does not change the draws of others
         dropped = [train and torch.rand((), generator=draw).item() < self.data.caption_dropout for draw in draws]
         seen = [self._views(index, draw, train) for index, draw in zip(indices, draws, strict=True)]
         if self.cached:
@@ -113,13 +112,13 @@ class Batches:
         return Batch(x_0, cond, Judgement.of(groups, members, self.device), list(indices), addresses)
 
     def unconditional(self, cond: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The conditions of the empty prompt beside ``cond``: the same but for the text."""
+        """``cond`` with the text embeddings of the empty prompt."""
         empty = self.text.read([len(self.captions)])
         return {**cond, **{name: value.to(cond[name]).expand_as(cond[name]) for name, value in empty.items()}}
 
     def portions(self, items: Iterable[int], index: Callable[[int], int], rows: int) -> Iterator[list[int]]:
-        """``items`` in lists of at most ``rows``, each of one size: `batch` takes the groups ``index(item)`` of a list
-        at once. Sizes one after the other, and within a size in the order of ``items``."""
+        """``items`` in lists of at most ``rows``, so that the groups ``index(item)`` of a list have one size and can be
+        a batch. Within a size, items keep their order."""
         found: dict[tuple[int, int], list[int]] = {}
         for item in items:
             found.setdefault(self.groups.groups[index(item)].target, []).append(item)
@@ -128,25 +127,26 @@ class Batches:
                 yield alike[start : start + rows]
 
     def means(self, indices: Sequence[int]) -> Tensor:
-        """x_0 (m n, C, h, w) of the groups ``indices`` without the posterior's noise; only if ``cached``."""
+        """x_0 (m n, C, h, w) of the groups ``indices`` without posterior noise. Only if ``cached``."""
         mean = self._read(indices)["mean"].unflatten(0, (len(indices), -1))
         return self.family.scale_latents(mean.to(self.device)).transpose(0, 1).flatten(0, 1)
 
     @property
     def latents(self) -> Cache:
-        """The cache of latents, where all groups are trained at one size."""
+        """The cache of latents, if all groups have one size."""
         (cache,) = self._latents.values()
         return cache
 
     def _read(self, indices: Sequence[int]) -> dict[str, Tensor]:
         groups = [self.groups.groups[index] for index in indices]
-        row = self._picture_row[groups[0].target]
-        return self._latents[groups[0].target].read([row[picture] for group in groups for picture in group.pictures])
+        row = self._image_row[groups[0].target]
+        return self._latents[groups[0].target].read([row[each] for group in groups for each in group.hashes])
 
     def _condition(
-        self, groups: Sequence[Any], seen: Sequence[Sequence[View]], dropped: Sequence[bool]
+        self, groups: Sequence[Group], seen: Sequence[Sequence[View]], dropped: Sequence[bool]
     ) -> dict[str, Tensor]:
-        """Of all members, each with its group's caption or its own; a group's captions are dropped together."""
+        """The conditions of all members, with their group's caption or their own. Captions of a group are dropped
+        together."""
         rows = [
             len(self.captions) if drop else self._caption_row[group.captions[which]]
             for which in range(self._captions)
@@ -168,8 +168,8 @@ class Batches:
     def _encode_captions(self, rows: Sequence[int]) -> dict[str, Tensor]:
         return self.family.encode_text([self.captions[row] if row < len(self.captions) else None for row in rows])
 
-    def _encode_pictures(self, found: Sequence[tuple[int, int]], rows: Sequence[int]) -> dict[str, Tensor]:
-        """``mean`` and ``logvar`` (n, C, h, w) of different images, by their (group, member)."""
+    def _encode_images(self, found: Sequence[tuple[int, int]], rows: Sequence[int]) -> dict[str, Tensor]:
+        """``mean`` and ``logvar`` (n, C, h, w) of the images at ``rows`` of ``found``, a list of (group, member)."""
         places = [found[row] for row in rows]
         with ThreadPoolExecutor(THREADS) as pool:
             images = list(pool.map(lambda place: self.groups.image(*place), places))
@@ -178,19 +178,19 @@ class Batches:
         )
 
     def _encode_views(self, indices: Sequence[int], seen: Sequence[Sequence[View]]) -> dict[str, Tensor]:
-        """``mean`` and ``logvar`` (n m, C, h, w), group after group."""
+        """``mean`` and ``logvar`` (n m, C, h, w) of whole groups, ordered by group."""
         with ThreadPoolExecutor(THREADS) as pool:
             images = [image for group in pool.map(self.groups.images, indices) for image in group]
         return self._encode(images, [view for group in seen for view in group])
 
     def _encode(self, images: Sequence[Image.Image], seen: Sequence[View]) -> dict[str, Tensor]:
         flat = torch.stack([pixels(image, view) for image, view in zip(images, seen, strict=True)])
-        # a float32 VAE at 1024 px takes some gigabytes for each image
+        # a float32 VAE needs several gigabytes per image of 1024 px
         portions = flat.split(max(1, min(64, PIXELS // flat[0, 0].numel())))
         parts = [self.family.encode_image(portion) for portion in portions]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def latents_can_be_cached(data: Data) -> bool:
-    """A random crop or flip shows another picture at each step, so there is nothing to keep."""
+    """Whether images have fixed latents: a random crop or flip changes the image at each step."""
     return data.cache_latents and data.crop == "center" and not data.flip

@@ -1,4 +1,4 @@
-"""Which columns of a source hold what, and so whether it holds pairs, ranked lists or single images."""
+"""The roles of a source's columns, and so whether it has pairs, ranked lists or single images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..config import Columns
 Kind = Literal["pair", "list", "single"]
 NOUN = {"pair": "pairs", "list": "ranked lists", "single": "single images"}
 
-# the first name that the source has is taken; Pick-a-Pic's, `datasets`', TRL's and those of the public data sets
+# the first name that the source has is used: those of Pick-a-Pic, `datasets`, TRL and public data sets
 USUAL_NAMES = {
     "caption": ("caption", "prompt"),
     "caption_chosen": ("caption_chosen",),
@@ -26,12 +26,12 @@ USUAL_NAMES = {
     "has_label": ("has_label",),
     "score_0": ("score_0", "ps_score_0"),  # ps_: SmPO's Pick-a-Pic with PickScores
     "score_1": ("score_1", "ps_score_1"),
-    "images": ("images", "image_path", "file_path", "generations"),  # HPDv2's test and train file, ImageReward
+    "images": ("images", "image_path", "file_path", "generations"),  # HPDv2's test and train files, ImageReward
     "scores": ("scores", "human_preference"),
     "ranks": ("ranks", "rank", "ranking"),
     "image": ("image", "file_name"),
     "liked": ("liked", "label"),
-    "user": (),  # only if the config names it: most sources know a user, few objectives ask for one
+    "user": (),  # only if the config names it: many sources have a user column, few objectives use it
 }
 LABELLED = ("image_0", "image_1", "label_0", "label_1", "has_label")
 ORDERED = ("chosen", "rejected")
@@ -45,10 +45,11 @@ ROLES: dict[Kind, tuple[str, ...]] = {
 
 
 def find_columns(source: str, names: list[str], given: Columns) -> tuple[Kind, Columns]:
-    """What the source holds, and its columns, those that the config leaves open filled in.
+    """The kind of the source's rows, and its columns: those of the config, the others by their usual names.
 
-    DiffpoError names what is missing and what there is. Two ways of saying the same thing are never both kept: what
-    the config names wins, then labels over chosen/rejected, one caption over one for each image, scores over ranks.
+    Where columns say the same thing twice, one is dropped: columns named in the config win, then labels over
+    chosen/rejected, one caption over one per image, scores over ranks. DiffpoError names the missing columns and those
+    that exist.
     """
     there = plain(", ".join(names), 2000)
     found: dict[str, str | None] = {}
@@ -60,71 +61,70 @@ def find_columns(source: str, names: list[str], given: Columns) -> tuple[Kind, C
     named = {role for role in USUAL_NAMES if getattr(given, role)}
     kind = _kind(found, named)
     if foreign := sorted(named - set(ROLES[kind])):
-        raise DiffpoError(f"{source} holds {NOUN[kind]}, and data.columns.{foreign[0]} does not belong to those")
+        raise DiffpoError(f"{source} has {NOUN[kind]}, which do not use data.columns.{foreign[0]}: remove that setting")
     columns = {role: found[role] for role in ROLES[kind]}
     needed = _pair_columns(columns, named) if kind == "pair" else _other_columns(kind, columns, named)
     missing = [role for role in needed if columns[role] is None]
     if missing:
         raise DiffpoError(
-            f"{source} lacks the column for {', '.join(missing)}; it has: {there}. Expected are caption, jpg_0, jpg_1, "
-            f"label_0 or prompt, chosen, rejected; of ranked lists prompt, images, scores or ranks; of single images "
-            f"prompt, image, liked; other names go into the config, e.g. data.columns.{missing[0]}=NAME"
+            f"{source} has no column for {', '.join(missing)}; it has: {there}. Pairs need caption, jpg_0, jpg_1, "
+            "label_0 or prompt, chosen, rejected. Ranked lists need prompt, images and scores or ranks. Single images "
+            f"need prompt, image, liked. Set other names in the config, e.g. data.columns.{missing[0]}=NAME"
         )
     return kind, Columns(**columns)
 
 
 def serves(source: str, holds: Kind, want: Kind, ties: str) -> Kind:
-    """The kind of the groups; DiffpoError if what the source holds cannot be made into what is wanted."""
+    """The kind of the groups to make. DiffpoError if rows of the kind ``holds`` cannot become the kind ``want``."""
     if holds == "pair":
         if want == "list" and ties == "soft":
             raise DiffpoError(
-                f"{source} holds pairs, which a list objective takes as lists of two in their order; it has no use for "
-                "probabilities: set data.ties=drop"
+                f"{source} has pairs, which a list objective uses as ordered lists of two, without probabilities. Set "
+                "data.ties=drop"
             )
         return "pair"
     if holds == "list" and want in ("list", "pair"):
         return want
     if holds == "list":
         raise DiffpoError(
-            f"{source} holds ranked lists, and the objective wants single images that are liked or not: a rank says "
-            "only which of two is better. Give it pairs, or images with a column of likes (data.columns.liked=NAME)"
+            f"{source} has ranked lists, but the objective needs single images with a like or dislike, and a rank only "
+            "compares images. Use pairs, or images with a column of likes (data.columns.liked=NAME)"
         )
     if want != "single":
         raise DiffpoError(
-            f"{source} holds single images with likes, and the objective compares {NOUN[want]}: nothing says which "
-            "images belong together. Use an objective for single images, such as kto, or data with pairs"
+            f"{source} has single images with likes, but the objective needs {NOUN[want]}. Use an objective for single "
+            "images, such as kto, or data with pairs"
         )
     return "single"
 
 
 def image_columns(kind: Kind, columns: Columns) -> list[str]:
-    if kind == "list":
-        return [columns.images]
-    if kind == "single":
-        return [columns.image]
-    return [columns.image_0, columns.image_1] if columns.label_0 else [columns.chosen, columns.rejected]
+    """The columns of a row's images, in the order of its labels; one column for a list."""
+    pair = (columns.image_0, columns.image_1) if columns.label_0 else (columns.chosen, columns.rejected)
+    names = {"list": (columns.images,), "single": (columns.image,), "pair": pair}[kind]
+    return [name for name in names if name is not None]  # `find_columns` has found them
 
 
-def image_cells(row: dict, kind: Kind, columns: Columns) -> list[Any]:
-    """The images of a row as stored, in the order of the columns or of the list."""
+def image_cells(row: dict[str, Any], kind: Kind, columns: Columns) -> list[Any]:
+    """The images of a row as they are stored, in the order of `image_columns` or of the list."""
     cells = [row[name] for name in image_columns(kind, columns)]
     if kind != "list":
         return cells
     if cells[0] is not None and not isinstance(cells[0], list):
-        raise BadRow("images are not a list", repr(cells[0])[:100])
+        raise BadRow("the images are not a list", repr(cells[0])[:100])
     return cells[0] or []
 
 
-def image_names(row: dict, kind: Kind, columns: Columns) -> list[str]:
-    """What to call the images of a row in a message: their files, or else their columns."""
+def image_names(row: dict[str, Any], kind: Kind, columns: Columns) -> list[str]:
+    """The names of a row's images in messages: their files, or else their columns."""
     names = image_columns(kind, columns)
     cells = image_cells(row, kind, columns)
     own = [f"{names[0]}[{number}]" for number in range(len(cells))] if kind == "list" else names
     return [_file(cell) or name for cell, name in zip(cells, own, strict=True)]
 
 
-def first_file(row: dict, kind: Kind, columns: Columns) -> str:
-    """Of the first image, where images are in files."""
+def first_file(row: dict[str, Any], kind: Kind, columns: Columns) -> str:
+    """The file of the row's first image; empty if images are not in files."""
     cells = [row[name] for name in image_columns(kind, columns)]
     return _file(cells[0][0] if kind == "list" and isinstance(cells[0], list) and cells[0] else cells[0])
 
@@ -151,7 +151,7 @@ def _kind(found: dict[str, str | None], named: set[str]) -> Kind:
 
 
 def _pair_columns(columns: dict[str, str | None], named: set[str]) -> list[str]:
-    """Drop the columns that do not count; the roles that must be there."""
+    """Drop the columns that are not used; return the roles that a pair needs."""
     labelled = all(columns[role] for role in LABELLED[:3]) and not named & set(ORDERED)
     for role in ORDERED if labelled else LABELLED:
         columns[role] = None
@@ -165,10 +165,11 @@ def _pair_columns(columns: dict[str, str | None], named: set[str]) -> list[str]:
 
 
 def _other_columns(kind: Kind, columns: dict[str, str | None], named: set[str]) -> list[str]:
+    """The same for single images and for lists."""
     if kind == "single":
         return ["caption", "image", "liked"]
     if {"scores", "ranks"} <= named:
-        raise DiffpoError("data.columns.scores and data.columns.ranks both order a list: name one of them")
+        raise DiffpoError("data.columns.scores and data.columns.ranks both order a list: set only one of them")
     unused = "scores" if "ranks" in named else "ranks"
     if columns["scores" if unused == "ranks" else "ranks"]:
         columns[unused] = None

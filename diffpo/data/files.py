@@ -1,5 +1,5 @@
-"""Sources that are more than one table: folders of pictures with equal names, webdataset shards, and rows that are one
-image of a ranked list each."""
+"""Sources that are not a table of rows yet: folders of images with equal names, webdataset shards, and tables with one
+row per image of a ranked list."""
 
 from __future__ import annotations
 
@@ -10,35 +10,43 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from ..common.errors import DiffpoError
 from ..common.images import BadRow, ShardMember, is_picture, locate, open_file, read_file
 from ..common.text import decoded, plain
-from .tables import Table
+from .tables import Rows, RowSource
+from .text_tables import Table
 
 TEXTS = ("txt", "text", "cls")
-TEXT_LIMIT = 2**24  # bytes of a text or json file in a shard, of a caption
-RANKED = ("prompt", "image_path", "rank")  # of ImageRewardDB's rows
+TEXT_LIMIT = 2**24  # bytes of a caption, or of a text or JSON file in a shard
+RANKED = ("prompt", "image_path", "rank")  # columns of ImageRewardDB
 
 
 def siblings(folder: Path, roots: Sequence[Path]) -> tuple[Table, list[str]]:
-    """The pairs of ``folder``: chosen/NAME.png and rejected/NAME.png, whatever their suffixes, with the caption in
-    chosen/NAME.txt; and what else lies there. Rows are in the order of the names; one for every name, so that what
-    lacks its counterpart or its caption is a bad row. DiffpoError: nothing to pair, or a name that is there twice."""
-    found, texts, others = {}, {}, []
+    """The pairs of ``folder``: chosen/NAME.png and rejected/NAME.png, with any image suffix, and the caption in
+    chosen/NAME.txt. Also returns the names of all other files.
+
+    Rows are sorted by name, one for every name, so an image without its counterpart or caption is a bad row.
+    DiffpoError if there are no images, or if one name occurs twice.
+    """
+    found: dict[str, dict[str, str]] = {}
+    texts: dict[str, str] = {}
+    others: list[str] = []
     for side in ("chosen", "rejected"):
-        found[side], captions, rest = _pictures(folder / side)
+        found[side], captions, rest = _images(folder / side)
         texts |= captions if side == "chosen" else {}
         others += [f"{side}/{name}" for name in rest]
         others += [f"{side}/{name}" for key, name in captions.items() if side == "rejected" or key not in found[side]]
 
     def rows() -> Iterator[dict[str, Any] | BadRow]:
         for name in sorted({*found["chosen"], *found["rejected"]}):
-            there = next(pictures[name] for pictures in found.values() if name in pictures)
-            row = {side: f"{side}/{pictures.get(name, there)}" for side, pictures in found.items()}
-            # where the chosen picture is missing, that is what should be reported, whatever its caption is
-            caption = _caption(f"chosen/{texts.get(name, f'{name}.txt')}", roots) if name in found["chosen"] else name
+            there = next(images[name] for images in found.values() if name in images)
+            row = {side: f"{side}/{images.get(name, there)}" for side, images in found.items()}
+            # a missing chosen image is reported when the row is read, whether or not it has a caption
+            caption: str | BadRow = name
+            if name in found["chosen"]:
+                caption = _caption(f"chosen/{texts.get(name, f'{name}.txt')}", roots)
             yield caption if isinstance(caption, BadRow) else {"prompt": caption, **row}
 
     return Table(Table.of(rows()).rows, ["prompt", "chosen", "rejected"]), others
@@ -48,16 +56,16 @@ def _caption(name: str, roots: Sequence[Path]) -> str | BadRow:
     try:
         text = decoded(read_file(locate(name, roots), TEXT_LIMIT)).strip()
     except BadRow as problem:
-        missing = problem.reason == "unreadable image"  # there is no such file
+        missing = problem.reason == "unreadable image"  # the file does not exist
         return BadRow("missing caption" if missing else problem.reason, problem.detail, name)
     except (OSError, ValueError) as error:
         return BadRow("cannot read the caption", getattr(error, "strerror", None) or error, name)
     return text or BadRow("empty caption", "", name)
 
 
-def _pictures(folder: Path) -> tuple[dict[str, str], dict[str, str], list[str]]:
-    """Relative paths of the pictures in ``folder`` and below, and of the texts, by the same without suffix; and of
-    everything else. Links to folders are not followed, and hidden files not read."""
+def _images(folder: Path) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """The images in ``folder`` and below, and the text files, as {relative path without suffix: relative path}; and the
+    relative paths of all other files. Links to folders are not followed, and hidden files are not read."""
     found: dict[str, str] = {}
     texts: dict[str, str] = {}
     others: list[str] = []
@@ -71,21 +79,21 @@ def _pictures(folder: Path) -> tuple[dict[str, str], dict[str, str], list[str]]:
                 others.append(relative.as_posix() + "/" * (name in linked))
             elif key in (known := texts if text else found):
                 raise DiffpoError(
-                    f"{folder} holds {plain(known[key])} and {plain(relative.as_posix())}: which of them is it?"
+                    f"{folder} has both {plain(known[key])} and {plain(relative.as_posix())}: remove one of them"
                 )
             else:
                 known[key] = relative.as_posix()
     if not found:
         raise DiffpoError(
-            f"{folder} holds no pictures; pairs are chosen/NAME.png and rejected/NAME.png with a caption in "
+            f"{folder} has no images; a pair is chosen/NAME.png and rejected/NAME.png, with its caption in "
             "chosen/NAME.txt"
         )
     return found, texts, others
 
 
 class Shards(Table):
-    """Samples of shards: each row is [values, {field: [shard, offset, size, name]}], so that no value of a json file
-    can be taken for a place."""
+    """Samples of webdataset shards, each kept as [values, {field: [shard, offset, size, name]}]. Images are thus kept
+    apart from values, and no value in a JSON file is mistaken for the position of an image."""
 
     def __init__(self, rows: Sequence[bytes | BadRow], column_names: Sequence[str], paths: Sequence[Path]) -> None:
         super().__init__(rows, column_names)
@@ -100,12 +108,12 @@ class Shards(Table):
 
 
 def shards(paths: Sequence[Path], quiet: bool = True) -> tuple[Shards, list[str]]:
-    """The samples of webdataset shards (uncompressed tar files): KEY.FIELD.SUFFIX is a field of sample KEY; and the
-    names of members that are no such field.
+    """The samples of webdataset shards (uncompressed tar files), in which KEY.FIELD.SUFFIX is a field of the sample
+    KEY. Also returns the names of members that are not fields.
 
-    An image becomes its place in the file; KEY.FIELD.txt is text, KEY.json has a field for each key (that has no member
-    of its own), KEY.png is the field `image` and KEY.txt `caption`. Nothing is unpacked to the disk, and other members
-    (pickles among them) are not even read. DiffpoError: compressed or torn files, broken json.
+    An image is kept as its position in the file. KEY.FIELD.txt is text; KEY.json has a field for each of its keys,
+    unless a member has that field; KEY.png is the field `image` and KEY.txt the field `caption`. Nothing is unpacked to
+    disk, and other members, such as pickles, are not read. DiffpoError if a file is compressed or damaged.
     """
     from tqdm.auto import tqdm
 
@@ -118,26 +126,26 @@ def shards(paths: Sequence[Path], quiet: bool = True) -> tuple[Shards, list[str]
                 names |= dict.fromkeys([*values, *places])
                 rows.append(json.dumps([values, {name: [number, *place] for name, place in places.items()}]).encode())
         except tarfile.TarError as error:
-            raise DiffpoError(f"{path} is not a whole, uncompressed tar file: {plain(error, 200)}") from None
+            raise DiffpoError(f"{path} is damaged, or not an uncompressed tar file: {plain(error, 200)}") from None
     if not rows:
         raise DiffpoError(f"{paths[0]} has no samples")
     return Shards(rows, list(names), paths), others
 
 
-class _Careful:
-    """A tar file whose headers cannot ask for more than a name or a path takes."""
+class _Limited:
+    """A file for `tarfile` that refuses the huge reads and negative offsets of damaged headers."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= TEXT_LIMIT:
-            raise tarfile.ReadError(f"a header of {size} bytes")
+            raise tarfile.ReadError(f"a header has {size} bytes")
         return self.file.read(size)
 
     def seek(self, offset: int, whence: int = 0) -> int:
         if offset < 0:
-            raise tarfile.ReadError("a header that leads before the start of the file")
+            raise tarfile.ReadError("a header points before the start of the file")
         return self.file.seek(offset, whence)
 
     def tell(self) -> int:
@@ -145,8 +153,9 @@ class _Careful:
 
 
 def _samples(path: Path, others: list[str]) -> Iterator[tuple[dict[str, Any], dict[str, tuple[int, int, str]]]]:
-    """Of each sample: its values, and the places (offset, size, name) of its images."""
-    with open_file(path) as file, tarfile.open(fileobj=_Careful(file), mode="r:") as archive:
+    """The values of each sample, and the positions (offset, size, name) of its images. Names of members that are not
+    fields are added to ``others``."""
+    with open_file(path) as file, tarfile.open(fileobj=cast(BinaryIO, _Limited(file)), mode="r:") as archive:
         size = os.fstat(file.fileno()).st_size
         members = _members(archive, others)
         for _, group in groupby(members, lambda item: item[0]):
@@ -155,7 +164,7 @@ def _samples(path: Path, others: list[str]) -> Iterator[tuple[dict[str, Any], di
             places: dict[str, tuple[int, int, str]] = {}
             for _, field, member in group:
                 if member.offset_data + member.size > size:
-                    raise DiffpoError(f"{path} is truncated: {plain(member.name, 200)} reaches over its end")
+                    raise DiffpoError(f"{path} is truncated: {plain(member.name, 200)} extends beyond its end")
                 found = _fields(path, archive, field, member)
                 if found is None:
                     others.append(member.name)
@@ -163,7 +172,8 @@ def _samples(path: Path, others: list[str]) -> Iterator[tuple[dict[str, Any], di
                 for name, value in found:
                     if name in (about if field == "json" else {**values, **places}):
                         raise DiffpoError(
-                            f"{path}: the sample of {plain(member.name, 200)} has two fields {plain(repr(name), 200)}"
+                            f"{path}: the sample of {plain(member.name, 200)} has two fields named "
+                            f"{plain(repr(name), 200)}"
                         )
                     (places if isinstance(value, tuple) else about if field == "json" else values)[name] = value
             if values or about or places:
@@ -171,11 +181,11 @@ def _samples(path: Path, others: list[str]) -> Iterator[tuple[dict[str, Any], di
 
 
 def _members(archive: tarfile.TarFile, others: list[str]) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
-    """(key, field, member) of regular files; links, devices and sparse files are others."""
+    """(key, field, member) of regular files. Links, devices and sparse files are added to ``others``."""
     for member in archive:
-        archive.members = []  # it keeps all of them otherwise
+        archive.members = []  # type: ignore[attr-defined]  # a list of all members, which would fill the memory
         if member.size < 0:
-            raise tarfile.ReadError(f"{plain(member.name, 200)} has a size below 0")
+            raise tarfile.ReadError(f"{plain(member.name, 200)} has a negative size")
         if member.isreg() and not member.issparse():
             yield (*_split(member.name), member)
         elif not member.isdir():
@@ -183,33 +193,33 @@ def _members(archive: tarfile.TarFile, others: list[str]) -> Iterator[tuple[str,
 
 
 def _fields(path: Path, archive: tarfile.TarFile, field: str, member: tarfile.TarInfo) -> list[tuple[str, Any]] | None:
-    """What a member adds to its sample, an image as (offset, size, name); None of a member that is no field."""
+    """The fields that a member adds to its sample, an image as (offset, size, name); None if it is not a field."""
     suffix = field.rpartition(".")[2].lower()
     if is_picture(f"x.{suffix}"):
         return [(column(field), (member.offset_data, member.size, member.name))]
     if suffix not in (*TEXTS, "json"):
         return None
     if member.size > TEXT_LIMIT:
-        raise DiffpoError(f"{path}: {plain(member.name, 200)} of {member.size} bytes is too long for a text")
+        raise DiffpoError(f"{path}: {plain(member.name, 200)} has {member.size:,} bytes, too many for a text")
     try:
-        text = decoded(archive.extractfile(member).read())
+        text = decoded(cast(BinaryIO, archive.extractfile(member)).read())
         if suffix != "json":
             return [(column(field), text.strip())]
         values = json.loads(text)
-    except (ValueError, RecursionError) as error:  # of utf-8 or of json
-        reason = "nested too deep" if isinstance(error, RecursionError) else plain(error, 200)
+    except (ValueError, RecursionError) as error:  # not UTF-8, or not JSON
+        reason = "nested too deeply" if isinstance(error, RecursionError) else plain(error, 200)
         raise DiffpoError(f"{path}: cannot read {plain(member.name, 200)}: {reason}") from None
     return list(values.items()) if isinstance(values, dict) and field == suffix else [(column(field), values)]
 
 
 def _split(name: str) -> tuple[str, str]:
-    """key and field of a member's name: "a/0001.jpg_0.jpg" -> ("a/0001", "jpg_0.jpg")."""
+    """Key and field of a member's name: "a/0001.jpg_0.jpg" -> ("a/0001", "jpg_0.jpg")."""
     match = re.match(r"^((?:.*/)?[^/.]+)\.([^/]+)$", name)
-    return match.groups() if match else (name, "")
+    return (match[1], match[2]) if match else (name, "")
 
 
 def column(field: str) -> str:
-    """The column that a webdataset field becomes: jpg_0.jpg -> jpg_0, png -> image, txt -> caption, json.a -> a."""
+    """The column of a webdataset field: jpg_0.jpg -> jpg_0, png -> image, txt -> caption, json.a -> a."""
     if field.startswith("json."):
         return field[5:]
     name, _, suffix = field.rpartition(".")
@@ -221,7 +231,7 @@ def column(field: str) -> str:
 
 
 def unpacked(dataset: Any) -> Any:
-    """A data set of the hub; the fields of webdataset shards, which `datasets` reads itself, named as by `shards`."""
+    """A data set of the hub. Fields of webdataset shards that `datasets` reads get the names that `shards` gives."""
     if "__key__" not in dataset.column_names:
         return dataset
     dataset = dataset.flatten()
@@ -232,9 +242,9 @@ def unpacked(dataset: Any) -> Any:
 
 
 class Ranked(Table):
-    """Rows that are one image of a list each, as one row for each list: [numbers of its rows]."""
+    """One row per ranked list, kept as the numbers of its images' rows in ``dataset``."""
 
-    def __init__(self, rows: Sequence[bytes | BadRow], column_names: Sequence[str], dataset: Any) -> None:
+    def __init__(self, rows: Sequence[bytes | BadRow], column_names: Sequence[str], dataset: Rows) -> None:
         super().__init__(rows, column_names)
         self.dataset = dataset
 
@@ -247,9 +257,9 @@ class Ranked(Table):
         return Ranked(rows, names, self.dataset)
 
 
-def ranked_by_prompt(dataset: Any) -> Ranked:
-    """ImageRewardDB's rows, one for each image of a ranked list, as one row for each list."""
-    dataset = dataset.select_columns(["prompt_id", *RANKED])
+def ranked_by_prompt(source: RowSource) -> Ranked:
+    """One row per ranked list, from ImageRewardDB's rows, which are one image of a list each."""
+    dataset = source.select_columns(["prompt_id", *RANKED])
     lists: dict[str, list[int]] = {}
     for index, row in enumerate(dataset):
         lists.setdefault(repr((row["prompt_id"], row[RANKED[0]])), []).append(index)
@@ -257,11 +267,11 @@ def ranked_by_prompt(dataset: Any) -> Ranked:
     return Ranked(rows, ["prompt", "images", "ranks"], dataset)
 
 
-def undecoded(dataset: Any, image_columns: Sequence[str]) -> Any:
-    """The data set with its images as bytes: they are wanted for their hash, and bad ones are to be met by `decode`."""
+def undecoded(dataset: Any) -> Any:
+    """A `datasets` data set whose images are read as bytes: their hash is needed, and `decode` reports damaged ones."""
     import datasets
 
-    for name in image_columns:
+    for name in dataset.column_names:
         feature, raw = dataset.features[name], datasets.Image(decode=False)
         if isinstance(feature, datasets.Image):
             dataset = dataset.cast_column(name, raw)

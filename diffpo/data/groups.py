@@ -1,61 +1,62 @@
-"""Rows -> groups of images to compare: pairs, single images or ranked lists, and a look at every row before training
+"""From rows to groups of images to compare: pairs, single images or ranked lists. Every row is checked before training
 starts."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from ..common.errors import DiffpoError
 from ..common.images import BadRow, content, decode, remarks
 from ..config import Columns, Data
-from .columns import NOUN, Kind, find_columns, image_cells, image_columns, image_names, serves
-from .files import undecoded
-from .rows import Group, Read, RowReader, picture_hash
+from .columns import NOUN, Kind, find_columns, image_cells, image_names, serves
+from .rows import Group, Read, RowReader, image_hash
 from .source import THREADS, open_source, reading
+from .tables import Rows
 
 
 @dataclass
 class Groups:
-    """The usable groups of one source and the account of the others.
+    """The usable groups of one source, and counts of the rows that gave none.
 
     Attributes:
-        data: what the rows hold. kind: what the groups are; lists may have become pairs.
-        members: images in each group.
+        data: the kind of the rows. kind: the kind of the groups; lists may have become pairs.
+        members: number of images in each group.
     """
 
     source: str
-    dataset: Any
+    dataset: Rows
     data: Kind
     columns: Columns
     roots: list[Path]  # folders whose files rows may name
     kind: Kind
     members: int
-    soft: bool  # ties are kept
+    soft: bool  # ties are kept, with preference 1/2
     background: str  # behind transparent pixels
     groups: list[Group] = field(default_factory=list)
-    rows: int = 0  # rows looked at
-    total: int = 0  # rows there are
+    rows: int = 0  # rows that were read
+    total: int = 0  # rows of the source
     ties: int = 0
-    unlabelled: int = 0  # rows that nobody judged
-    identical: int = 0  # pairs of one picture twice
+    unlabelled: int = 0  # rows without a label
+    identical: int = 0  # pairs of two identical images
     short: int = 0  # lists with too few images
-    lengths: Counter = field(default_factory=Counter)  # images in a usable row
+    lengths: Counter[int] = field(default_factory=Counter)  # of usable rows, by their number of images
     bad: list[tuple[int, BadRow]] = field(default_factory=list)
-    left: list[str] = field(default_factory=list)  # what else the source holds, in words
-    notes: Counter = field(default_factory=Counter)  # what was done to pictures: images.decode
+    left: list[str] = field(default_factory=list)  # lines of text: what else the source has
+    notes: Counter[str] = field(default_factory=Counter)  # conversions of images, by the notes of images.decode
 
     def __len__(self) -> int:
         return len(self.groups)
 
     @property
     def data_hash(self) -> str:
+        """A hash of everything that training depends on."""
         digest = blake2b(digest_size=16)
         for group in self.groups:
             digest.update(group.digest.encode())
@@ -66,41 +67,41 @@ class Groups:
         return sorted({caption for group in self.groups for caption in group.captions})
 
     @property
-    def bad_reasons(self) -> Counter:
+    def bad_reasons(self) -> Counter[str]:
         return Counter(problem.reason for _, problem in self.bad)
 
     @property
     def scored(self) -> bool:
-        """Does every image have a score?"""
+        """Whether every image has a score."""
         return bool(self.groups) and all(group.scores is not None for group in self.groups)
 
     @property
     def targets(self) -> list[tuple[int, int]]:
-        """The sizes that groups are trained at."""
+        """The sizes (width, height) that groups are trained at."""
         return sorted({group.target for group in self.groups})
 
-    def pictures(self, target: tuple[int, int]) -> dict[str, tuple[int, int]]:
-        """Every different image that is trained at the size ``target`` once, by its hash: (group, member) where it is
-        found. In the order of the source, whatever the labels say, so that caches outlive other labels, groupings and
-        objectives."""
-        places = {}
+    def places(self, target: tuple[int, int]) -> dict[str, tuple[int, int]]:
+        """Every distinct image that is trained at the size ``target``: {hash: (group, member) of one occurrence}, in
+        the order of the source, so that caches stay valid under other labels, groupings and objectives."""
+        found: dict[str, tuple[int, int, int, int]] = {}
         for number, group in enumerate(self.groups):
             if group.target != target:
                 continue
-            for member, (image, picture) in enumerate(zip(group.images, group.pictures, strict=True)):
-                places.setdefault(picture, (group.row, image, number, member))
-        return {picture: place[2:] for picture, place in sorted(places.items(), key=lambda item: item[1])}
+            for member, (image, key) in enumerate(zip(group.images, group.hashes, strict=True)):
+                found.setdefault(key, (group.row, image, number, member))
+        return {key: place[2:] for key, place in sorted(found.items(), key=lambda item: item[1])}
 
     def images(self, index: int) -> tuple[Image.Image, ...]:
-        """The images of group ``index``, best first, RGB."""
+        """The RGB images of group ``index``, best first."""
         return tuple(self._read(self.groups[index], range(self.members)))
 
     def image(self, index: int, member: int) -> Image.Image:
-        """One of them."""
+        """Image ``member`` of group ``index``."""
         return self._read(self.groups[index], [member])[0]
 
-    def _read(self, group: Group, members: Any) -> list[Image.Image]:
-        found, name = [], self.columns.caption or ""
+    def _read(self, group: Group, members: Sequence[int]) -> list[Image.Image]:
+        found: list[Image.Image] = []
+        name = self.columns.caption or ""
         try:
             row = self.dataset[group.row]
             names, cells = image_names(row, self.data, self.columns), image_cells(row, self.data, self.columns)
@@ -108,53 +109,61 @@ class Groups:
                 name = names[number]
                 encoded = content(cells[number], self.roots)
                 found.append(decode(encoded, self.background))
-                # caches are keyed by the hashes that were taken when the row was first read
-                if picture_hash(encoded, found[-1].info["altered"]) != group.pictures[group.images.index(number)]:
-                    raise BadRow("another image is there")
+                # the caches use the hashes of the first reading
+                if image_hash(encoded, found[-1].info["altered"]) != group.hashes[group.images.index(number)]:
+                    raise BadRow("the image has changed")
             return found
         except (BadRow, IndexError) as problem:
-            problem = problem.of(name) if isinstance(problem, BadRow) else "there are fewer images"
+            reason = problem.of(name) if isinstance(problem, BadRow) else "there are fewer images"
             raise DiffpoError(
-                f"{self.source}: row {group.row} could be read at the start of the run and now it cannot: {problem}"
+                f"{self.source}: row {group.row} could be read at the start of the run, but not now: {reason}. Run the "
+                "same command again to read the data anew"
             ) from None
 
     def by_gap(self, parts: int) -> list[int]:
-        """Indices of the groups by score gap, the largest (easiest) first, to be cut into ``parts``. DiffpoError if
-        there are no scores, or fewer groups than parts.
+        """Indices of the groups sorted by score gap, the largest (easiest) first. DiffpoError if there are no scores,
+        or fewer groups than ``parts``.
 
-        The gap is the score of a group's first image minus that of its last: negative, so last of all, where the label
-        and the scores disagree.
+        The gap is the score of a group's first image minus that of its last. Where the label and the scores disagree it
+        is negative, so these groups come last.
         """
         if self.kind == "single":
             raise DiffpoError(
-                f"data.curriculum orders pairs or lists by score gap, and {self.source} holds single images"
+                f"data.curriculum sorts pairs or lists by score gap, but {self.source} has single images: set it to 1"
             )
-        self.require_scores("data.curriculum orders by score gap")
+        self.require_scores("data.curriculum sorts by score gap")
         if len(self) < parts:
-            raise DiffpoError(f"data.curriculum={parts} parts, and {self.source} has {self.describe()}")
-        gaps = [group.scores[0] - group.scores[-1] for group in self.groups]
+            raise DiffpoError(f"data.curriculum={parts} is more than the groups of {self.source}: {self.describe()}")
+        gaps = self.gaps
         return sorted(range(len(gaps)), key=lambda i: -gaps[i])
 
+    @property
+    def gaps(self) -> list[float]:
+        """Score of the first image minus score of the last, of each group with scores."""
+        return [group.scores[0] - group.scores[-1] for group in self.groups if group.scores is not None]
+
     def require_scores(self, reason: str) -> None:
+        """DiffpoError, beginning with ``reason``, unless every image has a score."""
         if self.scored:
             return
         without = [group.row for group in self.groups if group.scores is None]
         what = "has no scores"
         if len(without) < len(self.groups):
-            what = f"lacks scores in {len(without)} of {len(self.groups)} {NOUN[self.kind]}, first in row {without[0]}"
-        hint = "data.columns.score_0=NAME data.columns.score_1=NAME names the columns of scores"
+            what = f"has none for {len(without)} of {len(self.groups)} {NOUN[self.kind]}, first in row {without[0]}"
+        hint = "name the columns of scores with data.columns.score_0=NAME data.columns.score_1=NAME"
         if self.data == "list":
-            hint = "data.columns.scores=NAME names the column of scores (ranks do not say how much better an image is)"
-        raise DiffpoError(f"{reason}, and {self.source} {what}; {hint}")
+            hint = "name the column of scores with data.columns.scores=NAME (ranks are not scores)"
+        raise DiffpoError(f"{reason}, but {self.source} {what}; {hint}")
 
     @property
     def fate_of_ties(self) -> str:
+        """In words, how ties are used."""
         if not self.soft:
             return "left out"
         return "in the order of the row" if self.kind == "list" else "kept as soft labels"
 
     def describe(self) -> str:
-        """What there is, in one line: "33,600 pairs from 1,200 ranked lists of 8, 12 ties left out"."""
+        """A summary in one line, e.g. "33,600 pairs from 1,200 ranked lists of 8, 12 ties left out"."""
         parts = [f"{len(self):,} {NOUN[self.kind]}" + (f" of {self.members}" if self.kind == "list" else "")]
         if self.data == "list":
             least, most = min(self.lengths, default=0), max(self.lengths, default=0)
@@ -166,13 +175,13 @@ class Groups:
         if self.unlabelled:
             parts.append(f"{self.unlabelled:,} without a label left out")
         if self.identical:
-            parts.append(f"{self.identical:,} of identical pictures left out")
+            parts.append(f"{self.identical:,} of identical images left out")
         if self.short:
-            parts.append(f"{self.short:,} lists of fewer than {self.members} different images left out")
+            parts.append(f"{self.short:,} lists of fewer than {self.members} distinct images left out")
         return ", ".join(parts)
 
     def remarks(self) -> list[str]:
-        """What else there is to know, a line each: what was not read, and what was done to pictures."""
+        """Lines of text: what was not read, and how images were converted."""
         return [*self.left, *remarks(self.notes, f"{self.background} (data.background)")]
 
     def describe_bad(self) -> str:
@@ -181,11 +190,11 @@ class Groups:
         return f"{len(self.bad)} of {self.rows} rows cannot be used ({reasons}); the first is row {row}: {problem}"
 
     def problem(self, bad_rows: str) -> str | None:
-        """Why nothing can be trained on this, or None."""
+        """Why training cannot use this source, or None. ``bad_rows``: error or skip (`Data.bad_rows`)."""
         if self.bad and bad_rows == "error":
-            return f"{self.describe_bad()}. Mend them, or leave them out with data.bad_rows=skip"
+            return f"{self.describe_bad()}. Correct these rows, or skip them with data.bad_rows=skip"
         if self.kind == "list" and not self.groups and self.short:
-            return f"no usable list: all {self.short} have fewer than data.list_size={self.members} different images"
+            return f"no usable list: all {self.short} have fewer than data.list_size={self.members} distinct images"
         if all(group.preference == 0.5 for group in self.groups):
             noun = "pairs" if self.kind == "pair" else NOUN[self.kind]
             if self.identical and not self.bad:
@@ -200,8 +209,8 @@ class Groups:
 
 
 def load_groups(data: Data, source: str, split: str, want: Kind = "pair", quiet: bool = True) -> Groups:
-    """All usable groups of a source. Raises DiffpoError: unreadable source, rows of another kind, bad rows (unless
-    skipped), nothing to learn."""
+    """All usable groups of a source. DiffpoError if the source cannot be read, has rows of another kind, has bad rows
+    (unless they are skipped), or has nothing to learn from."""
     groups = scan(data, source, split, want, quiet=quiet)
     if problem := groups.problem(data.bad_rows):
         raise DiffpoError(f"{source}: {problem}")
@@ -211,47 +220,53 @@ def load_groups(data: Data, source: str, split: str, want: Kind = "pair", quiet:
 def scan(
     data: Data, source: str, split: str, want: Kind = "pair", limit: int | None = None, quiet: bool = True
 ) -> Groups:
-    """Look at every row (or at ``limit`` evenly spaced ones): decode its images, check captions, labels and sizes.
+    """Read every row (or ``limit`` evenly spaced ones): decode its images and check captions, labels and sizes.
 
-    ``want`` is what the objective compares. Pairs serve all: they fall apart into liked and disliked images later
-    (states.as_singles), and are lists of two. Ranked lists serve as lists of ``data.list_size`` images or as all their
-    pairs of different score. Single images serve only as such. Anything else is a DiffpoError, like a source or column
-    that is not there; bad rows are collected in ``bad`` and never raise.
+    ``want`` is the kind that the objective compares. Pairs serve every objective: they are lists of two, and the
+    objective may split them into liked and disliked images. Ranked lists become lists of ``data.list_size`` images, or
+    all their pairs of different score. Single images serve as single images only. DiffpoError for any other
+    combination, and for a source or column that does not exist. Bad rows are collected in ``bad``.
     """
     from tqdm.auto import tqdm
 
-    found = open_source(source, split, data, quiet)
-    dataset, roots = found.rows, found.roots
-    holds, columns = find_columns(source, dataset.column_names, data.columns)
+    opened = open_source(source, split, data, quiet)
+    holds, columns = find_columns(source, opened.rows.column_names, data.columns)
     kind = serves(source, holds, want, data.ties)
     with reading(source):
-        if hasattr(dataset, "features"):  # of the hub
-            dataset = undecoded(dataset, image_columns(holds, columns))
-        dataset = dataset.select_columns([name for name in columns.model_dump().values() if name])
-    members = {"pair": 2, "single": 1, "list": data.list_size}[kind]
-    soft, ways = data.ties == "soft", (data.ties, data.list_size, data.resolution, data.buckets, data.background)
-    result = Groups(source, dataset, holds, columns, roots, kind, members, soft, data.background, left=found.left)
-    result.total = len(dataset)
-    reader = RowReader(holds, kind, columns, roots, *ways)
+        rows = opened.rows.select_columns([name for name in columns.model_dump().values() if name])
+    result = Groups(
+        source=source,
+        dataset=rows,
+        data=holds,
+        columns=columns,
+        roots=opened.roots,
+        kind=kind,
+        members={"pair": 2, "single": 1, "list": data.list_size}[kind],
+        soft=data.ties == "soft",
+        background=data.background,
+        total=len(rows),
+        left=opened.left,
+    )
+    reader = RowReader(holds, kind, columns, opened.roots, data)
 
-    def inspect(index: int) -> Read | BadRow | None:
+    def read(index: int) -> Read | BadRow | None:
         try:
-            return reader.read(dataset[index], index)
+            return reader.read(rows[index], index)
         except BadRow as problem:
             return problem
-        except DiffpoError:  # of the copy that rows are read from
+        except DiffpoError:  # about the copy that rows are read from
             raise
-        except Exception as error:  # text that is not UTF-8, a date of no year: met when Arrow makes Python's values
+        except Exception as error:  # Arrow raises various errors, e.g. for text that is not UTF-8 or an invalid date
             return BadRow("unreadable row", error)
 
-    indices = range(len(dataset))
-    if limit is not None and limit < len(dataset):
-        indices = [i * len(dataset) // limit for i in range(limit)]
+    indices: Sequence[int] = range(len(rows))
+    if limit is not None and limit < len(rows):
+        indices = [i * len(rows) // limit for i in range(limit)]
     bar = tqdm(total=len(indices), desc=f"reading {NOUN[holds]}", unit="row", delay=1, disable=quiet)
     with ThreadPoolExecutor(THREADS) as pool, bar:
-        for start in range(0, len(indices), 256):  # in portions: images of a whole data set do not fit in memory
-            part = list(indices[start : start + 256])
-            for index, found in zip(part, pool.map(inspect, part), strict=True):
+        for start in range(0, len(indices), 256):  # in portions, which the decoded images fit in memory
+            part = indices[start : start + 256]
+            for index, found in zip(part, pool.map(read, part), strict=True):
                 result.rows += 1
                 if isinstance(found, BadRow):
                     result.bad.append((index, found))

@@ -1,25 +1,23 @@
-"""In which order groups are drawn: a new permutation in each epoch, from (seed, epoch) alone."""
+"""The order in which groups are drawn: a new permutation in each epoch, from (seed, epoch) alone."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+
+import torch
+
+from ..common.rng import generator
 
 
-def order(seed: int, size: int, position: int) -> int:
-    """Which group is drawn at ``position``: epoch after epoch, each in a new order that depends on (seed, epoch)
-    alone."""
+def order(seed: int, size: int, position: int, purpose: str = "order") -> int:
+    """Which of ``size`` items is drawn at ``position``: all of them in each epoch, in an order that depends on (seed,
+    purpose, epoch) alone."""
     epoch, place = divmod(position, size)
-    return _permutation(seed, size, epoch)[place]
+    return permutation(seed, size, purpose, epoch)[place]
 
 
-@functools.lru_cache(maxsize=2)  # an update may reach over the end of an epoch
-def _permutation(seed: int, size: int, epoch: int) -> list[int]:
-    return permutation(seed, size, "order", epoch)
-
-
-def permutation(seed: int, size: int, purpose: str, epoch: int) -> list[int]:
-    import torch  # here, so that `diffpo check` need not wait for it
-
-    from ..common.rng import generator
-
+@functools.lru_cache(maxsize=4)  # an update may span two epochs, of two orders
+def permutation(seed: int, size: int, purpose: str, epoch: int) -> Sequence[int]:
+    """0, 1, ..., size - 1 in a random order that depends on the arguments alone."""
     return torch.randperm(size, generator=generator(seed, purpose, epoch)).tolist()

@@ -1,4 +1,4 @@
-"""Where prompts come from: a file, the embedded world, or a list."""
+"""Prompts from a file, from the embedded world, or from a list."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from typing import Any
 from ..common.errors import DiffpoError
 from ..common.text import LIMIT, plain, read_text
 
-# of the column or key, in small or capital letters; the first that is there
+# of the prompts' column or key, in upper or lower case; the first match is taken
 NAMES = ("prompt", "caption", "text", "prompts", "captions", "texts")
 TABLES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 READ = (
-    "give a text file (one prompt per line), .json, .jsonl, .csv, .tsv or .parquet (the column prompt, caption or "
-    "text, or FILE:COLUMN), or shapes:heldout:N"
+    "give a text file (one prompt per line), a .json, .jsonl, .csv, .tsv or .parquet file (with a column prompt, "
+    "caption or text, or as FILE:COLUMN), or shapes:heldout:N"
 )
 
 
 def load_prompts(source: str | Path | Sequence[str], n: int | None = None) -> list[str]:
-    """The first ``n`` prompts of a file, of the embedded world (``shapes:heldout``, ``shapes:train``,
+    """The first ``n`` (default: all) prompts of a file, of the embedded world (``shapes:heldout``, ``shapes:train``,
     ``shapes:heldout:512``), or of a list.
 
-    A text file has one prompt per line. ``.json`` is a list of texts, or of objects with a key `NAMES`, or an object of
-    such lists (HPSv2's styles). ``.jsonl`` has a text or an object per line; ``.csv``, ``.tsv`` and ``.parquet`` have a
-    column. ``FILE:COLUMN`` names the key or column. DiffpoError names the file and the place of what is no prompt.
+    A text file has one prompt per line. ``.json`` is a list of texts, a list of objects with a key of `NAMES`, or an
+    object of such lists (HPSv2's styles). ``.jsonl`` has a text or an object per line; ``.csv``, ``.tsv`` and
+    ``.parquet`` have a column. ``FILE:COLUMN`` names the key or column. DiffpoError names the file and the line or item
+    that is not a prompt.
     """
     name = str(source) if isinstance(source, (str, Path)) else "the list of prompts"
     if not isinstance(source, (str, Path)):
@@ -35,16 +36,16 @@ def load_prompts(source: str | Path | Sequence[str], n: int | None = None) -> li
     else:
         prompts = _file_prompts(name)
     if not prompts:
-        raise DiffpoError(f"{name} holds no prompt")
+        raise DiffpoError(f"{name} has no prompts")
     for i, prompt in enumerate(prompts):
         if not isinstance(prompt, str) or not prompt.strip():
             raise DiffpoError(
                 f"{name}: prompt {i} is {plain(repr(prompt), 200)}; every prompt must be a non-empty text"
             )
         if any("\ud800" <= letter <= "\udfff" for letter in prompt):
-            raise DiffpoError(f"{name}: prompt {i} holds half a character (a lone surrogate): {plain(prompt, 200)}")
+            raise DiffpoError(f"{name}: prompt {i} contains a lone surrogate (half a character): {plain(prompt, 200)}")
     if n is not None and not 1 <= n <= len(prompts):
-        raise DiffpoError(f"{name} holds {len(prompts)} prompts; n must be 1 to {len(prompts)}, not {n}")
+        raise DiffpoError(f"{name} has {len(prompts)} prompts; ask for 1 to {len(prompts)}, not {n}")
     return prompts[:n]
 
 
@@ -60,7 +61,7 @@ def _shapes_prompts(name: str, n: int | None) -> tuple[list[str], int | None]:
 
 def _file_prompts(name: str) -> list[Any]:
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
-        raise DiffpoError(f"cannot read prompts from {name}: a URL is no file; fetch it first, and {READ}")
+        raise DiffpoError(f"cannot read prompts from the URL {name}; download it first, then {READ}")
     path, column = _split(name)
     try:
         path = path.expanduser()
@@ -70,14 +71,14 @@ def _file_prompts(name: str) -> list[Any]:
             return list(_table_prompts(path, column))
         # not splitlines, which would also cut at U+2028 within a prompt
         return [line.strip() for line in read_text(path).split("\n") if line.strip()]
-    except (OSError, ValueError, RuntimeError) as error:  # not UTF-8, a NUL in the name, a ~ of nobody
+    except (OSError, ValueError, RuntimeError) as error:  # not UTF-8, NUL in the name, unknown ~user
         reason = getattr(error, "strerror", None) or plain(error, 300)
         raise DiffpoError(f"cannot read prompts from {name}: {reason}; {READ}") from None
 
 
 def _split(name: str) -> tuple[Path, str | None]:
-    """FILE or FILE:COLUMN. A name that is a file is one, whatever it holds; a column follows a suffix of a table, so
-    that C:\\prompts.csv is a file."""
+    """FILE or FILE:COLUMN. An existing file is a file, even with a colon in its name. A column is only recognised after
+    the suffix of a table, so that C:\\prompts.csv is a file."""
     path = Path(name)
     file, colon, column = name.rpartition(":")
     if colon and column and Path(file).suffix.lower() in TABLES and not _exists(path):
@@ -88,23 +89,23 @@ def _split(name: str) -> tuple[Path, str | None]:
 def _exists(path: Path) -> bool:
     try:
         return path.expanduser().exists()
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, a ~ of nobody
+    except (OSError, ValueError, RuntimeError):  # too long, NUL in the name, unknown ~user
         return False
 
 
 def _table_prompts(path: Path, column: str | None) -> Iterator[Any]:
     from ..common.images import BadRow
-    from . import tables
+    from . import text_tables
 
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         yield from _parquet_prompts(path, column)
         return
-    with open(path, "rb") as file:  # also a pipe
+    with open(path, "rb") as file:  # a pipe works too
         content = file.read(LIMIT + 1)
     if len(content) > LIMIT:
         raise ValueError(f"it has more than {LIMIT} bytes")
-    found = list(tables.records(content, suffix, path.name))
+    found = list(text_tables.records(content, suffix, path.name))
     if suffix == ".json" and len(found) == 1 and isinstance(found[0][1], dict):
         found = list(_of_object(found[0][1], column, path))
     key = column
@@ -114,17 +115,18 @@ def _table_prompts(path: Path, column: str | None) -> Iterator[Any]:
         if isinstance(value, dict):
             key = key or _column(list(value), place)
             if key not in value:
-                raise ValueError(f"{place}: not an object with the key {key!r}; it has {_shown(value)}")
+                raise ValueError(f"{place} has no key {key!r}; it has {_shown(value)}")
             value = value[key]
         elif column is not None or not isinstance(value, str):
-            raise ValueError(f"{place}: {plain(repr(value), 100)} is not a prompt")
+            raise ValueError(f"{place}: expected a prompt, not {plain(repr(value), 100)}")
         if not isinstance(value, str) or not value.strip():
-            raise ValueError(f"{place}: the prompt is {plain(repr(value), 100)}; it must be a non-empty text")
+            raise ValueError(f"{place}: expected a non-empty text, not {plain(repr(value), 100)}")
         yield value
 
 
 def _of_object(whole: dict, column: str | None, path: Path) -> Iterator[tuple[str, Any]]:
-    """What a JSON object lists: itself, if it has the key; HPSv2's styles, each a list; or entries by their names."""
+    """The entries of a JSON object: the object itself if it has the key; the items of its lists, such as HPSv2's
+    styles; or its values, each an object."""
     names = [column] if column else [name for name in whole if name.lower() in NAMES]
     if names and names[0] in whole:
         value = whole[names[0]]
@@ -138,7 +140,7 @@ def _of_object(whole: dict, column: str | None, path: Path) -> Iterator[tuple[st
     elif whole and all(isinstance(value, dict) for value in whole.values()):
         yield from ((f"{path.name}, {plain(name, 80)}", value) for name, value in whole.items())
     else:
-        raise ValueError(f"an object with the keys {_shown(whole)}, and none of them lists prompts")
+        raise ValueError(f"none of its keys lists prompts; it has {_shown(whole)}")
 
 
 def _column(names: Sequence[str], place: str) -> str:
@@ -146,7 +148,9 @@ def _column(names: Sequence[str], place: str) -> str:
     found = next((known[name] for name in NAMES if name in known), None)
     if found is None:
         shown = plain(", ".join(names), 500)
-        raise ValueError(f"{place}: no column {', '.join(NAMES[:3])} among {shown}; name it, as in FILE:COLUMN")
+        raise ValueError(
+            f"{place} has no column {', '.join(NAMES[:3])}; it has {shown}. Name the column as FILE:COLUMN"
+        )
     return found
 
 
@@ -163,7 +167,7 @@ def _parquet_prompts(path: Path, column: str | None) -> list[Any]:
             parquet = pq.ParquetFile(file)
             names = parquet.schema_arrow.names
             if column is not None and column not in names:
-                raise ValueError(f"it has no column {column!r}; it has {plain(', '.join(names), 500)}")
+                raise ValueError(f"there is no column {column!r} among {plain(', '.join(names), 500)}")
             column = column or _column(names, path.name)
             return parquet.read([column])[column].to_pylist()
     except pa.ArrowException as error:

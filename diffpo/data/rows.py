@@ -1,4 +1,4 @@
-"""One row -> the groups in it: a pair, a single image, a ranked list or all the pairs of one."""
+"""From a row to its groups: a pair, a single image, a ranked list, or all pairs of a ranked list."""
 
 from __future__ import annotations
 
@@ -12,69 +12,65 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..common.images import BadRow, content, decode
-from ..config import Columns
-from .buckets import nearest
+from ..config import Columns, Data
 from .columns import Kind, first_file, image_cells, image_names
+from .sizes import nearest
 
 
 @dataclass(frozen=True, slots=True)  # there may be a million
 class Group:
-    """Images that are compared with one another, best first; one image alone is liked or not."""
+    """Images that are compared with each other, best first; or a single image that is liked or disliked."""
 
     row: int  # in the source
-    images: tuple[int, ...]  # which of the row's
-    pictures: tuple[str, ...]  # a hash of each image's bytes
-    sizes: tuple[tuple[int, int], ...]  # width, height of each as stored
+    images: tuple[int, ...]  # numbers of the images in the row
+    hashes: tuple[str, ...]  # a hash of each image's bytes
+    sizes: tuple[tuple[int, int], ...]  # width, height of each image as stored
     target: tuple[int, int]  # width, height that all of them are trained at
     captions: tuple[str, ...]  # one for all images, or one for each
-    preference: (
-        float  # probability that the first image of a pair is the better one, that a single one is liked; else 1
-    )
+    preference: float  # probability that a pair's first image is better, or a single image is liked; 1 for lists
     scores: tuple[float, ...] | None = None  # of each image, higher is better
     user: str | None = None
 
     @property
     def size(self) -> tuple[int, int]:
-        """Of the first image as stored; of all of them, unless there are buckets."""
+        """Width, height of the first image as stored; without buckets all images of a group have this size."""
         return self.sizes[0]
 
     @property
     def digest(self) -> str:
-        """A hash of all that training sees of it."""
-        seen = [self.captions, self.preference, self.pictures, self.scores, self.user]
+        """A hash of everything that training depends on."""
+        seen = [self.captions, self.preference, self.hashes, self.scores, self.user]
         return blake2b(json.dumps(seen).encode(), digest_size=16).hexdigest()
 
 
+Judged = tuple[tuple[int, ...], float, tuple[float, ...] | None]  # images, preference and scores of a Group
+
+
 class Read(NamedTuple):
-    """What a row holds: its groups, how many ties were met (left out if ties are dropped), how many pairs of identical
-    pictures were left out, how many images it has, and what was done to them (images.decode)."""
+    """The groups of a row, and what else was counted in it."""
 
     groups: list[Group]
-    ties: int
-    identical: int
+    ties: int  # also if ties are dropped
+    identical: int  # pairs of two identical images, which are dropped
     images: int
-    notes: list[str]
+    notes: list[str]  # conversions of the images, by the notes of images.decode
 
 
 @dataclass(frozen=True)
 class RowReader:
-    """How rows are read: what they hold, what becomes of them (`groups.scan`), and the options of `Data`."""
+    """Reads rows of one kind as groups of another (see `groups.scan`)."""
 
-    kind: Kind
-    want: Kind  # pair or list where rows hold lists
+    kind: Kind  # of the rows
+    want: Kind  # of the groups: pair or list if rows have lists
     columns: Columns
     roots: Sequence[Path]  # folders whose files rows may name
-    ties: str  # drop or soft
-    list_size: int
-    resolution: int
-    buckets: bool
-    background: str
+    data: Data
 
-    def read(self, row: dict, index: int) -> Read | None:
-        """None of a row that nobody judged. Raises BadRow.
+    def read(self, row: dict[str, Any], index: int) -> Read | None:
+        """The groups of row number ``index``; None if the row has no label. Raises BadRow.
 
-        Ties are pairs of equal worth, single images liked with probability 1/2, and in a ranked list the pairs of
-        images with equal score.
+        Ties are pairs with preference 1/2, single images liked with probability 1/2, and pairs of a ranked list with
+        equal scores.
         """
         try:
             return self._read(row, index)
@@ -84,37 +80,38 @@ class RowReader:
                 raise
             raise BadRow(problem.reason, f"{problem.detail} ({file[:200]})".strip()) from None
 
-    def _read(self, row: dict, index: int) -> Read | None:
+    def _read(self, row: dict[str, Any], index: int) -> Read | None:
         columns = self.columns
         if columns.has_label and not _truth(row[columns.has_label], columns.has_label):
             return None
         roles = (columns.caption_chosen, columns.caption_rejected) if columns.caption_chosen else (columns.caption,)
-        captions = tuple(_caption(row[name], name) for name in roles)
+        captions = tuple(_caption(row[name], name) for name in roles if name is not None)
         user = None if columns.user is None or row[columns.user] is None else str(row[columns.user])
-        # read before the images, so that the cheap faults are found first
+        # labels before images, because their faults are found faster
         judge = {"pair": self._pair, "single": self._single, "list": self._list}[self.kind]
         members, ties = judge(row)
         names, cells = image_names(row, self.kind, columns), image_cells(row, self.kind, columns)
-        pictures, seen = [], []
+        keys, seen = [], []
         for name, cell in zip(names, cells, strict=True):
             try:
                 encoded = content(cell, self.roots)
-                seen.append(decode(encoded, self.background))
+                seen.append(decode(encoded, self.data.background))
             except BadRow as problem:
                 raise problem.of(name) from None
-            pictures.append(picture_hash(encoded, seen[-1].info["altered"]))
+            keys.append(image_hash(encoded, seen[-1].info["altered"]))
         sizes = [image.size for image in seen]
         for name, size in zip(names[1:], sizes[1:], strict=True):
-            if size != sizes[0] and not self.buckets:
+            if size != sizes[0] and not self.data.buckets:
                 what = "chosen and rejected" if self.kind == "pair" else "images of a list"
                 both = " and ".join(f"{width}x{height}" for width, height in (sizes[0], size))
-                advice = "data.buckets=true takes pictures of different sizes"
+                advice = "data.buckets=true allows images of different sizes"
                 raise BadRow(f"{what} differ in size", f"{both}; {advice}", f"{names[0]} and {name}")
-        # of the row's first image, whichever wins: the same latents serve under other labels
-        target = nearest(sizes[0], self.resolution) if self.buckets else (self.resolution, self.resolution)
+        # by the row's first image, whichever is better, so that cached latents do not depend on labels
+        resolution = self.data.resolution
+        target = nearest(sizes[0], resolution) if self.data.buckets else (resolution, resolution)
         groups, identical = [], 0
         for images, preference, scores in members:
-            hashes, stored = (tuple(each[i] for i in images) for each in (pictures, sizes))
+            hashes, stored = tuple(keys[i] for i in images), tuple(sizes[i] for i in images)
             if len(images) == 2 and hashes[0] == hashes[1]:
                 identical += 1
                 continue
@@ -122,90 +119,91 @@ class RowReader:
         notes = [note for image in seen for note in image.info["notes"]]
         return Read(groups, ties, identical, len(seen), notes)
 
-    def _pair(self, row: dict) -> tuple[list[tuple], int]:
+    def _pair(self, row: dict[str, Any]) -> tuple[list[Judged], int]:
         probability, columns = _first_wins(row, self.columns), self.columns
         images = (1, 0) if probability < 0.5 else (0, 1)
         preference, tie = self._hardened(max(probability, 1 - probability))
         scores = None
-        if columns.score_0:
+        if columns.score_0 and columns.score_1:
             values = [_score(row[name]) for name in (columns.score_0, columns.score_1)]
-            scores = None if None in values else tuple(values[i] for i in images)
+            known = [value for value in values if value is not None]
+            scores = tuple(known[i] for i in images) if len(known) == 2 else None
         return ([] if preference is None else [(images, preference, scores)]), tie
 
-    def _single(self, row: dict) -> tuple[list[tuple], int]:
-        probability = _probability(row[self.columns.liked], "no like")
+    def _single(self, row: dict[str, Any]) -> tuple[list[Judged], int]:
+        probability = _probability(row[self.columns.liked or ""], "no like")
         if not 0 <= probability <= 1:
-            raise BadRow("a like is not in 0..1", f"{probability:g}")
+            raise BadRow("a like is not between 0 and 1", f"{probability:g}")
         preference, tie = self._hardened(probability)
         return ([] if preference is None else [((0,), preference, None)]), tie
 
     def _hardened(self, probability: float) -> tuple[float | None, int]:
-        """The probability as ``ties`` has it, None for a tie that is dropped; and 1 for a tie."""
-        if self.ties == "soft":
+        """The probability to train on, None for a tie that is dropped; and the number of ties, 0 or 1."""
+        if self.data.ties == "soft":
             return probability, int(probability == 0.5)
         return (None, 1) if probability == 0.5 else (float(probability > 0.5), 0)
 
-    def _list(self, row: dict) -> tuple[list[tuple], int]:
+    def _list(self, row: dict[str, Any]) -> tuple[list[Judged], int]:
         cells, columns = image_cells(row, "list", self.columns), self.columns
         ranked = columns.ranks is not None
-        judged = row[columns.ranks or columns.scores] or []
+        judged = row[columns.ranks or columns.scores or ""] or []
         if not isinstance(judged, list):
-            raise BadRow("ranks or scores are not a list", repr(judged)[:100])
+            raise BadRow("the ranks or scores are not a list", repr(judged)[:100])
         values = [_number(value, "no rank or score") for value in judged]
         if len(values) != len(cells):
-            raise BadRow("not a rank or score for each image", f"{len(values)} for {len(cells)} images")
+            raise BadRow("not one rank or score per image", f"{len(values)} for {len(cells)} images")
         if len(cells) < 2:
-            raise BadRow("a list of fewer than two images", str(len(cells)))
+            raise BadRow("the list has fewer than two images", str(len(cells)))
         worth = [-value for value in values] if ranked else values  # rank 1 is the best
-        order = sorted(range(len(worth)), key=lambda i: -worth[i])  # stable: equals stay as they are in the row
+        order = sorted(range(len(worth)), key=lambda i: -worth[i])  # stable: ties keep the order of the row
         pairs = list(combinations(order, 2))
         ties = sum(worth[a] == worth[b] for a, b in pairs)
 
         def scores(images: tuple[int, ...]) -> tuple[float, ...] | None:
-            return None if ranked else tuple(values[i] for i in images)  # a rank says nothing of how much better
+            return None if ranked else tuple(values[i] for i in images)  # ranks are not scores
 
         if self.want == "pair":
             kept = [(pair, 0.5 if worth[pair[0]] == worth[pair[1]] else 1.0) for pair in pairs]
-            if self.ties == "drop":
+            if self.data.ties == "drop":
                 kept = [(pair, preference) for pair, preference in kept if preference != 0.5]
             return [(pair, preference, scores(pair)) for pair, preference in kept], ties
-        if self.ties == "drop":  # of equals the first
-            order = [b for a, b in zip([None, *order], order, strict=False) if a is None or worth[a] != worth[b]]
-        if len(order) < self.list_size:
+        if self.data.ties == "drop":  # keep the first of equal images
+            order = [b for k, b in enumerate(order) if k == 0 or worth[order[k - 1]] != worth[b]]
+        if len(order) < self.data.list_size:
             return [], ties
-        images = tuple(order[i] for i in spread(len(order), self.list_size))
+        images = tuple(order[i] for i in spread(len(order), self.data.list_size))
         return [(images, 1.0, scores(images))], ties
 
 
-def picture_hash(encoded: bytes, altered: str) -> str:
-    """Of a picture's bytes, and of what else its pixels depend on (images.decode)."""
+def image_hash(encoded: bytes, altered: str) -> str:
+    """A hash of an image's bytes, and of the conversion that its pixels depend on (images.decode)."""
     return blake2b(encoded + altered.encode(), digest_size=16).hexdigest()
 
 
 def spread(total: int, number: int) -> list[int]:
-    """``number`` of the places 0..total-1, evenly spaced, the first and the last among them."""
+    """``number`` evenly spaced indices of 0..total-1, with the first and the last."""
     return [(2 * i * (total - 1) + number - 1) // (2 * (number - 1)) for i in range(number)]
 
 
 def _caption(value: Any, column: str) -> str:
-    if value is not None and not isinstance(value, str):  # also what `datasets` takes for a date
-        raise BadRow("caption is not text", repr(value)[:200])
+    if value is not None and not isinstance(value, str):  # e.g. a text that `datasets` reads as a date
+        raise BadRow("the caption is not text", repr(value)[:200])
     if not value or not value.strip():
         raise BadRow("empty caption", column)
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise BadRow("caption holds half a character", value) from None
+        raise BadRow("the caption contains a lone surrogate (half a character)", value) from None
     return value.strip()
 
 
-def _first_wins(row: dict, columns: Columns) -> float:
+def _first_wins(row: dict[str, Any], columns: Columns) -> float:
     """Probability that the first image of a pair is the better one."""
     if columns.label_0 is None:
         return 1.0
     labels = [_probability(row[name], "no label") for name in (columns.label_0, columns.label_1) if name]
     if not 0 <= labels[0] <= 1 or (len(labels) == 2 and abs(sum(labels) - 1) > 1e-6):
-        raise BadRow("labels are not a preference", f"{labels}; label_0 and label_1 must lie in 0..1 and add up to 1")
+        raise BadRow("not a preference", f"{labels}; label_0 and label_1 must be between 0 and 1 and add up to 1")
     return labels[0]
 
 
@@ -214,7 +212,7 @@ NONE = {"", "none", "null", "nan", "na", "n/a"}
 
 
 def _truth(value: Any, column: str) -> bool:
-    """Of a truth value, a number or text; nothing is false. BadRow if it is no truth value."""
+    """The truth value of a bool, number or text; a missing value is false. BadRow for other values."""
     if isinstance(value, str):
         word = value.strip().lower().removesuffix(".0")
         if word not in TRUE | FALSE | NONE:
@@ -228,20 +226,20 @@ def _truth(value: Any, column: str) -> bool:
 
 
 def _probability(value: Any, missing: str) -> float:
-    """A finite number, or a truth value as text."""
+    """A finite number, where a truth value as text counts as 0 or 1."""
     word = value.strip().lower() if isinstance(value, str) else None
     return float(word in TRUE) if word in TRUE | FALSE else _number(value, missing)
 
 
 def _score(value: Any) -> float | None:
-    """None where there is none: whoever needs scores asks `Groups.require_scores`."""
+    """A score, or None if it is missing: `Groups.require_scores` checks that where scores are needed."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     return _number(value, "no score")
 
 
 def _number(value: Any, missing: str) -> float:
-    """A finite number; BadRow(``missing``) if there is none."""
+    """A finite number; BadRow with the reason ``missing`` for other values."""
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -1,223 +1,62 @@
-"""Rows in files: JSON, JSON lines, CSV and TSV as people save them, parquet, and Arrow.
+"""Rows in Arrow and parquet files, and copies of rows that can be read in any order.
 
-A table has ``column_names``, a length, and rows that are found by their number: ``table[i]`` is a dict. Content alone
-decides what is read: of parquet a copy is kept that can be read in any order, and its name is a hash of the file.
+The name of a copy is a hash of the file that it was made from, so other content is never read from it.
 """
 
 from __future__ import annotations
 
 import bisect
 import contextlib
-import csv
-import io
 import json
 import os
 import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b, file_digest
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..common.errors import DiffpoError
 from ..common.files import whole_file, write_atomic, writing
-from ..common.images import LFS, BadRow, open_file
-from ..common.text import decoded, plain
+from ..common.images import LFS, open_file
+from ..common.text import plain
 
-TEXT = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
-LIMIT = 2**32  # bytes of a file of rows in text
-ROWS = 1000  # in a file of the copy; after an interruption at most so many are read again
-AT_ONCE = 64  # rows in memory while copying: images of a thousand may be gigabytes
+ROWS = 1000  # rows per file of a copy; an interrupted copy repeats at most this many
+AT_ONCE = 64  # rows in memory while copying: a thousand rows of images may be gigabytes
 OPEN = 32  # files of a copy that are open at once
-LARGE = 2**28  # bytes of a file from which on its hash is remembered
+LARGE = 2**28  # bytes; the hash of a larger file is remembered
 
 
-class Table:
-    """Rows that are kept as the JSON text of an object each, and parsed when they are asked for: each value keeps its
-    own kind. A row may be the BadRow that says why there is none."""
+class RowSource(Protocol):
+    """A source whose columns are known and selected before rows are read."""
 
-    def __init__(self, rows: Sequence[bytes | BadRow], column_names: Sequence[str]) -> None:
-        self.rows, self.column_names = rows, list(column_names)
+    column_names: list[str]
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self.rows[index]
-        if isinstance(row, BadRow):
-            raise row
-        found = self.parse(row)
-        return {name: found.get(name) for name in self.column_names}
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (self[index] for index in range(len(self)))
-
-    def parse(self, row: bytes) -> dict[str, Any]:
-        return json.loads(row)
-
-    def select(self, indices: range) -> Table:
-        return self._with(self.rows[indices.start : indices.stop : indices.step], self.column_names)
-
-    def select_columns(self, names: Sequence[str]) -> Table:
-        return self._with(self.rows, names)
-
-    def _with(self, rows: Sequence[bytes | BadRow], names: Sequence[str]) -> Table:
-        return Table(rows, names)
-
-    @classmethod
-    def of(cls, rows: Iterator[dict[str, Any] | BadRow]) -> Table:
-        """A table of the values themselves."""
-        kept: list[bytes | BadRow] = []
-        names: dict[str, None] = {}
-        for row in rows:
-            kept.append(row if isinstance(row, BadRow) else json.dumps(row).encode())
-            names |= {} if isinstance(row, BadRow) else dict.fromkeys(row)
-        return cls(kept, names)
+    def select_columns(self, names: Sequence[str]) -> Rows: ...
 
 
-# ---- text
+class Rows(RowSource, Protocol):
+    """Rows that are read by their number; ``rows[i]`` is a dict of the columns."""
 
+    def __len__(self) -> int: ...
 
-def read_rows(content: bytes, suffix: str, name: str) -> Table:
-    """The rows of a file of text by its suffix, one of `TEXT`; an object in .json whose values are lists of one length
-    holds columns. ValueError names the file and the line of what is no row; a line that is not UTF-8 is a BadRow."""
-    found: Iterable[tuple[str, Any]] = records(content, suffix, name)
-    if suffix == ".json":
-        found = list(found)
-        whole = found[0][1] if len(found) == 1 and isinstance(found[0][1], dict) else {}
-        lengths = {len(value) if isinstance(value, list) else None for value in whole.values()}
-        if len(lengths) == 1 and None not in lengths:
-            rows = zip(*whole.values(), strict=True)
-            found = [(f"{name}, row {n}", dict(zip(whole, row, strict=True))) for n, row in enumerate(rows, 1)]
-    return Table.of((row if isinstance(row, BadRow) else _object(row, place)) for place, row in found)
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
 
-
-def records(content: bytes, suffix: str, name: str) -> Iterator[tuple[str, Any]]:
-    """What a file of text lists by its suffix, one of `TEXT`, each with its place for messages, such as
-    "pairs.jsonl:3".
-
-    CSV and TSV have a header, and give objects whose values are text or None. JSON is a list, one object, or lines of
-    their own. ValueError names what cannot be read.
-    """
-    if suffix in (".csv", ".tsv"):
-        yield from _separated(_text(content, name), suffix, name)
-    elif suffix == ".json":
-        yield from _json(content, name)
-    else:
-        yield from _json_lines(content, name)
-
-
-def _object(value: Any, place: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{place}: a row is an object with a key for each column, and this is {_shown(value)}")
-    return value
-
-
-def _shown(value: Any) -> str:
-    return f"the {type(value).__name__} {plain(repr(value), 80)}"
-
-
-def _text(content: bytes, name: str) -> str:
-    try:
-        return decoded(content)
-    except ValueError as error:
-        raise ValueError(f"{name} is not UTF-8, nor UTF-16 with a byte order mark: {error}") from None
-
-
-def _json_lines(content: bytes, name: str) -> Iterator[tuple[str, Any]]:
-    if content.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")):  # UTF-16, UTF-32
-        content = _text(content, name).encode()
-    for number, line in enumerate(content.removeprefix(b"\xef\xbb\xbf").splitlines(), 1):
-        if not line.strip():
-            continue
-        place = f"{name}:{number}"
-        try:
-            yield place, json.loads(line.decode())
-        except UnicodeDecodeError as error:
-            yield place, BadRow("unreadable row", f"{place}: {error}")
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{place}: not JSON: {_reason(error)}") from None
-
-
-def _json(content: bytes, name: str) -> Iterator[tuple[str, Any]]:
-    text = _text(content, name)
-    if not text.strip():
-        return
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        first = next((line for line in text.split("\n") if line.strip()), "")
-        with contextlib.suppress(ValueError, RecursionError):
-            json.loads(first)
-            yield from _json_lines(content, name)
-            return
-        raise ValueError(f"{name} is not JSON: {_reason(error)}") from None
-    if isinstance(value, dict):
-        value = [value]
-    if not isinstance(value, list):
-        raise ValueError(f"{name} holds {_shown(value)}; expected is a list")
-    for number, each in enumerate(value, 1):
-        yield f"{name}, item {number}", each
-
-
-def _reason(error: Exception) -> str:
-    return "nested too deep" if isinstance(error, RecursionError) else plain(error, 200)
-
-
-def _separated(text: str, suffix: str, name: str) -> Iterator[tuple[str, dict[str, str | None]]]:
-    header = text.split("\n", 1)[0]
-    mark = max(",;\t" if suffix == ".csv" else "\t", key=header.count)
-    lone = mark not in header  # one column, whose texts may hold commas
-    try:
-        rows = _fields(io.StringIO(text, newline=""), "\x1f" if lone else mark)
-        # where tabs alone separate, a quotation mark that opens a text is a mark like others
-        loose = suffix == ".tsv" and len(rows) != sum(bool(line.strip()) for line in text.split("\n"))
-    except csv.Error as error:
-        if suffix != ".tsv":
-            raise ValueError(f"{name} cannot be read as a table: {error}") from None
-        loose = True
-    if loose:
-        rows = _fields(text.split("\n"), "\x1f" if lone else mark, quoting=csv.QUOTE_NONE)
-    if not rows:
-        return
-    (_, names), *rows = rows
-    names = [each.strip() for each in names]
-    if twice := [each for each in names if names.count(each) > 1]:
-        raise ValueError(f"{name} has two columns {plain(repr(twice[0]), 80)}")
-    for number, row in rows:
-        if len(row) > len(names):
-            raise ValueError(
-                f"{name}:{number}: {len(row)} fields, and the header has {len(names)}; a text that holds {mark!r} "
-                "stands in quotation marks"
-            )
-        row += [""] * (len(names) - len(row))
-        yield f"{name}:{number}", {each: value or None for each, value in zip(names, row, strict=True)}
-
-
-def _fields(lines: Any, mark: str, **options: Any) -> list[tuple[int, list[str]]]:
-    """The line's number and the fields of every row that is not empty; csv.Error."""
-    reader = csv.reader(lines, delimiter=mark, strict=True, **options)
-    try:
-        return [(reader.line_num, row) for row in reader if any(value.strip() for value in row)]
-    except csv.Error as error:
-        raise csv.Error(f"line {reader.line_num}: {error}") from None
-
-
-# ---- Arrow and parquet
+    def __iter__(self) -> Iterator[dict[str, Any]]: ...
 
 
 class Arrow:
-    """Rows of Arrow files, which are mapped into memory and never held there.
+    """Rows of Arrow files, which are memory-mapped.
 
-    ``files``: each with its number of rows, of which it may hold more. ``trusted``: written here; others are checked
-    whole before their first value is read.
+    ``files``: each with the number of its rows to use, counted from the first. ``trusted``: written by this program;
+    other files are validated in full before the first value is read.
     """
 
     def __init__(self, files: Sequence[tuple[Path, int]], column_names: Sequence[str], trusted: bool = False) -> None:
         self.files, self.column_names, self.trusted = [each for each in files if each[1]], list(column_names), trusted
-        self._ends = []
+        self._ends: list[int] = []
         for _, rows in self.files:
             self._ends.append((self._ends[-1] if self._ends else 0) + rows)
         self._open: OrderedDict[int, Any] = OrderedDict()
@@ -265,7 +104,7 @@ class Arrow:
 
 
 def read_arrow(path: Path, trusted: bool = False) -> Any:
-    """The table of an Arrow file or stream, mapped into memory; DiffpoError if it is none."""
+    """The table of an Arrow file or stream, memory-mapped. DiffpoError if it cannot be read."""
     import pyarrow as pa
 
     try:
@@ -277,16 +116,16 @@ def read_arrow(path: Path, trusted: bool = False) -> Any:
             table.validate(full=True)
         return table
     except (pa.ArrowException, OSError) as error:
-        advice = "; delete its folder, and the next run copies it again" if trusted else ""
+        advice = "; delete its folder, then run again to make a new copy" if trusted else ""
         raise DiffpoError(f"cannot read the rows of {path}: {plain(error, 200)}{advice}") from None
 
 
 class Parquet:
-    """Rows of parquet files. `select_columns` makes the copy that rows are read from, in ``folder``; what is copied is
-    not copied again, an interrupted copy goes on, and so does one of fewer rows."""
+    """Rows of parquet files. `select_columns` copies them into ``folder``, where they can be read in any order. Rows
+    that were copied before are not copied again, so an interrupted or shorter copy is continued."""
 
     def __init__(self, paths: Sequence[Path], folder: Path, setting: str, quiet: bool = True) -> None:
-        """``setting`` chooses the folder, for a message."""
+        """``setting``: the setting that chooses the folder, named in messages."""
         self.folder, self.setting, self.quiet = folder, setting, quiet
         self.files: list[tuple[Path, int]] = []
         names: dict[str, None] = {}
@@ -311,7 +150,7 @@ class Parquet:
         return first
 
     def select_columns(self, names: Sequence[str]) -> Arrow:
-        """DiffpoError: a file is torn, or the copy cannot be written."""
+        """Make the copy. DiffpoError if a file is damaged, or the copy cannot be written."""
         import pyarrow as pa
         from tqdm.auto import tqdm
 
@@ -334,7 +173,7 @@ def _about(path: Path) -> tuple[int, list[str]]:
     try:
         with open_file(path) as file:
             if file.peek(len(LFS)).startswith(LFS):
-                raise ValueError(f"{path.name} is a pointer of git LFS, not the file: `git lfs pull` fetches it")
+                raise ValueError(f"{path.name} is a git LFS pointer, not the file: run `git lfs pull`")
             about = pq.ParquetFile(file)
             return about.metadata.num_rows, about.schema_arrow.names
     except (pa.ArrowException, OSError) as error:
@@ -342,7 +181,7 @@ def _about(path: Path) -> tuple[int, list[str]]:
 
 
 def _copied(path: Path, rows: int, names: Sequence[str], folder: Path, bar: Any) -> list[tuple[Path, int]]:
-    """The files of the copy that hold the first ``rows`` rows, and how many of them each holds."""
+    """The files of the copy that have the first ``rows`` rows, and how many of these each has."""
     from filelock import FileLock
 
     key = blake2b(json.dumps([content_hash(path, folder), names]).encode(), digest_size=16).hexdigest()
@@ -367,7 +206,7 @@ def _copy(path: Path, names: Sequence[str], target: Path, numbers: range, bar: A
     for number in numbers:
         part, left = target / f"{number:05d}.arrow", ROWS
         if batch is None:
-            raise DiffpoError(f"cannot read the rows of {path}: it says that it has more of them than it has")
+            raise DiffpoError(f"cannot read the rows of {path}: it has fewer rows than its header states")
         with whole_file(part) as file, pa.ipc.new_stream(file, batch.schema) as writer:
             while batch is not None and left:
                 writer.write_batch(batch.slice(0, left))
@@ -378,7 +217,7 @@ def _copy(path: Path, names: Sequence[str], target: Path, numbers: range, bar: A
 
 
 def _batches(path: Path, names: Sequence[str], start: int) -> Iterator[Any]:
-    """Of the rows from ``start`` on."""
+    """Record batches of the rows from ``start`` on."""
     import pyarrow.parquet as pq
 
     with open_file(path) as file:
@@ -395,8 +234,8 @@ def _batches(path: Path, names: Sequence[str], start: int) -> Iterator[Any]:
 
 
 def content_hash(path: Path, folder: Path) -> str:
-    """Of all bytes of a file. That of a large one is remembered in ``folder`` for as long as the file system says that
-    nobody wrote to the file: its change time cannot be set, as its modification time can."""
+    """A hash of a file's bytes. For a large file it is remembered in ``folder`` while the file's size and times stay
+    the same: the change time, unlike the modification time, cannot be set by a program."""
     about = path.stat()
     known = folder / f"hash-{blake2b(os.fsencode(path), digest_size=16).hexdigest()}.json"
     state = [about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns]
@@ -409,7 +248,7 @@ def content_hash(path: Path, folder: Path) -> str:
     began = time.time_ns()
     with open_file(path) as file:
         found = file_digest(file, lambda: blake2b(digest_size=32)).hexdigest()
-    if remember and about.st_ctime_ns < began - 2 * 10**9:  # no write since then can have the same time
+    if remember and about.st_ctime_ns < began - 2 * 10**9:  # a later write gets a later time
         with contextlib.suppress(OSError):
             write_atomic(known, json.dumps({"state": state, "hash": found}).encode(), shared=True)
     return found

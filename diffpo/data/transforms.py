@@ -1,4 +1,4 @@
-"""Resize, flip and crop: one draw for each group, and the micro-conditioning that tells SDXL the truth about it."""
+"""Resize, flip and crop images with one random draw per group, and SDXL's micro-conditioning of the result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 
 @dataclass(frozen=True)
 class View:
-    """How an image is brought to the target's size: flip, resize, then crop at (top, left)."""
+    """How an image becomes one of the target size: flip, resize, then crop at (top, left). All sizes in pixels."""
 
     original: tuple[int, int]  # width, height
     resized: tuple[int, int]  # width, height
@@ -31,14 +31,14 @@ class View:
 def views(
     sizes: Sequence[tuple[int, int]], target: tuple[int, int], crop: str, flip: bool, generator: torch.Generator
 ) -> list[View]:
-    """One of each image of a group, from one draw. ``sizes`` and ``target`` are (width, height); the generator is asked
-    for the same numbers whatever the options are."""
+    """A view of each image of a group, from one random draw. ``sizes`` and ``target`` are (width, height); the options
+    do not change how many numbers are drawn."""
     chance, vertical, horizontal = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
     found = []
     for size in sizes:
         scale = max(wanted / side for wanted, side in zip(target, size, strict=True))
-        resized = tuple(max(wanted, round(side * scale)) for wanted, side in zip(target, size, strict=True))
-        spare_width, spare_height = (side - wanted for wanted, side in zip(target, resized, strict=True))
+        resized = max(target[0], round(size[0] * scale)), max(target[1], round(size[1] * scale))
+        spare_width, spare_height = resized[0] - target[0], resized[1] - target[1]
         top, left = spare_height // 2, spare_width // 2
         if crop == "random":
             top, left = int(vertical * (spare_height + 1)), int(horizontal * (spare_width + 1))
@@ -47,12 +47,12 @@ def views(
 
 
 def view(size: tuple[int, int], resolution: int, crop: str, flip: bool, generator: torch.Generator) -> View:
-    """Of one image, brought to resolution x resolution."""
+    """A view of a single image, (width, height), at resolution x resolution."""
     return views([size], (resolution, resolution), crop, flip, generator)[0]
 
 
 def shown(image: Image.Image, view: View) -> Image.Image:
-    """What of ``image`` the view shows, of the target's size."""
+    """``image``, flipped, resized and cropped as the view says."""
     if view.flip:
         image = ImageOps.mirror(image)
     if image.size != view.resized:
@@ -62,5 +62,5 @@ def shown(image: Image.Image, view: View) -> Image.Image:
 
 
 def pixels(image: Image.Image, view: View) -> torch.Tensor:
-    """(3, height, width) of the target, float32 in [-1, 1]."""
+    """The view of ``image`` as (3, height, width), float32 in [-1, 1]."""
     return torch.from_numpy(np.asarray(shown(image, view)).copy()).permute(2, 0, 1).float().div_(127.5).sub_(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..common.errors import DiffpoError
 
@@ -16,6 +16,9 @@ RECORDED += ("negative_prompt", "height", "width", "dtype")
 # those that two pictures of one folder share: names of files may differ, their content may not
 COMPARED = tuple(key for key in RECORDED if key not in ("lora", "user_pairs", "model"))
 OF_ARM = {"lora_hash", "user_hash"}  # what base and tuned pictures differ in
+
+
+Dtype = Literal["float32", "bfloat16", "float16"]  # of the model
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Generation:
     negative_prompt: str | None = None
     height: int | None = None
     width: int | None = None
-    dtype: str = "float32"
+    dtype: Dtype = "float32"
     batch_size: int = 8
     device: str | None = None
     model_hash: str | None = None
@@ -58,7 +61,7 @@ class Generation:
     user_hash: str | None = None
 
     def __post_init__(self) -> None:
-        if self.model is None:
+        if not self.model:
             raise DiffpoError("no model is named: pass --model, or --images with a folder of pictures to compare")
         for name in ("model", "model_config", "lora", "user_pairs"):
             if isinstance(value := getattr(self, name), Path):

@@ -168,7 +168,7 @@ class Inversion:
         base = [base_identity(self.policy.network)["hash"], family.settings.base_weights]
         model = [*base, str(family.dtype), family.prediction, self.levels, self.inputs]
         kept = Cache(root, "inversions", content_key(*data, *model, settings.eta, settings.average), len(places))
-        kept.build(compute, IMAGES, worker.index, worker.count, worker.quiet)
+        kept.build(compute, IMAGES, worker, worker.quiet)
         self.batches, self.kept = batches, kept
 
     def _read(self, indices: Sequence[int], climbs: Sequence[int]) -> Tensor:
@@ -180,5 +180,5 @@ class Inversion:
 
 def _images(group: Group) -> list[tuple[str, str]]:
     """(picture, caption) of each member."""
-    captions = group.captions * (1 if len(group.captions) > 1 else len(group.pictures))
-    return list(zip(group.pictures, captions, strict=True))
+    captions = group.captions * (1 if len(group.captions) > 1 else len(group.hashes))
+    return list(zip(group.hashes, captions, strict=True))

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from ..common.rng import Draws, generator
+from ..common.rng import Draws
 from ..common.worker import Worker
+from ..data.order import order
 from ..problems import transitions
 from ..problems.forward import Forward
 from ..problems.regression import Regression
@@ -107,13 +108,4 @@ def _copy(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def visited(items: Sequence[Item], seed: int, number: int, places: Sequence[int]) -> list[Item]:
     """The items at ``places`` of round ``number``: all are visited once in a random order, then all again."""
-    found = []
-    for place in places:
-        turn, place = divmod(place, len(items))
-        found.append(items[_permutation(seed, number, len(items), turn)[place]])
-    return found
-
-
-@functools.lru_cache(maxsize=2)
-def _permutation(seed: int, number: int, size: int, turn: int) -> list[int]:
-    return torch.randperm(size, generator=generator(seed, f"rollout {number} order", turn)).tolist()
+    return [items[order(seed, len(items), place, f"rollout {number} order")] for place in places]

@@ -1,13 +1,13 @@
-"""The oracle: reads a picture of the embedded world back from its pixels and scores it against a caption.
+"""The oracle recognises the scene in an image of the embedded world and scores it against a caption.
 
-Two axes, always reported apart:
+It reports two scores:
 
-- ``following``: does the picture show what the caption asks for? Mean over the attributes (background, count, colour,
-  shape and, for relational captions, relation), each in 0..1. An attribute is *right* when its reading, rounded to
-  the nearest alternative, is what was asked; ``all_right`` is 1 when every one is.
-- ``appearance``: are the shapes crisp and solid, without stray blobs? ``exp(-rmse / 12)`` where rmse (in 0..255 levels)
-  is the distance between the picture and an ideal drawing of the very objects that the oracle sees in it. It knows
-  nothing of the caption.
+- ``following``: does the image show what the caption describes? The mean over the attributes (background, count,
+  colour, shape and, for relational captions, relation), each in 0..1. An attribute is *right* if the most likely
+  alternative is the one in the caption; ``all_right`` is 1 if every attribute is right.
+- ``appearance``: are the shapes crisp and solid, without stray blobs? ``exp(-rmse / 12)``, where rmse (in 0..255
+  levels) is the distance between the image and an ideal drawing of the objects that the oracle recognises in it. It
+  does not depend on the caption.
 
 ``total = FOLLOWING_WEIGHT * following + (1 - FOLLOWING_WEIGHT) * appearance`` is the preference used for labels.
 """
@@ -33,14 +33,14 @@ _COLOUR_NAMES = tuple(COLOURS)
 _PALETTE = np.array(list(COLOURS.values()), float)
 _BACKGROUND_NAMES = tuple(BACKGROUNDS)
 _BACKGROUND_PALETTE = np.array(list(BACKGROUNDS.values()), float)
-_CORE_DISTANCE = 70.0  # a core pixel is this near to its palette colour; the closest two colours here are > 100 apart
-_MIN_CORE = 9  # core pixels; a blob with fewer is a speck: stray paint, not an object
-_MAX_OBJECTS = 6  # more are not told apart; keeps the matching below small
+_CORE_DISTANCE = 70.0  # of a core pixel from its palette colour, at most; two colours are more than 100 apart
+_MIN_CORE = 9  # core pixels; a smaller blob is a speck, not an object
+_MAX_OBJECTS = 6  # the largest objects that are recognised, so that the matching below stays small
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One object as read: soft memberships over the palette and the shapes, centroid and radius in pixels."""
+    """A recognised object: probabilities of the palette's colours and of the shapes; centroid and radius in pixels."""
 
     colour_p: np.ndarray
     shape_p: np.ndarray
@@ -61,7 +61,7 @@ class Seen:
 class Reading:
     background_p: np.ndarray
     objects: tuple[Seen, ...]
-    rmse: float  # against an ideal drawing of what is seen, 0..255 levels
+    rmse: float  # from an ideal drawing of the recognised objects, in 0..255 levels
 
     @property
     def background(self) -> str:
@@ -85,12 +85,12 @@ def _as_array(image) -> np.ndarray:
         image = np.asarray(image)
     image = np.asarray(image, float)
     if image.shape != (SIZE, SIZE, 3):
-        raise ValueError(f"the oracle reads ({SIZE}, {SIZE}, 3) pictures in 0..255, not {image.shape}")
+        raise ValueError(f"the oracle needs images of shape ({SIZE}, {SIZE}, 3) in 0..255, not {image.shape}")
     return image
 
 
 def _see(window: np.ndarray, pixels: np.ndarray, core: np.ndarray) -> Seen | None:
-    """Read one object from its soft coverage ``window`` (SIZE, SIZE)."""
+    """Recognise an object from its soft coverage ``window`` (SIZE, SIZE); None if it is too small."""
     area = window.sum()
     if area < _MIN_CORE:
         return None
@@ -109,7 +109,8 @@ def _see(window: np.ndarray, pixels: np.ndarray, core: np.ndarray) -> Seen | Non
 
 
 def read(image) -> Reading:
-    """Read a picture, PIL or (SIZE, SIZE, 3) array in 0..255; a larger PIL picture is area-averaged down first."""
+    """Recognise the scene of a PIL image or a (SIZE, SIZE, 3) array in 0..255. A larger PIL image is first reduced by
+    averaging."""
     pixels = _as_array(image)
     border = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
     to_background = np.linalg.norm(border[:, None] - _BACKGROUND_PALETTE, axis=2)
@@ -132,7 +133,7 @@ def read(image) -> Reading:
                 labels[blob] = len(colours)
     biggest = sorted(range(1, len(colours) + 1), key=lambda k: -(labels == k).sum())[:_MAX_OBJECTS]
 
-    # every pixel within 2 px of a core belongs, by its coverage, to the nearest core
+    # a pixel within 2 px of a core counts, by its coverage, for the nearest core
     seen = []
     if biggest:
         away = np.stack([ndimage.distance_transform_edt(labels != k) for k in biggest])
@@ -150,11 +151,11 @@ def read(image) -> Reading:
 
 
 def _match(objects: tuple[Seen, ...], wanted: tuple[tuple[str, str], ...]) -> list[Seen | None]:
-    """Assign seen objects to wanted ones, the best total membership first; missing ones are None."""
+    """The recognised object for each wanted one, with the largest total probability; None for missing objects."""
     value = np.zeros((len(wanted), max(len(objects), len(wanted))))
     for i, (colour, shape) in enumerate(wanted):
         for j, one in enumerate(objects):
-            # colour decides before shape: it is what a person goes by; the 0.1 keeps any object above none
+            # colour counts more than shape, as for a person; with 0.1 any object is better than none
             value[i, j] = 0.1 + one.colour_p[_COLOUR_NAMES.index(colour)] + 0.5 * one.shape_p[SHAPES.index(shape)]
     orders = itertools.permutations(range(value.shape[1]), len(wanted))
     best = max(orders, key=lambda order: sum(value[i, j] for i, j in enumerate(order)))
@@ -166,15 +167,15 @@ def _relation(a: Seen | None, b: Seen | None, relation: str) -> float:
         return 0.0
     dx, dy = b.cx - a.cx, b.cy - a.cy
     along, across = {"left of": (dx, dy), "right of": (-dx, dy), "above": (dy, dx), "below": (-dy, dx)}[relation]
-    # 0.5 on the diagonal, where two relations are equally true
+    # 0.5 on the diagonal, where two relations hold equally
     return float(1 / (1 + np.exp(np.clip(-(along - abs(across)) / 1.0, -50, 50))))
 
 
 def score(image, caption: str | Scene) -> dict[str, float]:
-    """Score a picture against a caption of this world.
+    """Score an image against a caption of this world.
 
-    Returns ``total, following, appearance, all_right``, the attributes of ``ATTRIBUTES`` in 0..1 (``relation`` is NaN
-    where the caption has none) and ``right_<attribute>`` as 0/1. Raises ValueError for a caption of another world.
+    Returns ``total``, ``following``, ``appearance`` and ``all_right``, the attributes of ``ATTRIBUTES`` in 0..1
+    (``relation`` is NaN if the caption has none) and ``right_<attribute>`` as 0 or 1. ValueError for other captions.
     """
     scene = scenes.parse(caption) if isinstance(caption, str) else caption
     reading = read(image)

@@ -2,8 +2,8 @@
 
 A scene is either one to three equal objects (``"two red circles on a black background"``) or two different objects in
 a relation (``"a red circle left of a blue square on a white background"``): 5,112 captions in all. The split is
-compositional: the objects of ``HELD_OUT_OBJECTS`` (a colour with a shape) and one pair of objects in ten are never seen
-in training, though every colour, shape, relation, count and background is.
+compositional: the objects of ``HELD_OUT_OBJECTS`` (colour and shape) and one in ten pairs of objects do not occur in
+training, but every colour, shape, relation, count and background does.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-SIZE = 32  # pixels of a rendered picture, both ways
+SIZE = 32  # width and height of a rendered image, in pixels
 SUPERSAMPLING = 4
 
 COLOURS = {
@@ -42,7 +42,7 @@ HELD_OUT_OBJECTS: frozenset[Kind] = frozenset({("yellow", "triangle"), ("blue", 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a caption asks for. ``relation`` holds between ``objects[0]`` and ``objects[1]``; None for equal objects."""
+    """The content of a caption. ``relation`` is that of ``objects[0]`` to ``objects[1]``; None for equal objects."""
 
     objects: tuple[Kind, ...]
     relation: str | None
@@ -60,13 +60,13 @@ class Scene:
 
     @property
     def held_out(self) -> bool:
-        """True when this combination of objects is kept from training."""
+        """Whether this combination of objects is excluded from training."""
         if any(kind in HELD_OUT_OBJECTS for kind in self.objects):
             return True
         if self.relation is None:
             return False
         pair = "|".join(sorted(" ".join(kind) for kind in self.objects))
-        return zlib.crc32(pair.encode()) % 10 == 0  # a hash that no interpreter or platform changes
+        return zlib.crc32(pair.encode()) % 10 == 0  # the same hash on every platform
 
 
 def _all_scenes() -> list[Scene]:
@@ -84,18 +84,18 @@ _BY_CAPTION = {scene.caption: scene for scene in ALL_SCENES}
 
 
 def parse(caption: str) -> Scene:
-    """The scene that a caption of this world describes. Raises ValueError for any other text."""
+    """The scene of a caption of this world. ValueError for any other text."""
     try:
         return _BY_CAPTION[caption.strip()]
     except KeyError:
         raise ValueError(
-            f"not a caption of the embedded world: {caption!r}; such as "
-            "'a red circle left of a blue square on a white background' or 'two cyan squares on a black background'"
+            f"not a caption of the embedded world: {caption!r}; examples are "
+            "'a red circle left of a blue square on a white background' and 'two cyan squares on a black background'"
         ) from None
 
 
 def _weighted_order(scenes: list[Scene], seed: int) -> list[Scene]:
-    """A fixed random order in which scenes of equal objects are not drowned by the many relational ones."""
+    """A fixed random order in which scenes of equal objects, which are few, come four times as early."""
     rng = np.random.default_rng(seed)
     weights = np.array([1.0 if scene.relation else 4.0 for scene in scenes])
     return [scenes[i] for i in np.argsort(-np.log(rng.random(len(scenes))) / weights)]
@@ -122,8 +122,8 @@ def sample_scene(rng: np.random.Generator) -> Scene:
 
 
 def coverage(shape: str, cx: float, cy: float, radius: float, size: int = SIZE) -> np.ndarray:
-    """Fraction of every pixel inside a shape, (size, size) float. ``radius`` is that of the circle of equal area,
-    and (cx, cy) the centroid, both in pixels; y points down."""
+    """Fraction of each pixel inside a shape, (size, size) float. ``radius`` is that of the circle of equal area, and
+    (cx, cy) the centroid, in pixels; y points down."""
     n = size * SUPERSAMPLING
     at = (np.arange(n) + 0.5) / SUPERSAMPLING
     x, y = at[None, :] - cx, at[:, None] - cy
@@ -140,11 +140,11 @@ def coverage(shape: str, cx: float, cy: float, radius: float, size: int = SIZE) 
 
 
 def _place(scene: Scene, rng: np.random.Generator) -> list[tuple[float, float, float]]:
-    """Centre and radius of every object; nothing overlaps or leaves the picture, and relations hold clearly."""
+    """Centre and radius of every object. Objects do not overlap or leave the image, and relations are unambiguous."""
     n = len(scene.objects)
     while True:
         radii = rng.uniform(4.6, 6.2, n) if n < 3 else rng.uniform(4.0, 5.0, n)
-        reach = radii * 1.56  # the circumradius of a triangle: the furthest any shape goes from its centroid
+        reach = radii * 1.56  # the circumradius of a triangle, the largest distance of any shape from its centroid
         xs, ys = rng.uniform(reach, SIZE - reach), rng.uniform(reach, SIZE - reach)
         gaps = [
             np.hypot(xs[i] - xs[j], ys[i] - ys[j]) - 1.25 * (radii[i] + radii[j]) - 2
@@ -166,7 +166,7 @@ def _place(scene: Scene, rng: np.random.Generator) -> list[tuple[float, float, f
 
 
 def draw(shapes: list[tuple[str, str, float, float, float]], background: str) -> np.ndarray:
-    """Paint (colour, shape, cx, cy, radius) on a background: (SIZE, SIZE, 3) float in 0..255."""
+    """An image of (colour, shape, cx, cy, radius) on a background: (SIZE, SIZE, 3) float in 0..255."""
     image = np.broadcast_to(np.array(BACKGROUNDS[background], float), (SIZE, SIZE, 3)).copy()
     for colour, shape, cx, cy, radius in shapes:
         a = coverage(shape, cx, cy, radius)[..., None]
@@ -175,7 +175,7 @@ def draw(shapes: list[tuple[str, str, float, float, float]], background: str) ->
 
 
 def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """A random picture of a scene: (SIZE, SIZE, 3) uint8, antialiased."""
+    """A random image of a scene: (SIZE, SIZE, 3) uint8, antialiased."""
     places = _place(scene, rng)
     objects = [(*kind, *place) for kind, place in zip(scene.objects, places, strict=True)]
     return np.clip(np.rint(draw(objects, scene.background)), 0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Every case is drawn from a fixed seed, and nothing is written into the checkout."""
+"""Hypothesis with a fixed seed, which writes nothing into the repository."""
 
 import shutil
 import tempfile
@@ -19,7 +19,7 @@ settings.load_profile("fuzz")
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
-    """A new folder for each case, with four pictures; the one before is removed."""
+    """make() returns a new folder with four images, and removes the one before."""
     root, numbers = tmp_path_factory.mktemp("sources"), count()
     pictures = [png(picture(seed, (8, 8))) for seed in range(4)]
 

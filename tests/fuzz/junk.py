@@ -1,4 +1,4 @@
-"""What users' files hold when they go wrong: values of every kind, and bytes of valid files that were changed."""
+"""Strategies for faulty files: values of every kind, and valid files with changed bytes."""
 
 import json
 import math
@@ -23,7 +23,7 @@ values = st.recursive(
 
 @st.composite
 def damaged(draw, content: bytes) -> bytes:
-    """``content`` cut off, with bytes changed, taken out, put in or repeated."""
+    """``content`` truncated, or with bytes changed, removed, inserted or repeated."""
     result = bytearray(content)
     for _ in range(draw(st.integers(1, 3))):
         start = draw(st.integers(0, max(0, len(result) - 1)))
@@ -54,7 +54,7 @@ def places(tree, prefix=()):
 
 @st.composite
 def mutated(draw, tree, times: int = 3):
-    """A copy of nested dicts and lists with values dropped, misspelt, replaced, wrapped or added."""
+    """A copy of nested dicts and lists with values removed, misspelt, replaced, wrapped or added."""
     import copy
 
     tree = copy.deepcopy(tree)
@@ -82,4 +82,5 @@ def mutated(draw, tree, times: int = 3):
 
 
 def lines(rows) -> bytes:
+    """``rows`` as JSON lines."""
     return "\n".join(json.dumps(row) for row in rows).encode()

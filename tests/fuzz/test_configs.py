@@ -1,4 +1,4 @@
-"""Configs that went wrong: each is read, or refused in one message that names the file, the key or the override."""
+"""Faulty configs: each is read, or refused with a message that names the file, the key or the override."""
 
 import copy
 import math
@@ -36,9 +36,9 @@ def path(tmp_path_factory):
 
 
 def environment(config) -> list[str]:
-    """What `check.environment` asks without a model."""
+    """The problems that `check.environment` finds without a model."""
     problems = []
-    with warnings.catch_warnings(action="ignore"):  # torch's, of odd optimisers
+    with warnings.catch_warnings(action="ignore"):  # from torch, about unusual optimisers
         for test in (check_folder, lambda each: make_optimizer(each.train, [torch.nn.Parameter(torch.zeros(2, 2))])):
             try:
                 test(config)
@@ -48,8 +48,8 @@ def environment(config) -> list[str]:
 
 
 def try_config(path: Path, overrides=(), kind=Config) -> bool:
-    """Was it valid? A config that is valid says the same when it is written down and read again, and the dry run's
-    look at it (without model and data) ends too."""
+    """Whether the config was valid. A valid config must be the same after it is written and read again, and must pass
+    the parts of the dry run that need no model and data."""
     try:
         config = load_config(path, overrides, kind)
     except DiffpoError as error:
@@ -81,7 +81,7 @@ def test_recipes_with_keys_dropped_misspelt_and_of_the_wrong_kind(path, name, da
 @given(
     name=st.sampled_from(["quickstart.yaml", "spo_shapes.yaml"]), key=st.sampled_from(KEYS), value=st.sampled_from(ODD)
 )
-def test_every_key_with_values_that_it_was_not_made_for(path, name, key, value):
+def test_every_key_with_values_of_every_kind(path, name, key, value):
     tree = copy.deepcopy(TREES[name])
     *sections, last = key.split(".")
     section = tree
@@ -94,14 +94,14 @@ def test_every_key_with_values_that_it_was_not_made_for(path, name, key, value):
 
 @settings(max_examples=150)
 @given(name=names, data=st.data())
-def test_recipes_of_which_bytes_were_changed(path, name, data):
+def test_recipes_with_changed_bytes(path, name, data):
     path.write_bytes(data.draw(damaged(RECIPES[name].encode())))
     try_config(path, kind=KINDS[name])
 
 
 @settings(max_examples=80)
 @given(name=names, data=st.data())
-def test_recipes_of_which_lines_were_moved_or_doubled(path, name, data):
+def test_recipes_with_moved_or_repeated_lines(path, name, data):
     lines = [line for line in RECIPES[name].splitlines(True) if line.strip() and not line.startswith("#")]
     number = data.draw(st.integers(0, len(lines) - 1))
     line = lines[number] if data.draw(st.booleans()) else lines.pop(number)
@@ -121,7 +121,7 @@ def test_recipes_of_which_lines_were_moved_or_doubled(path, name, data):
     kind=st.sampled_from([Config, ScorerConfig]),
 )
 def test_aliases_of_aliases(path, widths, form, leaf, place, kind):
-    """As little as one line may stand for more values than there is memory."""
+    """A single line may stand for more values than fit in memory."""
     levels = [f"a0: &a0 {leaf}"]
     for number, width in enumerate(widths):
         levels.append(f"a{number + 1}: &a{number + 1} " + form.format(", ".join([f"*a{number}"] * width)))
@@ -177,7 +177,7 @@ TOKENS = [
         "0b",
         "1:60",
         "2024-13-41",
-        "[[" * 2000,
+        "[[" * 600,
         "9" * 5000,
     ),
     *("0x" + "f" * 5000, "\x07", "\ufeff", "\\ud800", "\t"),
@@ -191,7 +191,7 @@ def test_random_yaml(path, text):
     try_config(path)
 
 
-# what a shell could hand over, a key that exists more often than not
+# overrides as they may come from a shell, mostly with a key that exists
 overrides = st.builds(
     "{}{}{}".format,
     st.sampled_from(KEYS) | st.sampled_from(AWKWARD).map(str) | st.text(ANYTHING, max_size=4),
@@ -207,7 +207,7 @@ def test_random_overrides(given):
 
 
 def try_config_of_quickstart(given):
-    """The recipe of the checkout is not written beside."""
+    """The recipe is in the repository, so nothing is written beside it."""
     try:
         config = load_config(QUICKSTART, given)
     except DiffpoError as error:

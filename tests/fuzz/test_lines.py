@@ -1,5 +1,4 @@
-"""Prompts, labels, manifests and descriptions of scorers that went wrong: read, or refused in one message that names
-them."""
+"""Faulty files of prompts, labels, images and scorers: they are read, or refused with a message that names them."""
 
 from pathlib import Path
 

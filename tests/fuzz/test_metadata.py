@@ -1,4 +1,4 @@
-"""Data sources that went wrong: read, or refused in one message that names them."""
+"""Faulty data sources: they are read, or refused with a message that names them."""
 
 import io
 import json
@@ -31,7 +31,7 @@ kinds = st.sampled_from(["pair", "pair", "single", "list"])
 
 
 def try_source(source, want, given, columns=Columns()):  # noqa: B008
-    """Whatever is read can be shown and trained on; whatever is not is one message."""
+    """Data that are read can be shown and trained on; other data give a message that names them."""
     data = Data(resolution=8, columns=columns, **given)
     try:
         groups = load_groups(data, str(source), "train", want)
@@ -75,7 +75,7 @@ tables = st.sampled_from(sorted(ROWS))
 @given(table=tables, want=kinds, given=options, data=st.data())
 def test_metadata_with_odd_cells(fresh, table, want, given, data):
     folder, rows = fresh(), data.draw(mutated(ROWS[table]))
-    if data.draw(st.integers(0, 4)) == 0:  # what the readers of shards and of `datasets` make of a picture
+    if data.draw(st.integers(0, 4)) == 0:  # the forms of an image from shards and from `datasets`
         name, place = (
             data.draw(st.sampled_from(["chosen", "jpg_0", "image", "prompt"])),
             data.draw(st.sampled_from(PLACES)),
@@ -87,7 +87,7 @@ def test_metadata_with_odd_cells(fresh, table, want, given, data):
 
 @settings(max_examples=60)
 @given(table=tables, want=kinds, given=options, data=st.data())
-def test_metadata_of_which_bytes_were_changed(fresh, table, want, given, data):
+def test_metadata_with_changed_bytes(fresh, table, want, given, data):
     folder, form = fresh(), data.draw(st.sampled_from(["jsonl", "json", "csv"]))
     (folder / f"metadata.{form}").write_bytes(data.draw(damaged(text(ROWS[table], form))))
     try_source(folder, want, given)
@@ -105,7 +105,7 @@ def text(rows, form) -> bytes:
 
 @settings(max_examples=40)
 @given(want=kinds, given=options, data=st.data())
-def test_saved_datasets_of_which_bytes_were_changed(fresh, want, given, data):
+def test_saved_datasets_with_changed_bytes(fresh, want, given, data):
     folder = fresh() / "saved"
     datasets.Dataset.from_list([{"prompt": "a", "chosen": PNG[0], "rejected": PNG[1]}] * 3).save_to_disk(folder)
     path = next(folder.glob("*.arrow")) if data.draw(st.booleans()) else folder / "state.json"
@@ -134,7 +134,7 @@ def parquet(rows) -> bytes:
 
 
 def load(value):
-    """The picture's bytes instead of its name."""
+    """``value`` with the bytes of images in place of their names."""
     if isinstance(value, list):
         return [load(each) for each in value]
     return PNG[int(value[0])] if isinstance(value, str) and value.endswith(".png") else value
@@ -145,7 +145,7 @@ WHOLE = {table: parquet(rows) for table, rows in ROWS.items()}
 
 @settings(max_examples=80)
 @given(table=tables, want=kinds, given=options, data=st.data())
-def test_parquet_of_which_bytes_were_changed(fresh, table, want, given, data):
+def test_parquet_with_changed_bytes(fresh, table, want, given, data):
     path = fresh() / "train.parquet"
     path.write_bytes(data.draw(damaged(WHOLE[table])))
     try_source(path, want, given)
@@ -157,7 +157,7 @@ def test_parquet_with_odd_columns(fresh, table, want, given, data):
     path = fresh() / "train.parquet"
     try:
         path.write_bytes(parquet(data.draw(mutated(ROWS[table]))))
-    except (pa.ArrowException, OverflowError, AttributeError, UnicodeEncodeError):  # no table of rows at all
+    except (pa.ArrowException, OverflowError, AttributeError, UnicodeEncodeError):  # not a table
         return
     try_source(path, want, given)
 
@@ -181,7 +181,7 @@ SHARD = tar(MEMBERS)
 
 @settings(max_examples=100)
 @given(want=kinds, given=options, content=damaged(SHARD))
-def test_shards_of_which_bytes_were_changed(fresh, want, given, content):
+def test_shards_with_changed_bytes(fresh, want, given, content):
     path = fresh() / "0.tar"
     path.write_bytes(content)
     try_source(path, want, given)

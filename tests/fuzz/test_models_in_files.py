@@ -1,4 +1,4 @@
-"""Models that are one file, damaged or with weights of other names and shapes: read as they are, or refused by name."""
+"""Models in one file, damaged or with other names and shapes of weights: they are read, or refused by name."""
 
 import json
 
@@ -38,7 +38,7 @@ def written(tmp_path_factory, tiny_sd):
 
 
 def try_model(path, config):
-    """Everything that is read of it."""
+    """Read the pipeline, the shapes and the weights."""
     try:
         models.load_pipeline(Model(path=str(path), config=config), device="cpu")
         models.load(Model(path=str(path), config=config), resolution=16).meta_network()
@@ -53,7 +53,7 @@ def try_model(path, config):
 
 @settings(max_examples=60)
 @given(data=st.data())
-def test_headers_of_which_bytes_were_changed(written, tiny_sd, data):
+def test_headers_with_changed_bytes(written, tiny_sd, data):
     path, content, _ = written
     end = 8 + int.from_bytes(content[:8], "little")
     path.write_bytes(data.draw(damaged(content[:end])) + content[end:])
@@ -62,7 +62,7 @@ def test_headers_of_which_bytes_were_changed(written, tiny_sd, data):
 
 @settings(max_examples=60)
 @given(data=st.data())
-def test_weights_that_are_lost_moved_or_of_another_shape(written, tiny_sd, data):
+def test_weights_that_are_missing_renamed_or_of_another_shape(written, tiny_sd, data):
     path, _, weights = written
     weights = dict(weights)
     for _ in range(data.draw(st.integers(1, 3))):
@@ -84,7 +84,7 @@ def test_weights_that_are_lost_moved_or_of_another_shape(written, tiny_sd, data)
 
 
 @pytest.mark.parametrize("path", [each for each in AWKWARD if isinstance(each, str) and each])
-def test_places_that_are_none(path):
+def test_paths_that_do_not_exist(path):
     for options in ((path,), (f"{path}.safetensors",), ("model.safetensors", path)):
         with pytest.raises(DiffpoError):
             models.load(models.named(*options))

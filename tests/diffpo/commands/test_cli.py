@@ -87,7 +87,7 @@ def test_check_tells_what_it_found(tiny_sdxl, make_config, tmp_path, capsys):
 def test_check_prints_everything_and_then_fails_on_what_would_stop_training(tiny_sd, make_config, tmp_path, capsys):
     rows = pick_a_pic_rows(3)
     rows[1]["jpg_0"] = b"x"
-    with pytest.raises(DiffpoError, match=r"training would not start: .*a.parquet: 1 of 3 rows cannot be used"):
+    with pytest.raises(DiffpoError, match=r"a\.parquet: 1 of 3 rows"):
         check(make_config(tiny_sd, data=write_parquet(tmp_path / "a.parquet", rows)))
     assert "memory    roughly" in capsys.readouterr().out
     with pytest.raises(DiffpoError, match=r"b.parquet: all 2 usable pairs are ties"):

@@ -1,4 +1,4 @@
-"""A hub that hangs, fails or breaks off: one message within a bounded time, and nothing half-written is used."""
+"""A hub that hangs, fails or closes the connection: one message within a time limit, and no partial file is used."""
 
 import contextlib
 import json
@@ -45,7 +45,7 @@ tell("model again", lambda: models.pipeline_class(Model(path="someone/torn")))
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The hub's answers to what asks for a file of someone/FAULT, or who one is."""
+    """Answers to requests for a file of someone/FAULT, and for the user's name."""
 
     protocol_version = "HTTP/1.1"
     mode, done = "", threading.Event()
@@ -72,7 +72,7 @@ class Hub(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command == "GET":
-            self.wfile.write(content[:42] if torn else content)  # all that would be needed of it
+            self.wfile.write(content[:42] if torn else content)  # all that is read of it
             self.close_connection |= torn
 
     def log_message(self, *args):
@@ -93,8 +93,8 @@ def served():
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
-    """What a process of its own met: {what: (exception, message or answer, seconds)}."""
+def answers(tmp_path_factory):
+    """The results of a separate process: {call: (exception, message or value, seconds)}."""
     home = tmp_path_factory.mktemp("hub")
     with served() as url:
         environment = {
@@ -111,21 +111,21 @@ def told(tmp_path_factory):
 
 
 @pytest.mark.parametrize("fault", ["hang", "500", "429", "torn"])
-def test_models_and_data_that_the_hub_does_not_give(told, fault):
-    for what, words in {"model": "cannot load the model 'someone/", "data": "cannot read the rows of someone/"}.items():
-        kind, message, seconds = told[f"{what} {fault}"]
-        assert kind == "DiffpoError" and f"{words}{fault}" in message and "hf download" in message
+def test_a_failed_download_of_a_model_or_data_is_named(answers, fault):
+    for what in ("model", "data"):
+        kind, message, seconds = answers[f"{what} {fault}"]
+        assert kind == "DiffpoError" and f"someone/{fault}" in message and "hf download" in message
         assert seconds < 10  # of time-outs of 0.1 s
     why = {"hang": "timed out", "500": "500 Internal", "429": "429 Too Many", "torn": "incomplete|complete message"}
-    assert any(each in told[f"model {fault}"][1] for each in why[fault].split("|"))
+    assert any(each in answers[f"model {fault}"][1] for each in why[fault].split("|"))
 
 
-def test_what_broke_off_is_fetched_again(told):
-    assert told["model again"][:2] == [None, "StableDiffusionPipeline"]
+def test_a_partial_download_is_repeated(answers):
+    assert answers["model again"][:2] == [None, "StableDiffusionPipeline"]
 
 
 @pytest.mark.parametrize("fault", ["hang", "500", "429"])
-def test_pushing_is_refused_before_anything_is_written(told, fault):
-    kind, message, seconds = told[f"push {fault}"]
-    assert kind == "DiffpoError" and "cannot upload to me/style" in message and "Nothing was written" in message
+def test_pushing_is_refused_before_anything_is_written(answers, fault):
+    kind, message, seconds = answers[f"push {fault}"]
+    assert kind == "DiffpoError" and "me/style" in message and "hf auth login" in message
     assert seconds < 5

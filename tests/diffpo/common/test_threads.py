@@ -1,3 +1,5 @@
+"""The number of torch's threads on machines of different load, and the settings that keep it."""
+
 import time
 
 import pytest
@@ -8,7 +10,7 @@ from diffpo.common.threads import Threads
 
 
 class Machine:
-    """``cores`` cores that ``others`` busy programs share fairly with our threads, which all want to run."""
+    """``cores`` cores, shared fairly between ``others`` busy programs and our threads, which are all runnable."""
 
     def __init__(self, cores: int, others: int) -> None:
         self.cores, self.others = cores, others
@@ -39,10 +41,10 @@ def test_two_busy_programs_on_two_cores_leave_one_thread():
 
 
 @pytest.mark.parametrize(("cores", "others", "fits"), [(8, 4, 4), (16, 8, 8), (8, 7, 2), (4, 2, 2)])
-def test_threads_settle_where_they_find_free_cores(cores, others, fits):
-    # (8, 7): of two threads each waits a ninth of its time, less than the 15 % that count as crowded
+def test_threads_settle_at_the_number_of_free_cores(cores, others, fits):
+    # (8, 7): each of two threads waits a ninth of its time, less than the 15 % that count as crowded
     seen = settle(cores, Machine(cores, others), 1000)
-    assert seen[10:].count(fits) > 0.9 * len(seen[10:])  # the others are tries, ever rarer
+    assert seen[10:].count(fits) > 0.9 * len(seen[10:])  # the others are trials, which become rarer
 
 
 def test_all_threads_come_back_when_the_machine_is_free():
@@ -71,7 +73,7 @@ def test_the_number_stays(fixed, monkeypatch):
     if fixed == "user":
         monkeypatch.setenv("OMP_NUM_THREADS", "4")
     chosen = Threads("cuda" if fixed == "gpu" else "cpu", [threads.EXACT + 1] if fixed == "long sums" else [8])
-    chosen.last = (0.0, -1e9)  # a thousand threads have waited all the time
+    chosen.last = (0.0, -1e9)  # as if a thousand threads had waited all the time
     chosen.adapt()
     assert chosen.now == 4
 

@@ -186,5 +186,5 @@ def test_one_part_is_the_plain_order_and_needs_no_scores(tmp_path):
     groups = load_groups(data, str(source), "train")
     curriculum = Curriculum(groups, data, seed=3)
     assert [curriculum.index(p, 4) for p in range(50)] == [order(3, 7, p) for p in range(50)]
-    with pytest.raises(DiffpoError, match=r"data.curriculum orders by score gap, and .* has no scores"):
+    with pytest.raises(DiffpoError, match=r"data\.curriculum .*data\.columns\.score_0=NAME"):
         Curriculum(groups, data.model_copy(update={"curriculum": 2}), seed=3)

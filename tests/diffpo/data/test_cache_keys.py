@@ -78,7 +78,7 @@ def test_an_image_that_changes_while_the_run_starts_is_not_cached_under_the_old_
     data = Data(train=source, resolution=16, cache=str(tmp_path / "cache"))
     groups = load_groups(data, source, "train")
     picture(99).save(tmp_path / "pairs" / "images" / "2-chosen.png")
-    with pytest.raises(DiffpoError, match=r"row 2 could be read at the start of the run.*another image is there"):
+    with pytest.raises(DiffpoError, match=r"row 2 .*2-chosen\.png"):
         Batches(groups, data, Fake())
     assert not list((tmp_path / "cache").glob("latents-*/*"))
 
@@ -135,7 +135,7 @@ def test_caches_are_as_large_as_check_says_and_nothing_holds_the_encoders(tiny_f
         assert alive(watched) == ({"vae"} if keep else set())
     assert len(batches.batch([0, 1], [0, 1]).x_0) == 4  # from the caches
 
-    pictures = len({picture for group in groups.groups for picture in group.pictures})
+    pictures = len({picture for group in groups.groups for picture in group.hashes})
     text, latents = disk.size(family, family.meta_network(), groups, cached=True)
     assert disk.size(family, family.meta_network(), groups, cached=False) == (text, 0)
     assert stored(batches.latents) == latents == pictures * 2 * 4 * 4 * 8 * 8

@@ -41,8 +41,8 @@ def test_without_them_the_data_are_those_of_the_other_rows_alone(sources):
     damaged, clean = (load(source, bad_rows="skip") for source in sources)
     assert len(damaged) == len(clean) == 36 and [row for row, _ in damaged.bad] == list(BAD)
     assert damaged.data_hash == clean.data_hash
-    assert [group.pictures for group in damaged.groups] == [group.pictures for group in clean.groups]
-    assert list(damaged.pictures((16, 16))) == list(clean.pictures((16, 16))), "the caches have one name"
+    assert [group.hashes for group in damaged.groups] == [group.hashes for group in clean.groups]
+    assert list(damaged.places((16, 16))) == list(clean.places((16, 16))), "the caches have one name"
     # a limit counts rows as they are in the source, damaged ones too
     damaged, clean = (load(source, bad_rows="skip", limit=10) for source in sources)
     assert (len(damaged), len(clean)) == (8, 10)

@@ -1,5 +1,5 @@
-"""The public data sets' own columns and folders of equal names, without a column map: tiny files in exactly those
-formats, and which image wins in the groups that are understood."""
+"""Public data sets and folders of equal names, without a column map: tiny files in exactly those formats, and the
+order of the images in their groups."""
 
 import json
 
@@ -60,7 +60,7 @@ def pick_a_pic_row(i, first, **change):
     return row | change
 
 
-def test_pick_a_pic_leaves_out_ties_and_rows_without_a_label(tmp_path):
+def test_ties_and_rows_without_a_label_of_pick_a_pic_are_dropped(tmp_path):
     rows = [
         pick_a_pic_row(0, 1.0),
         pick_a_pic_row(1, 0.0),
@@ -71,12 +71,11 @@ def test_pick_a_pic_leaves_out_ties_and_rows_without_a_label(tmp_path):
     groups = load(write_parquet(tmp_path / "a.parquet", rows))
     assert seen(groups) == [("cat 0", 1, (0, 1)), ("cat 1", 1, (3, 2))]
     assert (groups.ties, groups.unlabelled, groups.bad) == (1, 2, [])
-    assert groups.describe() == "2 pairs, 1 tie left out, 2 without a label left out"
     soft = load(tmp_path / "a.parquet", ties="soft")
     assert [preference for _, preference, _ in seen(soft)] == [1, 1, 0.5] and soft.unlabelled == 2
-    nobody = write_parquet(tmp_path / "b.parquet", rows[3:])
-    with pytest.raises(DiffpoError, match="no usable pair: has_label is false in all 2 rows"):
-        load(nobody)
+    unlabelled = write_parquet(tmp_path / "b.parquet", rows[3:])
+    with pytest.raises(DiffpoError, match=r"b\.parquet: .*has_label .* 2 rows"):
+        load(unlabelled)
 
 
 def test_smpo_scores_beside_pick_a_pic(tmp_path):
@@ -191,17 +190,17 @@ def test_two_folders_with_equal_names(siblings):
 @pytest.mark.parametrize(
     ("gone", "words"),
     [
-        ("rejected/a.png", "row 0: unreadable image: rejected/a.png: No such file"),
-        ("chosen/deep/b.png", "row 1: unreadable image: chosen/deep/b.png: No such file"),
-        ("chosen/a.txt", "row 0: missing caption: chosen/a.txt: No such file"),
+        ("rejected/a.png", "row 0: .*rejected/a.png: No such file"),
+        ("chosen/deep/b.png", "row 1: .*chosen/deep/b.png: No such file"),
+        ("chosen/a.txt", "row 0: .*chosen/a.txt: No such file"),
     ],
 )
 def test_files_without_their_counterpart_are_named(siblings, gone, words):
     (siblings / gone).unlink()
-    with pytest.raises(DiffpoError, match=f"1 of 2 rows cannot be used.*{words}"):
+    with pytest.raises(DiffpoError, match=f"1 of 2 rows.*{words}"):
         load(siblings)
     assert len(load(siblings, bad_rows="skip")) == 1
-    if gone.endswith("b.png"):  # the picture is what is missing, even where its caption is gone too
+    if gone.endswith("b.png"):  # the missing image is reported, even if its caption is missing too
         (siblings / "chosen" / "deep" / "b.txt").unlink()
         with pytest.raises(DiffpoError, match=words):
             load(siblings)
@@ -209,19 +208,19 @@ def test_files_without_their_counterpart_are_named(siblings, gone, words):
 
 def test_folders_that_cannot_be_paired(siblings, tmp_path):
     save(siblings / "rejected" / "a.jpg", 1)
-    with pytest.raises(DiffpoError, match=r"rejected holds a\.jpg and a\.png: which of them is it"):
+    with pytest.raises(DiffpoError, match=r"rejected .*a\.jpg and a\.png"):
         load(siblings)
     (tmp_path / "half" / "chosen").mkdir(parents=True)
     save(tmp_path / "half" / "chosen" / "a.png", 0)
-    with pytest.raises(DiffpoError, match=r"half/rejected holds no pictures; pairs are chosen/NAME\.png and"):
+    with pytest.raises(DiffpoError, match=r"half/rejected .*chosen/NAME\.png"):
         load(tmp_path / "half")
     (tmp_path / "half" / "chosen" / "a.txt").write_bytes(b"\xff\xfe\xfa")
-    with pytest.raises(DiffpoError, match=r"row 0: cannot read the caption: chosen/a\.txt"):
+    with pytest.raises(DiffpoError, match=r"row 0: .*chosen/a\.txt"):
         save(tmp_path / "half" / "rejected" / "a.png", 0)
         load(tmp_path / "half")
 
 
-def test_a_column_map_still_wins(tmp_path):
+def test_columns_of_the_config_replace_the_usual_names(tmp_path):
     row = {"prompt": "a", "path1": png(picture(0)), "path2": png(picture(1))}
     source = write_parquet(tmp_path / "a.parquet", [row])
     assert seen(load(source, columns=Columns(chosen="path2", rejected="path1"))) == [("a", 1, (1, 0))]

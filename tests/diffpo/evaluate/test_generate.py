@@ -242,7 +242,7 @@ def test_prompts_come_from_text_jsonl_and_the_embedded_world(tmp_path):
     ("name", "content", "message"),
     [
         ("missing.txt", None, r"missing\.txt"),
-        ("a.txt", "", "holds no prompt"),
+        ("a.txt", "", "no prompts"),
         ("a.jsonl", '{"prompt": "one"}\n{"caption": "two"}\n', r"a\.jsonl:2"),
         ("a.jsonl", '{"prompt": " "}\n', r"a\.jsonl:1: the prompt is ' '"),
         ("shapes:heldot", None, "shapes:heldout"),

@@ -258,7 +258,7 @@ def test_cached_latents_are_those_of_inverting_the_mean(data, tmp_path):
 
 
 def test_every_image_is_inverted_once_and_again_only_for_other_settings(data, tmp_path):
-    images = len({key for group in data.batches.groups.groups for key in group.pictures})
+    images = len({key for group in data.batches.groups.groups for key in group.hashes})
     for settings, fresh in (({}, True), ({}, False), ({"eta": 0.1}, True), ({"average": True}, True)):
         rows = []
         handle = data.unet.register_forward_pre_hook(lambda module, inputs, rows=rows: rows.append(len(inputs[0])))

@@ -1,4 +1,4 @@
-"""Pictures of which bytes were changed: decoded in full, or a bad row, whatever the decoder makes of them."""
+"""Images with changed bytes: decoded in full, or a bad row, whatever exception the decoder raises."""
 
 import io
 
@@ -27,15 +27,15 @@ def encoded():
                 exif = Image.Exif()
                 exif[0x0112] = 6
                 image.save(buffer, kind, **({"exif": exif} if kind in ("PNG", "JPEG", "WEBP", "TIFF") else {}))
-            except OSError:  # a mode that the format does not know
+            except OSError:  # the format does not support the mode
                 continue
             yield buffer.getvalue()
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow's
+@pytest.mark.filterwarnings("ignore")  # of Pillow
 @settings(max_examples=250)
 @given(content=st.sampled_from(list(encoded())).flatmap(damaged))
-def test_pictures_of_which_bytes_were_changed(content):
+def test_images_with_changed_bytes(content):
     try:
         image = decode(content)
     except BadRow as problem:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from published_networks import make_family, make_network
 
-from diffpo.commands.disk import caption_bytes, picture_bytes
+from diffpo.commands.disk import caption_bytes, image_bytes
 from diffpo.config import Lora
 from diffpo.weights import lora
 
@@ -29,7 +29,7 @@ def test_the_networks_are_the_released_ones(tmp_path, name, total, adapted, capt
     assert family.meta_inputs(network, 2, 1024)[0].shape == (2, channels, side, side)
     # what a cache takes for them, at their real size
     assert caption_bytes(family, network) == caption
-    assert picture_bytes(family, network, (1344, 768)) == 2 * 4 * channels * 168 * 96
+    assert image_bytes(family, network, (1344, 768)) == 2 * 4 * channels * 168 * 96
 
 
 def test_a_table_of_batch_sizes(monkeypatch, capsys, tmp_path, fresh_accelerate):

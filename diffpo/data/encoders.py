@@ -1,0 +1,33 @@
+"""The part of a model family that batches need; models.family.Family is one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Encoders(Protocol):
+    """The text encoders and the VAE of a family. They are only needed while caches are built."""
+
+    def require_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
+        """DiffpoError unless the network supports images of these sizes (width, height)."""
+
+    def text_hash(self) -> str:
+        """A hash of everything that text embeddings depend on."""
+
+    def vae_hash(self) -> str:
+        """The same for latents."""
+
+    def encode_text(self, captions: Sequence[str | None]) -> dict[str, Tensor]:
+        """Embeddings of n captions, None for the empty one: {name: (n, ...)}."""
+
+    def encode_image(self, pixels: Tensor) -> dict[str, Tensor]:
+        """``mean`` and ``logvar`` (n, C, h, w) of images (n, 3, H, W) in [-1, 1]."""
+
+    def scale_latents(self, latents: Tensor) -> Tensor:
+        """Latents as the network uses them."""
+
+    def condition(self, text: dict[str, Tensor], micro_conditioning: Tensor) -> dict[str, Tensor]:
+        """The network's conditions, from embeddings and sizes (n, 6)."""
