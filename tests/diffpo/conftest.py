@@ -5,13 +5,14 @@ from on_policy import PROMPTS, Brightness, StepBrightness, shake
 @pytest.fixture
 def feed(tiny_sd, make_config, monkeypatch):
     """feed(name, worker, per_update, **rollout): an OnPolicy of a policy that is not the base, judged by
-    brightness."""
+    brightness, or the feed of judged pairs."""
     from diffpo import models
     from diffpo.common.worker import ALONE
     from diffpo.config import Lora, Model, ObjectiveSettings
     from diffpo.objective import reference
     from diffpo.problems.policy import Policy
     from diffpo.rollout.feed import OnPolicy
+    from diffpo.rollout.labelled import Labelled
     from diffpo.rollout.prompts import PromptConditions
     from diffpo.rollout.round import Rounds
     from diffpo.weights import lora
@@ -32,6 +33,8 @@ def feed(tiny_sd, make_config, monkeypatch):
         choice = {"prompts": 3, "steps": 4, "guidance": 2.0, **scorer, **rollout}
         settings = ObjectiveSettings(name=name, rollout=choice, **(objective or {}))
         policy = Policy(family, unet)
+        if settings.rollout.labels is not None:
+            return Labelled(settings.rollout, conditions, policy, 5)
         made = reference.make(settings.reference, policy)
         return OnPolicy(Rounds(settings, conditions, batches, policy, made, 5), worker, per_update)
 

@@ -221,7 +221,7 @@ def test_transparency_lies_on_white_and_photos_stand_upright(folder, capsys):
         layered.putalpha(alpha)
         layered.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
     assert compare(folder).row("shapes.appearance") == expected
-    assert "have transparency, shown on white" in capsys.readouterr().out
+    assert "7 with transparent pixels" in capsys.readouterr().out
 
 
 def _whites(image):

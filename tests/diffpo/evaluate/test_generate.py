@@ -221,7 +221,7 @@ def test_a_full_disk_is_one_error_and_leaves_no_half_file(tmp_path, monkeypatch)
         ({"lora": "/no/such/lora.safetensors"}, "/no/such/lora.safetensors"),
         ({"solver": "dpmp"}, "dpmpp"),
         ({"steps": 0}, "steps must be at least 1"),
-        ({"n": 6}, "5 prompts; n must be 1 to 5"),
+        ({"n": 6}, "5 prompts.*1 to 5, not 6"),
     ],
 )
 def test_bad_input_is_one_clear_error(model, tmp_path, options, message):
@@ -244,7 +244,7 @@ def test_prompts_come_from_text_jsonl_and_the_embedded_world(tmp_path):
         ("missing.txt", None, r"missing\.txt"),
         ("a.txt", "", "no prompts"),
         ("a.jsonl", '{"prompt": "one"}\n{"caption": "two"}\n', r"a\.jsonl:2"),
-        ("a.jsonl", '{"prompt": " "}\n', r"a\.jsonl:1: the prompt is ' '"),
+        ("a.jsonl", '{"prompt": " "}\n', r"a\.jsonl:1: .*' '"),
         ("shapes:heldot", None, "shapes:heldout"),
     ],
 )

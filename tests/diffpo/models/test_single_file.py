@@ -529,7 +529,7 @@ def test_sd2_is_asked_what_it_predicts(released_files):
         models.load(Model(path=file))
     assert models.load(Model(path=file, config="sd2")).prediction == "epsilon"
     assert models.load(Model(path=file, config="sd2-v")).prediction == "v_prediction"
-    with pytest.raises(DiffpoError, match=r"sd2\.safetensors has 865,910,724 weights, and .* sd1 has 859,520,964"):
+    with pytest.raises(DiffpoError, match=r"sd2\.safetensors has 865,910,724 weights.* sd1 .*859,520,964"):
         models.load(Model(path=file, config="sd1")).meta_network()
     with pytest.raises(DiffpoError, match="is of a StableDiffusionXLPipeline: name a StableDiffusionPipeline"):
         models.load(Model(path=file, config="sdxl"))
@@ -574,8 +574,8 @@ REFUSED = {
     "flux2": (names_of("double_blocks.0.img_attn.qkv.weight", "single_stream_modulation.lin.weight"), "FLUX.2"),
     "chroma": (names_of("double_blocks.0.img_attn.qkv.weight", "distilled_guidance_layer.in_proj.bias"), "Chroma"),
     "nf4": (names_of("double_blocks.0.img_attn.qkv.weight.absmax"), "quantised to few bits.*nf4"),
-    "upscaler": (names_of("conv_first.weight", "body.0.rdb1.conv1.weight"), r"no model that is known here \(2 weights"),
-    "empty": ({}, r"no model that is known here \(0 weights\)"),
+    "upscaler": (names_of("conv_first.weight", "body.0.rdb1.conv1.weight"), r"2 weights"),
+    "empty": ({}, r"\(0 weights\)"),
 }
 
 
@@ -593,7 +593,7 @@ def test_inpainting_is_refused(one, tmp_path):
     state = load_file(file)
     state["model.diffusion_model.input_blocks.0.0.weight"] = torch.zeros(8, 9, 3, 3)
     save_file(state, tmp_path / "inpaint.safetensors")
-    with pytest.raises(DiffpoError, match=r"inpaint\.safetensors takes 9 channels.*an inpainting model"):
+    with pytest.raises(DiffpoError, match=r"inpaint\.safetensors takes 9 input channels.*inpainting"):
         models.load(model_of(tmp_path / "inpaint.safetensors", folder))
 
 
