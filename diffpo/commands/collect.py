@@ -51,6 +51,7 @@ def collect(config: Config, out: Path | None = None) -> Path:
 
 def _collect(config: Config, labels: Path, accelerator: Any) -> Path:
     folder, rollout, seed = labels.parent, config.objective.rollout, config.train.seed
+    assert config.data.prompts is not None  # noqa: S101 (see `_checked`)
     prompts = load_prompts(config.data.prompts)
     _check_target(labels)
     family = models.load(config.model, config.train.precision, config.data.resolution)

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from ..common.errors import DiffpoError
 from ..common.names import nearest
@@ -161,7 +162,7 @@ def _apply(settings: dict, override: str, path: Path) -> None:
     settings[last] = value
 
 
-def explain(problem: dict, kind: type[BaseModel]) -> str:
+def explain(problem: ErrorDetails, kind: type[BaseModel]) -> str:
     """One line for one pydantic error: the key as the user writes it, what is wrong, what to write instead."""
     key = plain(".".join(plain(part, 80) for part in problem["loc"]), 200)
     if problem["type"] == "extra_forbidden":
@@ -197,7 +198,9 @@ def _shown(value: Any) -> str:
 
 def _fields(model: type[BaseModel], sections: Sequence) -> dict:
     for name in sections:
-        model = _section(model.model_fields[name].annotation)
+        section = _section(model.model_fields[name].annotation)
+        assert section is not None  # noqa: S101 (pydantic has found a key in it)
+        model = section
     return model.model_fields
 
 

@@ -17,6 +17,7 @@ class Section(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _booleans_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        assert info.field_name is not None  # noqa: S101 (a validator of fields gets the field's name)
         annotation = cls.model_fields[info.field_name].annotation
         if value is False and "no" in get_args(annotation):
             return "no"  # YAML reads the bare word as false

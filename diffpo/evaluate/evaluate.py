@@ -80,6 +80,7 @@ def run(
     _check_target(files)
     with lock.held(out):
         if isinstance(pictures, Generation):
+            assert prompts is not None  # noqa: S101 (refused above)
             folder, manifest = out, generate.run(pictures.arms(), prompts, out, n)
             prompts = None  # the manifest has them
         else:
@@ -196,8 +197,8 @@ def score_pairs(
                         _check(name, values, batch, arm, name in scorer.optional)
                         parts.setdefault(name, []).append(values)
                     bar.update(len(batch))
-                for name, values in parts.items():
-                    scores.setdefault(name, {})[arm] = np.concatenate(values)
+                for name, batches in parts.items():
+                    scores.setdefault(name, {})[arm] = np.concatenate(batches)
     for remark in remarks(next(iter(notes.values()), Counter())):
         print(remark)
     return scores

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from .. import models
 from ..common import lock
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
 
-class Picture(NamedTuple):
+@dataclass(frozen=True)
+class Picture:
     """What is painted: a prompt with its number, which the noise depends on, and the seed."""
 
     index: int
@@ -86,12 +87,12 @@ def _identified(arms: Mapping[str, Generation]) -> tuple[dict[str, Generation], 
         hashes = {"model_hash": fingerprint(arm.model, arm.model_config)}
         if arm.lora is not None:
             hashes["lora_hash"] = trained.file_hash(arm.lora)
-        if arm.user_pairs is not None:
-            from ..objective.users import read_user
+            if arm.user_pairs is not None:
+                from ..objective.users import read_user
 
-            users[name], hashes["user_hash"] = read_user(arm.user_pairs, arm.lora)
-        elif arm.lora is not None and trained.knows_users(arm.lora):
-            print(f"the LoRA {arm.lora} was trained with users; without --user-pairs it is personalised for none")
+                users[name], hashes["user_hash"] = read_user(arm.user_pairs, arm.lora)
+            elif trained.knows_users(arm.lora):
+                print(f"the LoRA {arm.lora} was trained with users; without --user-pairs it is personalised for none")
         found[name] = replace(arm, **hashes)
     return found, users
 
@@ -140,6 +141,7 @@ def _personalised(pipe: Any, arm: Generation, pairs: Any) -> Any:
     """A context in which ``pipe``, with the arm's LoRA, paints for the user of ``pairs``."""
     from ..objective import users
 
+    assert arm.lora is not None  # noqa: S101 (`Generation` takes no user_pairs without a LoRA)
     taste = users.welcome(pairs, arm.lora, _base(arm), pipe)
     return users.painting_for(lora_module.network_of(pipe), taste)
 
@@ -208,7 +210,7 @@ def paint(pipe: Any, generation: Generation, batch: Sequence[Picture]) -> list[I
     prompts = [each.prompt for each in batch]
     options = family.painting(pipe, prompts, generation.negative_prompt, latents, generation.guidance)
     if "latents" not in options:  # the pipeline draws them itself
-        generators = [noise_generator(each.seed, each.index) for each in batch]
+        generators = tuple(noise_generator(each.seed, each.index) for each in batch)
     options |= {"generator": list(generators), "num_inference_steps": generation.steps, "output_type": "pt"}
     try:
         with torch.inference_mode():

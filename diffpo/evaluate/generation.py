@@ -11,8 +11,8 @@ from ..common.errors import DiffpoError
 
 ARMS = ("base", "tuned")
 # the keys of a manifest row that say how its picture was made, in their order there
-RECORDED = ("lora", "lora_hash", "user_pairs", "user_hash", "model", "model_hash", "steps", "solver", "guidance")
-RECORDED += ("negative_prompt", "height", "width", "dtype")
+RECORDED: tuple[str, ...] = ("lora", "lora_hash", "user_pairs", "user_hash", "model", "model_hash", "steps", "solver")
+RECORDED += ("guidance", "negative_prompt", "height", "width", "dtype")
 # those that two pictures of one folder share: names of files may differ, their content may not
 COMPARED = tuple(key for key in RECORDED if key not in ("lora", "user_pairs", "model"))
 OF_ARM = {"lora_hash", "user_hash"}  # what base and tuned pictures differ in
@@ -100,4 +100,5 @@ class Generation:
     @classmethod
     def of(cls, row: dict[str, Any]) -> Generation:
         """The value that a row of `diffpo generate` was made from; the inverse of `recorded`."""
-        return cls(seed=row["seed"], **{key: row.get(key) for key in RECORDED})
+        recorded: dict[str, Any] = {key: row.get(key) for key in RECORDED}
+        return cls(seed=row["seed"], **recorded)

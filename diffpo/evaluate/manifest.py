@@ -24,7 +24,7 @@ from .generation import ARMS, COMPARED, OF_ARM, Generation
 # what the values of a row are; those not named here may be null or missing
 REQUIRED = {"prompt", "file", "index", "seed"}
 MADE_HERE = {"model", "model_hash", "steps", "guidance", "dtype"}  # what `diffpo generate` always says
-KINDS = {
+KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("prompt", "file", "solver", "dtype", "model", "model_hash", "lora", "lora_hash"), str),
     **dict.fromkeys(("user_pairs", "user_hash", "negative_prompt", "sha256"), str),
     **dict.fromkeys(("index", "seed", "steps", "height", "width"), int),

@@ -133,6 +133,10 @@ def grid_png(evaluation: Evaluation, columns: int = 8, cell: int = 160) -> bytes
     return buffer.getvalue()
 
 
+def _plain(value: object, length: int = SHOWN) -> str:
+    return plain(value, length)
+
+
 def _data_uri(path: Path) -> str:
     image, buffer = open_image(path), BytesIO()
     if max(image.size) <= _THUMB:
@@ -208,7 +212,7 @@ def _settings(manifest: list[dict]) -> list[tuple[str, Any]]:
 def html(evaluation: Evaluation, manifest: list[dict], metrics: list[dict]) -> str:
     """The whole report as one page that loads nothing from anywhere."""
     pages = Environment(loader=PackageLoader(__package__), autoescape=True, trim_blocks=True, undefined=StrictUndefined)
-    pages.filters |= {"plain": lambda value, length=SHOWN: plain(value, length), "data_uri": _data_uri}
+    pages.filters |= {"plain": _plain, "data_uri": _data_uri}
     arms = evaluation.scores[evaluation.primary]
     return pages.get_template("report.html").render(
         e=evaluation,

@@ -49,6 +49,7 @@ def write_card(config: Config, about: dict[str, Any], size: str, output: Path) -
     base, method = base_name(config.model.path), methods.label(config.objective.name)
     if config.lora is None:
         network = full.WholeNetwork.find(output)
+        assert network is not None  # noqa: S101 (the run has just written it)
         kind, title = json.loads((network / "config.json").read_text())["_class_name"], TITLE["full"]
         trained, tags, more = "all weights", [], ", " + kind
         load = f'pipe.{network.name} = {kind}.from_pretrained("FOLDER_OF_THIS_FILE", subfolder="{network.name}")'

@@ -89,7 +89,7 @@ def run(export: Export) -> Path:
     pipeline = models.pipeline_class(base)
     family = models.family_class(base, pipeline)
     if to == "kohya":
-        kohya.check_family(family)
+        kohya.format_of(family)
     if to == "single":
         layouts.check_pipeline(pipeline)
     _check_weights(file, weights, family.component, to)
@@ -106,6 +106,11 @@ def run(export: Export) -> Path:
             if to == "diffusers":
                 _copy(file, part)
             elif to == "kohya":
+                if layers is None:
+                    raise DiffpoError(
+                        f"{file} changes several layers of the {family.component} as one, and this change cannot be "
+                        f"divided by layers; use --to merged"
+                    )
                 kohya.write(part / name, family, pipe, layers, export.dtype, about)
             else:
                 if whole:
@@ -124,7 +129,7 @@ def run(export: Export) -> Path:
             card = export_card(model, about, "full" if whole else to, how, [curves, measured], lora_hash)
             (part / "README.md").write_text(card, encoding="utf-8")
     print(f"the export is in {out}" + (f" ({name})" if name else ""))
-    if api:
+    if api and export.push:
         hub.push(api, export.push, out)
     return out
 

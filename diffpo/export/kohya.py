@@ -23,6 +23,7 @@ from torch import Tensor
 from ..common.errors import DiffpoError
 from ..common.rng import generator
 from ..models import Family, built_in
+from ..models.kohya_names import Kohya
 from ..weights.lora import network_of, tuned_layers
 from ..weights.lora_file import HEADER, sorted_header
 
@@ -30,17 +31,18 @@ if TYPE_CHECKING:
     from ..weights.lora_change import Change
 
 
-def check_family(family: type[Family]) -> None:
-    """DiffpoError if there is no such format for the family, or none that can be checked here."""
+def format_of(family: type[Family]) -> Kohya:
+    """The family's format; DiffpoError if there is none, or none that can be checked here."""
     if family.kohya is None:
         known = [name for name, each in built_in().items() if each.kohya is not None]
         raise DiffpoError(
             f"a LoRA for {' or '.join(family.pipelines)} cannot be written in kohya's format, which is known for "
             f"{', '.join(known)} alone ({family.__name__}.kohya is not set). Use --to diffusers or --to merged"
         )
+    return family.kohya
 
 
-def check_kind(kind: str) -> None:
+def check_kind(kind: str | None) -> None:
     """DiffpoError for a kind of training whose file programs read differently."""
     if kind == "dora":
         raise DiffpoError(
@@ -56,10 +58,10 @@ def convert(family: type[Family], network: torch.nn.Module, layers: Mapping[str,
     Layers that are one in the original become one LoRA of their ranks' sum: A's stacked, B's on the diagonal, which is
     exact. DiffpoError for a family or a layer without a name in this format.
     """
-    check_family(family)
+    names = format_of(family)
     state: dict[str, Tensor] = {}
     for layer, change in layers.items():
-        name, parts = family.kohya.name(layer, network.config)
+        name, parts = names.name(layer, network.config)
         key = f"lora_unet_{name}"
         if f"{key}.alpha" in state:
             continue
@@ -100,7 +102,8 @@ def serialize(
     """The safetensors file, with what A1111 looks at to tell which models a LoRA is for."""
     from safetensors.torch import save
 
-    header = {"format": "pt", **family.kohya.header(network.config), HEADER: json.dumps(dict(about), sort_keys=True)}
+    names = format_of(family)
+    header = {"format": "pt", **names.header(network.config), HEADER: json.dumps(dict(about), sort_keys=True)}
     return sorted_header(save(dict(state), header))
 
 

@@ -127,17 +127,18 @@ def losses(name: str, given: Mapping[str, float], quantities: Mapping[str, Tenso
     label_is_open = link.kind == "pair" and "preference" not in link.needs
     swapped = tuple(map(_swapped, link.needs)) if label_is_open else ()
     required = {*link.needs, *swapped} | ({"preference"} if label_is_open else set())
-    if missing := sorted(each for each in required if quantities.get(each) is None):
+    there = {each: value for each in required if (value := quantities.get(each)) is not None}
+    if missing := sorted(required - there.keys()):
         raise DiffpoError(f"the link {name} needs {', '.join(missing)}, which the data or the objective does not give")
-    loss = link.function(*(quantities[each] for each in link.needs), **given)
-    expected = next(quantities[each] for each in link.needs if each != "baseline").shape[-1:]
+    loss = link.function(*(there[each] for each in link.needs), **given)
+    expected = next(there[each] for each in link.needs if each != "baseline").shape[-1:]
     if getattr(loss, "shape", None) != expected:
         found = f"shape {tuple(loss.shape)}" if hasattr(loss, "shape") else type(loss).__name__
         raise DiffpoError(f"the link {name} returned {found}, not one loss for each group, shape {tuple(expected)}")
     if not label_is_open:
         return loss
-    values = (-quantities[each] if each == "gap" else quantities[each] for each in swapped)
-    preference = quantities["preference"]
+    values = (-there[each] if each == "gap" else there[each] for each in swapped)
+    preference = there["preference"]
     return preference * loss + (1 - preference) * link.function(*values, **given)
 
 

@@ -16,7 +16,8 @@ def plackett_luce(rewards: Tensor) -> Tensor:
     The best image is drawn by softmax of the rewards, then the best of the rest, and so on (Rafailov et al. 2023, arXiv
     2305.18290, appendix A.3). k = 2 is `sigmoid`. Images of equal score count in the order in which they come.
     """
-    return sum(rewards[i:].logsumexp(0) - rewards[i] for i in range(len(rewards) - 1))
+    terms = (rewards[i:].logsumexp(0) - rewards[i] for i in range(len(rewards) - 1))
+    return sum(terms, start=rewards.new_zeros(()))
 
 
 def rankdpo(rewards: Tensor, scores: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def load(settings: Model, precision: str = "no", resolution: int = 1024) -> Fami
 @functools.cache
 def built_in() -> dict[str, type[Family]]:
     """The families here by the pipelines that they serve."""
-    found = {}
+    found: dict[str, type[Family]] = {}
     for spec in FAMILIES:
         module, _, name = spec.partition(":")
         family = getattr(importlib.import_module(f"{__name__}.{module}"), name)
@@ -104,7 +104,7 @@ def family_of(network: torch.nn.Module) -> type[Family] | None:
     return next((family for family in families if getattr(family, "network_class", None) == kind), None)
 
 
-def _subclasses(family: type[Family]) -> Iterator[type[Family]]:
+def _subclasses(family: type[Any]) -> Iterator[type[Family]]:
     for each in family.__subclasses__():
         yield each
         yield from _subclasses(each)

@@ -62,7 +62,7 @@ class Family(ForwardProcess, ABC):
         self.source.require({self.component, *self.encoders, *(() if settings.vae else ("vae",))})
         self._configs: dict[str, dict[str, Any]] = {}
         self._read_schedule(self._config("scheduler"), resolution)
-        grain = self.patch() and self.patch() * self.vae_factor()
+        grain = self._grain()
         if grain and resolution % grain:
             raise DiffpoError(f"data.resolution={resolution}: {settings.path} takes multiples of {grain} px")
         self.pipe: Any = None
@@ -89,7 +89,7 @@ class Family(ForwardProcess, ABC):
 
     def require_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
         """DiffpoError unless the network takes pictures of these (width, height), the buckets of a data set."""
-        grain = self.patch() and self.patch() * self.vae_factor()
+        grain = self._grain()
         for width, height in sizes:
             if grain and (width % grain or height % grain):
                 raise DiffpoError(
@@ -125,6 +125,11 @@ class Family(ForwardProcess, ABC):
     def patch(self) -> int | None:
         """Latents per token, each way; None where any number of latents will do."""
         return self._config(self.component).get("patch_size", 2)
+
+    def _grain(self) -> int | None:
+        """A side has a multiple of so many pixels; None where any number will do."""
+        patch = self.patch()
+        return patch and patch * self.vae_factor()
 
     @staticmethod
     def latent_channels(config: Any) -> int:
@@ -188,6 +193,7 @@ class Family(ForwardProcess, ABC):
     def cut(self, network: torch.nn.Module) -> None:
         """Take away what follows the network's first half."""
         blocks = self._blocks(network)
+        assert self.feature_blocks is not None  # noqa: S101 (else `_blocks` raises)
         setattr(network, self.feature_blocks, blocks[: max(1, len(blocks) // 2)])
 
     def features(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:

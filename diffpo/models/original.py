@@ -60,8 +60,9 @@ def stacked(left: State, table: Mapping[str, tuple[str, ...]], prefix: str = "",
     found = {}
     for name, layers in table.items():
         for kind in ("weight", "bias"):
-            values = [left.pop(f"{theirs}{layer}.{kind}", None) for layer in layers]
-            if all(value is not None for value in values):
+            popped = [left.pop(f"{theirs}{layer}.{kind}", None) for layer in layers]
+            values = [value for value in popped if value is not None]
+            if len(values) == len(layers):
                 found[f"{prefix}{name}.{kind}"] = values[0] if len(values) == 1 else torch.cat(values)
     return found
 

@@ -62,7 +62,7 @@ class Pipeline:
     def fits(self, part: str, module: torch.nn.Module) -> None:
         """diffusers checks it when it loads the weights."""
 
-    def module(self, cls: type, part: str, dtype: torch.dtype) -> torch.nn.Module:
+    def module(self, cls: Any, part: str, dtype: torch.dtype) -> torch.nn.Module:
         """A part of the class ``cls`` with its weights, on the CPU."""
         with readable(self.path):
             return cls.from_pretrained(self.place, subfolder=part, **self.options, **dtype_option(dtype))

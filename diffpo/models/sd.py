@@ -18,8 +18,8 @@ class StableDiffusion(Family):
     pipelines = ("StableDiffusionPipeline",)
     network_class = "UNet2DConditionModel"
     component = "unet"
-    encoders = ("text_encoder",)
-    tokenizers = ("tokenizer",)
+    encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer",)
     without: ClassVar[dict[str, Any]] = {"safety_checker": None, "requires_safety_checker": False}
     repeated_blocks = ("BasicTransformerBlock",)
     fsdp2 = False  # a UNet fits on one GPU anyway

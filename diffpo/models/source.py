@@ -67,10 +67,13 @@ def load_pipeline(
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise DiffpoError(f"the device {device!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    dtypes = {part: getattr(torch, name) for part, name in dtype.items()} if isinstance(dtype, dict) else None
+    if isinstance(dtype, dict):
+        dtypes = {part: getattr(torch, name) for part, name in dtype.items()}
+    else:
+        dtypes = getattr(torch, dtype)
     limit_waiting()
     settings = model if isinstance(model, Model) else named(model)
-    return source_of(settings).pipeline(dtypes or getattr(torch, dtype), **parts).to(device)
+    return source_of(settings).pipeline(dtypes, **parts).to(device)
 
 
 def vae_factor(pipe: Any) -> int:

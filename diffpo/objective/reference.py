@@ -100,29 +100,31 @@ class Moving(Reference):
             return
         with torch.no_grad():
             for name, theta in copies.weights(self.policy.network, ADAPTER).items():
-                self._step(theta, self.weights[name], self.before.get(name))
+                self._step(name, theta)
 
-    def _step(self, theta: Tensor, reference: Tensor, before: Tensor | None) -> None:
-        """One weight's step, in place."""
-        rule, decay = self.settings.policy, self.settings.decay
+    def _step(self, name: str, theta: Tensor) -> None:
+        """The step of the weight ``name``, in place."""
+        rule, decay, reference = self.settings.policy, self.settings.decay, self.weights[name]
         if rule == "ema":
             reference.lerp_(theta, 1 - decay)
         elif rule == "sync":
             reference.copy_(theta)
         elif rule == "accelerated":
+            before = self.before[name]
             reference.copy_(theta + self.settings.strength * (theta - before))
             before.copy_(theta)
             theta.copy_(reference)
         elif rule == "fast_slow":
+            before = self.before[name]
             reference.add_(theta - before, alpha=1 - decay)
             before.copy_(theta)
 
     def state(self) -> dict[str, Tensor]:
-        groups = {"reference": self.weights, "before": self.before}
+        groups: dict[str, Mapping[str, Tensor]] = {"reference": self.weights, "before": self.before}
         return {f"{group}.{name}": w.detach().cpu().clone() for group, ws in groups.items() for name, w in ws.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        here = {f"reference.{name}": w for name, w in self.weights.items()}
+        here: dict[str, Tensor] = {f"reference.{name}": w for name, w in self.weights.items()}
         here |= {f"before.{name}": w for name, w in self.before.items()}
         wrong = sorted(here.keys() ^ state.keys()) or [n for n in here if here[n].shape != state[n].shape]
         if wrong:

@@ -43,8 +43,8 @@ class Forward:
     def noised(self, x_0: Tensor, cond: dict[str, Tensor], judgement: Judgement, draws: Draws) -> Regression:
         """The problems of any images x_0 (N, C, h, w) with N rows of conditions, n groups of them."""
         different = 1 if self.settings.shared_noise else judgement.members
-        noise = [[] for _ in range(different)]
-        timesteps = [[] for _ in range(different)]
+        noise: list[list[Tensor]] = [[] for _ in range(different)]
+        timesteps: list[list[int]] = [[] for _ in range(different)]
         for i, draw in enumerate(draws.generators("noise")):
             for member in range(different):
                 timesteps[member].append(self._timestep(draws, i, draw))

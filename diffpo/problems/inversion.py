@@ -74,7 +74,7 @@ class Inversion:
             x_t = self.invert(x_0, batch.cond, climbs, draws)[-1]
         else:
             x_0 = self.batches.means(batch.indices)
-            x_t = self._read(batch.indices, climbs).to(x_0)
+            x_t = self._read(self.kept, batch.indices, climbs).to(x_0)
         t = self.grid[torch.tensor(climbs) - 1].repeat(batch.judgement.members).to(x_0.device)
         alpha, sigma = self.family.alpha_sigma(t)
         target = self.family.target(x_0, (x_t - alpha * x_0) / sigma, t)
@@ -146,7 +146,9 @@ class Inversion:
                 f"objective.inversion.cache inverts with the captions, and data.caption_dropout drops some: set it to "
                 f"0, {otherwise}"
             )
-        places = {}  # every different (image, caption): one place where it is found
+        places: dict[
+            tuple[str, str], tuple[int, int]
+        ] = {}  # every different (image, caption): one place where it is found
         for index, group in enumerate(batches.groups.groups):
             for member, key in enumerate(_images(group)):
                 places.setdefault(key, (index, member))
@@ -171,10 +173,10 @@ class Inversion:
         kept.build(compute, IMAGES, worker, worker.quiet)
         self.batches, self.kept = batches, kept
 
-    def _read(self, indices: Sequence[int], climbs: Sequence[int]) -> Tensor:
-        """The kept latents of groups ``indices``, each at the level that its group climbs to: (m n, C, h, w)."""
+    def _read(self, kept: Cache, indices: Sequence[int], climbs: Sequence[int]) -> Tensor:
+        """The latents in ``kept`` of groups ``indices``, each at the level that its group climbs to: (m n, C, h, w)."""
         members = zip(*(_images(self.batches.groups.groups[index]) for index in indices), strict=True)
-        paths = self.kept.read([self._row[key] for images in members for key in images])["x_t"]
+        paths = kept.read([self._row[key] for images in members for key in images])["x_t"]
         return paths[torch.arange(len(paths)), torch.tensor(climbs).repeat(len(paths) // len(climbs)) - 1]
 
 

@@ -20,11 +20,11 @@ class Conditioning:
 
     def repeat_interleave(self, times: int) -> Conditioning:
         """Each row ``times`` times, one after the other."""
-        both = [
-            given and {name: value.repeat_interleave(times, 0) for name, value in given.items()}
-            for given in (self.cond, self.uncond)
-        ]
-        return Conditioning(*both, self.guidance)
+
+        def repeated(given: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: value.repeat_interleave(times, 0) for name, value in given.items()}
+
+        return Conditioning(repeated(self.cond), self.uncond and repeated(self.uncond), self.guidance)
 
 
 @dataclass(frozen=True)

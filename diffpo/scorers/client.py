@@ -75,7 +75,9 @@ class HttpScorer:
 
     def _requests(self, images: list[Image.Image], prompts: list[str]) -> Iterator[tuple[list[str], list[str]]]:
         """The batch in parts that the server takes."""
-        pictures, texts, size = [], [], EMPTY
+        pictures: list[str] = []
+        texts: list[str] = []
+        size = EMPTY
         for image, prompt in zip(images, prompts, strict=True):
             picture = _png(image)
             more = len(picture) + len(json.dumps(prompt)) + 6  # quotes and commas
@@ -138,11 +140,12 @@ class HttpScorer:
         """Status and content of the answer. No proxy of the environment is asked, and no redirection followed."""
         data = None if content is None else json.dumps(content).encode()
         address, end = urlsplit(self.url), time.monotonic() + TIMEOUT
+        assert address.hostname is not None  # noqa: S101 (`scorers.load` has matched the URL)
         kind = HTTPSConnection if address.scheme == "https" else HTTPConnection
         with contextlib.closing(kind(address.hostname, address.port, timeout=TIMEOUT)) as connection:
             connection.connect()
             connection.sock.settimeout(_left(end))
-            connection.response_class = partial(_Response, end=end)
+            connection.response_class = partial(_Response, end=end)  # type: ignore[assignment]  # it is only called
             headers = {"Content-Type": "application/json", "Connection": "close", "User-Agent": "diffpo"}
             connection.request("GET" if data is None else "POST", path, data, headers)
             with connection.getresponse() as response:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from .missing import missing
 MODEL = "ViT-L-14:openai"
 
 
-def load_open_clip(name: str, device: str, advice: str):
+def load_open_clip(name: str, device: str, advice: str) -> tuple[Any, Any, Any]:
     """``ARCHITECTURE:WEIGHTS`` of open_clip (weights: its tag or a local file) -> model, transform, tokenizer."""
     import open_clip
 

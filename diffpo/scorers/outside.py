@@ -39,7 +39,8 @@ class Outside:
             raise DiffpoError(
                 f"the scorer {spec} cannot be made: {type(error).__name__}: {plain(error, 300)}"
             ) from error
-        names, optional = getattr(self.inner, "names", None), getattr(self.inner, "optional", ())
+        names: Any = getattr(self.inner, "names", None)
+        optional = getattr(self.inner, "optional", ())
         if not callable(getattr(self.inner, "score", None)) or not _are_names(names) or not set(optional) <= set(names):
             raise DiffpoError(
                 f"{spec} is no scorer: it needs score(images, prompts) and names, a tuple of the names of its numbers "

@@ -196,7 +196,7 @@ class Server:
                 raise DiffpoError(f"the scorer's name {name!r} must consist of letters, digits, '.', '_' and '-'")
         self.scorer, self.lock = scorer, threading.Lock()
         self.limits = limits
-        self.about = {
+        self.about: dict[str, Any] = {
             "protocol": PROTOCOL,
             "scorer": getattr(scorer, "spec", type(scorer).__name__),
             "names": list(scorer.names),
@@ -254,7 +254,7 @@ class Server:
         for client in list(self.awaited):
             self._drop(client)
         if self.clients:
-            await asyncio.wait({client.task for client in self.clients}, timeout=GRACE)
+            await asyncio.wait({client.task for client in self.clients if client.task}, timeout=GRACE)
 
     def stop(self) -> None:
         """Let `serve_forever` end. May be called from a signal handler or another thread."""
@@ -281,7 +281,8 @@ class Server:
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         client = Client(reader, writer, self.limits.deadline)
         self.clients.add(client)
-        status, content = 200, {}
+        status = 200
+        content: dict[str, Any] = {}
         try:
             try:
                 if len(self.clients) > self.limits.connections and not self._drop_slowest(self.awaited):
@@ -360,7 +361,8 @@ class Server:
     def _drop(self, client: Client) -> None:
         self.awaited.discard(client)
         client.body, client.dropped = bytearray(), True
-        client.task.cancel()
+        if client.task:
+            client.task.cancel()
 
     def _body_size(self, client: Client) -> int | None:
         """How many bytes the body of a POST /score has; None for GET /. Raises Refused for all others."""
@@ -431,7 +433,7 @@ class Server:
 
         def take(mark: bytes) -> bool:
             nonlocal at
-            at = SPACE.match(body, at).end()
+            at = _past_space(body, at)
             there = body[at : at + 1] == mark
             at += there
             return there
@@ -471,7 +473,7 @@ class Server:
                 if key not in ("images", "prompts") or key in found or not take(b":"):
                     raise Refused(400, form)
                 found[key] = list(strings(key))
-            if not take(b"}") or SPACE.match(body, at).end() != len(body):
+            if not take(b"}") or _past_space(body, at) != len(body):
                 raise Refused(400, form)
         except ValueError:  # no UTF-8, or no string of JSON
             raise Refused(400, form) from None
@@ -521,6 +523,13 @@ class Server:
 def _say(_loop: Any, context: dict) -> None:
     """What asyncio has to say, such as that there are too many open files."""
     print(f"{context['message']}: {context.get('exception')!r}", file=sys.stderr, flush=True)
+
+
+def _past_space(body: bytes, at: int) -> int:
+    """Where the white space at ``at`` ends."""
+    found = SPACE.match(body, at)
+    assert found is not None  # noqa: S101 (the pattern also matches no characters)
+    return found.end()
 
 
 def _settle(done: asyncio.Future, answer: tuple[int, dict]) -> None:

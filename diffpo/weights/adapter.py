@@ -31,6 +31,7 @@ class LoraWeights:
         return cls(family.load_network(device))
 
     def begin(self, config: Config, family: Family) -> list[torch.nn.Parameter]:
+        assert config.lora is not None  # noqa: S101 (without one the whole network is trained, see `trained.load`)
         parameters = lora.add_lora(self.network, config.lora, family.lora_targets, config.train.seed)
         if config.lora.start:
             lora_apply.start_from(self.network, config.lora)

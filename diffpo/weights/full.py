@@ -232,7 +232,8 @@ def read_into(network: torch.nn.Module, folder: Path) -> None:
 def _check_names(network: torch.nn.Module, folder: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
-    here, there = {name: tuple(value.shape) for name, value in network.state_dict().items()}, {}
+    here = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    there: dict[str, tuple[int, ...]] = {}
     for path in _files(folder):
         try:
             with safe_open(path, "pt") as file:

@@ -22,6 +22,7 @@ from .lora_file import lora_file, read_lora
 def start_from(network: torch.nn.Module, lora: Lora) -> None:
     """Give the fresh adapter of `add_lora` the weights of the LoRA ``lora.start``, a file of any form (lora_forms.py).
     DiffpoError if it is of another model, or has another kind, rank, alpha or other layers than ``lora`` asks for."""
+    assert lora.start is not None  # noqa: S101 (called for a run with lora.start only)
     path = lora_file(lora.start)
     _, about = read_lora(path)
     if "base" in about and not same_base(about["base"], base_identity(network)):
@@ -37,7 +38,7 @@ def start_from(network: torch.nn.Module, lora: Lora) -> None:
         ) from None
     layers = lora_change.by_layer(changed)
     kind = lora_change.kind_of(layers)
-    if kind is None:
+    if layers is None or kind is None:
         raise DiffpoError(
             f"lora.start={path} is no plain LoRA, DoRA or LoKr of whole layers, so it cannot be trained on; merge it "
             f"(diffpo export --to merged), and train a LoRA on the merged model"
@@ -59,9 +60,9 @@ def start_from(network: torch.nn.Module, lora: Lora) -> None:
             )
     if layers.keys() != tuned_layers(network).keys():
         targets = lora_names.targets_of(layers, lora_names.layer_shapes(network))
-        asked = sorted(network.peft_config[ADAPTER].target_modules)
+        wanted = sorted(network.peft_config[ADAPTER].target_modules)
         raise DiffpoError(
-            f"lora.start={path} has targets {targets}, and this run asks for {asked}: set lora.targets={targets}"
+            f"lora.start={path} has targets {targets}, and this run asks for {wanted}: set lora.targets={targets}"
         )
     try:
         _fill(network, layers)
@@ -97,8 +98,8 @@ def load_lora(pipe: Any, path: str | Path) -> None:
         changed = changes.get(name, [])
         layers = lora_change.by_layer(changed) if part is network else None
         kind = lora_change.kind_of(layers)
-        coarse = kind == "dora" and any(is_coarse(part.get_submodule(layer)) for layer in layers)
-        if kind and not coarse:
+        coarse = kind == "dora" and any(is_coarse(part.get_submodule(layer)) for layer in layers or ())
+        if layers and kind and not coarse:
             _adapt(part, layers, kind)
         else:
             lora_change.merge(part, changed)

@@ -11,6 +11,7 @@ Sources: LoRA arXiv 2106.09685, DoRA 2402.09353, LoHa 2108.06098, LoKr and LoCon
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -135,7 +136,7 @@ def by_layer(changed: list[tuple[Place, Change]]) -> dict[str, Change] | None:
 
 def kind_of(layers: Mapping[str, Change] | None) -> str | None:
     """Which kind of training (lora | dora | lokr) makes such changes; None if none does, or several."""
-    kinds = set()
+    kinds: set[str | None] = set()
     for change in (layers or {}).values():
         plain_factors = change.bias is None and "mid" not in change.factors
         per_row = change.magnitude is not None and change.magnitude.numel() == change.magnitude.shape[0]
@@ -168,9 +169,13 @@ def merge(part: torch.nn.Module, changed: list[tuple[Place, Change]], strength: 
     for place, change in changed:
         layers = [modules[p.layer] for p in place]
         if change.factors:
-            _add(place, [layer.weight for layer in layers], lambda w, change=change: change.weight(w, strength))
+            _add(place, [layer.weight for layer in layers], partial(change.weight, strength=strength))
         if change.bias is not None:
-            _add(place, [layer.bias for layer in layers], lambda b, change=change: b + strength * change.bias.to(b))
+            _add(place, [layer.bias for layer in layers], partial(_shifted, shift=change.bias, strength=strength))
+
+
+def _shifted(bias: Tensor, shift: Tensor, strength: float) -> Tensor:
+    return bias + strength * shift.to(bias)
 
 
 @torch.no_grad()

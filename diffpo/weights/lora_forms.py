@@ -70,7 +70,8 @@ def read(path: Path, parts: Mapping[str, torch.nn.Module]) -> Changes:
     shapes = {name: layer_shapes(part) for name, part in parts.items()}
     tables = {name: (prefixes_of(name, part), places_of(part, shapes[name])) for name, part in parts.items()}
     found: dict[tuple[str, Place], Fields] = {}
-    strange, lost = [], {}
+    lost: dict[str, Fields] = {}
+    strange = []
     for key in sorted(weights):
         match = KEY.fullmatch(key)
         if not match:
@@ -126,7 +127,8 @@ def _field(match: re.Match[str]) -> str:
 
 def _places(layer: str, tables: Mapping[str, tuple[list[str], dict[str, Place]]]) -> list[tuple[str, Place]]:
     """Which places of which parts the ``layer`` of a file can be."""
-    flat, found = _flat(layer), {}
+    flat = _flat(layer)
+    found: dict[tuple[str, Place], None] = {}  # in the tables' order
     for name, (before, table) in tables.items():
         for prefix in before:
             if flat.startswith(prefix) and flat[len(prefix) :] in table:

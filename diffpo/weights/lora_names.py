@@ -59,7 +59,7 @@ def _spellings(layer: str) -> Iterator[str]:
 
 def layer_shapes(part: torch.nn.Module) -> dict[str, tuple[int, ...]]:
     """The shapes of the weights of a part's layers by name, whatever adapters it has and whatever it is kept as."""
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for name, module in part.named_modules():
         if any(f".{mark}" in name for mark in ADAPTED):
             continue

@@ -15,8 +15,8 @@ def whole(value: Any) -> Any:
     return tree_map(lambda each: each.full_tensor() if hasattr(each, "full_tensor") else each, value)
 
 
-def like(value: Tensor, here: Tensor) -> Tensor:
-    """The whole tensor ``value``, sharded as ``here`` is; to be called by all processes alike."""
+def like(value: Tensor, here: Any) -> Tensor:
+    """The whole tensor ``value``, sharded as the tensor ``here`` is; to be called by all processes alike."""
     if not hasattr(here, "full_tensor"):
         return value
     from torch.distributed.tensor import distribute_tensor

@@ -86,7 +86,7 @@ class LatentScorer:
 
     needs_vae = False
 
-    def __init__(self, family: Any, network: nn.Module, head: Head | None = None, name: str = "latent") -> None:
+    def __init__(self, family: Any, network: nn.Module, head: Head, name: str = "latent") -> None:
         self.family, self.network, self.name, self.module = family, network, name, head
 
     @classmethod

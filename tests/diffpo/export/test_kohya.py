@@ -4,7 +4,7 @@ import diffusers
 import pytest
 import torch
 from exports import fresh, output
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from diffpo.common.errors import DiffpoError
 from diffpo.export import export, kohya
@@ -99,6 +99,17 @@ def test_what_diffusers_cannot_read_back_is_not_kept(tiny_folder, trained, tmp_p
     with pytest.raises(DiffpoError, match="diffusers cannot read the LoRA back"):
         export.run(export.Export(run, "kohya", str(tiny_folder("flux")), tmp_path / "out"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+
+
+def test_a_lokr_of_three_layers_in_one_is_refused_by_name(tiny_folder, tmp_path):
+    """FLUX's query, key and value under one name: a Kronecker product of all rows is none of each layer's own."""
+    width = fresh(tiny_folder("flux")).transformer.transformer_blocks[0].attn.to_q.weight.shape[0]
+    file = tmp_path / "qkv.safetensors"
+    factors = {"lokr_w1": torch.ones(3, 1), "lokr_w2": torch.ones(width, width)}
+    save_file({f"transformer.double_blocks.0.img_attn.qkv.{name}": each for name, each in factors.items()}, file)
+    with pytest.raises(DiffpoError, match=f"{file.name}.* transformer "):
+        export.run(export.Export(file, "kohya", str(tiny_folder("flux")), tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_wrong_scale_would_be_noticed(tiny_sd, trained, tmp_path, monkeypatch):
