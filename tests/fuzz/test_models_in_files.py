@@ -51,7 +51,7 @@ def try_model(path, config):
     )
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_headers_with_changed_bytes(written, tiny_sd, data):
     path, content, _ = written
@@ -60,7 +60,7 @@ def test_headers_with_changed_bytes(written, tiny_sd, data):
     try_model(path, str(tiny_sd))
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_weights_that_are_missing_renamed_or_of_another_shape(written, tiny_sd, data):
     path, _, weights = written
