@@ -128,7 +128,7 @@ Steps = Annotated[int, typer.Option(min=1, help="Model calls per image.")]
 Solver = Annotated[
     str | None,
     typer.Option(
-        help="A solver of the package samplers, e.g. dpmpp or unipc. By default it is chosen from the number of calls "
+        help="A solver of the package samplers, e.g. dpmpp or unipc, or module:attribute of your own. By default it is chosen from the number of calls "
         "and the guidance scale."
     ),
 ]
@@ -204,7 +204,7 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="shapes (the default), pickscore, hps, clip or aesthetic; NAME=SOURCE for local weights; "
-            "http://HOST:PORT of a serve-scorer. Repeatable."
+            "http://HOST:PORT of a serve-scorer; module:Class of your own. Repeatable."
         ),
     ] = None,
     train_scorer: Annotated[
