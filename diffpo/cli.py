@@ -128,8 +128,8 @@ Steps = Annotated[int, typer.Option(min=1, help="Model calls per image.")]
 Solver = Annotated[
     str | None,
     typer.Option(
-        help="A solver of the package samplers, e.g. dpmpp or unipc, or module:attribute of your own. By default it is chosen from the number of calls "
-        "and the guidance scale."
+        help="A solver of the package samplers, e.g. dpmpp or unipc, or module:attribute of your own. By default it is "
+        "chosen from the number of calls and the guidance scale."
     ),
 ]
 Guidance = Annotated[float, typer.Option(help="Classifier-free guidance scale.")]

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 
 from ..common.errors import DiffpoError
 from ..config import ReferenceSettings
-from ..weights import copies
-from ..weights.lora import ADAPTER
+from ..weights import trained
+from ..weights.lora import ADAPTER, REFERENCE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,14 +84,14 @@ class Moving(Reference):
     def __init__(self, settings: ReferenceSettings, policy: Policy) -> None:
         super().__init__(policy)
         self.settings, network = settings, policy.network
-        copies.add_adapter(network)
-        self.weights, theirs = copies.weights(network, copies.NAME), copies.weights(network, ADAPTER)
+        trained.of(network).add_copy()
+        self.weights, theirs = trained.of(network).parameters(REFERENCE), trained.of(network).parameters(ADAPTER)
         # theta', where the rule looks back
         looks_back = settings.policy in ("accelerated", "fast_slow")
         self.before = {name: weight.detach().clone() for name, weight in theirs.items()} if looks_back else {}
 
     def on(self) -> contextlib.AbstractContextManager[Policy]:
-        return self.policy.switched(copies.NAME)
+        return self.policy.switched(REFERENCE)
 
     def after_update(self, step: int) -> None:
         import torch
@@ -99,7 +99,7 @@ class Moving(Reference):
         if step % self.settings.every:
             return
         with torch.no_grad():
-            for name, theta in copies.weights(self.policy.network, ADAPTER).items():
+            for name, theta in trained.of(self.policy.network).parameters(ADAPTER).items():
                 self._step(name, theta)
 
     def _step(self, name: str, theta: Tensor) -> None:

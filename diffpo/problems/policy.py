@@ -13,7 +13,7 @@ from torch import Tensor
 
 from samplers.prediction import guide
 
-from ..weights import copies
+from ..weights import trained
 from .regression import Conditioning, Regression
 
 if TYPE_CHECKING:
@@ -52,5 +52,5 @@ class Policy:
     def switched(self, adapter: str | None) -> Iterator[Policy]:
         """The same with ``adapter`` alone active, without gradients; None: all adapters off, which is the base model.
         (A network that is trained as a whole has frozen copies in place of adapters.)"""
-        with copies.switched(self.network, adapter) as network:
+        with trained.of(self.network).switched(adapter) as network:
             yield replace(self, network=network)

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from ...common.errors import DiffpoError
 from ...common.files import write_atomic
 from ...models.identity import base_identity, same_base
-from ...weights.copies import adapter_off
+from ...weights import trained
 from . import base as steps
 
 WEIGHTS = "head.safetensors"
@@ -49,7 +49,7 @@ def features(family: Any, network: nn.Module, x_t: Tensor, t: Tensor, cond: dict
     stages = family.stages(network)
     handles = [block.register_forward_hook(keep) for block in stages]
     try:
-        with adapter_off(network), contextlib.suppress(_Enough):
+        with trained.of(network).switched(None), contextlib.suppress(_Enough):
             family.predict(network, x_t, t, cond)
     finally:
         for handle in handles:

@@ -21,8 +21,7 @@ from diffpo.objective.reward import Objective, score
 from diffpo.problems.forward import Forward
 from diffpo.problems.policy import Policy
 from diffpo.problems.regression import Conditioning, Regression
-from diffpo.weights import lora, lora_apply, lora_file
-from diffpo.weights.copies import adapter_off
+from diffpo.weights import lora, lora_apply, lora_file, trained
 
 SD15 = {"_class_name": "UNet2DConditionModel", "sample_size": 64, "cross_attention_dim": 768}
 
@@ -136,7 +135,7 @@ def test_reference_is_the_base_itself_and_swapping_the_images_negates_the_logit(
     parameters = lora.add_lora(unet, Lora(rank=2), family.lora_targets)
     for parameter in parameters:
         torch.nn.init.normal_(parameter, std=0.3, generator=draw)
-    with adapter_off(unet) as base:
+    with trained.of(unet).switched(None) as base:
         assert torch.equal(family.predict(base, x_t, t, cond), before)
     assert all(parameter.requires_grad for parameter in parameters)
     swap = [2, 3, 0, 1]

@@ -20,8 +20,7 @@ from diffpo.models import storage
 from diffpo.models.identity import base_identity
 from diffpo.train import distributed
 from diffpo.train.loop import train
-from diffpo.weights import lora
-from diffpo.weights.copies import adapter_off
+from diffpo.weights import lora, trained
 
 needs_bitsandbytes = pytest.mark.skipif(not importlib.util.find_spec("bitsandbytes"), reason="no bitsandbytes")
 SMALL = ["fp8", pytest.param("nf4", marks=needs_bitsandbytes)]
@@ -80,7 +79,7 @@ def test_computes_with_the_rounded_weights_and_gradients_reach_a_float32_lora(pi
     for network in (small, plain):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             output = family.predict(network, *problem)
-            with adapter_off(network):
+            with trained.of(network).switched(None):
                 base = family.predict(network, *problem)
         output.float().square().mean().backward()
         found.append((output, base, [p.grad for p in network.parameters() if p.requires_grad]))

@@ -9,7 +9,7 @@ from diffpo.models.identity import base_identity
 from diffpo.objective import reference
 from diffpo.problems.policy import Policy
 from diffpo.train import checkpoint
-from diffpo.weights import copies, lora, lora_file
+from diffpo.weights import lora, lora_file, trained
 
 MOVING = ("ema", "sync", "accelerated", "fast_slow")
 
@@ -76,7 +76,7 @@ def test_a_moving_reference_starts_as_the_policy_and_leaves_it_as_it_was(tiny_sd
     with made.on() as reference_policy:
         module = reference_policy.network
         assert torch.equal(output(family, module), alone)  # so that u is exactly 0
-        with copies.adapter_off(unet):
+        with trained.of(unet).switched(None):
             assert not torch.allclose(output(family, unet), alone, atol=1e-4)
         assert torch.equal(output(family, module), alone)
     # the optimiser, DDP and the files see nothing of the second adapter
@@ -92,7 +92,7 @@ def test_a_moving_reference_starts_as_the_policy_and_leaves_it_as_it_was(tiny_sd
         assert torch.equal(output(family, module), alone)
     output(family, unet).square().sum().backward()
     assert all(parameter.grad is not None for parameter in parameters)
-    assert all(p.grad is None for n, p in unet.named_parameters() if f".{copies.NAME}." in n)
+    assert all(p.grad is None for n, p in unet.named_parameters() if f".{lora.REFERENCE}." in n)
 
 
 def test_the_context_puts_back_what_it_found_also_after_an_error(tiny_sdxl):
@@ -173,8 +173,8 @@ def test_a_resumed_reference_goes_on_bit_for_bit(tiny_sdxl, policy, tmp_path):
     weights, _ = lora_file.read_lora(folder)
     lora.set_lora_state(again, {name.split(".", 1)[1]: value for name, value in weights.items()})
     resumed.load(checkpoint.read_state(folder)["reference"])
-    for trained, each in ((parameters, made), (others, resumed)):
-        move(trained, 3)
+    for theirs, each in ((parameters, made), (others, resumed)):
+        move(theirs, 3)
         each.after_update(3)
     assert torch.equal(output(family, unet), output(family, again))
     with made.on(), resumed.on():

@@ -15,7 +15,7 @@ from diffpo.scorers.step import base as steps
 from diffpo.scorers.step import latent, load
 from diffpo.scorers.step.pixel import StepAware, StepAwareScorer
 from diffpo.train.step_scorer import train_scorer
-from diffpo.weights.copies import adapter_off
+from diffpo.weights import trained
 
 ASSETS = Path(__file__).parents[3] / "assets"
 
@@ -112,7 +112,7 @@ def test_latent_features_are_the_base_models_and_the_forward_pass_ends_at_the_mi
             torch.nn.init.normal_(parameter)
     torch.testing.assert_close(latent.features(family, unet, x_t, t, cond), before)
     assert not seen  # the up blocks were not run
-    with adapter_off(unet):
+    with trained.of(unet).switched(None):
         base = family.predict(unet, x_t, t, cond)
     assert not torch.allclose(family.predict(unet, x_t, t, cond), base)  # and the policy's adapter is on again
 

@@ -17,7 +17,7 @@ from diffpo import models
 from diffpo.commands import check
 from diffpo.common.errors import DiffpoError
 from diffpo.train.loop import train
-from diffpo.weights import copies, full, lora, trained
+from diffpo.weights import full, lora, trained
 
 CLASSES = {"sd": "UNet2DConditionModel", "pixart": "PixArtTransformer2DModel", "dit": "DiTTransformer2DModel"}
 
@@ -39,7 +39,7 @@ def test_all_weights_are_trained_and_the_copy_stays(tiny_folder, make_config, na
             return network(**arguments).sample.float()
 
     before = policy()
-    with made.on() as reference_policy, copies.adapter_off(network) as off:
+    with made.on() as reference_policy, trained.of(network).switched(None) as off:
         module = reference_policy.network
         still = module(**arguments).sample
         assert off is module and not still.requires_grad and still.dtype == torch.float32

@@ -19,7 +19,7 @@ from diffpo.models import identity
 from diffpo.objective import reference
 from diffpo.problems.policy import Policy
 from diffpo.train.loop import train
-from diffpo.weights import copies, lora, lora_apply, lora_file
+from diffpo.weights import lora, lora_apply, lora_file, trained
 
 KINDS = ["lora", "dora", "lokr"]
 
@@ -83,7 +83,7 @@ def test_every_family_trains_it_and_its_reference_is_the_base(tiny_folder, tmp_p
     base = fresh(tiny_folder(family))
     network = train_nothing(tiny_folder(family), tmp_path / "run", kind=kind)
     assert identity.base_identity(network) == identity.base_identity(lora.network_of(base))
-    with copies.adapter_off(network) as off:
+    with trained.of(network).switched(None) as off:
         torch.testing.assert_close(output(off), output(lora.network_of(base)), rtol=1e-5, atol=1e-5)
     assert (output(network) - output(lora.network_of(base))).abs().max() > 1e-2
     lora_apply.load_lora(base, tmp_path / "run")
