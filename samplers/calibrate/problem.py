@@ -1,0 +1,78 @@
+"""What a plan is fitted to: a model at one guidance scale, noises, and what a long solver makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..grid import Grid
+from ..plan import Plan
+from ..sample import build_plan
+from ..schedule import Schedule
+
+REFERENCE_CALLS = 200
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Noises and the model that they go through.
+
+    Attributes:
+        model: `model(x, t)` with the conditioning of these samples and the guidance inside; t is the network's label.
+        noise: (batch, *shape), the initial states, of standard deviation `schedule.init_scale`.
+        target: (batch, *shape), the images or latents at sigma = 0 that `reference` makes of the noise.
+    """
+
+    model: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    noise: torch.Tensor
+    target: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What a calibration fits to and measures itself on.
+
+    Attributes:
+        schedule: the network's noise schedule.
+        prediction: what the network returns (prediction.py).
+        fitting: what the numbers are fitted to.
+        heldout: noises and prompts that the fit does not see; at least one batch.
+        guidance: the scale of classifier-free guidance inside the models of the batches; 1 is none.
+    """
+
+    schedule: Schedule
+    prediction: str
+    fitting: tuple[Batch, ...]
+    heldout: tuple[Batch, ...]
+    guidance: float = 1.0
+
+
+def reference(
+    model: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    noise: torch.Tensor,
+    schedule: Schedule,
+    prediction: str = "epsilon",
+    calls: int = REFERENCE_CALLS,
+) -> torch.Tensor:
+    """The state at sigma = 0 that a long solver reaches from the noise, with `calls` calls of the model.
+
+    The default solver goes to the schedule's smallest noise level, and one step of DDIM from there to 0: the network is
+    not defined in between, so that step is part of the problem.
+    """
+    low = build_plan(schedule, None, calls - 1, prediction=prediction)
+    last = Grid(schedule, times=[schedule.t_min], end="zero")
+    with torch.no_grad():
+        return build_plan(schedule, "ddim", 1, last, prediction).run(model, low.run(model, noise))
+
+
+def errors(plan: Plan, batches: Sequence[Batch], prediction: str | None = None) -> np.ndarray:
+    """Root mean square difference from the target, per sample: (number of samples,)."""
+    found = []
+    for batch in batches:
+        with torch.no_grad():
+            result = plan.run(batch.model, batch.noise, prediction=prediction)
+        found.append((result - batch.target).double().flatten(1).square().mean(1).sqrt())
+    return torch.cat(found).cpu().numpy()
