@@ -62,9 +62,10 @@ class Updater:
             metrics = self.feed.begin(step)
         except DiffpoError as error:
             raise Stuck(str(error)) from error
-        tables = [self._part(step, part) for part in range(settings.accumulation)]
+        parts = [self._part(step, part) for part in range(settings.accumulation)]
+        tables = [part for part in parts if part is not None]
         lr = schedule.get_last_lr()[0]
-        if tables[0] is None:
+        if not tables:
             with warnings.catch_warnings(action="ignore"):  # before the first step of the optimiser torch complains
                 schedule.step()
             return {**metrics, "lr": lr}
