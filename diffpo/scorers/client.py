@@ -25,7 +25,7 @@ from ..common.errors import DiffpoError
 from ..common.images import rgb
 from ..common.names import hint
 from ..common.text import plain
-from .server import NAME, PROTOCOL
+from .server.protocol import NAME, PROTOCOL
 
 TIMEOUT = 300.0  # s for a request and its answer; requests of other processes go first
 WAITS = (1.0, 3.0, 9.0)  # s before the second, third and last attempt
