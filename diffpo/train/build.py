@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 
 from .. import links, models
 from ..common.errors import DiffpoError
@@ -153,7 +154,7 @@ def _is_optimizer(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
 
 
-def make_schedule(settings: Optimisation, optimizer: torch.optim.Optimizer) -> Any:
+def make_schedule(settings: Optimisation, optimizer: torch.optim.Optimizer) -> LRScheduler:
     """Linear warm-up, then constant or falling to 0 at the last step, linearly or as a half cosine."""
     from diffusers.optimization import get_scheduler
 

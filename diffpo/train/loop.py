@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from .. import methods, models
@@ -98,8 +100,8 @@ class Learner:
     policy: Policy  # the bare network
     weights: trained.Weights  # of it
     update: Updater
-    optimizer: Any
-    schedule: Any
+    optimizer: Optimizer
+    schedule: LRScheduler
     meter: Meter
     about: dict[str, Any]
 

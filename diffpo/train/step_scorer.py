@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LRScheduler
 
 from .. import models
 from ..common.errors import DiffpoError
@@ -117,7 +118,7 @@ class Learner:
     batches: Batches
     scorer: LatentScorer | StepAwareScorer
     optimizer: torch.optim.Optimizer
-    schedule: Any
+    schedule: LRScheduler
 
     def update(self, step: int) -> dict[str, float]:
         """Update number ``step``; its metrics. Raises Diverged."""
@@ -133,7 +134,7 @@ class Learner:
         loss = torch.cat(losses).mean()
         if not (loss.isfinite() and norm.isfinite()):
             raise Diverged(f"the loss or its gradient is not finite at step {step + 1}")
-        lr = self.schedule.get_last_lr()[0]
+        lr = float(self.schedule.get_last_lr()[0])
         try:
             self.optimizer.step()
         except (TypeError, RuntimeError) as error:
