@@ -1,4 +1,4 @@
-"""A scorer behind `diffpo serve-scorer`, in another environment or on another machine. The protocol: server.py.
+"""A scorer behind `diffpo serve-scorer`, in another environment or on another machine. The protocol: the folder server.
 
 Pictures travel as PNG and numbers with all their digits, so a remote scorer gives what it would give here.
 """
