@@ -6,15 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from exports import fresh, output
-from lora_files import (
-    ATTENTION,
-    does,
-    merged,
-    rand,
-    same_weights,
-    with_weights,
-    written,
-)
+from lora_files import ATTENTION, does, merged, rand, same_weights, with_weights, written
 
 from diffpo.weights import lora, lora_apply
 

@@ -6,18 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from exports import fresh, output
-from lora_files import (
-    CLIP,
-    LAYERS,
-    does,
-    factors,
-    merged,
-    processor,
-    rand,
-    same_weights,
-    with_weights,
-    written,
-)
+from lora_files import CLIP, LAYERS, does, factors, merged, processor, rand, same_weights, with_weights, written
 
 from diffpo import models
 from diffpo.common.errors import DiffpoError

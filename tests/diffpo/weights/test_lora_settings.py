@@ -7,15 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from exports import fresh, output
-from lora_files import (
-    ATTENTION,
-    LAYERS,
-    does,
-    merged,
-    rand,
-    same_weights,
-    written,
-)
+from lora_files import ATTENTION, LAYERS, does, merged, rand, same_weights, written
 
 from diffpo.common.errors import DiffpoError
 from diffpo.weights import lora_apply, lora_file
