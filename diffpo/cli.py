@@ -1,11 +1,13 @@
 """The command line: verbs only. Each verb imports what it needs when it is called: `diffpo --help` stays instant."""
 
 import contextlib
+import inspect
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from .common.errors import DiffpoError
 from .common.text import plain
@@ -108,79 +110,72 @@ Family = Annotated[
         help="Your own class for a kind of model that diffpo does not know, as model.family.",
     ),
 ]
-Lora = Annotated[str | None, typer.Option(help="A LoRA file, or the folder of a training run.")]
-UserPairs = Annotated[
-    str | None,
-    typer.Option(
-        help="Pairs by the user to personalise for (the first 4 are used); any format of data.train. For a LoRA that "
-        "was trained with users."
-    ),
-]
 PROMPTS = typer.Option(
     help="A text file (one per line); .json, .jsonl, .csv, .tsv or .parquet with a column prompt, caption or text, or "
     "FILE:COLUMN; or shapes:heldout[:N]."
 )
 Out = Annotated[Path, typer.Option(help="Output folder; run the same command again to continue.")]
 Count = Annotated[int | None, typer.Option("--n", min=1, help="Use only the first N prompts.")]
-Seed = Annotated[int, typer.Option(help="First seed of every prompt.")]
-PerPrompt = Annotated[int, typer.Option(min=1, help="Images (seeds) per prompt.")]
-Steps = Annotated[int, typer.Option(min=1, help="Model calls per image.")]
-Solver = Annotated[
-    str | None,
-    typer.Option(
-        help="A solver of the package samplers, e.g. dpmpp or unipc, or module:attribute of your own. By default it is "
-        "chosen from the number of calls and the guidance scale."
-    ),
-]
-Guidance = Annotated[float, typer.Option(help="Classifier-free guidance scale.")]
-Negative = Annotated[str | None, typer.Option(help="Negative prompt.")]
 Side = Annotated[int | None, typer.Option(min=8, help="Size in pixels; by default the model's own.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time; it does not change the images.")]
-Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Precision of the model.")]
 Device = Annotated[str | None, typer.Option(help="cuda, cpu or another torch device; by default cuda if there is one.")]
+# for the fields of `Generation`, except the model: generate requires it, and eval does not
+GENERATION: dict[str, Any] = {
+    "model_config": ModelConfig,
+    "family": Family,
+    "lora": Annotated[str | None, typer.Option(help="A LoRA file, or the folder of a training run.")],
+    "user_pairs": Annotated[
+        str | None,
+        typer.Option(
+            help="Pairs by the user to personalise for (the first 4 are used); any format of data.train. For a LoRA "
+            "that was trained with users."
+        ),
+    ],
+    "seed": Annotated[int, typer.Option(help="First seed of every prompt.")],
+    "images_per_prompt": Annotated[int, typer.Option(min=1, help="Images (seeds) per prompt.")],
+    "steps": Annotated[int, typer.Option(min=1, help="Model calls per image.")],
+    "solver": Annotated[
+        str | None,
+        typer.Option(
+            help="A solver of the package samplers, e.g. dpmpp or unipc, or module:attribute of your own. By default "
+            "it is chosen from the number of calls and the guidance scale."
+        ),
+    ],
+    "guidance": Annotated[float, typer.Option(help="Classifier-free guidance scale.")],
+    "negative_prompt": Annotated[str | None, typer.Option(help="Negative prompt.")],
+    "height": Side,
+    "width": Side,
+    "batch_size": Annotated[int, typer.Option(min=1, help="Images at a time; it does not change the images.")],
+    "dtype": Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Precision of the model.")],
+    "device": Device,
+}
+
+
+def makes_pictures(verb: Callable[..., None]) -> Callable[..., None]:
+    """``verb`` with the options of `GENERATION` in place of its ``**making``, with the defaults of `Generation`.
+
+    typer reads a verb's options from its signature, so the signature is replaced.
+    """
+    *own, _ = inspect.signature(verb).parameters.values()
+    options = [
+        inspect.Parameter(name, own[0].kind, default=getattr(Generation, name), annotation=annotation)
+        for name, annotation in GENERATION.items()
+    ]
+    vars(verb)["__signature__"] = inspect.Signature([*own, *options])
+    verb.__annotations__ = {each.name: each.annotation for each in (*own, *options)}
+    return verb
 
 
 @app.command()
+@makes_pictures
 def generate(
     model: Annotated[str, MODEL],
     prompts: Annotated[str, PROMPTS],
     out: Out,
-    model_config: ModelConfig = Generation.model_config,
-    family: Family = Generation.family,
-    lora: Lora = Generation.lora,
-    user_pairs: UserPairs = Generation.user_pairs,
     n: Count = None,
-    seed: Seed = Generation.seed,
-    images_per_prompt: PerPrompt = Generation.images_per_prompt,
-    steps: Steps = Generation.steps,
-    solver: Solver = Generation.solver,
-    guidance: Guidance = Generation.guidance,
-    negative_prompt: Negative = Generation.negative_prompt,
-    height: Side = Generation.height,
-    width: Side = Generation.width,
-    batch_size: BatchSize = Generation.batch_size,
-    dtype: Dtype = Generation.dtype,
-    device: Device = Generation.device,
+    **making: Any,
 ) -> None:
     """Make images with the base model and, with --lora, the tuned one: same prompts, same noise."""
-    pictures = Generation(
-        model=model,
-        model_config=model_config,
-        family=family,
-        lora=lora,
-        user_pairs=user_pairs,
-        seed=seed,
-        images_per_prompt=images_per_prompt,
-        steps=steps,
-        solver=solver,
-        guidance=guidance,
-        negative_prompt=negative_prompt,
-        height=height,
-        width=width,
-        dtype=dtype,
-        batch_size=batch_size,
-        device=device,
-    )
+    pictures = Generation(model=model, **making)
     from .evaluate.generate import run
 
     rows = run(pictures.arms(), prompts, out, n)
@@ -188,13 +183,10 @@ def generate(
 
 
 @app.command("eval")
+@makes_pictures
 def evaluate(
     out: Out,
     model: Annotated[str | None, MODEL] = None,
-    model_config: ModelConfig = Generation.model_config,
-    family: Family = Generation.family,
-    lora: Lora = Generation.lora,
-    user_pairs: UserPairs = Generation.user_pairs,
     prompts: Annotated[str | None, PROMPTS] = None,
     images: Annotated[
         Path | None,
@@ -215,42 +207,15 @@ def evaluate(
         typer.Option("--run", help="Folder of the training run whose curves to show; by default that of the LoRA."),
     ] = None,
     n: Count = None,
-    seed: Seed = Generation.seed,
-    images_per_prompt: PerPrompt = Generation.images_per_prompt,
-    steps: Steps = Generation.steps,
-    solver: Solver = Generation.solver,
-    guidance: Guidance = Generation.guidance,
-    negative_prompt: Negative = Generation.negative_prompt,
-    height: Side = Generation.height,
-    width: Side = Generation.width,
-    batch_size: BatchSize = Generation.batch_size,
-    dtype: Dtype = Generation.dtype,
-    device: Device = Generation.device,
+    **making: Any,
 ) -> None:
     """Compare base and tuned images: a table with intervals, a before/after picture and an HTML report."""
-    pictures = images or Generation(
-        model=model or "",  # refused with the reason
-        model_config=model_config,
-        family=family,
-        lora=lora,
-        user_pairs=user_pairs,
-        seed=seed,
-        images_per_prompt=images_per_prompt,
-        steps=steps,
-        solver=solver,
-        guidance=guidance,
-        negative_prompt=negative_prompt,
-        height=height,
-        width=width,
-        dtype=dtype,
-        batch_size=batch_size,
-        device=device,
-    )
+    pictures = images or Generation(model=model or "", **making)  # no model is refused with the reason
     from .evaluate import report
     from .evaluate.evaluate import Scoring, run, training_run
 
-    scoring = Scoring(tuple(scorers or Scoring.scorers), train_scorer, device)
-    report.print_table(run(out, pictures, prompts, n, scoring, training_run(run_folder, lora)))
+    scoring = Scoring(tuple(scorers or Scoring.scorers), train_scorer, making["device"])
+    report.print_table(run(out, pictures, prompts, n, scoring, training_run(run_folder, making["lora"])))
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import http.client
 import itertools
 import json
 import socket
@@ -134,3 +135,48 @@ def header(width, height):
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
     return base64.b64encode(data + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))).decode()
+
+
+# ---- requests by hand
+
+
+def post(server, body, path="/score", method="POST", **headers):
+    connection = http.client.HTTPConnection(*server.server_address, timeout=60)
+    connection.request(method, path, body, {"Content-Type": "application/json", **headers})
+    answer = connection.getresponse()
+    content = json.loads(answer.read())
+    connection.close()
+    return answer.status, content
+
+
+GOOD = png(Image.new("RGB", (4, 4), "red"))
+
+
+def one(picture, **more):
+    return json.dumps({"images": [picture], "prompts": ["a"], **more})
+
+
+def said(server, data, half=False):
+    """All that the server answers to these bytes, until it closes."""
+    with socket.create_connection(server.server_address, timeout=30) as connection:
+        connection.sendall(data)
+        if half:
+            connection.shutdown(socket.SHUT_WR)
+        parts = []
+        while part := connection.recv(2**16):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def understood(answer):
+    head, _, body = answer.partition(b"\r\n\r\n")
+    version, status, *_ = head.split()
+    assert version == b"HTTP/1.1" and f"\r\nContent-Length: {len(body)}\r\n".encode() in head
+    return int(status), json.loads(body)
+
+
+def request(*headers, body=None, length=None):
+    body = one(GOOD).encode() if body is None else body
+    lines = ["POST /score HTTP/1.1", "Host: localhost", "Content-Type: application/json", *headers]
+    lines += [f"Content-Length: {len(body) if length is None else length}"]
+    return "\r\n".join([*lines, "", ""]).encode() + body

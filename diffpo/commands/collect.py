@@ -21,11 +21,12 @@ from ..common.worker import Worker
 from ..config import Config
 from ..data.prompts import load_prompts
 from ..models.identity import base_identity
+from ..objective.reference import Reference
 from ..problems.policy import Policy
 from ..rollout.labelled import KEPT, trajectory_file
 from ..rollout.labels import image_name
 from ..rollout.prompts import PromptConditions
-from ..rollout.round import Rounds
+from ..rollout.round import ImageRounds
 from ..scorers.step.base import pictures
 from ..train import build
 
@@ -61,7 +62,8 @@ def _collect(config: Config, labels: Path, accelerator: Any) -> Path:
     network = family.load_network(accelerator.device)
     # there are no preferences yet
     objective = config.objective.model_copy(update={"rollout": rollout.model_copy(update={"scorers": []})})
-    rounds = Rounds(objective, conditions, None, Policy(family, network, accelerator.autocast), None, seed)
+    policy = Policy(family, network, accelerator.autocast)
+    rounds = ImageRounds(objective, conditions, policy, Reference(policy), seed)
     made = {"base": base_identity(network)["hash"], "seed": seed, "samples": rollout.samples}
     made["resolution"] = config.data.resolution
     about = {"rollout": json.dumps({key: getattr(rollout, key) for key in KEPT}), "made": json.dumps(made)}

@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import stat
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,10 +16,10 @@ from pathlib import Path
 from .errors import DiffpoError
 from .files import cannot_write
 
-try:
-    import fcntl
-except ImportError:  # Windows
+if sys.platform == "win32":
     fcntl = None
+else:
+    import fcntl
 
 NAME = ".lock"
 LONGEST = 300  # bytes of a lock file: process and machine
@@ -92,7 +93,7 @@ def _take(folder: Path, path: Path) -> int | None:
                 raise
             with contextlib.suppress(OSError):
                 path.unlink()
-            _without(folder, error.strerror)
+            _without(folder, error.strerror or str(error))
             return None
         os.close(handle)  # a run that ended just now has removed this file
     raise DiffpoError(f"{folder} is in use by other runs that begin and end; choose another folder")

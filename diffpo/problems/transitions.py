@@ -70,7 +70,7 @@ class StepPair:
     step: int
     x: tuple[Tensor, Tensor]
     x_next: tuple[Tensor, Tensor]
-    scores: tuple[float, float] | None = None
+    scores: tuple[float, ...] | None = None
     preference: float = 1.0
 
 

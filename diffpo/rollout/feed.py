@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from ..common.rng import Draws
 from ..common.worker import Worker
 from ..data.order import order
-from ..problems import transitions
-from ..problems.forward import Forward
 from ..problems.regression import Regression
 from ..weights import trained
-from .groups import Item, against_itself, harvest, noised
+from .groups import Item, harvest
 from .round import Rounds, by_reference
 
 
@@ -31,7 +27,6 @@ class OnPolicy:
     def __init__(self, rounds: Rounds, worker: Worker, per_update: int) -> None:
         self.rounds, self.worker = rounds, worker
         self.settings, self.seed, self.network = rounds.settings, rounds.seed, rounds.policy.network
-        self.forward = Forward(rounds.family, self.settings.forward)
         self.groups_per_round = per_update * self.settings.rollout.updates
         self.items: list[Item] = []
         self.round: int | None = None
@@ -54,23 +49,15 @@ class OnPolicy:
         places = range(self.worker.index, rollout.prompts, self.worker.count)
         share = rounds.sample(number, places, self.worker.quiet)
         records = sorted(self.worker.gather(share), key=lambda record: record.place)
-        names = rounds.judge.names or ([rollout.step_scorer] if rounds.step_scorer else [])
-        self.items, metrics = harvest(records, self.settings, rounds.walker.steps, names)
+        self.items, metrics = harvest(records, self.settings, rounds.walker.steps, rounds.names)
         self.round = number
         return metrics
 
     def regression(self, positions: Sequence[int]) -> Regression | None:
         if not self.items:
             return None
-        rounds, number = self.rounds, self.round or 0
-        items = visited(self.items, self.seed, number, [position % self.groups_per_round for position in positions])
-        if self.settings.source == "self_play":
-            return against_itself(items, positions, rounds.batches, self.forward)
-        if self.settings.source == "samples":
-            draws = Draws(self.seed, "train", positions)
-            return noised(items, rounds.conditions, self.forward, draws, rounds.device)
-        condition = functools.partial(rounds.conditions, guidance=self.settings.rollout.guidance)
-        return transitions.regression(items, rounds.walker.steps, condition, rounds.device)
+        places = [position % self.groups_per_round for position in positions]
+        return self.rounds.regression(visited(self.items, self.seed, self.round or 0, places), positions)
 
     def state(self) -> dict[str, Any]:
         """What it takes to sample the round again, unless it is over."""
@@ -102,10 +89,13 @@ class OnPolicy:
                 reference.load(now_reference)
 
 
+T = TypeVar("T")
+
+
 def _copy(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.detach().cpu().clone() for name, value in state.items()}
 
 
-def visited(items: Sequence[Item], seed: int, number: int, places: Sequence[int]) -> list[Item]:
+def visited(items: Sequence[T], seed: int, number: int, places: Sequence[int]) -> list[T]:
     """The items at ``places`` of round ``number``: all are visited once in a random order, then all again."""
     return [items[order(seed, len(items), place, f"rollout {number} order")] for place in places]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
@@ -57,6 +58,12 @@ class SelfPlay:
 
 
 Item = StepPair | SampledGroup | SelfPlay
+ItemT = TypeVar("ItemT", StepPair, SampledGroup, SelfPlay)
+
+
+def all_are(items: Sequence[Item], kind: type[ItemT]) -> TypeGuard[Sequence[ItemT]]:
+    """Are all ``items`` of this kind?"""
+    return all(isinstance(item, kind) for item in items)
 
 
 def harvest(
@@ -73,7 +80,7 @@ def harvest(
     scores = []
     for record in records:
         if record.forks is not None:
-            items += _of_forks(record)
+            items += _of_forks(record.prompt, record.forks)
             compared, decided = compared + record.forks.pools, decided + len(record.forks.steps)
             scores.append(record.forks.scores.reshape(-1, 1))
         elif settings.source == "self_play":
@@ -120,10 +127,9 @@ def step_pairs(
             yield StepPair(prompt, k, x, x_next, scores, preference)
 
 
-def _of_forks(record: Sampled) -> Iterator[StepPair]:
-    forks = record.forks
+def _of_forks(prompt: int, forks: Forks) -> Iterator[StepPair]:
     for (x, best, worst), k, scores in zip(forks.states, forks.steps, forks.scores.tolist(), strict=True):
-        yield StepPair(record.prompt, k, (x, x), (best, worst), tuple(scores))
+        yield StepPair(prompt, k, (x, x), (best, worst), tuple(scores))
 
 
 def _final(record: Sampled, kind: str) -> Iterator[SampledGroup]:

@@ -25,16 +25,19 @@ from .prompts import PromptConditions
 
 
 class Labelled:
-    """A feed (train/feeds.py) of the judged pairs in ``settings.labels``, each a pair of trajectories.
+    """A feed (train/feeds.py) of the judged pairs in the file ``labels``, each a pair of trajectories.
 
     Their steps are visited once in a random order before any is visited again.
     """
 
-    def __init__(self, settings: RolloutSettings, conditions: PromptConditions, policy: Policy, seed: int) -> None:
-        self.settings, self.conditions, self.seed, self.device = settings, conditions, seed, policy.device
+    def __init__(
+        self, labels: Path, settings: RolloutSettings, conditions: PromptConditions, policy: Policy, seed: int
+    ) -> None:
+        self.labels, self.settings, self.conditions = labels, settings, conditions
+        self.seed, self.device = seed, policy.device
         self.steps = sampler_steps(settings, policy.family.schedule(), policy.family.prediction)
-        self.items = judged_steps(settings, self.steps, conditions.prompts)
-        self.hash = content_key([astuple(label) for label in read_labels(settings.labels)])  # of people's verdicts
+        self.items = judged_steps(labels, settings, self.steps, conditions.prompts)
+        self.hash = content_key([astuple(label) for label in read_labels(labels)])  # of people's verdicts
 
     def begin(self, step: int) -> dict[str, float]:
         return {}
@@ -52,28 +55,30 @@ class Labelled:
         """DiffpoError if the labels are not those of `state()`."""
         if state.get("labels", "") != self.hash:
             raise DiffpoError(
-                f"objective.rollout.labels={self.settings.labels}: the judged pairs are not those that the run "
+                f"objective.rollout.labels={self.labels}: the judged pairs are not those that the run "
                 f"started with; choose another output folder"
             )
 
 
-def judged_steps(settings: RolloutSettings, steps: Sequence[Step], prompts: Sequence[str]) -> list[StepPair]:
-    """The judged pairs of ``settings.labels`` as pairs of steps of the trajectories beside it.
+def judged_steps(
+    labels: Path, settings: RolloutSettings, steps: Sequence[Step], prompts: Sequence[str]
+) -> list[StepPair]:
+    """The judged pairs of the file ``labels`` as pairs of steps of the trajectories beside it.
 
     ``prompts``: all that were judged; an item names its prompt by the place here.
 
     Raises DiffpoError: a trajectory file that is missing, damaged, or was sampled with other settings (the likelihood
     of a step would be another one).
     """
-    folder = Path(settings.labels).expanduser().parent
+    folder = labels.expanduser().parent
     index = {prompt: i for i, prompt in enumerate(prompts)}
     items: list[StepPair] = []
     read = functools.lru_cache(maxsize=1)(lambda group: read_trajectories(folder, group, settings))
-    for label in read_labels(settings.labels):
+    for label in read_labels(labels):
         states = read(label.group)
         if max(label.chosen, label.rejected) >= len(states):
             raise DiffpoError(
-                f"{settings.labels} names image {max(label.chosen, label.rejected)} of {label.group}, "
+                f"{labels} names image {max(label.chosen, label.rejected)} of {label.group}, "
                 f"and its trajectory file holds {len(states)}"
             )
         pair = states[label.chosen], states[label.rejected]

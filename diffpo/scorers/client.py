@@ -1,4 +1,4 @@
-"""A scorer behind `diffpo serve-scorer`, in another environment or on another machine. The protocol: server.py.
+"""A scorer behind `diffpo serve-scorer`, in another environment or on another machine. The protocol: the folder server.
 
 Pictures travel as PNG and numbers with all their digits, so a remote scorer gives what it would give here.
 """
@@ -25,7 +25,7 @@ from ..common.errors import DiffpoError
 from ..common.images import rgb
 from ..common.names import hint
 from ..common.text import plain
-from .server import NAME, PROTOCOL
+from .server.protocol import NAME, PROTOCOL
 
 TIMEOUT = 300.0  # s for a request and its answer; requests of other processes go first
 WAITS = (1.0, 3.0, 9.0)  # s before the second, third and last attempt

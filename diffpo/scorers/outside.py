@@ -12,7 +12,7 @@ from PIL import Image
 from ..common.errors import DiffpoError
 from ..common.names import hint
 from ..common.text import plain
-from .server import NAME
+from .server.protocol import NAME
 
 
 class Outside:

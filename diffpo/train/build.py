@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.optim.lr_scheduler import LRScheduler
 
 from .. import links, models
 from ..common.errors import DiffpoError
@@ -14,7 +16,7 @@ from ..common.imports import load_attribute
 from ..common.text import plain
 from ..common.worker import Worker
 from ..config import Config, Optimisation
-from ..data.batches import Batches, latents_can_be_cached
+from ..data.batches import Batch, Batches, latents_can_be_cached
 from ..data.buckets import Buckets
 from ..data.cache import content_key
 from ..data.curriculum import Curriculum
@@ -108,11 +110,12 @@ def load_data(config: Config, family: Family, accelerator: Accelerator) -> Sourc
     }
     captions = {caption for each in batches.values() for caption in each.captions}
     conditions = None
-    if objective.on_policy and (data.prompts or objective.rollout.labels):
-        if objective.rollout.labels:
-            prompts = sorted({label.prompt for label in read_labels(objective.rollout.labels)})
-        else:
-            prompts = load_prompts(data.prompts)
+    prompts: list[str] = []
+    if objective.on_policy and objective.rollout.labels:
+        prompts = sorted({label.prompt for label in read_labels(objective.rollout.labels)})
+    elif objective.on_policy and data.prompts:
+        prompts = load_prompts(data.prompts)
+    if prompts:
         conditions = PromptConditions(prompts, data, family, worker)
         captions |= set(conditions.captions)
     if long := models.too_long(family.pipe, sorted(captions)):
@@ -151,7 +154,7 @@ def _is_optimizer(value: Any) -> bool:
     return isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
 
 
-def make_schedule(settings: Optimisation, optimizer: torch.optim.Optimizer) -> Any:
+def make_schedule(settings: Optimisation, optimizer: torch.optim.Optimizer) -> LRScheduler:
     """Linear warm-up, then constant or falling to 0 at the last step, linearly or as a half cosine."""
     from diffusers.optimization import get_scheduler
 
@@ -173,41 +176,53 @@ def make_objective(
     feed = _feed(config, sources, against, accelerator)
     objective = Objective(settings, against, lambda t: torch.ones_like(t, dtype=torch.float32), perceptual)
     errors = None
-    if settings.weighting == "measured":
+    if settings.weighting == "measured" and isinstance(feed, Offline):
 
         def error(base: Policy, regression: Regression) -> torch.Tensor:
             return objective.error(base.predict(regression), regression)
 
         rows = 2 * config.train.batch_size
-        errors = weighting.measure(policy, error, feed.source, sources.batches, rows, Worker.of(accelerator))
+        errors = weighting.measure(policy, error, feed.source, feed.batches, rows, Worker.of(accelerator))
     return replace(objective, omega=weighting.make(settings.weighting, policy.family, errors)), feed
 
 
 def _feed(config: Config, sources: Sources, against: Reference, accelerator: Accelerator) -> Feed:
     """The data through a source of regression problems, or the policy's own samples, or samples that people judged."""
-    settings, train, policy, batches = config.objective, config.train, against.policy, sources.batches
+    settings, train = config.objective, config.train
     per_update = train.batch_size * train.accumulation * accelerator.num_processes
-    if settings.on_policy and settings.rollout.labels is not None:
-        from ..rollout.labelled import Labelled
-
-        return Labelled(settings.rollout, sources.conditions, policy, train.seed)
     if settings.on_policy:
-        from ..rollout.feed import OnPolicy
-        from ..rollout.round import Rounds
-
-        rounds = Rounds(settings, sources.conditions, batches, policy, against, train.seed)
-        return OnPolicy(rounds, Worker.of(accelerator), per_update)
+        return _sampled(config, sources, against, Worker.of(accelerator), per_update)
+    policy, batches = against.policy, sources.batches
+    assert batches is not None  # noqa: S101 (`Config` requires data.train for these sources)
+    source: Callable[[Batch], Regression] = Forward(policy.family, settings.forward)
     if settings.source == "inversion":
         from ..problems.inversion import Inversion
 
-        source = Inversion(settings.inversion, policy, against.on)
+        source = inversion = Inversion(settings.inversion, policy, against.on)
         if settings.inversion.cache:
-            source.prepare(batches, config.data.cache, Worker.of(accelerator))
+            inversion.prepare(batches, config.data.cache, Worker.of(accelerator))
             accelerator.wait_for_everyone()
-    else:
-        source = Forward(policy.family, settings.forward)
+    order: Buckets | Curriculum
     if config.data.buckets:
         order = Buckets([group.target for group in batches.groups.groups], train.seed)
     else:
         order = Curriculum(batches.groups, config.data, train.seed)
     return Offline(batches, source, lambda position: order.index(position, per_update))
+
+
+def _sampled(config: Config, sources: Sources, against: Reference, worker: Worker, per_update: int) -> Feed:
+    """The policy's own samples, or samples that people judged."""
+    from ..rollout.feed import OnPolicy
+    from ..rollout.labelled import Labelled
+    from ..rollout.round import ImageRounds, PoolRounds, SelfPlayRounds
+
+    settings, policy, seed = config.objective, against.policy, config.train.seed
+    batches, conditions = sources.batches, sources.conditions
+    if conditions is not None and settings.rollout.labels is not None:
+        return Labelled(settings.rollout.labels, settings.rollout, conditions, policy, seed)
+    if settings.source == "self_play":
+        assert batches is not None  # noqa: S101 (`Config` requires data.train for it)
+        return OnPolicy(SelfPlayRounds(settings, batches, policy, against, seed), worker, per_update)
+    assert conditions is not None  # noqa: S101 (`Config` requires data.prompts or labels)
+    kind = PoolRounds if settings.source == "pool" else ImageRounds
+    return OnPolicy(kind(settings, conditions, policy, against, seed), worker, per_update)

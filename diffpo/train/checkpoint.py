@@ -108,7 +108,7 @@ def folders(output: Path) -> list[Path]:
         for path in output.glob(f"{CHECKPOINT}*")
         if path.is_dir() and path.name.removeprefix(CHECKPOINT).isdecimal()
     }
-    return sorted(found, key=found.get, reverse=True)  # not by name: a millionth step has a digit more
+    return sorted(found, key=found.__getitem__, reverse=True)  # not by name: a millionth step has a digit more
 
 
 def read_manifest(folder: Path) -> dict:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ..common import lock
 from ..common.errors import DiffpoError
@@ -17,7 +17,7 @@ from ..config import Config, ScorerConfig, load_config, stored_identity
 from ..config.reader import parsed
 from . import checkpoint
 
-COMMANDS = {Config: "train", ScorerConfig: "train-scorer"}
+COMMANDS: dict[type[BaseModel], str] = {Config: "train", ScorerConfig: "train-scorer"}
 OLD_STATE = "unfinished.pt"  # what `train-scorer` saved before it wrote checkpoints
 CHOOSE = "Choose another folder with output=FOLDER"
 

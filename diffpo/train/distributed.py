@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ..common.errors import DiffpoError
 from ..common.text import plain
@@ -20,15 +21,17 @@ from ..config import Config
 from ..weights.sharding import like
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from ..models import Family
 
 
-def sharded(accelerator: Any) -> bool:
+def sharded(accelerator: Accelerator) -> bool:
     """Does `accelerate launch` ask for FSDP?"""
     return accelerator.distributed_type.value == "FSDP"
 
 
-def check(config: Config, family: Family, accelerator: Any) -> None:
+def check(config: Config, family: Family, accelerator: Accelerator) -> None:
     """DiffpoError if the run cannot be what `accelerate launch` asks for."""
     kind = accelerator.distributed_type.value
     if kind in ("DEEPSPEED", "MEGATRON_LM", "XLA"):
@@ -65,7 +68,7 @@ def check(config: Config, family: Family, accelerator: Any) -> None:
 
 
 @contextlib.contextmanager
-def by_main(accelerator: Any, context: contextlib.AbstractContextManager) -> Iterator[None]:
+def by_main(accelerator: Accelerator, context: contextlib.AbstractContextManager) -> Iterator[None]:
     """The main process enters ``context``; what DiffpoError it gets there, all processes get."""
     problem = None
     with contextlib.ExitStack() as stack:
@@ -94,12 +97,14 @@ def compile_blocks(family: Family, network: torch.nn.Module, **options: Any) -> 
         raise DiffpoError(f"train.compile=true is not possible: {plain(error, 300)}") from None
 
 
-def place(accelerator: Any) -> Any:
+def place(accelerator: Accelerator) -> torch.device | str:
     """Where a network is loaded: one that is sharded may fit on no device, and goes there block by block."""
     return "cpu" if sharded(accelerator) else accelerator.device
 
 
-def prepare(accelerator: Any, network: torch.nn.Module, optimizer: Any) -> tuple[Any, Any]:
+def prepare(
+    accelerator: Accelerator, network: torch.nn.Module, optimizer: Optimizer
+) -> tuple[torch.nn.Module, Optimizer]:
     """The network as the policy is called (wrapped for DDP, sharded in place for FSDP2) and accelerate's optimiser. The
     parameters of a sharded one are new: `parameters`."""
     if not sharded(accelerator):
@@ -113,7 +118,7 @@ def prepare(accelerator: Any, network: torch.nn.Module, optimizer: Any) -> tuple
     return accelerator.prepare(network, optimizer)
 
 
-def parameters(optimizer: Any) -> list[torch.nn.Parameter]:
+def parameters(optimizer: Optimizer) -> list[torch.nn.Parameter]:
     """What ``optimizer`` trains, in its order."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
@@ -129,7 +134,7 @@ def load_optimizer(optimizer: Any, state: Mapping[str, Any]) -> None:
                 values[name] = like(value, parameter.detach())
 
 
-def finite(tensors: Iterable[Tensor], accelerator: Any) -> bool:
+def finite(tensors: Iterable[Tensor], accelerator: Accelerator) -> bool:
     """Are all numbers finite, on all processes?"""
     parts = [each.to_local() if hasattr(each, "to_local") else each for each in (t.detach() for t in tensors)]
     found = torch.stack([part.isfinite().all() for part in parts]).all()

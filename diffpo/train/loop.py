@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm.auto import tqdm
 
 from .. import methods, models
@@ -54,9 +56,9 @@ def train(config: Config) -> Path:
     return done
 
 
-def repeat(run: Run, learner: Learner, sources: Sources) -> None:
+def repeat(run: Run[Config], learner: Learner, sources: Sources) -> None:
     """The training loop: update, measure, log; `Run.steps` saves and stops."""
-    settings, held_out, meter, objective = run.settings, sources.held_out, learner.meter, learner.update.objective
+    settings, held_out, meter, objective = run.config.train, sources.held_out, learner.meter, learner.update.objective
     parameters = distributed.parameters(learner.optimizer)
     watch, empty = Watch(tqdm.write), 0
     with Threads(run.accelerator.device.type, (each.numel() for each in parameters)) as threads:
@@ -80,7 +82,7 @@ def repeat(run: Run, learner: Learner, sources: Sources) -> None:
             run.log(metrics, headline(metrics))
 
 
-def finish(run: Run, learner: Learner, sources: Sources) -> None:
+def finish(run: Run[Config], learner: Learner, sources: Sources) -> None:
     """Write what was trained, with its model card."""
     write = learner.writer(run.step)
     if run.main:
@@ -98,8 +100,8 @@ class Learner:
     policy: Policy  # the bare network
     weights: trained.Weights  # of it
     update: Updater
-    optimizer: Any
-    schedule: Any
+    optimizer: Optimizer
+    schedule: LRScheduler
     meter: Meter
     about: dict[str, Any]
 
@@ -143,9 +145,9 @@ class Learner:
         self.meter.load(state["calls"])
 
 
-def make_learner(run: Run) -> tuple[Learner, Sources]:
+def make_learner(run: Run[Config]) -> tuple[Learner, Sources]:
     """Model, data, objective and optimiser of the run's config, ready for the first step."""
-    config, settings, accelerator = run.config, run.settings, run.accelerator
+    config, settings, accelerator = run.config, run.config.train, run.accelerator
     family = models.load(config.model, settings.precision, config.data.resolution)
     distributed.check(config, family, accelerator)
     sources = load_data(config, family, accelerator)
@@ -156,7 +158,7 @@ def make_learner(run: Run) -> tuple[Learner, Sources]:
         meter.watch(copy)
     base = identity.base_identity(network, config.model.path)
     parameters = weights.begin(config, family)
-    if config.objective.users:
+    if sources.tastes is not None:
         parameters += users.attach(network, sources.tastes.scale, settings.seed).parameters()
     bare = Policy(family, network, accelerator.autocast)
     objective, feed = make_objective(config, sources, bare, accelerator)

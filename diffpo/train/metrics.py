@@ -8,16 +8,21 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..common.errors import DiffpoError
 from ..common.files import write_atomic
 from ..common.run_folder import METRICS_NAME
 
+if TYPE_CHECKING:
+    import torch
+    from accelerate import Accelerator
+    from torch import Tensor
+
 BINS = 5  # timestep bins, equally wide
 
 
-def summarize(table: Any, train_timesteps: int) -> dict[str, float]:
+def summarize(table: Tensor, train_timesteps: int) -> dict[str, float]:
     """The metrics of one update from the table of its groups (`update.rows`).
 
     Names are TRL's where TRL has one; of single images, chosen are those liked and rejected the others. Deltas are
@@ -47,7 +52,7 @@ def summarize(table: Any, train_timesteps: int) -> dict[str, float]:
     return {name: value.item() for name, value in metrics.items()}
 
 
-def _summarize_singles(loss: Any, reward: Any, delta: Any, liked: Any) -> dict[str, float]:
+def _summarize_singles(loss: Tensor, reward: Tensor, delta: Tensor, liked: Tensor) -> dict[str, float]:
     metrics = {"loss": loss.mean().item()}
     for name, which in (("chosen", liked), ("rejected", ~liked)):
         if which.any():
@@ -59,7 +64,7 @@ def _summarize_singles(loss: Any, reward: Any, delta: Any, liked: Any) -> dict[s
     return metrics
 
 
-def accuracy(margin: Any) -> Any:
+def accuracy(margin: Tensor) -> Tensor:
     """1 where the chosen image has the higher reward, 1/2 where both are equal."""
     return (margin > 0).double() + 0.5 * (margin == 0).double()
 
@@ -79,17 +84,17 @@ class Meter:
     of a batch with classifier-free guidance counts. Over all processes.
     """
 
-    def __init__(self, network: Any, accelerator: Any) -> None:
+    def __init__(self, network: torch.nn.Module, accelerator: Accelerator) -> None:
         self._accelerator, self._on = accelerator, True
         self._here = [0, 0]  # since the start of this process
         self._before = [0, 0]  # of the whole run until then
         self.watch(network)
 
-    def watch(self, network: Any) -> None:
+    def watch(self, network: torch.nn.Module) -> None:
         """Count the passes of this one too (NCP-DPO's copy of the encoder, full fine-tuning's reference)."""
         network.register_forward_pre_hook(self._count)
 
-    def _count(self, _module: Any, args: tuple) -> None:
+    def _count(self, _module: torch.nn.Module, args: tuple) -> None:
         import torch
 
         if self._on:

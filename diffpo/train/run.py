@@ -18,7 +18,7 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import torch
 from tqdm.auto import tqdm
@@ -28,10 +28,15 @@ from ..common.errors import DiffpoError
 from ..common.files import write_atomic
 from ..common.run_folder import CHECKPOINT, CONFIG_NAME
 from ..common.text import plain
-from ..config import Config, ScorerConfig
+from ..config import Config, Optimisation, ScorerConfig
 from . import checkpoint, distributed
 from .metrics import Tracker
 from .update import Diverged, Stuck
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+ConfigT = TypeVar("ConfigT", bound=Config | ScorerConfig)
 
 BASE_IS_WRONG = "The base model itself gives this: check its weights, its VAE (model.vae) and train.precision"
 
@@ -53,15 +58,16 @@ class Learner(Protocol):
         """Put back what `writer` wrote into ``folder``, and the `state`."""
 
 
-class Run:
+class Run(Generic[ConfigT]):
     """One training run: its settings, the machine and its folder.
 
     Attributes: config; settings (config.train); output, the folder; accelerator; main, is this the process that writes;
     step, the number of updates that are done.
     """
 
-    def __init__(self, config: Config | ScorerConfig, accelerator: Any) -> None:
-        self.config, self.settings, self.output = config, config.train, config.output
+    def __init__(self, config: ConfigT, accelerator: Accelerator) -> None:
+        self.config, self.output = config, config.output
+        self.settings: Optimisation = config.train
         self.accelerator, self.main = accelerator, accelerator.is_main_process
         self.step = 0
         self._saved: int | None = None  # the step of the newest checkpoint
@@ -74,14 +80,14 @@ class Run:
     # ---- before the first step
 
     @contextlib.contextmanager
-    def claimed(self, check: Callable[[Any], None]) -> Iterator[None]:
+    def claimed(self, check: Callable[[ConfigT], None]) -> Iterator[None]:
         """No other run writes into the folder within this. DiffpoError if one does, or if ``check(config)`` refuses the
         folder; all processes get it."""
         with distributed.by_main(self.accelerator, self._locked(check)):
             yield
 
     @contextlib.contextmanager
-    def _locked(self, check: Callable[[Any], None]) -> Iterator[None]:
+    def _locked(self, check: Callable[[ConfigT], None]) -> Iterator[None]:
         check(self.config)
         with lock.held(self.output):
             check(self.config)  # another run may have ended there just now
@@ -185,7 +191,7 @@ class Run:
 
 
 @contextlib.contextmanager
-def interruption(accelerator: Any) -> Iterator[Callable[[], bool]]:
+def interruption(accelerator: Accelerator) -> Iterator[Callable[[], bool]]:
     """Within it the first SIGINT or SIGTERM only sets a flag. Yields a function: was any process asked to stop?"""
     asked: list[int] = []
 
@@ -209,5 +215,5 @@ def interruption(accelerator: Any) -> Iterator[Callable[[], bool]]:
     try:
         yield interrupted
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for each, handler in previous.items():
+            signal.signal(each, handler)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..common.tables import Table
 from ..config import ScorerTrain
 from ..data.batches import Batch, Batches
 from ..evaluate.statistics import mean_difference, win_rate
+from ..models.family import Family
 from ..problems.forward import Forward
 from ..problems.policy import Policy
 from ..problems.regression import Conditioning, Regression
@@ -28,9 +30,9 @@ def captions(batches: Batches, indices: list[int]) -> list[str]:
     return [found[0] for found in each] + [found[-1] for found in each]
 
 
-def noised(batches: Batches, batch: Batch, clean: bool) -> Regression:
+def noised(family: Family, batches: Batches, batch: Batch, clean: bool) -> Regression:
     """One noise and one t for both images of a pair; ``clean``: none, at t = 0. With the empty prompt's condition."""
-    problem = Forward(batches.family)(batch)
+    problem = Forward(family)(batch)
     if clean:
         problem = replace(problem, x_t=batch.x_0, t=torch.zeros_like(problem.t))
     return replace(problem, conditioning=Conditioning(batch.cond, batches.unconditional(batch.cond)))
@@ -60,7 +62,7 @@ def measure(
     decided = [i for i, group in enumerate(batches.groups.groups) if group.preference != 0.5]
     limit, rows = min(settings.eval_pairs, len(decided)), settings.batch_size
     chosen_pairs = [decided[i * len(decided) // limit] for i in range(limit)]
-    width = batches.family.train_timesteps / BINS
+    width = policy.family.train_timesteps / BINS
     parts: list[tuple[int, int] | None] = [None]
     parts += [(math.ceil(part * width), math.ceil((part + 1) * width)) for part in range(BINS)]
     lines = []
@@ -72,7 +74,7 @@ def measure(
             indices = todo[start : start + rows]
             positions = [(start + i) * len(parts) + number for i in range(len(indices))]
             batch = batches.batch(indices, positions, "eval", [part or (0, 1)] * len(indices))
-            problem, texts = noised(batches, batch, part is None), captions(batches, indices)
+            problem, texts = noised(policy.family, batches, batch, part is None), captions(batches, indices)
             x_0 = estimated(policy, problem, guidance, part is None)
             prompts += texts[: len(indices)]
             for name, scorer in scorers.items():
@@ -100,7 +102,7 @@ def measure(
 def table(lines: list[dict[str, Any]]) -> str:
     """The lines of `measure` as Markdown."""
     names = list(dict.fromkeys(line["scorer"] for line in lines))
-    rows = []
+    rows: list[Sequence[object]] = []
     for times in dict.fromkeys(line["times"] for line in lines):
         cells = []
         for line in (line for line in lines if line["times"] == times):

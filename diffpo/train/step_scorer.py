@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LRScheduler
 
 from .. import models
 from ..common.errors import DiffpoError
@@ -27,8 +28,12 @@ from ..data.batches import Batches
 from ..data.groups import load_groups
 from ..data.order import order
 from ..models import identity
+from ..models.family import Family
 from ..problems.policy import Policy
 from ..scorers.step import base, load
+from ..scorers.step.base import StepScorer
+from ..scorers.step.latent import LatentScorer
+from ..scorers.step.pixel import StepAwareScorer
 from . import checkpoint, claim, step_heldout
 from .build import make_accelerator, make_optimizer, make_schedule
 from .metrics import accuracy
@@ -76,7 +81,7 @@ def check_folder(config: ScorerConfig) -> None:
     claim.check_folder(config)
 
 
-def repeat(run: Run, learner: Learner) -> None:
+def repeat(run: Run[ScorerConfig], learner: Learner) -> None:
     """The training loop: update, log; `Run.steps` saves and stops."""
     pairs = run.settings.batch_size * run.settings.accumulation
     for step in run.steps():
@@ -86,11 +91,11 @@ def repeat(run: Run, learner: Learner) -> None:
         run.log(metrics, f"loss {metrics['loss']:.3f} accuracy {metrics['accuracy']:.2f}")
 
 
-def finish(run: Run, learner: Learner, validation: Batches) -> None:
+def finish(run: Run[ScorerConfig], learner: Learner, validation: Batches) -> None:
     """Measure the scorer on held-out pairs and save it; its checkpoints go."""
-    config, settings, choice, output = run.config, run.settings, run.config.scorer, run.output
+    config, settings, choice, output = run.config, run.config.train, run.config.scorer, run.output
     learner.scorer.module.eval()
-    compared = {"this": learner.scorer}
+    compared: dict[str, StepScorer] = {"this": learner.scorer}
     compared |= {spec: load.load(spec, learner.policy.family, learner.policy.network) for spec in choice.compare}
     lines = step_heldout.measure(compared, validation, learner.policy, choice.guidance, settings)
     table = step_heldout.table(lines)
@@ -111,9 +116,9 @@ class Learner:
     config: ScorerConfig
     policy: Policy
     batches: Batches
-    scorer: Any
-    optimizer: Any
-    schedule: Any
+    scorer: LatentScorer | StepAwareScorer
+    optimizer: torch.optim.Optimizer
+    schedule: LRScheduler
 
     def update(self, step: int) -> dict[str, float]:
         """Update number ``step``; its metrics. Raises Diverged."""
@@ -129,7 +134,7 @@ class Learner:
         loss = torch.cat(losses).mean()
         if not (loss.isfinite() and norm.isfinite()):
             raise Diverged(f"the loss or its gradient is not finite at step {step + 1}")
-        lr = self.schedule.get_last_lr()[0]
+        lr = float(self.schedule.get_last_lr()[0])
         try:
             self.optimizer.step()
         except (TypeError, RuntimeError) as error:
@@ -145,7 +150,7 @@ class Learner:
         batches, choice, clean = self.batches, self.config.scorer, self.config.scorer.times == "clean"
         indices = [order(self.config.train.seed, len(batches.groups), position) for position in positions]
         batch = batches.batch(indices, positions)
-        problem = step_heldout.noised(batches, batch, clean)
+        problem = step_heldout.noised(self.policy.family, batches, batch, clean)
         x_0 = problem.x_t
         if choice.kind == "pixel":
             x_0 = step_heldout.estimated(self.policy, problem, choice.guidance, clean)
@@ -182,9 +187,9 @@ def trainable(module: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
-def make_learner(run: Run) -> tuple[Learner, Batches]:
+def make_learner(run: Run[ScorerConfig]) -> tuple[Learner, Batches]:
     """Model, data, scorer and optimiser of the run's config, ready for the first step; and the held-out pairs."""
-    config, settings, device = run.config, run.settings, run.accelerator.device
+    config, settings, device = run.config, run.config.train, run.accelerator.device
     family = models.load(config.model, settings.precision, config.data.resolution)
     batches, validation = load_data(config, family, device)
     network = family.load_network(device)
@@ -194,9 +199,10 @@ def make_learner(run: Run) -> tuple[Learner, Batches]:
     return Learner(config, Policy(family, network), batches, scorer, optimizer, schedule), validation
 
 
-def load_data(config: ScorerConfig, family: Any, device: Any) -> tuple[Batches, Batches]:
+def load_data(config: ScorerConfig, family: Family, device: torch.device) -> tuple[Batches, Batches]:
     """Training and held-out pairs with their caches filled; the VAE stays where the scorer looks at pictures."""
     data, found = config.data, []
+    assert data.train is not None and data.validation is not None  # noqa: S101 (`ScorerConfig` requires both)
     for source, split in ((data.train, data.train_split), (data.validation, data.validation_split)):
         found.append(load_groups(data, source, split, "pair", quiet=False))
         print("\n  ".join([f"{source}: {found[-1].describe()}", *found[-1].remarks()]))
@@ -210,16 +216,15 @@ def load_data(config: ScorerConfig, family: Any, device: Any) -> tuple[Batches, 
     return batches[0], batches[1]
 
 
-def make_scorer(config: ScorerConfig, family: Any, network: torch.nn.Module, batches: Batches) -> Any:
+def make_scorer(
+    config: ScorerConfig, family: Family, network: torch.nn.Module, batches: Batches
+) -> LatentScorer | StepAwareScorer:
     choice, device = config.scorer, next(network.parameters()).device
-    if choice.kind == "latent":
-        from ..scorers.step.latent import LatentScorer
-
+    if choice.clip is None:  # kind latent
         some = list(range(min(64, len(batches.groups))))
-        problem = step_heldout.noised(batches, batches.batch(some, some, "calibration"), choice.times == "clean")
+        batch = batches.batch(some, some, "calibration")
+        problem = step_heldout.noised(family, batches, batch, choice.times == "clean")
         return LatentScorer.fresh(family, network, problem.x_t, problem.t, problem.conditioning.cond, config.train.seed)
-    from ..scorers.step.pixel import StepAwareScorer
-
     scorer = StepAwareScorer.fresh(family, choice.clip, choice.processor, choice.time_aware, config.train.seed)
     scorer.module.to(device)
     return scorer

@@ -8,6 +8,8 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from ..common.errors import DiffpoError
 from ..config import Train
@@ -55,16 +57,19 @@ class Updater:
         self.baseline = 0.0
         self.exploding = 0
 
-    def __call__(self, step: int, parameters: list, optimizer: Any, schedule: Any) -> dict[str, float]:
+    def __call__(
+        self, step: int, parameters: list[torch.nn.Parameter], optimizer: Optimizer, schedule: LRScheduler
+    ) -> dict[str, float]:
         """Update number ``step``; returns its metrics. Raises Diverged and Stuck."""
         settings = self.settings
         try:
             metrics = self.feed.begin(step)
         except DiffpoError as error:
             raise Stuck(str(error)) from error
-        tables = [self._part(step, part) for part in range(settings.accumulation)]
-        lr = schedule.get_last_lr()[0]
-        if tables[0] is None:
+        parts = [self._part(step, part) for part in range(settings.accumulation)]
+        tables = [part for part in parts if part is not None]
+        lr = float(schedule.get_last_lr()[0])
+        if not tables:
             with warnings.catch_warnings(action="ignore"):  # before the first step of the optimiser torch complains
                 schedule.step()
             return {**metrics, "lr": lr}

@@ -14,7 +14,7 @@ def feed(tiny_sd, make_config, monkeypatch):
     from diffpo.rollout.feed import OnPolicy
     from diffpo.rollout.labelled import Labelled
     from diffpo.rollout.prompts import PromptConditions
-    from diffpo.rollout.round import Rounds
+    from diffpo.rollout.round import ImageRounds, PoolRounds, SelfPlayRounds
     from diffpo.weights import lora
 
     monkeypatch.setattr("diffpo.scorers.judge.scorers.load", lambda spec, device: Brightness())
@@ -34,9 +34,12 @@ def feed(tiny_sd, make_config, monkeypatch):
         settings = ObjectiveSettings(name=name, rollout=choice, **(objective or {}))
         policy = Policy(family, unet)
         if settings.rollout.labels is not None:
-            return Labelled(settings.rollout, conditions, policy, 5)
+            return Labelled(settings.rollout.labels, settings.rollout, conditions, policy, 5)
         made = reference.make(settings.reference, policy)
-        return OnPolicy(Rounds(settings, conditions, batches, policy, made, 5), worker, per_update)
+        if settings.source == "self_play":
+            return OnPolicy(SelfPlayRounds(settings, batches, policy, made, 5), worker, per_update)
+        kind = PoolRounds if settings.source == "pool" else ImageRounds
+        return OnPolicy(kind(settings, conditions, policy, made, 5), worker, per_update)
 
     return make
 

@@ -89,3 +89,12 @@ def test_collect_does_not_mix_settings_nor_overwrite_pictures(make_config, tiny_
     with pytest.raises(DiffpoError, match=r"labels\.jsonl.*--out"):
         collect(collected(make_config, tiny_sd, folder))
     assert not (folder / "labels.jsonl").exists()
+
+
+def test_the_reference_is_the_policy_before_training(make_config, tiny_sd, tmp_path):
+    states = []
+    for sampler in ("policy", "reference"):
+        config = collected(make_config, tiny_sd, tmp_path / sampler, f"objective.rollout.sampler={sampler}")
+        with safe_open(collect(config).parent / "trajectories/00000.safetensors", "pt") as file:
+            states.append(file.get_tensor("states"))
+    assert torch.equal(*states)

@@ -1,55 +1,16 @@
-"""Data from others: rows open no files outside their folders, any file name works, and text may have any encoding."""
+"""Data from others: rows open no files outside their folders, and any file name works."""
 
-import codecs
-import io
 import json
 import os
-import tarfile
 
-import numpy as np
 import pytest
+from foreign_rows import OUTSIDE, fault, row, siblings, write_rows
 from test_formats import load, save, seen
 from test_shards import orpo_members, write_tar
 from tiny import metrics_of, pick_a_pic_rows, picture, png, write_folder, write_parquet
 
-from diffpo.commands.picture import draw
 from diffpo.common import images
 from diffpo.common.errors import DiffpoError
-from diffpo.config import Data
-from diffpo.data.groups import scan
-
-OUTSIDE = "outside the data's folder"
-
-
-@pytest.fixture
-def private(tmp_path):
-    """An image outside the data's folder."""
-    return save(tmp_path / "private" / "mine.png", 9)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A folder of images 0 to 3."""
-    for seed in range(4):
-        save(tmp_path / "ds" / f"{seed}.png", seed)
-    return tmp_path / "ds"
-
-
-def write_rows(folder, *rows):
-    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-def row(chosen, rejected="1.png", prompt="x"):
-    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-
-
-def fault(source, **options):
-    """The message of the only bad row."""
-    groups = scan(Data(resolution=16, **options), str(source), "train")
-    ((_, problem),) = groups.bad
-    return str(problem)
-
 
 # ---- which files are opened
 
@@ -156,14 +117,6 @@ def test_the_hubs_own_links_are_followed(tmp_path):
         load(repository / "snapshots" / "0a1b")
 
 
-def siblings(folder, captions=("cat 0", "cat 1")):
-    for number, caption in enumerate(captions):
-        save(folder / "chosen" / f"{number}.png", 2 * number)
-        save(folder / "rejected" / f"{number}.png", 2 * number + 1)
-        (folder / "chosen" / f"{number}.txt").write_text(caption)
-    return folder
-
-
 def test_links_and_pipes_between_siblings(tmp_path, private):
     folder = siblings(tmp_path / "ds")
     (folder / "chosen" / "0.png").unlink()
@@ -265,230 +218,6 @@ def test_a_run_goes_on_with_data_that_were_moved_and_not_with_others(tiny_sd, ma
     save(there / "images" / "1-chosen.png", 30)
     with pytest.raises(DiffpoError, match=r"data\.train.*output=FOLDER"):
         train(make_config(tiny_sd, "train.steps=4", data=there))
-
-
-# ---- encodings of text
-
-
-def saved_as(text, how):
-    if how == "crlf":
-        return text.replace("\n", "\r\n").encode()
-    return codecs.BOM_UTF16_BE + text.encode("utf-16-be") if how == "utf-16-be" else text.encode(how)
-
-
-HOW = ["utf-8-sig", "utf-16", "utf-16-be", "crlf"]
-METADATA = {
-    "metadata.jsonl": "".join(
-        json.dumps(row("0.png", "1.png", each), ensure_ascii=False) + "\n" for each in ("é", "b")
-    ),
-    "metadata.json": json.dumps([row("0.png", "1.png", each) for each in ("é", "b")], indent=1),
-    "metadata.csv": "prompt,chosen,rejected\né,0.png,1.png\nb,0.png,1.png\n",
-    "metadata.tsv": "prompt\tchosen\trejected\né\t0.png\t1.png\nb\t0.png\t1.png\n",
-}
-
-
-@pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("name", METADATA)
-def test_metadata_in_every_encoding(folder, name, how):
-    (folder / name).write_bytes(saved_as(METADATA[name], how))
-    for source in (folder, folder / name):
-        assert seen(load(source)) == [("é", 1, (0, 1)), ("b", 1, (0, 1))]
-
-
-@pytest.mark.parametrize("how", HOW)
-def test_captions_and_texts_of_shards_in_every_encoding(tmp_path, how):
-    folder = siblings(tmp_path / "ds")
-    (folder / "chosen" / "0.txt").write_bytes(saved_as("café\n", how))
-    assert load(folder).captions == ["café", "cat 1"]
-    about = saved_as(json.dumps({"label_0": 0, "caption": "café"}), how)
-    pair = orpo_members(0, 1)[:2]
-    assert seen(load(write_tar(tmp_path / "a.tar", [*pair, ("0000.json", about)]))) == [("café", 1, (1, 0))]
-    texts = [("0000.caption.txt", saved_as("café\n", how)), ("0000.label_0.txt", saved_as("0\n", how))]
-    assert seen(load(write_tar(tmp_path / "b.tar", [*pair, *texts]))) == [("café", 1, (1, 0))]
-
-
-def test_a_caption_of_another_encoding_is_a_bad_row(tmp_path):
-    folder = siblings(tmp_path / "ds")
-    for content in ("caf\xe9".encode("latin-1"), "a cat".encode("utf-16-le"), b"\xff\xfea"):
-        (folder / "chosen" / "0.txt").write_bytes(content)
-        assert "chosen/0.txt" in fault(folder)
-
-
-def test_json_of_other_shapes(folder):
-    rows = [row("0.png"), row("2.png", "3.png")]
-    expected = [("x", 1, (0, 1)), ("x", 1, (2, 3))]
-    for text in (
-        "\n".join(map(json.dumps, rows)),  # JSON lines in a .json file
-        json.dumps({name: [each[name] for each in rows] for name in rows[0]}),  # columns
-    ):
-        (folder / "train.json").write_text(text)
-        assert seen(load(folder / "train.json")) == expected
-    for text, words in {
-        "[1, 2]": r"train\.json, item 1: ",
-        '"x"': r"train\.json: .*'x'",
-        "[": r"train\.json.* line 1 column 2",
-        "[" * 9000: r"train\.json",
-    }.items():
-        (folder / "train.json").write_text(text)
-        with pytest.raises(DiffpoError, match=f"{folder}.*{words}"):
-            load(folder / "train.json")
-
-
-# ---- truth values
-
-
-TRUE = [True, 1, 1.0, "true", "True", " TRUE\n", "yes", "1", "1.0", "y", "on"]
-FALSE = [False, 0, 0.0, "false", "False", "no", "0", "0.0", "off", None, "", "null", "NaN"]
-NEITHER = ["maybe", 2, 0.5, -1, [True], "01", "tru"]
-
-
-def labelled(value, form, folder):
-    """A row whose has_label is ``value``, after one that is labelled."""
-    rows = pick_a_pic_rows(2)
-    for number, each in enumerate(rows):
-        for name in ("jpg_0", "jpg_1"):
-            (folder / f"{number}-{name}.png").write_bytes(each[name])
-    if form == "tar":
-        members = []
-        for number, has_label in enumerate(("true", value)):
-            text = b"" if has_label is None else str(has_label).encode()
-            members += [*orpo_members(number, 1), (f"{number:04d}.has_label.txt", text)]
-        return write_tar(folder / "a.tar", members)
-    if form == "parquet":
-        values = [None if value is None else type(value)(1), value]
-        values = ["true", value] if isinstance(value, str) else values
-        return write_parquet(
-            folder / "a.parquet", [each | {"has_label": v} for each, v in zip(rows, values, strict=True)]
-        )
-    names = ["caption", "jpg_0", "jpg_1", "label_0", "has_label"]
-    cells = [[f"cat {n}", f"{n}-jpg_0.png", f"{n}-jpg_1.png", 1.0, v] for n, v in enumerate((True, value))]
-    if form == "csv":
-        lines = [",".join('"' + ("" if cell is None else str(cell)) + '"' for cell in line) for line in [names, *cells]]
-        (folder / "a.csv").write_text("\n".join(lines))
-        return folder / "a.csv"
-    (folder / "a.jsonl").write_text("\n".join(json.dumps(dict(zip(names, line, strict=True))) for line in cells))
-    return folder / "a.jsonl"
-
-
-@pytest.mark.parametrize("form", ["jsonl", "csv", "tar", "parquet"])
-def test_has_label_in_every_spelling(tmp_path, form):
-    for number, value in enumerate([*TRUE, *FALSE, *NEITHER]):
-        if form == "parquet" and (isinstance(value, list) or value is None):
-            continue
-        (tmp_path / str(number)).mkdir()
-        groups = scan(Data(resolution=16), str(labelled(value, form, tmp_path / str(number))), "train")
-        outcome = (len(groups), groups.unlabelled, [problem.reason for _, problem in groups.bad])
-        expected = (2, 0, []) if value in TRUE else (1, 1, []) if value in FALSE else (1, 0, ["not a truth value"])
-        assert outcome == expected, value
-
-
-def test_likes_in_every_spelling(folder):
-    def one(value):
-        (folder / "metadata.jsonl").write_text(json.dumps({"prompt": "x", "image": "0.png", "liked": value}))
-        groups = scan(Data(resolution=16, ties="soft"), str(folder), "train", "single")
-        return groups.groups[0].preference if groups.groups else str(groups.bad[0][1])
-
-    assert [one(value) for value in TRUE] == [1] * len(TRUE)
-    nothing = [value for value in FALSE if value in (None, "", "null", "NaN")]
-    assert [one(value) for value in FALSE if value not in nothing] == [0] * (len(FALSE) - len(nothing))
-    assert one("0.25") == 0.25 and one(0.5) == 0.5
-    for value in (*nothing, "maybe", [1]):
-        assert one(value).startswith("no like")
-    assert one(2).endswith(": 2 (0.png)")
-
-
-# ---- shards
-
-
-def members_of(path, *members):
-    """A tar of (TarInfo, content), headers as they are given."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
-        for info, content in members:
-            archive.addfile(info, io.BytesIO(content) if content is not None else None)
-    path.write_bytes(buffer.getvalue())
-    return path
-
-
-def info(name, size=0, kind=tarfile.REGTYPE, **more):
-    made = tarfile.TarInfo(name)
-    made.size, made.type = size, kind
-    for key, value in more.items():
-        setattr(made, key, value)
-    return made
-
-
-def whole(i=0):
-    return [(info(name, len(value)), value) for name, value in orpo_members(i, 1)]
-
-
-def test_members_of_every_kind(tmp_path):
-    kinds = {
-        tarfile.SYMTYPE: "a",
-        tarfile.LNKTYPE: "b",
-        tarfile.CHRTYPE: "c",
-        tarfile.BLKTYPE: "d",
-        tarfile.FIFOTYPE: "e",
-    }
-    odd = [(info(f"0001.{name}.png", kind=kind, linkname="/etc/passwd"), None) for kind, name in kinds.items()]
-    named = [("../../0002.jpg_0.png", b"x"), ("/0003.jpg_0.png", b"x"), ("0004.pickle", b"x"), ("README", b"x")]
-    more = [(info(name, len(content)), content) for name, content in named]
-    path = members_of(tmp_path / "a.tar", *whole(), *odd, (info("d", kind=tarfile.DIRTYPE), None), *more)
-    groups = load(path, bad_rows="skip")
-    assert seen(groups) == [("cat 0", 1, (0, 1))] and len(groups.bad) == 2
-    (remark,) = groups.remarks()
-    assert remark.endswith("7 files: 0001.a.png, 0001.b.png, 0001.c.png and 4 more")
-
-
-def test_members_that_claim_to_be_larger_than_the_file(tmp_path):
-    for size in (2**33, 2**62):
-        content = members_of(tmp_path / "a.tar", *whole()).read_bytes().rstrip(b"\0")
-        content += bytes(-len(content) % 512)
-        head = info("0001.jpg_0.png", size).tobuf(tarfile.GNU_FORMAT)
-        (tmp_path / "a.tar").write_bytes(content + head + bytes(2048))
-        with pytest.raises(DiffpoError, match=r"a\.tar"):
-            load(tmp_path / "a.tar")
-
-
-@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
-@pytest.mark.parametrize("size", [2**33, -512])
-def test_headers_of_gigabytes_or_of_negative_size(tmp_path, kind, size):
-    head = bytearray(info("x", 0, kind).tobuf(tarfile.GNU_FORMAT))
-    head[124:136] = tarfile.itn(size, 12, tarfile.GNU_FORMAT)
-    head[148:156] = b"%06o\0 " % (sum(head[:148]) + 256 + sum(head[156:]))
-    with open(tmp_path / "a.tar", "wb") as file:
-        file.write(head)
-        file.truncate(2**34)  # sparse, so the gigabytes could be read
-    with pytest.raises(DiffpoError, match=r"a\.tar"):
-        load(tmp_path / "a.tar")
-
-
-def test_a_member_of_negative_size(tmp_path):
-    head = bytearray(info("0000.jpg_0.png").tobuf(tarfile.GNU_FORMAT))
-    head[124:136] = tarfile.itn(-1024, 12, tarfile.GNU_FORMAT)
-    head[148:156] = b"%06o\0 " % (sum(head[:148]) + 256 + sum(head[156:]))
-    (tmp_path / "a.tar").write_bytes(bytes(head) + bytes(4096))
-    with pytest.raises(DiffpoError, match=r"a\.tar"):
-        load(tmp_path / "a.tar")
-
-
-# ---- texts, and few rows
-
-
-def test_captions_of_any_length_and_script_are_drawn(tmp_path):
-    long = "no-break" * 100_000
-    rows = [{**pick_a_pic_rows(1)[0], "caption": text} for text in (long, "a\x1b[31m\u202eb\0c", "\U0001f600" * 9)]
-    source = str(write_parquet(tmp_path / "a.parquet", rows))
-    data = Data(resolution=16)
-    groups = scan(data, source, "train")
-    assert len(groups) == 3
-    draw(groups, data, tmp_path / "a.png")
-    assert np.asarray(images.decode((tmp_path / "a.png").read_bytes())).min() < 100
-
-
-def test_a_lone_surrogate_in_a_caption_is_a_bad_row(folder):
-    (folder / "metadata.jsonl").write_text('{"prompt": "a\\ud800", "chosen": "0.png", "rejected": "1.png"}')
-    assert "surrogate" in fault(folder)
 
 
 def test_faults_name_the_file(folder):

@@ -15,7 +15,6 @@ from diffpo.problems.policy import Policy
 from diffpo.problems.regression import Conditioning
 from diffpo.rollout import round
 from diffpo.rollout.feed import OnPolicy
-from diffpo.rollout.round import Rounds
 from diffpo.rollout.sampler import Walker
 
 
@@ -149,14 +148,15 @@ def test_training_raises_the_score_that_judges(monkeypatch, name):
     """The mean of x_0, with the same noise before and after twelve updates."""
     monkeypatch.setattr("diffpo.scorers.judge.scorers.load", lambda spec, device: Brightness())
     monkeypatch.setattr(round, "load_step_scorer", lambda spec, family, unet: StepBrightness())
-    monkeypatch.setattr(round.Rounds, "_judged", lambda self, x_0, prompts: x_0.mean((1, 2, 3))[:, None].double())
+    monkeypatch.setattr(round.ImageRounds, "_judged", lambda self, x_0, prompts: x_0.mean((1, 2, 3))[:, None].double())
     monkeypatch.setattr("diffpo.rollout.feed.trained.of", lambda unet: SimpleNamespace(state=dict))
     extra = {"step_scorer": "shapes.total", "start": 0, "threshold": 0.0} if name == "spo" else {}
     rollout = {"prompts": 64, "steps": 4, "guidance": 1.0, "scorers": ["shapes.total"], **extra}
     settings = ObjectiveSettings(name=name, beta=0.2, rollout=rollout)  # a larger one stops at a smaller step
     policy = Policy(Shifted(), Shift())
     still = Still(policy)
-    made = OnPolicy(Rounds(settings, Nothing(), None, policy, still, 0), ALONE, 192)
+    kind = round.PoolRounds if name == "spo" else round.ImageRounds
+    made = OnPolicy(kind(settings, Nothing(), policy, still, 0), ALONE, 192)
     optimizer = torch.optim.Adam(policy.network.parameters(), 0.02)
     for step in range(12):
         made.begin(step)

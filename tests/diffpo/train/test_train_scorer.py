@@ -152,12 +152,12 @@ def test_both_images_of_a_pair_get_the_same_noise_and_time(tiny_sd, make_scorer_
     family = models.load(Model(path=str(tiny_sd)))
     batches, _ = load_data(make_scorer_config(tiny_sd), family, "cpu")
     batch = batches.batch([0, 1, 2], [5, 6, 7])
-    problem = step_heldout.noised(batches, batch, clean=False)
+    problem = step_heldout.noised(family, batches, batch, clean=False)
     alpha, sigma = family.alpha_sigma(problem.t)
     noise = (problem.x_t - alpha * batch.x_0) / sigma
     torch.testing.assert_close(noise[:3], noise[3:], atol=1e-3, rtol=0)
     assert problem.t[:3].tolist() == problem.t[3:].tolist() and len(set(problem.t.tolist())) > 1
-    assert torch.equal(step_heldout.noised(batches, batch, clean=True).x_t, batch.x_0)
+    assert torch.equal(step_heldout.noised(family, batches, batch, clean=True).x_t, batch.x_0)
 
 
 def test_held_out_accuracy_is_counted_pair_by_pair(tiny_sd, make_scorer_config, monkeypatch):
