@@ -116,7 +116,7 @@ def _describes_flow(config: dict, ours: Collection[str]) -> bool:
     is_ours = {"solver_options", "as_published"} <= present
     if named is not None and not is_ours:
         raise ValueError(
-            f"this config is of {named!r}, a scheduler that is not known here: if its model is an ordinary diffusion "
+            f"this config is of {named!r}, a scheduler that is not known here. If its model is an ordinary diffusion "
             "or flow model, pass the options of its noise schedule to SolverScheduler instead"
         )
     if not is_ours:

@@ -44,7 +44,7 @@ def train_until_full(objective: str, output: Path, cache: Path, operation: int, 
 
 
 def one_run(context, objective: str, disk: Path, cache: Path, rng: random.Random) -> bool:
-    """Was the end of the disk met? DiffpoError and nothing else may come of it; then there is room again."""
+    """Did the disk fill up? That must raise DiffpoError and nothing else. Afterwards there is room again."""
     output = disk / "run"
     process = context.Process(
         target=train_until_full,
@@ -71,7 +71,7 @@ def main() -> None:
     args = parser.parse_args()
     out, context = prepare(args.out)
     rng, wrong = random.Random(args.seed), 0
-    columns = ["objective", "runs", "met the full disk, and said so in one message", "LoRAs that differ"]
+    columns = ["objective", "runs", "stopped by the full disk with one message", "LoRAs that differ"]
     print(tables.head(columns), flush=True)
     for objective in args.objectives:
         straight = context.Process(target=train, args=(objective, out / objective, out / "cache", None))

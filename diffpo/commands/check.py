@@ -70,7 +70,8 @@ def check(config: Config, picture: Path | None = None) -> None:
     if groups and not objective.on_policy:
         usable = len(groups) * groups.total / groups.rows
         one = noun.removesuffix("s")
-        say(f"          each {one} is seen {train.steps * update / usable:.3g} times; N processes multiply both by N")
+        times = train.steps * update / usable
+        say(f"          each {one} is used {times:.3g} times; N processes multiply both numbers by N")
     if groups is not None:
         say(f"caches    {data.cache}: {disk.contents(groups, data)}")
     from .footprint import footprint  # brings torch

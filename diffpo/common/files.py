@@ -110,7 +110,7 @@ def reason(error: OSError) -> str:
 def cannot_write(what: object, error: OSError, setting: str = "", kept: str = "") -> DiffpoError:
     """The error to raise when ``what`` could not be written. ``setting`` chooses another folder; ``kept`` is a sentence
     on what is left of the work so far."""
-    mend = "Make room" if error.errno in FULL else "Mend that"
+    mend = "Make room" if error.errno in FULL else "Correct that"
     where = f" with {setting}" if setting else ""
     return DiffpoError(
         f"cannot write {what}: {reason(error)}. {kept}{' ' if kept else ''}{mend} or choose another folder{where}, and "

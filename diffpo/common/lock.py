@@ -95,7 +95,7 @@ def _take(folder: Path, path: Path) -> int | None:
             _without(folder, error.strerror)
             return None
         os.close(handle)  # a run that ended just now has removed this file
-    raise DiffpoError(f"{folder} is in use by other runs that begin and end; choose another folder")
+    raise DiffpoError(f"other runs keep starting in {folder}; choose another folder")
 
 
 def _open(path: Path) -> int:
@@ -109,7 +109,7 @@ def _open(path: Path) -> int:
     about = os.fstat(handle)
     if not stat.S_ISREG(about.st_mode) or about.st_size > LONGEST:
         os.close(handle)
-        raise DiffpoError(f"{path} is not a lock of diffpo's; move it away, or choose another folder")
+        raise DiffpoError(f"{path} is not a lock file of diffpo; move it away, or choose another folder")
     return handle
 
 

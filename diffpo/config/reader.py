@@ -45,7 +45,7 @@ def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, i
     if id(node) in known:
         size, depth = known[id(node)]
         if not size:
-            raise _refused("an alias (*name) stands within what it names", node)
+            raise _refused("an alias (*name) is used inside the value that it names", node)
         return size, depth
     known[id(node)] = (0, 0)
     size, depth, seen = 1, 0, set()
@@ -57,7 +57,7 @@ def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, i
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in seen:
-                    raise _refused(f"the key {_shown(key.value)} is there twice", key)
+                    raise _refused(f"the key {_shown(key.value)} appears twice", key)
                 seen.add(key.value)
     else:
         inner = node.value

@@ -133,7 +133,9 @@ class Groups:
             )
         self.require_scores("data.curriculum sorts by score gap")
         if len(self) < parts:
-            raise DiffpoError(f"data.curriculum={parts} is more than the groups of {self.source}: {self.describe()}")
+            raise DiffpoError(
+                f"data.curriculum={parts} is too many parts for {self.source}, which has {self.describe()}: lower it"
+            )
         gaps = self.gaps
         return sorted(range(len(gaps)), key=lambda i: -gaps[i])
 

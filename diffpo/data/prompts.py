@@ -14,8 +14,8 @@ from ..common.text import LIMIT, plain, read_text
 NAMES = ("prompt", "caption", "text", "prompts", "captions", "texts")
 TABLES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 READ = (
-    "give a text file (one prompt per line), a .json, .jsonl, .csv, .tsv or .parquet file (with a column prompt, "
-    "caption or text, or as FILE:COLUMN), or shapes:heldout:N"
+    "give a text file with one prompt per line, a .json, .jsonl, .csv, .tsv or .parquet file with a column prompt, "
+    "caption or text (or FILE:COLUMN), or shapes:heldout:N"
 )
 
 
@@ -45,7 +45,7 @@ def load_prompts(source: str | Path | Sequence[str], n: int | None = None) -> li
         if any("\ud800" <= letter <= "\udfff" for letter in prompt):
             raise DiffpoError(f"{name}: prompt {i} contains a lone surrogate (half a character): {plain(prompt, 200)}")
     if n is not None and not 1 <= n <= len(prompts):
-        raise DiffpoError(f"{name} has {len(prompts)} prompts; ask for 1 to {len(prompts)}, not {n}")
+        raise DiffpoError(f"{name} has {len(prompts)} prompts; use 1 to {len(prompts)} of them, not {n}")
     return prompts[:n]
 
 

@@ -126,7 +126,9 @@ def _check_target(files: dict[str, Path]) -> None:
     except (OSError, ValueError):
         ours = False
     if not ours:
-        raise DiffpoError(f"{there[0]} is not of an eval, and would be overwritten; choose another folder with --out")
+        raise DiffpoError(
+            f"{there[0]} was not written by `diffpo eval` and would be overwritten; choose another folder with --out"
+        )
 
 
 def find_pairs(folder: Path, manifest: list[dict], prompts=None, n: int | None = None) -> list[Pair]:
@@ -210,7 +212,7 @@ def _check(name: str, values: np.ndarray, batch: Sequence[Pair], arm: str, optio
         pair = batch[int(bad.argmax())]
         raise DiffpoError(
             f"the scorer {name} gave {values[int(bad.argmax())]} for prompt {pair.index} "
-            f"({plain(pair.prompt, 200)!r}), {getattr(pair, arm)}; look at the picture, or leave this scorer out"
+            f"({plain(pair.prompt, 200)!r}), {getattr(pair, arm)}; check the picture, or leave this scorer out"
         )
 
 

@@ -92,7 +92,7 @@ def _identified(arms: Mapping[str, Generation]) -> tuple[dict[str, Generation], 
 
                 users[name], hashes["user_hash"] = read_user(arm.user_pairs, arm.lora)
             elif trained.knows_users(arm.lora):
-                print(f"the LoRA {arm.lora} was trained with users; without --user-pairs it is personalised for none")
+                print(f"the LoRA {arm.lora} was trained with users; without --user-pairs images are not personalised")
         found[name] = replace(arm, **hashes)
     return found, users
 

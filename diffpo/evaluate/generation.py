@@ -75,7 +75,7 @@ class Generation:
             if value is not None and (value < 8 or value % 8):
                 raise DiffpoError(f"{name} must be a multiple of 8, not {value}")
         if not -(2**63) < self.seed <= 2**63 - self.images_per_prompt:
-            raise DiffpoError(f"seed must be a number of 64 bits, not {self.seed}")
+            raise DiffpoError(f"seed must fit in 64 bits; {self.seed} does not")
         if not math.isfinite(self.guidance):
             raise DiffpoError(f"guidance must be a number, not {self.guidance}")
         if self.user_pairs is not None and self.lora is None:

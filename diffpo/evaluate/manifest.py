@@ -60,7 +60,7 @@ def read_manifest(out: Path) -> list[dict]:
                 raise ValueError(problem)
         except (ValueError, TypeError, RecursionError) as error:
             raise DiffpoError(
-                f"{path}:{number} is not a manifest line ({plain(error, 200)}); move the folder away and start anew"
+                f"{path}:{number} is not a manifest line ({plain(error, 200)}); move the folder away and start again"
             ) from None
         rows[row["arm"], row["index"], row["seed"]] = row
     return list(rows.values())
@@ -105,7 +105,7 @@ def _text(path: Path) -> str:
     try:
         return read_text(path) if path.exists() else ""
     except (OSError, ValueError) as error:
-        raise DiffpoError(f"cannot read {path}: {error}; move the folder away and start anew") from None
+        raise DiffpoError(f"cannot read {path}: {error}; move the folder away and start again") from None
 
 
 def intact(out: Path, row: dict) -> bool:
@@ -158,13 +158,13 @@ def check_comparable(out: Path, rows: list[dict]) -> None:
                     one, other = (f"{plain(repr(r.get(key)), 80)} for {r['file']}" for r in (example, row))
                     raise DiffpoError(
                         f"{out}/manifest.jsonl describes pictures that cannot be compared: {key} is {one} and {other}; "
-                        f"generate them anew in another folder"
+                        f"generate them again in another folder"
                     )
     for row in rows:
         if not intact(out, row) and ("sha256" in row or not (out / row["file"]).is_file()):
             raise DiffpoError(
                 f"{out / row['file']} is missing, or is not the picture that manifest.jsonl describes. Run the same "
-                f"`diffpo generate` again to make it anew, or compare the folder without manifest.jsonl, by --prompts"
+                f"`diffpo generate` again to replace it, or remove manifest.jsonl and name the prompts with --prompts"
             )
 
 
@@ -185,5 +185,5 @@ def open_image(path: Path) -> Image.Image:
     except (OSError, ValueError, BadRow) as error:
         reason = getattr(error, "strerror", None) or getattr(error, "detail", None) or error
         raise DiffpoError(
-            f"cannot read the image {path}: {reason}; mend or delete it, and run the same command again"
+            f"cannot read the image {path}: {reason}; repair or delete it, and run the same command again"
         ) from None

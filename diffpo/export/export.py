@@ -108,8 +108,8 @@ def run(export: Export) -> Path:
             elif to == "kohya":
                 if layers is None:
                     raise DiffpoError(
-                        f"{file} changes several layers of the {family.component} as one, and this change cannot be "
-                        f"divided by layers; use --to merged"
+                        f"{file} has one change for several layers of the {family.component}, which cannot be divided "
+                        f"by layers; use --to merged"
                     )
                 kohya.write(part / name, family, pipe, layers, export.dtype, about)
             else:
@@ -151,7 +151,9 @@ def _check_target(out: Path, export: Export) -> None:
     if occupied:
         raise DiffpoError(f"{out} is not empty; choose another folder with --out, or delete this one")
     if export.scale != 1 and export.to not in MERGED:
-        raise DiffpoError("--scale is for --to merged and single: a LoRA that stays one is scaled where it is used")
+        raise DiffpoError(
+            "--scale is only for --to merged and single; otherwise set the strength where you load the LoRA"
+        )
     if export.dtype and export.to == "diffusers":
         raise DiffpoError("--to diffusers copies the LoRA as it is: leave --dtype out")
 
@@ -162,8 +164,8 @@ def _check_weights(file: Path, weights: dict[str, torch.Tensor], component: str,
     foreign = [name for name in weights if not re.fullmatch(names, name)]
     if foreign and to not in MERGED:
         raise DiffpoError(
-            f"{file} holds {plain(foreign[0], 200)}, which is not a LoRA weight that diffpo writes for a {component}; "
-            f"export the LoRA of a training run, or use --to merged, which takes other LoRAs too"
+            f"{file} holds {plain(foreign[0], 200)}, which is not a LoRA weight that diffpo writes for a {component}. "
+            f"Export the LoRA of a training run, or use --to merged, which takes other LoRAs too"
         )
     for name, value in weights.items():
         # LyCORIS writes alphas that mean nothing, and in half precision are infinite
@@ -207,7 +209,7 @@ def _kept(model: Model, part: str, stored: str, to: str) -> str:
         return "float32" if stored in ("F32", "F16") else "bfloat16"
     if stored not in STORED:
         raise DiffpoError(
-            f"the {part} of {model.path} is stored in {stored}: add --dtype, e.g. --dtype bfloat16, for what is written"
+            f"the {part} of {model.path} is stored in {stored}, which is not written: add e.g. --dtype bfloat16"
         )
     return STORED[stored]
 

@@ -36,8 +36,8 @@ def format_of(family: type[Family]) -> Kohya:
     if family.kohya is None:
         known = [name for name, each in built_in().items() if each.kohya is not None]
         raise DiffpoError(
-            f"a LoRA for {' or '.join(family.pipelines)} cannot be written in kohya's format, which is known for "
-            f"{', '.join(known)} alone ({family.__name__}.kohya is not set). Use --to diffusers or --to merged"
+            f"a LoRA for {' or '.join(family.pipelines)} cannot be written in kohya's format, which diffpo writes only "
+            f"for {', '.join(known)} ({family.__name__}.kohya is not set). Use --to diffusers or --to merged"
         )
     return family.kohya
 
@@ -46,8 +46,8 @@ def check_kind(kind: str | None) -> None:
     """DiffpoError for a kind of training whose file programs read differently."""
     if kind == "dora":
         raise DiffpoError(
-            "a DoRA in kohya's format would not be the same in ComfyUI, Forge and A1111, which take its norms of "
-            "different weights. Use --to diffusers or --to merged"
+            "a DoRA in kohya's format would have different effects in ComfyUI, Forge and A1111, which compute its "
+            "norms from different weights. Use --to diffusers or --to merged"
         )
 
 
@@ -161,7 +161,7 @@ def write(
         one, other = (each.get(name, torch.zeros(())) for each in (before, after))
         if (one - other).norm() > (1e-5 if exact else 2**-6) * max(one.norm(), other.norm()):
             raise DiffpoError(
-                f"kohya's format{f' in {dtype}' if dtype else ''} does not keep what the LoRA does to {name}, so it "
+                f"in kohya's format{f' and {dtype}' if dtype else ''} the LoRA changes {name} differently, so the file "
                 f"was not kept; leave --dtype out, or use --to diffusers"
             )
 
@@ -187,8 +187,8 @@ def _read_by_diffusers(path: Path, pipe: Any) -> dict[str, Tensor]:
     except (ValueError, RuntimeError, KeyError, AssertionError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise DiffpoError(
-            f"diffusers cannot read the LoRA back from kohya's format, so it was not kept ({reason}). The network may "
-            f"have another shape than the family's released ones: use --to diffusers or --to merged"
+            f"diffusers cannot read the file in kohya's format, so it was not kept ({reason}). The network may have "
+            f"another shape than the family's released ones: use --to diffusers or --to merged"
         ) from error
     effects = {}
     for name, module in tuned_layers(network_of(pipe)).items():

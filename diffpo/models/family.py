@@ -93,8 +93,8 @@ class Family(ForwardProcess, ABC):
         for width, height in sizes:
             if grain and (width % grain or height % grain):
                 raise DiffpoError(
-                    f"data.buckets=true gives pictures of {width}x{height} px, and {self.settings.path} takes "
-                    f"multiples of {grain} px: set data.resolution to 512 or more, where sides are multiples of 64 px"
+                    f"data.buckets=true gives pictures of {width}x{height} px, but {self.settings.path} takes "
+                    f"multiples of {grain} px. Set data.resolution to 512 or more, where sides are multiples of 64 px"
                 )
 
     def _class(self) -> Any:
@@ -331,6 +331,6 @@ class Family(ForwardProcess, ABC):
 def no_users(network: torch.nn.Module) -> DiffpoError:
     """Why a network takes no user tokens; see `Family.text_width`."""
     return DiffpoError(
-        f"a {type(network).__name__} has no place for user tokens: it takes no text embedding of fixed length; use an "
-        f"objective without users"
+        f"a {type(network).__name__} cannot use user tokens, because it takes no text embedding of fixed length: set "
+        f"objective.users=false"
     )

@@ -32,7 +32,7 @@ def converted(cls: Any, state: dict[str, torch.Tensor], place: str, part: str, d
     if empty := [name for name, value in module.state_dict().items() if value.is_meta]:
         raise ValueError(f"{len(empty)} of its weights are missing, e.g. {empty[0]}")
     if there != (here := sum(value.numel() for value in module.state_dict().values())):
-        raise ValueError(f"it has {there:,} weights, and one by these configs has {here:,}")
+        raise ValueError(f"it has {there:,} weights, but these configs give {here:,}")
     return module
 
 
@@ -63,7 +63,7 @@ def text_encoder(
         transformers.utils.logging.set_verbosity(before)
     other = [name for name, *_ in found["mismatched_keys"]]
     if lost := sorted({*found["missing_keys"], *found["unexpected_keys"], *other}):
-        raise ValueError(f"{len(lost)} weights are missing, not known or of another shape, e.g. {lost[0]}")
+        raise ValueError(f"{len(lost)} weights are missing, unknown or of another shape, e.g. {lost[0]}")
     return module
 
 

@@ -67,9 +67,9 @@ def readable(path: str) -> Iterator[None]:
         if os.environ.get("HF_HUB_OFFLINE", "0") != "0":
             offline = " HF_HUB_OFFLINE is set, so it was not looked up."
         raise DiffpoError(
-            f"cannot load the model {path!r}: it is no folder in {Path.cwd()}, and the hub did not give it.{offline} "
-            f"With a network, run `hf download {path}` once (log in with `hf auth login` if the model is gated); "
-            f"without, set model.path (or --model) to a local folder that holds model_index.json. ({reason}"
+            f"cannot load the model {path!r}: it is not a folder in {Path.cwd()}, and not available from the hub."
+            f"{offline} With a network, run `hf download {path}` once (log in with `hf auth login` if the model is "
+            f"gated). Without one, set model.path (or --model) to a local folder that holds model_index.json. ({reason}"
             f"{f'; {first}' if first not in reason else ''})"
         ) from error
 

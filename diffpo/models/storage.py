@@ -77,7 +77,7 @@ def check(network: torch.nn.Module, how: str) -> None:
     bitsandbytes."""
     if how == "fp8" and any(isinstance(layer, torch.nn.Conv2d) for _, layer in _layers(network, how)):
         raise DiffpoError(
-            f"model.base_weights=fp8 is for transformers: {type(network).__name__} has convolutions, whose "
+            f"model.base_weights=fp8 is only for transformers: {type(network).__name__} has convolutions, whose "
             f"backward pass does not work in fp8; use nf4 or full"
         )
     if how == "nf4":
@@ -96,7 +96,7 @@ def set_attention(network: torch.nn.Module, name: str) -> None:
 
     known = [backend.value for backend in AttentionBackendName if not backend.value.endswith("_hub")]
     if name not in known:  # those named hub run code from the hub
-        raise DiffpoError(f"model.attention={name}: diffusers knows {', '.join(known)}")
+        raise DiffpoError(f"model.attention={name} is not a backend of diffusers: choose one of {', '.join(known)}")
     processors = [module.processor for module in network.modules() if hasattr(module, "processor")]
     try:
         if any(hasattr(processor, "_attention_backend") for processor in processors):
@@ -105,8 +105,8 @@ def set_attention(network: torch.nn.Module, name: str) -> None:
             network.enable_xformers_memory_efficient_attention()
         elif name != "native":  # which is what these do
             raise DiffpoError(
-                f"model.attention={name}: diffusers lets {type(network).__name__} choose between native (torch's "
-                f"scaled_dot_product_attention, which takes a flash kernel where there is one) and xformers alone"
+                f"model.attention={name} does not work with {type(network).__name__}: choose native (torch's "
+                f"scaled_dot_product_attention, which uses a flash kernel where it can) or xformers"
             )
     except (ImportError, RuntimeError, ValueError, AssertionError) as error:
         raise DiffpoError(f"model.attention={name} cannot be used here: {' '.join(str(error).split())}") from None

@@ -59,8 +59,8 @@ class Reference:
         """Put `state()` back; DiffpoError if it is another reference's."""
         if state:
             raise DiffpoError(
-                f"the checkpoint holds the weights of a moving reference ({len(state)} tensors), and this run's "
-                f"reference does not move; set objective.reference.policy to what the run started with"
+                f"the checkpoint holds the weights of a moving reference ({len(state)} tensors), but this run's "
+                f"reference does not move. Set objective.reference.policy to its value at the start of the run"
             )
 
 
@@ -130,7 +130,7 @@ class Moving(Reference):
         if wrong:
             raise DiffpoError(
                 f"the checkpoint's reference does not fit objective.reference.policy={self.settings.policy} and this "
-                f"LoRA, e.g. {wrong[0]}; resume with the settings that the run started with"
+                f"LoRA, e.g. {wrong[0]}; resume with the settings from the start of the run"
             )
         for name, weight in here.items():
             weight.data.copy_(state[name])

@@ -128,7 +128,7 @@ def load(spec: str, device: str = "cpu") -> Scorer:
 
         return Outside(name, _class(name), source, device, number)
     if number is not None:
-        raise DiffpoError(f"{spec} is one number of the scorer {name}, which gives all together: write {name}")
+        raise DiffpoError(f"{spec} is one number of the scorer {name}, which computes all at once: write {name}")
     limit_waiting()
     module, _, attribute = SCORERS[name].partition(":")
     return getattr(importlib.import_module(f"{__name__}.{module}"), attribute).load(source, device)

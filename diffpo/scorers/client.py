@@ -56,8 +56,8 @@ class HttpScorer:
             good = False
         if not good:
             raise DiffpoError(
-                f"what answers at {url} does not describe itself as a scorer of protocol {PROTOCOL}; use the same "
-                "version of `diffpo serve-scorer` there, or correct the address"
+                f"the server at {url} is not a scorer of protocol {PROTOCOL}; run the same version of "
+                "`diffpo serve-scorer` there, or correct the address"
             )
         if number and number not in names:
             raise DiffpoError(f"the scorer at {url} gives no number {number!r}: {hint(number, names)}")
@@ -83,8 +83,8 @@ class HttpScorer:
             more = len(picture) + len(json.dumps(prompt)) + 6  # quotes and commas
             if EMPTY + more > self.max_bytes:
                 raise DiffpoError(
-                    f"an image of the prompt {prompt[:80]!r} makes a request of {EMPTY + more} bytes, and the scorer "
-                    f"at {self.url} takes {self.max_bytes}: start it there with a larger --max-bytes"
+                    f"an image of the prompt {prompt[:80]!r} makes a request of {EMPTY + more} bytes, but the scorer "
+                    f"at {self.url} takes {self.max_bytes}. Start it with a larger --max-bytes"
                 )
             if pictures and (len(pictures) == self.max_images or size + more > self.max_bytes):
                 yield pictures, texts
@@ -157,11 +157,11 @@ class HttpScorer:
     def _understood(self, status: int, data: bytes) -> dict:
         answer = _read(data)
         if status != 200 and (sentence := _sentence(data)):
-            raise DiffpoError(f"the scorer at {self.url} refused (status {status}): {sentence}")
+            raise DiffpoError(f"the scorer at {self.url} refused the request (status {status}): {sentence}")
         if status != 200 or answer is None:
             raise DiffpoError(
-                f"what answers at {self.url} (status {status}) is no scorer. Start `diffpo serve-scorer SCORER` there, "
-                "or correct the address"
+                f"the server at {self.url} (status {status}) is not a scorer. Start `diffpo serve-scorer SCORER` "
+                "there, or correct the address"
             )
         return answer
 

@@ -163,7 +163,7 @@ def _inspect(folder: Path) -> tuple[str, dict]:
         manifest = read_manifest(folder)
         for name in sorted({STATE_NAME, *manifest["files"]}):
             if _fingerprint(folder / name) != manifest["files"][name]:
-                return f"{name} is not what was written", {}
+                return f"{name} has changed since it was written", {}
     except OSError as error:
         return f"{Path(error.filename or folder).name}: {error.strerror}", {}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -72,8 +72,8 @@ def repeat(run: Run, learner: Learner, sources: Sources) -> None:
             empty = 0 if "loss" in metrics else empty + 1
             if empty == EMPTY_ROUNDS:
                 raise DiffpoError(
-                    f"no valid pair in {empty} updates up to step {done}: the judge sees no difference between the "
-                    f"samples. Lower objective.rollout.threshold, raise rollout.prompts, or name other scorers"
+                    f"no valid pair in {empty} updates up to step {done}: the scores of the samples do not differ "
+                    f"enough. Lower objective.rollout.threshold, raise rollout.prompts, or name other scorers"
                 )
             if run.main and not objective.reference.free:  # there is nothing that errors could have risen above
                 watch.look(done, metrics)

@@ -33,7 +33,7 @@ from . import checkpoint, distributed
 from .metrics import Tracker
 from .update import Diverged, Stuck
 
-BASE_IS_WRONG = "The base model itself gives this: check its weights, its VAE (model.vae) and train.precision"
+BASE_IS_WRONG = "The base model itself causes this: check its weights, its VAE (model.vae) and train.precision"
 
 
 class Interrupted(DiffpoError):
@@ -102,7 +102,10 @@ class Run:
         checkpoint.check_unchanged(folder, manifest, self._origin)
         if manifest["step"] > self.settings.steps:
             step, steps = manifest["step"], self.settings.steps
-            raise DiffpoError(f"{self.output} is already at step {step}, beyond train.steps={steps}")
+            raise DiffpoError(
+                f"{self.output} is already at step {step}, beyond train.steps={steps}: raise train.steps, or choose "
+                f"another folder with output=FOLDER"
+            )
         learner.load(folder, checkpoint.read_state(folder))
         self.step = self._saved = manifest["step"]
         self.say(f"resuming from {folder} (step {self.step})")
@@ -191,7 +194,7 @@ def interruption(accelerator: Any) -> Iterator[Callable[[], bool]]:
 
     def note(number: int, _frame: Any) -> None:
         asked.append(number)
-        accelerator.print("\nfinishing the step and saving; once more to stop at once")
+        accelerator.print("\nfinishing the step and saving; press Ctrl-C again to stop at once")
         for each, handler in previous.items():
             signal.signal(each, handler)
 

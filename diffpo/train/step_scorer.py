@@ -100,7 +100,7 @@ def finish(run: Run, learner: Learner, validation: Batches) -> None:
     for folder in checkpoint.folders(output):
         shutil.rmtree(folder, ignore_errors=True)
     held = f"held-out pairs ({lines[0]['pairs']}) ranked as labelled, 95 % intervals"
-    compared_with = "; after each other scorer's: how much better this one is" if choice.compare else ""
+    compared_with = "; after the accuracy of each other scorer: how much higher this scorer's is" if choice.compare else ""
     run.say(f"{held}{compared_with}\n{table}\nthe scorer is in {output}")
 
 

@@ -242,7 +242,8 @@ def _check_names(network: torch.nn.Module, folder: Path) -> None:
             raise _unreadable(path, error) from error
     if wrong := sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name)):
         raise DiffpoError(
-            f"the weights in {folder} do not fit the model: {len(wrong)} differ in name or shape, e.g. {wrong[0]}"
+            f"the weights in {folder} do not fit the model: {len(wrong)} differ in name or shape, e.g. {wrong[0]}. "
+            f"Load the model that they were trained from"
         )
 
 

@@ -58,7 +58,7 @@ def read_about(folder: Path) -> dict[str, Any]:
         sizes = about["head"]
         image, texts, width = sizes["image"], sizes["texts"], sizes["width"]
         if not all(type(size) is int and 0 < size <= 2**16 for size in (image, width, *texts)):
-            raise ValueError("its sizes are no numbers of features")
+            raise ValueError("its sizes are not numbers of features")
         head = {"image": image, "texts": texts, "width": width}
         return {"kind": "latent", "base": known({"base": about["base"]})["base"], "head": head}
     except OSError as error:
