@@ -3,7 +3,8 @@
 python scripts/bench_disk.py [--out runs/bench-disk] [--runs 20] [--seed 0] [--objectives diffusion_dpo d3po]
 
 Each run has a small disk of its own (tmpfs; mounting takes root). At a random operation on the run's files the rest of
-it is filled up to a random remainder, so that checkpoints, metrics, the LoRA or the model card meet the end of it.
+it is filled up to a random remainder, so that the space ends while checkpoints, metrics, the LoRA or the
+model card are written.
 """
 
 import argparse
@@ -29,7 +30,7 @@ def fill(disk: Path, remainder: int) -> None:
 
 
 def train_until_full(objective: str, output: Path, cache: Path, operation: int, remainder: int) -> None:
-    """In a process of its own; what it has to say goes into the log beside the disk."""
+    """In a process of its own; its output goes into the log beside the disk."""
     log = os.open(output.parent.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)

@@ -27,8 +27,8 @@ LIMIT = 5000  # rows to decode, evenly spaced in a larger source
 
 
 def check(config: Config, picture: Path | None = None) -> None:
-    """Print the complete config, a summary of the data and the needs of training, and draw some of the data into the
-    file ``picture`` (default: beside the folder of the run).
+    """Print the complete config, a summary of the data and what training needs. Draw some of the data into the file
+    ``picture`` (default: beside the folder of the run).
 
     DiffpoError, after everything is printed, if training could not start.
     """

@@ -85,7 +85,7 @@ def _collect(config: Config, labels: Path, accelerator: Any) -> Path:
 
 
 def _check_target(labels: Path) -> None:
-    """DiffpoError if there are pictures already, and not of this verb, which begins with the labels."""
+    """DiffpoError if there are pictures without labels. This verb writes the labels first, so they are not its own."""
     if not labels.exists() and any(any((labels.parent / name).glob("*")) for name in ("images", "trajectories")):
         raise DiffpoError(
             f"{labels.parent} holds images or trajectories but no {labels.name}; choose another folder with --out"
@@ -93,7 +93,7 @@ def _check_target(labels: Path) -> None:
 
 
 def _check_same(path: Path, about: dict[str, str]) -> None:
-    """DiffpoError if the trajectories in ``path`` were sampled with other settings: they would stand beside these."""
+    """DiffpoError if the trajectories in ``path`` were sampled with other settings, which must not be mixed."""
     try:
         with safe_open(path, "pt") as file:
             there = {key: json.loads((file.metadata() or {}).get(key, ours)) for key, ours in about.items()}
@@ -129,7 +129,7 @@ def _checked(config: Config, out: Path | None) -> Path:
 
 
 def _write_labels(path: Path, prompts: Sequence[str], samples: int) -> None:
-    """The file that people fill in, unless it is there already; DiffpoError if that is of other pictures."""
+    """Write the file that people fill in, unless it exists; DiffpoError if it belongs to other pictures."""
     rows = [
         {"prompt": prompt, "image_0": image_name(number, first), "image_1": image_name(number, second), "label_0": None}
         for number, prompt in enumerate(prompts)

@@ -1,4 +1,4 @@
-"""Writing files and folders: all of it or nothing, and one message if the disk is full or closed to us.
+"""Writing files and folders: all of it or nothing, and one message if the disk is full or cannot be written.
 
 Everything is written under a hidden name beside its own, .NAME.part, flushed to the disk and then renamed. After a
 crash or a power cut there is the old content or the new. What stays under a hidden name is never read.
@@ -23,7 +23,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def beside(path: Path, ending: str = "part") -> Path:
-    """The hidden name beside ``path`` for what it is made of: .NAME.ENDING, with a hash for a name that is too long."""
+    """The hidden name beside ``path`` under which it is prepared: .NAME.ENDING, with a hash if the name is too long."""
     name = f".{path.name}.{ending}"
     if len(os.fsencode(name)) > 255:
         name = f".{blake2b(os.fsencode(path.name), digest_size=16).hexdigest()}.{ending}"

@@ -1,4 +1,4 @@
-"""One run at a time in a folder: a lock that the system gives up when the run's process ends, however it ends."""
+"""One run at a time in a folder: a lock that the system releases when the run's process ends, however it ends."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ _mine = threading.local()  # the locks of this thread: its verbs may nest
 
 @contextlib.contextmanager
 def held(folder: Path, file: Path | None = None) -> Iterator[None]:
-    """No other run writes into ``folder`` within this. The folder is made if need be, and removed if it stays empty.
+    """A context in which no other run writes into ``folder``. The folder is made if it is missing, and removed if it
+    stays empty.
 
     ``file`` is the lock, by default FOLDER/.lock; if it is given, the folder is not made. The lock file of a killed run
     stops nothing. Where the system or the file system has no locks, a message says so and the run goes on without.

@@ -22,8 +22,8 @@ SHOWN = 20  # faults that a message names
 
 
 class Loader(yaml.SafeLoader):
-    """Plain YAML keeps the second of two equal keys without a warning, and lets a few aliases stand for more values
-    than there is memory. Here both are errors."""
+    """Plain YAML keeps the second of two equal keys without a warning, and can expand a few aliases to more values than
+    fit into memory. Here both are errors."""
 
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
@@ -41,7 +41,8 @@ class Loader(yaml.SafeLoader):
 
 
 def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """Size and depth of what ``node`` expands to. ``known`` remembers those of each node: an alias is its anchor's."""
+    """Size and depth of what ``node`` expands to. ``known`` keeps those of each node, because an alias is its anchor's
+    node."""
     if id(node) in known:
         size, depth = known[id(node)]
         if not size:

@@ -90,9 +90,9 @@ class Config(Section):
     def identity(self) -> dict:
         """The settings that decide what a run computes: two configs with equal identity may share an output folder.
 
-        How often things are saved or measured may change, the batch may be cut up otherwise, and where the learning
-        rate does not depend on the number of steps a run may be made longer. Data may lie elsewhere: what it holds is
-        compared when a checkpoint is read.
+        How often things are saved or measured may change, and so may the division of a batch. A run may be made longer
+        if its learning rate does not depend on the number of steps. Data may lie elsewhere: their content is compared
+        when a checkpoint is read.
         """
         settings = self.model_dump(mode="json")
         for key in ("log", "output"):
@@ -121,8 +121,8 @@ def load_config(
 
 
 def stored_identity(settings: Mapping[str, Any], kind: Any = Config) -> dict:
-    """`Config.identity` of settings that a run wrote down. Somebody else may have written them, so the modules that
-    they name are not imported, and what needs these is not checked."""
+    """`Config.identity` of the settings in a checkpoint. Somebody else may have written them, so the modules that they
+    name are not imported, and what needs these is not checked."""
     return kind.model_validate(settings, context={"imports": False}).identity()
 
 

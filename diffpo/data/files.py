@@ -1,5 +1,5 @@
-"""Sources that are not a table of rows yet: folders of images with equal names, webdataset shards, and tables with one
-row per image of a ranked list."""
+"""Sources that must first become a table of rows: folders of images with equal names, webdataset shards, and tables
+with one row per image of a ranked list."""
 
 from __future__ import annotations
 

@@ -125,8 +125,8 @@ def _table_prompts(path: Path, column: str | None) -> Iterator[Any]:
 
 
 def _of_object(whole: dict, column: str | None, path: Path) -> Iterator[tuple[str, Any]]:
-    """The entries of a JSON object: the object itself if it has the key; the items of its lists, such as HPSv2's
-    styles; or its values, each an object."""
+    """The entries of a JSON object. They are the object itself if it has the key, the items of its lists (such as
+    HPSv2's styles), or its values, each an object."""
     names = [column] if column else [name for name in whole if name.lower() in NAMES]
     if names and names[0] in whole:
         value = whole[names[0]]

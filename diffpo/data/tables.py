@@ -234,8 +234,8 @@ def _batches(path: Path, names: Sequence[str], start: int) -> Iterator[Any]:
 
 
 def content_hash(path: Path, folder: Path) -> str:
-    """A hash of a file's bytes. For a large file it is remembered in ``folder`` while the file's size and times stay
-    the same: the change time, unlike the modification time, cannot be set by a program."""
+    """A hash of a file's bytes. For a large file it is kept in ``folder`` and used again while the file's size and
+    times stay the same. The change time, unlike the modification time, cannot be set by a program."""
     about = path.stat()
     known = folder / f"hash-{blake2b(os.fsencode(path), digest_size=16).hexdigest()}.json"
     state = [about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns]

@@ -36,7 +36,7 @@ COLUMNS = ["prompt_id", "seed", "arm", "scorer", "value"]  # of scores.parquet
 
 @dataclass(frozen=True)
 class Scoring:
-    """With what pictures are scored.
+    """How pictures are scored.
 
     Attributes:
         scorers: as for `diffpo.scorers.load`.
@@ -62,10 +62,10 @@ def run(
 ) -> Evaluation:
     """Compare base and tuned pictures and write the files above into ``out``.
 
-    ``pictures``: how to make them, with a LoRA; or a folder that holds them, made by ``diffpo generate`` or any with
-    images/base/<prompt index>_<seed>.png and images/tuned/..., to which ``prompts`` gives the texts (any suffix of a
-    picture). The first ``n`` prompts count. ``run_folder``: see `training_run`. Raises DiffpoError for missing images,
-    unknown names and NaN.
+    ``pictures``: how to make them, with a LoRA; or a folder that holds them. Such a folder is of ``diffpo generate``,
+    or has images/base/<prompt index>_<seed>.png and the same names in images/tuned, with any suffix of a picture;
+    ``prompts`` then gives the texts. The first ``n`` prompts count. ``run_folder``: see `training_run`. Raises
+    DiffpoError for missing images, unknown names and NaN.
     """
     out = Path(out)
     _check_scoring(scoring)
@@ -107,7 +107,7 @@ def training_run(folder: str | Path | None, lora: str | None) -> Path | None:
 
 
 def _check_scoring(scoring: Scoring) -> None:
-    """Every scorer is loaded once before the first picture is made: missing weights should not show hours later."""
+    """Load every scorer once before the first picture is made, so that missing weights are reported at once."""
     if not scoring.scorers:
         raise DiffpoError("no scorer named; for example --scorers shapes")
     names = [name for spec in scoring.scorers for name in scorers.load(spec).names]

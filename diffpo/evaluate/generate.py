@@ -39,7 +39,7 @@ _LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
 @dataclass(frozen=True)
 class Picture:
-    """What is painted: a prompt with its number, which the noise depends on, and the seed."""
+    """A picture to make: a prompt with its number, which the noise depends on, and the seed."""
 
     index: int
     seed: int
@@ -49,7 +49,7 @@ class Picture:
 def run(
     arms: Mapping[str, Generation], prompts: str | Path | Sequence[str], out: str | Path, n: int | None = None
 ) -> list[dict[str, Any]]:
-    """Generate the pictures of ``arms``, e.g. of `Generation.arms`, into ``out``; what is there and intact is kept.
+    """Generate the pictures of ``arms``, e.g. of `Generation.arms`, into ``out``; intact pictures are kept.
 
     ``prompts``: anything that `diffpo.data.prompts.load_prompts` reads, of which the first ``n`` count. Returns the
     manifest rows of this call, arm by arm. Raises DiffpoError when ``out`` was made with other settings or is in use,
@@ -138,7 +138,7 @@ def _generate(
 
 
 def _personalised(pipe: Any, arm: Generation, pairs: Any) -> Any:
-    """A context in which ``pipe``, with the arm's LoRA, paints for the user of ``pairs``."""
+    """A context in which ``pipe``, with the arm's LoRA, makes pictures for the user of ``pairs``."""
     from ..objective import users
 
     assert arm.lora is not None  # noqa: S101 (`Generation` takes no user_pairs without a LoRA)
@@ -159,7 +159,7 @@ def _keep(row: dict[str, Any], image: Image.Image, out: Path) -> dict[str, Any]:
 
 
 def load(generation: Generation) -> Any:
-    """The pipeline of the model, without the LoRA, with the solver. DiffpoError if either cannot be had."""
+    """The pipeline of the model, without the LoRA, with the solver. DiffpoError if either cannot be loaded."""
     import samplers
 
     pipe = models.load_pipeline(_base(generation), generation.dtype, generation.device)

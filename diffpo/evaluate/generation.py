@@ -94,7 +94,7 @@ class Generation:
         return {"base": self.base()} | ({} if self.lora is None else {"tuned": self})
 
     def recorded(self) -> dict[str, Any]:
-        """What a manifest row says of it."""
+        """Its entries in a manifest row."""
         return {key: getattr(self, key) for key in RECORDED}
 
     @classmethod

@@ -123,7 +123,8 @@ def intact(out: Path, row: dict) -> bool:
 def check_same_run(out: Path, done: list[dict], arms: Mapping[str, Generation], prompts: Sequence[str]) -> None:
     """Raise if ``out`` was made with other settings or prompts: mixing them would compare unlike with unlike.
 
-    A folder of another solver is not continued with its own: what a command makes never depends on what is there.
+    A folder of another solver is not continued with that solver: the result of a command never depends on files that
+    exist.
     """
     if not done and any((out / "images").glob("*/*.png")):
         raise DiffpoError(f"{out} holds images but no manifest.jsonl that describes them; choose another output folder")
@@ -142,7 +143,7 @@ def check_same_run(out: Path, done: list[dict], arms: Mapping[str, Generation], 
 
 
 def _advice(key: str, before: Any) -> str:
-    """Which option continues the folder, for the one whose default has changed since the first manifests."""
+    """The option that continues the folder, for the one whose default has changed since the first manifests."""
     return f"continue it with --solver {before} (generate and eval), " if key == "solver" and before is not None else ""
 
 

@@ -117,8 +117,8 @@ def _users(config: Config) -> str:
 
 
 def export_card(model: str, about: dict[str, Any], form: str, usage: str, tables: list[str], lora_hash: str) -> str:
-    """The card of what `diffpo export` wrote as ``form`` (diffusers, kohya, merged, single; full: merged, no LoRA's):
-    ``about`` is what is `header.known` of the LoRA's making, ``model`` its base, ``usage`` how to load it, ``tables``
+    """The card of an export as ``form`` (diffusers, kohya, merged, single; full: a merged model without a LoRA).
+    ``about`` is what is `header.known` of how it was trained, ``model`` its base, ``usage`` how to load it, ``tables``
     what was measured."""
     relation = "finetune" if form in TITLE else "adapter"  # the hub's words
     tags = [*(["lora"] if relation == "adapter" else []), "text-to-image", "preference-optimization"]

@@ -99,7 +99,7 @@ def _lokr(key: str, change: Change, parts: tuple[str, ...]) -> dict[str, Tensor]
 def serialize(
     state: Mapping[str, Tensor], family: type[Family], network: torch.nn.Module, about: Mapping[str, Any]
 ) -> bytes:
-    """The safetensors file, with what A1111 looks at to tell which models a LoRA is for."""
+    """The safetensors file, with the header by which A1111 finds the models that a LoRA is for."""
     from safetensors.torch import save
 
     names = format_of(family)

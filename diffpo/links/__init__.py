@@ -114,7 +114,7 @@ def losses(name: str, given: Mapping[str, float], quantities: Mapping[str, Tenso
 
     Args:
         given: options that differ from the defaults.
-        quantities: by name; those that the link does not need may be there, None is as good as missing.
+        quantities: by name; those that the link does not need are ignored, and None counts as missing.
 
     A pair link that does not take ``preference`` itself gets its expectation under the label; for that the quantities
     of both images must be there.

@@ -27,8 +27,8 @@ DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 class Family(ForwardProcess, ABC):
     """Everything that training needs from a model. A subclass defines how text becomes conditions and how the network
-    is called, and states the facts below. A fact that it leaves out is not known for the family: whatever needs it is
-    refused with a message, and never guessed.
+    is called, and states the facts below. A fact that it leaves out is unknown and never guessed: whatever needs it is
+    refused with a message.
 
     Attributes:
         pipelines: the classes of diffusers' pipelines that it serves.
@@ -180,7 +180,7 @@ class Family(ForwardProcess, ABC):
 
     @classmethod
     def stages(cls, network: torch.nn.Module) -> list[torch.nn.Module]:
-        """The blocks after which the latent scorer looks, in their order; nothing after the last one need run."""
+        """The blocks whose outputs the latent scorer uses, in their order; nothing after the last one needs to run."""
         blocks = cls._blocks(network)
         return [blocks[max(0, len(blocks) // 4 - 1)], blocks[max(0, len(blocks) // 2 - 1)]]
 

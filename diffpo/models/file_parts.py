@@ -1,7 +1,7 @@
 """The parts of a pipeline out of a file's weights, by the loaders of diffusers and transformers.
 
 diffusers' `from_single_file` reads the network and the VAE. It has no public interface for a text encoder, and its
-pipelines tell two of them apart by their width alone. So these are renamed (original.py) for transformers' loader.
+pipelines distinguish two of them by their width alone. So these are renamed (original.py) for transformers' loader.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def converted(cls: Any, state: dict[str, torch.Tensor], place: str, part: str, dtype: torch.dtype) -> torch.nn.Module:
-    """By diffusers. ValueError if weights are missing or left over, on which it does not insist."""
+    """By diffusers. ValueError if weights are missing or left over, which diffusers itself accepts."""
     hush()
     there = sum(value.numel() for value in state.values())
     module = cls.from_single_file(state, config=place, subfolder=part, **dtype_option(dtype))

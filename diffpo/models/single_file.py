@@ -131,7 +131,7 @@ class SingleFile:
             raise self._fetch(plain(error, 300)) from error
 
     def _fetch(self, reason: str) -> DiffpoError:
-        """What to have fetched from the hub."""
+        """The error that says what to fetch from the hub."""
         wanted = [*CONFIGS, *(f"{part}/*.safetensors" for part in self.missing)]
         include = " ".join(f"--include '{pattern}'" for pattern in wanted)
         lacking = f" and what it lacks ({', '.join(self.missing)})" if self.missing else ""

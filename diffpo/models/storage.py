@@ -2,8 +2,8 @@
 switches, behind `model.base_weights` and `model.attention`.
 
 fp8 and nf4 keep the weights of linear layers (fp8: of none within a norm) in 8 or about 4.1 bits, and compute with them
-in the run's precision. The network remembers which weights it was made from, so that a LoRA knows its base whatever the
-base was kept in.
+in the run's precision. The network keeps a record of the weights it was made from, by which a LoRA finds its base
+whatever the storage.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def shrink(network: torch.nn.Module, how: str, dtype: torch.dtype) -> torch.nn.M
     """Keep the weights of ``network`` as ``how`` (fp8 | nf4) says; it computes in ``dtype``. On the CPU, before a LoRA
     is added; NF4's are packed when it moves to its device. DiffpoError as of `check`.
 
-    diffusers' loader does the same with a BitsAndBytesConfig, but only where there is a GPU, and it keeps nothing to
-    know the weights by."""
+    diffusers' loader does the same with a BitsAndBytesConfig, but only on a GPU, and without a record of the
+    weights."""
     check(network, how)
     network.kept_from = base_identity(network)
     if how == "fp8":

@@ -73,11 +73,11 @@ class Moving(Reference):
                  (He et al. 2024, arXiv 2410.06293) takes pi_{k+1} ~ pi^ (pi^ / pi^')^strength both as the next
                  reference and as the point to start from, so this moves the policy's own weights too. The optimiser's
                  moments stay. strength 0 is sync.
-    fast_slow    R <- R + (1 - decay)(theta - theta'): a slow copy takes every step of the policy at a part of its
-                 speed. After OFS-DPO (Qi et al. 2024, arXiv 2406.05534), which trains two LoRAs of different speed
-                 against each other so that the gradient does not die as the margin to a frozen reference grows. Kept
-                 is the slow adapter as the thing to beat; its gradient is taken to be the fast one's. Left out: the
-                 slow one's own backward pass, the regulariser between the two, the merging over domains (COFS-DPO).
+    fast_slow    R <- R + (1 - decay)(theta - theta'): a slow copy that makes a fraction of every step of the policy.
+                 After OFS-DPO (Qi et al. 2024, arXiv 2406.05534), which trains two LoRAs of different speed against
+                 each other so that the gradient does not die as the margin to a frozen reference grows. Here the slow
+                 adapter is the reference, and moves by the fast one's gradient. Left out: the slow one's own backward
+                 pass, the regulariser between the two, the merging over domains (COFS-DPO).
     adapter_off  R stays: the LoRA that training started from.
     """
 

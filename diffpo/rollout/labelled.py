@@ -62,8 +62,8 @@ def judged_steps(settings: RolloutSettings, steps: Sequence[Step], prompts: Sequ
 
     ``prompts``: all that were judged; an item names its prompt by the place here.
 
-    Raises DiffpoError: a trajectory file that is missing, damaged, or was sampled with other settings (the likelihood
-    of a step would be another one).
+    Raises DiffpoError: a trajectory file is missing or damaged, or was sampled with other settings (steps would have
+    another likelihood).
     """
     folder = Path(settings.labels).expanduser().parent
     index = {prompt: i for i, prompt in enumerate(prompts)}

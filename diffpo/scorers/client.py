@@ -114,7 +114,7 @@ class HttpScorer:
         return found
 
     def _ask(self, path: str, content: dict | None = None) -> dict:
-        """The server's answer. What may pass (it restarts, it is busy) is tried again; what it refuses is not."""
+        """The server's answer. Temporary failures (a restart, a busy server) are tried again, refusals are not."""
         waits = iter(WAITS)
         while True:
             try:
@@ -219,7 +219,7 @@ def _read(data: bytes) -> dict[str, Any] | None:
 
 
 def _sentence(data: bytes) -> str:
-    """The server's own words for what is wrong, if these are such."""
+    """The server's own sentence on what is wrong, if its answer has one."""
     said = (_read(data) or {}).get("error")
     return _text(said) if isinstance(said, str) else ""
 

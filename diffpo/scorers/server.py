@@ -521,7 +521,7 @@ class Server:
 
 
 def _say(_loop: Any, context: dict) -> None:
-    """What asyncio has to say, such as that there are too many open files."""
+    """Print asyncio's reports, such as too many open files."""
     print(f"{context['message']}: {context.get('exception')!r}", file=sys.stderr, flush=True)
 
 

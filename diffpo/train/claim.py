@@ -26,8 +26,8 @@ def check_folder(config: Config | ScorerConfig) -> None:
     """May ``config.output`` be this run's folder? Nothing is written.
 
     A folder with checkpoints belongs to the run whose settings stand in them (in those of older versions: in
-    config.yaml). Without, a run that failed before its first checkpoint has nothing to lose, and its settings may be
-    mended. Raises DiffpoError if the folder holds something else, or a run whose settings differ in what they compute.
+    config.yaml). A run that failed before its first checkpoint has nothing to lose, so its settings may be changed.
+    Raises DiffpoError if the folder holds something else, or a run whose settings differ in what they compute.
     """
     output, ours = config.output, config.identity()
     try:

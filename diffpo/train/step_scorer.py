@@ -1,7 +1,7 @@
 """`diffpo train-scorer`: a step-aware preference model from pairs (SPO, arXiv 2406.04314; LPO, 2502.01051).
 
-Both images of a pair get the same noise at the same random time; the scorer sees what the base model makes of them (the
-decoded x_0 estimate, or its own features) and learns which one people preferred.
+Both images of a pair get the same noise at the same random time; the scorer gets what the base model computes from them
+(the decoded x_0 estimate, or its features) and learns which one people preferred.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def finish(run: Run, learner: Learner, validation: Batches) -> None:
     for folder in checkpoint.folders(output):
         shutil.rmtree(folder, ignore_errors=True)
     held = f"held-out pairs ({lines[0]['pairs']}) ranked as labelled, 95 % intervals"
-    compared_with = "; after the accuracy of each other scorer: how much higher this scorer's is" if choice.compare else ""
+    compared_with = "; after each other scorer's: how much higher this scorer's is" if choice.compare else ""
     run.say(f"{held}{compared_with}\n{table}\nthe scorer is in {output}")
 
 

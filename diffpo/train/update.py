@@ -27,7 +27,7 @@ EXPLODED, PATIENCE = 10.0, 3  # policy errors of 10 times the reference's, in 3 
 class Diverged(Exception):
     """A loss, gradient or weight that is not finite, or an error far above the reference's.
 
-    ``spoilt``: the weights are touched already; otherwise they are those after the last good update.
+    ``spoilt``: the weights have changed already; otherwise they are those after the last good update.
     """
 
     def __init__(self, message: str, spoilt: bool = False) -> None:

@@ -207,7 +207,7 @@ def weights_hash(folder: Path) -> str:
 
 
 def check(pipe: Any, folder: Path) -> None:
-    """Were the weights in ``folder`` trained from this very base, and are they all there? DiffpoError if not."""
+    """DiffpoError unless the weights in ``folder`` were trained from this base, and are all there."""
     network, base = network_of(pipe), read_about(folder)["base"]
     if not same_base(base, base_identity(network)):
         raise DiffpoError(

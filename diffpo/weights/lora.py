@@ -96,7 +96,7 @@ def tuned_layers(network: torch.nn.Module) -> dict[str, Any]:
 
 
 def adapter_parameters(network: torch.nn.Module, adapter: str = ADAPTER) -> dict[str, torch.nn.Parameter]:
-    """The parameters of one adapter, by names that do not tell which."""
+    """The parameters of one adapter, by names without the adapter's name."""
     own = re.compile(rf"(\.(?:lora|lokr)_\w+)\.{re.escape(adapter)}(?=\.|$)")
     found = {}
     for name, parameter in network.named_parameters():

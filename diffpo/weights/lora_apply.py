@@ -1,4 +1,4 @@
-"""Giving a network what a LoRA file of any form says: to train on from it, or to sample with it."""
+"""Putting a LoRA file of any form into a network: to continue its training, or to sample with it."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def check_lora(pipe: Any, path: str | Path) -> Changes:
     """What a LoRA file does to the pipeline. Was it trained on this very base, and can all of it be applied?
 
     Raises DiffpoError for a missing or damaged file, a LoRA of another base, and what `lora_forms.read` refuses. A file
-    that does not say what it was trained on (not written by diffpo) is judged by its layers alone.
+    without a record of its base (not written by diffpo) is checked by its layers alone.
     """
     path = lora_file(path)
     _, about = read_lora(path)

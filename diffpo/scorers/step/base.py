@@ -48,7 +48,7 @@ def is_folder(spec: str) -> bool:
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """What a scorer's ``save`` wrote into ``folder``, as far as loading needs it: `known` values, sizes, one switch."""
+    """What loading needs of what a scorer's ``save`` wrote into ``folder``: `known` values, sizes, one switch."""
     try:
         about = json.loads(read_text(folder / ABOUT))
         if about["kind"] not in ("pixel", "latent"):
