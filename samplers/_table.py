@@ -46,7 +46,7 @@ class Table:
 
 
 class State(NamedTuple):
-    """All that a run remembers, so that any number of runs can share one plan. float32 or wider."""
+    """All that changes during a run, so that any number of runs can share one plan. float32 or wider."""
 
     input: torch.Tensor  # the model's next input; after the last call, the result
     anchor: torch.Tensor

@@ -125,7 +125,7 @@ def _describes_flow(config: dict, ours: Collection[str]) -> bool:
 
 
 def _look_alike(config: dict, present: set[str], ours: Collection[str]) -> None:
-    """Refuses a config without a class name by its options. A scheduler that was made in code has such a config."""
+    """Refuses a config without a class name by its options. Schedulers that were made in code have these configs."""
     options = {name: _options(name) for name in (*DIFFUSION, *FLOW)}
     if strange := present.difference(ours, *options.values()):
         known = [name for name in REFUSED if strange <= _options(name)]

@@ -3,8 +3,8 @@
 python scripts/bench_disk.py [--out runs/bench-disk] [--runs 20] [--seed 0] [--objectives diffusion_dpo d3po]
 
 Each run has a small disk of its own (tmpfs; mounting takes root). At a random operation on the run's files the rest of
-it is filled up to a random remainder, so that the space ends while checkpoints, metrics, the LoRA or the
-model card are written.
+it is filled up to a random remainder. So the space ends while checkpoints, metrics, the LoRA or the model card are
+written.
 """
 
 import argparse

@@ -81,8 +81,8 @@ class Groups:
         return sorted({group.target for group in self.groups})
 
     def places(self, target: tuple[int, int]) -> dict[str, tuple[int, int]]:
-        """Every distinct image that is trained at the size ``target``: {hash: (group, member) of one occurrence}, in
-        the order of the source, so that caches stay valid under other labels, groupings and objectives."""
+        """Every distinct image that is trained at the size ``target``: {hash: (group, member) of one occurrence}. They
+        are in the order of the source, so that caches stay valid under other labels, groupings and objectives."""
         found: dict[str, tuple[int, int, int, int]] = {}
         for number, group in enumerate(self.groups):
             if group.target != target:

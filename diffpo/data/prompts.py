@@ -36,7 +36,7 @@ def load_prompts(source: str | Path | Sequence[str], n: int | None = None) -> li
     else:
         prompts = _file_prompts(name)
     if not prompts:
-        raise DiffpoError(f"{name} has no prompts")
+        raise DiffpoError(f"{name} has no prompts: add at least one")
     for i, prompt in enumerate(prompts):
         if not isinstance(prompt, str) or not prompt.strip():
             raise DiffpoError(

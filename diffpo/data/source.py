@@ -143,7 +143,7 @@ def _in_folder(path: Path, split: str, source: str, roots: Sequence[Path]) -> La
 def _folder(name: str) -> Path:
     path = Path(name).expanduser()
     if not path.is_dir():
-        raise DiffpoError(f"data.roots: {name} is not a folder")
+        raise DiffpoError(f"data.roots: {name} is not a folder; relative paths start from {Path.cwd()}")
     return path.resolve()
 
 

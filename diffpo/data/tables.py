@@ -206,7 +206,9 @@ def _copy(path: Path, names: Sequence[str], target: Path, numbers: range, bar: A
     for number in numbers:
         part, left = target / f"{number:05d}.arrow", ROWS
         if batch is None:
-            raise DiffpoError(f"cannot read the rows of {path}: it has fewer rows than its header states")
+            raise DiffpoError(
+                f"cannot read the rows of {path}: it has fewer rows than its header states. Download it again"
+            )
         with whole_file(part) as file, pa.ipc.new_stream(file, batch.schema) as writer:
             while batch is not None and left:
                 writer.write_batch(batch.slice(0, left))

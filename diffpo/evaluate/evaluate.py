@@ -62,8 +62,8 @@ def run(
 ) -> Evaluation:
     """Compare base and tuned pictures and write the files above into ``out``.
 
-    ``pictures``: how to make them, with a LoRA; or a folder that holds them. Such a folder is of ``diffpo generate``,
-    or has images/base/<prompt index>_<seed>.png and the same names in images/tuned, with any suffix of a picture;
+    ``pictures``: how to make them, with a LoRA; or a folder that holds them. The folder is of ``diffpo generate``, or
+    has images/base/<prompt index>_<seed>.png and the same names in images/tuned, with any suffix of a picture;
     ``prompts`` then gives the texts. The first ``n`` prompts count. ``run_folder``: see `training_run`. Raises
     DiffpoError for missing images, unknown names and NaN.
     """
@@ -151,10 +151,15 @@ def find_pairs(folder: Path, manifest: list[dict], prompts=None, n: int | None =
                 continue
             digits = re.fullmatch(r"([0-9]{1,9})(?:_([0-9]{1,18}))?", path.stem)
             if path.parent.name not in ARMS or not digits:
-                raise DiffpoError(f"{path}: expected images/base or images/tuned/<prompt index>_<seed>.png")
+                raise DiffpoError(
+                    f"cannot use {path}: name it images/base/<prompt index>_<seed>.png, or the same in images/tuned"
+                )
             index, seed = int(digits[1]), int(digits[2] or 0)
             if index >= len(texts):
-                raise DiffpoError(f"{path} has no prompt: {prompts} holds {len(texts)} prompts, counted from 0")
+                raise DiffpoError(
+                    f"{path} has no prompt: {prompts} holds {len(texts)} prompts, counted from 0. Give all prompts "
+                    f"with --prompts"
+                )
             twin = found.setdefault((path.parent.name, index, seed), (texts[index], path))[1]
             if twin != path:
                 raise DiffpoError(f"{twin} and {path} are the same prompt and seed; delete one of them")
@@ -169,7 +174,7 @@ def find_pairs(folder: Path, manifest: list[dict], prompts=None, n: int | None =
                 advice = f"its counterpart is {found[other, *lacking[0]][1]}"
             raise DiffpoError(f"{path} is missing, {len(lacking)} in all; {advice}")
     if not keys["base"]:
-        raise DiffpoError(f"{folder} holds no images in images/base and images/tuned")
+        raise DiffpoError(f"{folder} holds no images: put them into images/base and images/tuned")
     return [
         Pair(index, seed, found["base", index, seed][0], found["base", index, seed][1], found["tuned", index, seed][1])
         for index, seed in sorted(keys["base"])

@@ -1,7 +1,7 @@
 """Paired generation: the same prompts and the same noise through every arm, e.g. the base model and the tuned one.
 
 They go into a folder that manifest.py describes. Every image has its own random generator, seeded from (seed, prompt
-index) on the CPU in float32, so a picture does not depend on the batch size, on the other prompts or on where an
+index) on the CPU in float32. So a picture does not depend on the batch size, on the other prompts or on where an
 interrupted run continued.
 """
 
@@ -52,8 +52,8 @@ def run(
     """Generate the pictures of ``arms``, e.g. of `Generation.arms`, into ``out``; intact pictures are kept.
 
     ``prompts``: anything that `diffpo.data.prompts.load_prompts` reads, of which the first ``n`` count. Returns the
-    manifest rows of this call, arm by arm. Raises DiffpoError when ``out`` was made with other settings or is in use,
-    a model or LoRA cannot be loaded, or an image comes out as NaN.
+    manifest rows of this call, arm by arm. Raises DiffpoError if ``out`` is in use or was made with other settings, if
+    a model or LoRA cannot be loaded, or for a NaN image.
     """
     out, prompts = Path(out), load_prompts(prompts, n)
     arms, users = _identified(arms)

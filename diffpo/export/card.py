@@ -210,7 +210,7 @@ def evaluation_table(folder: Path, lora_hash: str) -> str:
         prompts = _number(summary["prompts"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DiffpoError(
-            f"{folder} is not a folder that `diffpo eval` has finished: its summary.json cannot be read ({error})"
+            f"cannot read summary.json in {folder} ({error}): give a folder that `diffpo eval` has finished"
         ) from None
     tuned = [row for row in read_manifest(folder) if row["arm"] == "tuned"]
     if not tuned:  # it scored pictures from elsewhere

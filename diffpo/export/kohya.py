@@ -2,7 +2,7 @@
 
 Every layer has `lora_unet_<name>.lora_down.weight` (A), `.lora_up.weight` (B) and `.alpha`; its change of the weight is
 alpha / rank * B A, with the rank from the shape. Names: sd-scripts trains SD 1.x and 2.x on diffusers' UNet, SDXL and
-FLUX on the original networks, in which FLUX's query, key and value are one layer. diffusers reads them back by
+FLUX on the original networks. In the original FLUX query, key and value are one layer. diffusers reads the names by
 loaders/lora_conversion_utils.py. A LoKr has the names of its factors from LyCORIS, `.lokr_w1` and so on.
 
 A DoRA is not written. ComfyUI and Forge divide by the norms of the base's weight where LyCORIS and peft divide by those
@@ -115,7 +115,8 @@ def _side_by_side(
     some, other, _ = next(iter(there.values()))
     if others:
         raise DiffpoError(
-            f"the layers {', '.join(parts)} are one in kohya's format ({name}), and differ in rank or alpha"
+            f"the layers {', '.join(parts)} are one in kohya's format ({name}), but differ in rank or alpha; use --to "
+            f"merged"
         )
     downs, ups = [], []
     for part in parts:

@@ -134,7 +134,9 @@ def losses(name: str, given: Mapping[str, float], quantities: Mapping[str, Tenso
     expected = next(there[each] for each in link.needs if each != "baseline").shape[-1:]
     if getattr(loss, "shape", None) != expected:
         found = f"shape {tuple(loss.shape)}" if hasattr(loss, "shape") else type(loss).__name__
-        raise DiffpoError(f"the link {name} returned {found}, not one loss for each group, shape {tuple(expected)}")
+        raise DiffpoError(
+            f"the link {name} returned {found}, but must return one loss for each group, shape {tuple(expected)}"
+        )
     if not label_is_open:
         return loss
     values = (-there[each] if each == "gap" else there[each] for each in swapped)

@@ -64,7 +64,9 @@ class Family(ForwardProcess, ABC):
         self._read_schedule(self._config("scheduler"), resolution)
         grain = self._grain()
         if grain and resolution % grain:
-            raise DiffpoError(f"data.resolution={resolution}: {settings.path} takes multiples of {grain} px")
+            raise DiffpoError(
+                f"data.resolution={resolution} does not work with {settings.path}: set it to a multiple of {grain} px"
+            )
         self.pipe: Any = None
 
     # ---- the network
@@ -157,8 +159,8 @@ class Family(ForwardProcess, ABC):
         """The width of the text embedding that the network attends to, to which user tokens are added. DiffpoError if
         the network attends to none, if it masks the padding, or if that is not known."""
         raise DiffpoError(
-            f"objective.users is not possible: {cls.__name__} does not define text_width, so it is not known where a "
-            f"{cls.network_class} takes user tokens"
+            f"objective.users does not work with a {cls.network_class}, because {cls.__name__} does not define "
+            f"text_width: set objective.users=false"
         )
 
     @classmethod

@@ -266,7 +266,7 @@ class SingleFile:
         library, name = self.index()[part]
         found = getattr({"diffusers": diffusers, "transformers": transformers}.get(library), str(name), None)
         if found is None:
-            raise DiffpoError(f"{self.folder / 'model_index.json'}: {part} is no class of diffusers or transformers")
+            raise DiffpoError(f"{self.folder / 'model_index.json'}: {part} is not a class of diffusers or transformers")
         return found
 
     def fingerprint(self) -> str:

@@ -1,7 +1,7 @@
 """Scorers: pictures and their prompts in, numbers out.
 
 `load` takes a name in `SCORERS`, ``http://HOST:PORT`` of `diffpo serve-scorer`, or ``package.module:Class`` of a scorer
-of your own. Naming one of your own imports its module, which runs it; `Scorer` says what such a class must have.
+of your own. Naming one of your own imports its module, which runs it; `Scorer` defines what the class must have.
 """
 
 from __future__ import annotations

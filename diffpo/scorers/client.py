@@ -100,7 +100,9 @@ class HttpScorer:
         values = scores.get(name) if isinstance(scores, dict) else None
         if not isinstance(values, list) or len(values) != len(prompts):
             count = len(values) if isinstance(values, list) else "no"
-            raise DiffpoError(f"the scorer at {self.url} gave {count} numbers {name!r} for {len(prompts)} images")
+            raise DiffpoError(
+                f"the scorer at {self.url} gave {count} numbers {name!r} for {len(prompts)} images, not one each"
+            )
         found = []
         for value, prompt in zip(values, prompts, strict=True):
             if value is None and name in self.optional:

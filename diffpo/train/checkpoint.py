@@ -98,7 +98,10 @@ def read_state(folder: Path) -> dict:
     try:
         return torch.load(folder / STATE_NAME, map_location="cpu", weights_only=True)
     except Exception as error:  # refused pickles, and whatever damaged bytes lead torch to
-        raise DiffpoError(f"cannot read {folder / STATE_NAME}: {plain(error, 300)}") from error
+        raise DiffpoError(
+            f"cannot read {folder / STATE_NAME}: {plain(error, 300)}. Delete {folder} to resume from the checkpoint "
+            f"before it"
+        ) from error
 
 
 def folders(output: Path) -> list[Path]:

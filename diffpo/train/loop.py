@@ -1,8 +1,7 @@
 """`diffpo train`: the loop, top to bottom, on accelerate.
 
-Reproducibility: pairs, noise, timesteps and augmentation have addresses (rng.py), so that the pairs of update k and
-their draws do not depend on how the update is cut into forward passes and processes, nor on where the run was
-interrupted.
+Reproducibility: pairs, noise, timesteps and augmentation have addresses (rng.py). So the pairs of update k and their
+draws do not depend on the division into forward passes and processes, or on where the run was interrupted.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ ADVICE = "Lower train.lr or raise objective.beta (in a new output folder), or us
 def train(config: Config) -> Path:
     """Train ``config``'s LoRA or network into ``config.output``, or resume it there; returns what `Weights.save` wrote.
 
-    Raises DiffpoError on bad input, if another run is at work in the folder, on a NaN (with the last good state saved)
-    and on a full disk, and Interrupted after SIGINT or SIGTERM once the step is finished and saved.
+    Raises DiffpoError on bad input, if another run uses the folder, on a NaN (with the last good state saved) and on a
+    full disk. Raises Interrupted after SIGINT or SIGTERM once the step is finished and saved.
     """
     run = Run(config, make_accelerator(config.train))
     with run.claimed(check_folder):

@@ -117,7 +117,7 @@ class Run:
         """Within it metrics are logged, the first SIGINT or SIGTERM waits for the end of the step, and every error says
         what is saved. ``advice``: what to change after a loss that is not finite.
 
-        config.yaml is written here, when it is certain that the run goes on from what is in its folder.
+        config.yaml is written here, once it is certain that the run continues what is in its folder.
         """
         tracker = None
         with checkpoint.disk_errors(self.output), contextlib.ExitStack() as stack:

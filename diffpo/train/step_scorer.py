@@ -49,9 +49,8 @@ def preference_loss(chosen: Tensor, rejected: Tensor, preference: Tensor) -> Ten
 def train_scorer(config: ScorerConfig) -> Path:
     """Train into ``config.output``, or go on there; returns the folder, which `objective.rollout.step_scorer` takes.
 
-    Raises DiffpoError on bad input, if another run is at work in the folder, on a loss that is not finite (with the
-    last good state saved) and on a full disk, and Interrupted after SIGINT or SIGTERM once the step is finished and
-    saved.
+    Raises DiffpoError on bad input, if another run uses the folder, on a loss that is not finite (with the last good
+    state saved) and on a full disk. Raises Interrupted after SIGINT or SIGTERM once the step is finished and saved.
     """
     run = Run(config, make_accelerator(config.train))
     if run.accelerator.num_processes > 1:
@@ -195,7 +194,7 @@ def make_learner(run: Run) -> tuple[Learner, Batches]:
 
 
 def load_data(config: ScorerConfig, family: Any, device: Any) -> tuple[Batches, Batches]:
-    """Training and held-out pairs with their caches filled; the VAE stays where the scorer looks at pictures."""
+    """Training and held-out pairs with their caches filled; the VAE stays if the scorer needs pictures."""
     data, found = config.data, []
     for source, split in ((data.train, data.train_split), (data.validation, data.validation_split)):
         found.append(load_groups(data, source, split, "pair", quiet=False))

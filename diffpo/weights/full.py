@@ -263,4 +263,6 @@ def _read(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _unreadable(path: Path, error: Exception) -> DiffpoError:
-    return DiffpoError(f"cannot read the weights {path}: {error} (truncated, or not a safetensors file)")
+    return DiffpoError(
+        f"cannot read the weights {path}: {error} (truncated, or not a safetensors file); use another checkpoint"
+    )

@@ -80,7 +80,7 @@ def inject(network: torch.nn.Module, config: Any, name: str) -> None:
     """Give the network a fresh adapter ``name`` by peft's ``config``."""
     from peft import inject_adapter_in_model
 
-    if hasattr(network, "add_adapter"):  # tells diffusers' own switches too
+    if hasattr(network, "add_adapter"):  # this also updates diffusers' own switches
         network.add_adapter(config, adapter_name=name)
     else:  # PixArt, DiT
         inject_adapter_in_model(config, network, name)

@@ -103,7 +103,7 @@ def read(path: Path, parts: Mapping[str, torch.nn.Module]) -> Changes:
             f"another model, or adapts layers that this one does not have. Nothing was applied"
         )
     if not found:
-        raise DiffpoError(f"{path} changes nothing: it is empty, or zero")
+        raise DiffpoError(f"{path} changes nothing: it is empty, or all its weights are zero")
     changes: Changes = {}
     abouts = {name: _about(path, settings, name) for name, _ in found}
     for (name, place), fields in found.items():

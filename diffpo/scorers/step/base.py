@@ -1,7 +1,7 @@
 """Scorers that judge a picture while it is being sampled: noisy latents, an x_0 estimate and a time in, a number out.
 
 `load` takes a folder written by `diffpo train-scorer` (a step-aware preference model over pictures, pixel.py, or
-one over latents, latent.py), or the number of an ordinary scorer such as ``shapes.total``, which then looks at the
+one over latents, latent.py), or the number of an ordinary scorer such as ``shapes.total``. That is computed from the
 decoded x_0 estimate and does not depend on the time.
 """
 
@@ -78,7 +78,10 @@ def read_weights(module: nn.Module, path: Path) -> None:
     try:
         module.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise DiffpoError(f"cannot read the step scorer {path}: {' '.join(str(error).split())[:300]}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise DiffpoError(
+            f"cannot read the step scorer {path}: {reason}. Train it again with `diffpo train-scorer`"
+        ) from error
 
 
 def finite(scores: Tensor, name: str, captions: Sequence[str]) -> Tensor:
