@@ -127,8 +127,8 @@ def shards(paths: Sequence[Path], quiet: bool = True) -> tuple[Shards, list[str]
                 rows.append(json.dumps([values, {name: [number, *place] for name, place in places.items()}]).encode())
         except tarfile.TarError as error:
             raise DiffpoError(
-                f"{path} is damaged, or not an uncompressed tar file: {plain(error, 200)}. Decompress it, or download it "
-                f"again"
+                f"{path} is damaged, or not an uncompressed tar file: {plain(error, 200)}. Decompress it, or download "
+                f"it again"
             ) from None
     if not rows:
         raise DiffpoError(f"{paths[0]} has no samples: name its members KEY.jpg_0.jpg and so on (docs/data.md)")
