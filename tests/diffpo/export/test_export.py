@@ -249,5 +249,5 @@ def test_a_merge_of_kohyas_file_is_that_of_the_lora_itself(tiny_sdxl, tmp_path):
 
 def test_the_scale_is_of_merging_alone(tiny_sdxl, tmp_path):
     exports.train(tiny_sdxl, tmp_path / "run")
-    with pytest.raises(DiffpoError, match="--scale .* --to merged"):
+    with pytest.raises(DiffpoError, match=r"--scale .* --to merged"):
         export.run(export.Export(tmp_path / "run", "kohya", str(tiny_sdxl), tmp_path / "out", scale=0.5))
