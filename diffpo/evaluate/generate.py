@@ -113,7 +113,7 @@ def _generate(
     pipe = load(loaded)
     for arm in (arms[name] for name in todo):
         if arm.lora is not None and arm.base() == loaded:
-            trained.check(pipe, arm.lora)  # before hours go into the base arm
+            trained.check(pipe, arm.lora)  # before hours are spent on the base arm
     if long := models.too_long(pipe, list(dict.fromkeys(row["prompt"] for row in missing))):
         print(long)
     with Threads(pipe.device.type) as threads:
@@ -171,7 +171,7 @@ def load(generation: Generation) -> Any:
     except ValueError as error:
         raise DiffpoError(str(error)) from None
     pipe.set_progress_bar_config(disable=True)
-    # neither belongs into a measurement: one blackens pictures, the other prints into them
+    # the safety checker blackens pictures and the watermark changes them: not in a measurement
     for extra in ("safety_checker", "watermark"):
         if getattr(pipe, extra, None) is not None:
             setattr(pipe, extra, None)

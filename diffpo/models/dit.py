@@ -61,7 +61,7 @@ class DiT(Family):
         if noise.shape[-1] != config.sample_size or noise.shape[-2] != config.sample_size:
             raise DiffpoError("this pipeline makes images of its own size only: leave --height and --width out")
         labels = [class_of(pipe, prompt, config.num_embeds_ada_norm) for prompt in prompts]
-        # it takes no latents: it draws the very same from the generators
+        # it takes no latents, but draws the same ones from the generators
         return {"class_labels": labels, "guidance_scale": guidance}
 
 

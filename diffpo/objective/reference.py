@@ -86,7 +86,7 @@ class Moving(Reference):
         self.settings, network = settings, policy.network
         trained.of(network).add_copy()
         self.weights, theirs = trained.of(network).parameters(REFERENCE), trained.of(network).parameters(ADAPTER)
-        # theta', where the rule looks back
+        # theta', if the rule uses the earlier policy
         looks_back = settings.policy in ("accelerated", "fast_slow")
         self.before = {name: weight.detach().clone() for name, weight in theirs.items()} if looks_back else {}
 

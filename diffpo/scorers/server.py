@@ -46,8 +46,8 @@ BODIES = 4  # of the largest size; so much of all bodies together is in memory
 TEXT = 2**16  # bytes that a prompt may have in JSON
 CHUNK = 2**16
 BACKLOG = 1024  # connections that the system may hold until they are accepted
-PACE = 1.0  # s: a client that sends less than CHUNK in that time is slow, and makes room where memory is short
-GRACE = 30.0  # s: what is being scored when the server stops may take that long to end
+PACE = 1.0  # s: a client that sends less than CHUNK in that time is slow, and is dropped if memory is short
+GRACE = 30.0  # s: a scoring in progress may take that long to end when the server stops
 LINGER = 2.0  # s that the client has to read an answer and close
 
 METHOD = re.compile(rb"([A-Z]{1,20}) ([!-~]+) HTTP/([0-9])\.([0-9])")

@@ -180,7 +180,7 @@ class Run:
 
     def _stuck(self, error: Stuck) -> DiffpoError:
         kept = ""
-        # of several processes the others wait for this one, and saving is something that all do together
+        # with several processes the others wait for this one, and all of them must save together
         if self.step and self.accelerator.num_processes == 1:
             self.save()
             kept = f" (stopped; step {self.step} is saved in {self.output}, and the same command resumes there)"

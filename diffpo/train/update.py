@@ -70,7 +70,7 @@ class Updater:
             return {**metrics, "lr": lr}
         table = self.accelerator.gather(torch.cat(tables))
         norm = sharding.whole(self.accelerator.clip_grad_norm_(parameters, settings.max_grad_norm or math.inf))
-        # the loss scale of fp16 is found by overflowing now and then, which the scaler answers by skipping the update
+        # fp16's loss scale is found by an overflow now and then, after which the scaler skips the update
         if not table.isfinite().all() or (self.accelerator.scaler is None and not torch.isfinite(norm)):
             raise Diverged(
                 f"the {'loss' if not table.isfinite().all() else 'gradient'} is not finite at step {step + 1}"

@@ -67,7 +67,7 @@ def _copy(network: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
     for module in made.modules():
         if isinstance(module, (torch.nn.Linear, _ConvNd)):
             module.to(dtype)
-    made.forward = convert_outputs_to_fp32(made.forward)  # so does accelerate with the network
+    made.forward = convert_outputs_to_fp32(made.forward)  # as accelerate does with the network
     return made
 
 

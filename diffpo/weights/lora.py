@@ -101,7 +101,7 @@ def adapter_parameters(network: torch.nn.Module, adapter: str = ADAPTER) -> dict
     found = {}
     for name, parameter in network.named_parameters():
         short, count = own.subn(r"\1", name)
-        if count:  # peft's files call a DoRA's magnitudes as they were called once
+        if count:  # peft's files keep the old name of a DoRA's magnitudes
             found[short.removesuffix(".weight") if ".lora_magnitude_vector." in short else short] = parameter
     return found
 
