@@ -64,7 +64,7 @@ def test_batches_keep_to_the_servers_bytes(images):
     [
         (
             {"fixed": [np.nan, 1]},
-            r"refused \(status 500\): the scorer gave fixed = nan for image 0 .*'cat'",
+            r"\(status 500\): the scorer gave fixed = nan for image 0 .*'cat'",
         ),
         ({"fixed": [1, np.inf]}, "fixed = inf for image 1 of the prompt 'dog'"),
         ({"fixed": [1]}, "gave 1 numbers 'fixed' for 2 images"),
