@@ -81,7 +81,7 @@ def test_numbers_written_as_text_in_optimizer_args():
 
 def test_a_key_written_twice_is_an_error(tmp_path):
     (tmp_path / "twice.yaml").write_text(QUICKSTART.read_text() + "train: {steps: 3}\n")
-    with pytest.raises(DiffpoError, match=r"twice\.yaml is not valid YAML: the key 'train' is there twice"):
+    with pytest.raises(DiffpoError, match=r"twice\.yaml is not valid YAML: .*'train'"):
         load_config(tmp_path / "twice.yaml")
 
 

@@ -194,7 +194,7 @@ def test_what_a_pipeline_cannot_do_is_said(folder, tmp_path, name, options, said
 
 @pytest.mark.parametrize("name", list(MAKE))
 def test_a_size_that_is_no_whole_number_of_tokens_is_refused(folder, name):
-    with pytest.raises(DiffpoError, match=r"data.resolution=18: .* takes multiples of 4 px"):
+    with pytest.raises(DiffpoError, match=r"data.resolution=18 .* multiple of 4 px"):
         models.load(Model(path=str(folder(name))), resolution=18)
 
 
