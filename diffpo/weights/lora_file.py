@@ -87,7 +87,7 @@ def _header(file: Any, key: str) -> dict[str, Any]:
 
 def _unreadable(path: Path, error: Exception) -> DiffpoError:
     if path.suffix in (".bin", ".pt", ".pth", ".ckpt"):
-        return DiffpoError(f"the LoRA {path} was not read: pickled files can run code; convert it to safetensors")
+        return DiffpoError(f"the LoRA {path} is not read: pickled files can run code; convert it to safetensors")
     return DiffpoError(f"cannot read the LoRA {path}: {plain(error, 300)} (truncated, or not a safetensors file)")
 
 
