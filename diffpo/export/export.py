@@ -211,7 +211,7 @@ def _kept(model: Model, part: str, stored: str, to: str) -> str:
         return "float32" if stored in ("F32", "F16") else "bfloat16"
     if stored not in STORED:
         raise DiffpoError(
-            f"the {part} of {model.path} is stored in {stored}, which is not written: add --dtype, e.g. bfloat16"
+            f"the {part} of {model.path} is stored in {stored}: add --dtype, e.g. --dtype bfloat16, to write it"
         )
     return STORED[stored]
 
