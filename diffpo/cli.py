@@ -33,7 +33,7 @@ app = typer.Typer(
 Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/ for recipes.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[a.b=c]...", help="Settings that replace those of the file, e.g. train.lr=1e-5."),
+    typer.Argument(metavar="[a.b=c]...", help="Settings that replace those in CONFIG, e.g. train.lr=1e-5."),
 ]
 
 
@@ -55,10 +55,10 @@ def check(
     overrides: Overrides = None,
     picture: Annotated[
         Path | None,
-        typer.Option(help="File for a picture of some of the data as trained on; OUTPUT-data.png by default."),
+        typer.Option(help="Where to write a picture of some training data; OUTPUT-data.png by default."),
     ] = None,
 ) -> None:
-    """Dry run: show the config, what the data holds and the memory that training needs."""
+    """Dry run: show the config, a summary of the data and the memory that training needs."""
     from .commands.check import check
     from .config import load_config
 
@@ -81,7 +81,7 @@ def train_scorer(config: Config, overrides: Overrides = None) -> None:
 def collect(
     config: Config,
     overrides: Overrides = None,
-    out: Annotated[Path | None, typer.Option(help="Output folder; by default that of rollout.labels.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder; by default the folder of rollout.labels.")] = None,
 ) -> None:
     """Sample pictures for people to compare. Then train with objective.rollout.labels=OUT/labels.jsonl."""
     from .config import load_config
@@ -99,20 +99,20 @@ MODEL = typer.Option(help="A pipeline folder, a hub id, or one .safetensors file
 ModelConfig = Annotated[
     str | None,
     typer.Option(
-        help="Configs for a MODEL that is one file: a folder, a hub id, sd1, sd2, sd2-v, sdxl or sdxl-v. By default "
-        "read from the file."
+        help="Where the configs come from if MODEL is one file: a folder, a hub id, sd1, sd2, sd2-v, sdxl or sdxl-v. "
+        "By default chosen from the weights."
     ),
 ]
 Family = Annotated[
     str | None,
     typer.Option(
         metavar="MODULE:CLASS",
-        help="Your own class for a kind of model that diffpo does not know, as model.family.",
+        help="A model family of your own, for models that diffpo does not support; same as model.family.",
     ),
 ]
 PROMPTS = typer.Option(
-    help="A text file (one per line); .json, .jsonl, .csv, .tsv or .parquet with a column prompt, caption or text, or "
-    "FILE:COLUMN; or shapes:heldout[:N]."
+    help="A text file with one prompt per line; .json, .jsonl, .csv, .tsv or .parquet with a column prompt, caption or "
+    "text, or FILE:COLUMN; or shapes:heldout[:N]."
 )
 Out = Annotated[Path, typer.Option(help="Output folder; run the same command again to continue.")]
 Count = Annotated[int | None, typer.Option("--n", min=1, help="Use only the first N prompts.")]
@@ -126,8 +126,8 @@ GENERATION: dict[str, Any] = {
     "user_pairs": Annotated[
         str | None,
         typer.Option(
-            help="Pairs by the user to personalise for (the first 4 are used); any format of data.train. For a LoRA "
-            "that was trained with users."
+            help="Pairs by the user to personalise for (the first 4 are used); any format of data.train. Only for a "
+            "LoRA that was trained with users."
         ),
     ],
     "seed": Annotated[int, typer.Option(help="First seed of every prompt.")],
@@ -144,7 +144,7 @@ GENERATION: dict[str, Any] = {
     "negative_prompt": Annotated[str | None, typer.Option(help="Negative prompt.")],
     "height": Side,
     "width": Side,
-    "batch_size": Annotated[int, typer.Option(min=1, help="Images at a time; it does not change the images.")],
+    "batch_size": Annotated[int, typer.Option(min=1, help="Images per batch; it does not change the images.")],
     "dtype": Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Precision of the model.")],
     "device": Device,
 }
@@ -196,11 +196,11 @@ def evaluate(
         list[str] | None,
         typer.Option(
             help="shapes (the default), pickscore, hps, clip or aesthetic; NAME=SOURCE for local weights; "
-            "http://HOST:PORT of a serve-scorer; module:Class of your own. Repeatable."
+            "http://HOST:PORT of `diffpo serve-scorer`; module:Class of your own. Repeatable."
         ),
     ] = None,
     train_scorer: Annotated[
-        str | None, typer.Option(help="The score that labelled the training pairs, such as shapes.total.")
+        str | None, typer.Option(help="The score that the training pairs were labelled by, such as shapes.total.")
     ] = None,
     run_folder: Annotated[
         Path | None,
@@ -237,7 +237,9 @@ def export(
         typer.Option(help="Precision; by default that of the stored file."),
     ] = None,
     scale: Annotated[float, typer.Option(help="Strength of the LoRA, for merged and single.")] = 1.0,
-    results: Annotated[Path | None, typer.Option(help="Folder of an eval; the card then shows its numbers.")] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="Output folder of `diffpo eval`, to show its numbers in the model card.")
+    ] = None,
     push: Annotated[
         str | None,
         typer.Option(metavar="OWNER/NAME", help="Upload the folder to the hub; a new repository is private."),
@@ -257,7 +259,9 @@ def serve_scorer(
         "127.0.0.1"
     ),
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 picks a free one.")] = 8000,
-    max_images: Annotated[int, typer.Option(min=1, help="Most images in a request; clients split batches.")] = 32,
+    max_images: Annotated[
+        int, typer.Option(min=1, help="Most images in a request; clients split larger batches.")
+    ] = 32,
     max_bytes: Annotated[int, typer.Option(min=1, help="Largest size of a request in bytes.")] = 2**26,
     max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels in one image.")] = 2**23,
     device: Device = None,

@@ -46,9 +46,9 @@ class Table:
 
 
 class State(NamedTuple):
-    """All that a run remembers, so that any number of runs can share one plan. float32 or wider."""
+    """All that changes during a run, so that any number of runs can share one plan. float32 or wider."""
 
-    input: torch.Tensor  # what the model sees next; after the last call, the result
+    input: torch.Tensor  # the model's next input; after the last call, the result
     anchor: torch.Tensor
     history: tuple[torch.Tensor, ...]  # m_k, newest first
 

@@ -102,8 +102,8 @@ def sample_adaptive(
     while abs(t - t_end if controller == "dpm_solver" else lam - lam_end) > CLOSE:
         if effort.calls + order > max_calls:
             raise RuntimeError(
-                f"after {effort.calls} of max_calls = {max_calls} the run is at t = {t:g}, not at t_end = {t_end:g} "
-                f"({effort.rejected} steps were rejected): loosen rtol and atol, or raise max_calls"
+                f"after {effort.calls} of max_calls = {max_calls} the run is at t = {t:g}, not at t_end = {t_end:g}. "
+                f"{effort.rejected} steps were rejected: loosen rtol and atol, or raise max_calls"
             )
         step = min(h, abs(lam_end - lam))
         lams = lam + towards * step * np.arange(1, order + 1) / order

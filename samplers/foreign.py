@@ -116,7 +116,7 @@ def _describes_flow(config: dict, ours: Collection[str]) -> bool:
     is_ours = {"solver_options", "as_published"} <= present
     if named is not None and not is_ours:
         raise ValueError(
-            f"this config is of {named!r}, a scheduler that is not known here: if its model is an ordinary diffusion "
+            f"this config is of {named!r}, a scheduler that is not known here. If its model is an ordinary diffusion "
             "or flow model, pass the options of its noise schedule to SolverScheduler instead"
         )
     if not is_ours:
@@ -125,7 +125,7 @@ def _describes_flow(config: dict, ours: Collection[str]) -> bool:
 
 
 def _look_alike(config: dict, present: set[str], ours: Collection[str]) -> None:
-    """Refuses a config without a class name by its options. A scheduler that was made in code has such a config."""
+    """Refuses a config without a class name by its options. Schedulers that were made in code have these configs."""
     options = {name: _options(name) for name in (*DIFFUSION, *FLOW)}
     if strange := present.difference(ours, *options.values()):
         known = [name for name in REFUSED if strange <= _options(name)]

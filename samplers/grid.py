@@ -269,7 +269,7 @@ def falling(name: str, values) -> np.ndarray:
     steps = np.diff(values)
     if len(steps) and (steps > 0).all():
         raise ValueError(
-            f"{name} must go down, from noise to data, but entry 1 is {values[1]:g} after {values[0]:g}; to go towards "
+            f"{name} must go down, from noise to data, but entry 1 is {values[1]:g} after {values[0]:g}. To go towards "
             "noise pass a t_start below t_end and end='t_end'"
         )
     if not (steps < 0).all():

@@ -67,10 +67,10 @@ def check_direction(plan: Table) -> None:
     of `tail`, which lead out of a step in whose middle an image-to-image run begins.
 
     Raises:
-        ValueError: they turn round.
+        ValueError: they change direction.
     """
     ends = np.flatnonzero([*plan._loop.same[:-1], True])  # the calls that end a step
     moves = np.diff(plan.t[np.append(0, ends + 1)])
     moves = moves[~(np.array(plan._loop.noisy)[ends] & (moves > 0))]
     if not ((moves <= 0).all() or (moves >= 0).all()):
-        raise ValueError(f"plan {plan.name!r}: its times turn round, but t must go down from step to step")
+        raise ValueError(f"plan {plan.name!r}: its times change direction, but t must go down from step to step")

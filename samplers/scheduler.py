@@ -83,7 +83,7 @@ class SolverScheduler(PipelineConfig):
         self._begin_index = begin_index
 
     def scale_model_input(self, sample: torch.Tensor, timestep=None) -> torch.Tensor:
-        """The model sees the state as it is."""
+        """The model gets the state as it is."""
         return sample
 
     def __len__(self) -> int:

@@ -115,7 +115,7 @@ def of_call(plan: Table, k: int) -> Transition:
     if not plan._loop.same[k] and (anchor[NOISE] or (following[NOISE] and anchor[HISTORY:].any())):
         raise ValueError(
             f"{where} is a stage in a step of several calls. One noise enters the next input and the next anchor, so "
-            "what it draws is no single Gaussian given the outputs: use a solver with one call per step"
+            "the draw is not a single Gaussian: use a solver with one call per step"
         )
     begins = bool((plan.start[0] == plan.start[1]).all()) if k == 0 else plan._loop.same[k - 1]  # the input is X
     of_x, of_output = plan.reads[k]

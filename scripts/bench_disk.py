@@ -3,7 +3,8 @@
 python scripts/bench_disk.py [--out runs/bench-disk] [--runs 20] [--seed 0] [--objectives diffusion_dpo d3po]
 
 Each run has a small disk of its own (tmpfs; mounting takes root). At a random operation on the run's files the rest of
-it is filled up to a random remainder, so that checkpoints, metrics, the LoRA or the model card meet the end of it.
+it is filled up to a random remainder. So the space ends while checkpoints, metrics, the LoRA or the model card are
+written.
 """
 
 import argparse
@@ -29,7 +30,7 @@ def fill(disk: Path, remainder: int) -> None:
 
 
 def train_until_full(objective: str, output: Path, cache: Path, operation: int, remainder: int) -> None:
-    """In a process of its own; what it has to say goes into the log beside the disk."""
+    """In a process of its own; its output goes into the log beside the disk."""
     log = os.open(output.parent.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -44,7 +45,7 @@ def train_until_full(objective: str, output: Path, cache: Path, operation: int, 
 
 
 def one_run(context, objective: str, disk: Path, cache: Path, rng: random.Random) -> bool:
-    """Was the end of the disk met? DiffpoError and nothing else may come of it; then there is room again."""
+    """Did the disk fill up? That must raise DiffpoError and nothing else. Afterwards there is room again."""
     output = disk / "run"
     process = context.Process(
         target=train_until_full,
@@ -71,7 +72,7 @@ def main() -> None:
     args = parser.parse_args()
     out, context = prepare(args.out)
     rng, wrong = random.Random(args.seed), 0
-    columns = ["objective", "runs", "met the full disk, and said so in one message", "LoRAs that differ"]
+    columns = ["objective", "runs", "stopped by the full disk with one message", "LoRAs that differ"]
     print(tables.head(columns), flush=True)
     for objective in args.objectives:
         straight = context.Process(target=train, args=(objective, out / objective, out / "cache", None))

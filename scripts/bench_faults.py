@@ -57,7 +57,7 @@ def config(objective: str, output: Path, cache: Path, *more: str):
 
 
 def train(objective: str, output: Path, cache: Path, operation: int | None) -> None:
-    """In a process of its own. ``operation``: the how-manieth operation on a file of the run to be killed at."""
+    """In a process of its own. ``operation``: the number of the operation on a file of the run to be killed at."""
     log = os.open(output.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)

@@ -103,9 +103,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--checkpointing", choices=["on", "off"], nargs="+", default=["on", "off"])
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--optimizer", default="torch.optim.AdamW")
-    parser.add_argument("--warmup", type=int, default=2, help="updates that are not counted")
-    parser.add_argument("--updates", type=int, default=10, help="updates that are; two or more")
-    parser.add_argument("--out", type=Path, help="write the table here, too")
+    parser.add_argument("--warmup", type=int, default=2, help="first updates, which are not measured")
+    parser.add_argument("--updates", type=int, default=10, help="measured updates; two or more")
+    parser.add_argument("--out", type=Path, help="also write the table to this file")
     asked = parser.parse_args(arguments)
     common = {"steps": asked.warmup + asked.updates, "lr": 1e-6, "precision": asked.precision}
     accelerator = make_accelerator(Train(batch_size=1, **common))

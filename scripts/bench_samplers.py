@@ -31,9 +31,9 @@ def main() -> None:
     for part in ("analytic", "tiny", "overhead"):
         parser.add_argument(f"--{part}", action="store_true")
     parser.add_argument("--calls", type=int, nargs="+", default=[5, 8, 10, 15, 20])
-    parser.add_argument("--seed", type=int, default=0, help="of the noise, and of the mixtures with --fresh")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise and, with --fresh, of the mixtures")
     parser.add_argument("--fresh", action="store_true", help="six other mixtures of the same kinds")
-    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0], help="of the tiny SDXL")
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0], help="scales for the tiny SDXL")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)

@@ -1,4 +1,4 @@
-"""Does a scorer that knows the time judge noisy steps better than one that does not? Held-out accuracy by time.
+"""Does a scorer that gets the time judge noisy steps better than one without it? Held-out accuracy by time.
 
 python scripts/bench_step_scorers.py [--out runs/bench-step-scorers] [--captions 0] [--seeds 0]
 

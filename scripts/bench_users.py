@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench-users"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument(
-        "--lr", type=float, default=1e-4, help="of light the recipe's 5e-4 learns in 40 updates, and diverges"
+        "--lr", type=float, default=1e-4, help="learning rate; the recipe's 5e-4 diverges with the taste light"
     )
     parser.add_argument("--n", type=int, default=128, help="held-out prompts")
     args = parser.parse_args()

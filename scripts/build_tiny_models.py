@@ -42,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["all", *STAGES])
     parser.add_argument("--work", type=Path, required=True, help="folder for intermediate files and logs")
-    parser.add_argument("--assets", type=Path, default=ASSETS, help="where the results go")
+    parser.add_argument("--assets", type=Path, default=ASSETS, help="folder for the finished models and pairs")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

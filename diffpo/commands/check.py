@@ -27,8 +27,8 @@ LIMIT = 5000  # rows to decode, evenly spaced in a larger source
 
 
 def check(config: Config, picture: Path | None = None) -> None:
-    """Print the complete config, a summary of the data and the needs of training, and draw some of the data into the
-    file ``picture`` (default: beside the folder of the run).
+    """Print the complete config, a summary of the data and what training needs. Draw some of the data into the file
+    ``picture`` (default: beside the folder of the run).
 
     DiffpoError, after everything is printed, if training could not start.
     """
@@ -70,7 +70,8 @@ def check(config: Config, picture: Path | None = None) -> None:
     if groups and not objective.on_policy:
         usable = len(groups) * groups.total / groups.rows
         one = noun.removesuffix("s")
-        say(f"          each {one} is seen {train.steps * update / usable:.3g} times; N processes multiply both by N")
+        times = train.steps * update / usable
+        say(f"          each {one} is used {times:.3g} times; N processes multiply both numbers by N")
     if groups is not None:
         say(f"caches    {data.cache}: {disk.contents(groups, data)}")
     from .footprint import footprint  # brings torch

@@ -87,7 +87,7 @@ def _collect(config: Config, labels: Path, accelerator: Any) -> Path:
 
 
 def _check_target(labels: Path) -> None:
-    """DiffpoError if there are pictures already, and not of this verb, which begins with the labels."""
+    """DiffpoError if there are pictures without labels. This verb writes the labels first, so they are not its own."""
     if not labels.exists() and any(any((labels.parent / name).glob("*")) for name in ("images", "trajectories")):
         raise DiffpoError(
             f"{labels.parent} holds images or trajectories but no {labels.name}; choose another folder with --out"
@@ -95,17 +95,19 @@ def _check_target(labels: Path) -> None:
 
 
 def _check_same(path: Path, about: dict[str, str]) -> None:
-    """DiffpoError if the trajectories in ``path`` were sampled with other settings: they would stand beside these."""
+    """DiffpoError if the trajectories in ``path`` were sampled with other settings, which must not be mixed."""
     try:
         with safe_open(path, "pt") as file:
             there = {key: json.loads((file.metadata() or {}).get(key, ours)) for key, ours in about.items()}
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise DiffpoError(f"cannot read {path}: {plain(error, 200)}. Delete it, and it will be sampled again") from None
+        raise DiffpoError(
+            f"cannot read {path}: {plain(error, 200)}. Delete it and run the same command again"
+        ) from None
     for key, ours in about.items():
         if there[key] != json.loads(ours):
             raise DiffpoError(
-                f"{path} was sampled with {plain(there[key], 300)}, and now it is {ours}; choose another folder with "
-                f"--out"
+                f"{path} was sampled with {plain(there[key], 300)}, but the run now has {ours}; choose another folder "
+                f"with --out"
             )
 
 
@@ -118,9 +120,7 @@ def _checked(config: Config, out: Path | None) -> Path:
             f"{objective.source}; use objective.name=d3po"
         )
     if config.data.prompts is None:
-        raise DiffpoError(
-            "collect samples images of data.prompts, which is not set; name e.g. a text file with one prompt per line"
-        )
+        raise DiffpoError("collect needs prompts: set data.prompts to a text file with one prompt per line")
     if out is not None:
         return Path(out).expanduser() / "labels.jsonl"
     if objective.rollout.labels is None:
@@ -131,7 +131,7 @@ def _checked(config: Config, out: Path | None) -> Path:
 
 
 def _write_labels(path: Path, prompts: Sequence[str], samples: int) -> None:
-    """The file that people fill in, unless it is there already; DiffpoError if that is of other pictures."""
+    """Write the file that people fill in, unless it exists; DiffpoError if it belongs to other pictures."""
     rows = [
         {"prompt": prompt, "image_0": image_name(number, first), "image_1": image_name(number, second), "label_0": None}
         for number, prompt in enumerate(prompts)
@@ -144,7 +144,10 @@ def _write_labels(path: Path, prompts: Sequence[str], samples: int) -> None:
         there = [json.loads(line) for line in read_text(path).split("\n") if line.strip()]
         found = {_pair(row) for row in there}
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise DiffpoError(f"{path} is not a file of labels: {type(error).__name__} {plain(error, 200)}") from None
+        raise DiffpoError(
+            f"cannot read the labels {path}: {type(error).__name__} {plain(error, 200)}. Correct it, or choose another "
+            f"folder with --out"
+        ) from None
     if found - {_pair(row) for row in rows}:
         raise DiffpoError(f"{path} holds labels of other prompts or images; choose another folder with --out")
 

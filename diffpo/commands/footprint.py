@@ -1,4 +1,4 @@
-"""What `diffpo check` says of the model: its parameters, and the memory that caches and training need."""
+"""What `diffpo check` prints about the model: its parameters, and the memory that caches and training need."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def footprint(config: Config, groups: Groups | None, say: Callable[[str], None])
 
 
 def _weights(config: Config, family: Family, network: torch.nn.Module) -> tuple[int, str, int, list[str]]:
-    """Bytes of the frozen weights; what is trained and its bytes with gradients and optimiser; lines to say. Adds the
+    """Bytes of the frozen weights; what is trained and its bytes with gradients and optimiser; lines to print. Adds the
     LoRA to ``network``."""
     from ..models import storage
     from ..weights import full

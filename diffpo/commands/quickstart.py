@@ -57,7 +57,7 @@ def _run(out: Path, seed: int, n: int, overrides: tuple[str, ...], model: str) -
 
     from .check import check
 
-    console.print(Rule("check: what the config and the data say"))
+    console.print(Rule("check: the config and the data"))
     check(settings)
 
     from ..train.loop import train
@@ -77,7 +77,7 @@ def _run(out: Path, seed: int, n: int, overrides: tuple[str, ...], model: str) -
     lora = out / "pytorch_lora_weights.safetensors"
     command = "diffpo" if shutil.which("diffpo") else sys.argv[0]
     console.print(
-        f"Open {evaluation.files['report.html']} in a browser: the whole story, with pictures.\n"
+        f"Open {evaluation.files['report.html']} in a browser to see all numbers and pictures.\n"
         f'The LoRA: pipe.load_lora_weights("{lora}")\n\n'
         "Next, train longer on the same data:\n"
         f"  {command} train configs/{config.name} train.steps=400 output={out}-long\n"

@@ -1,4 +1,4 @@
-"""Writing files and folders: all of it or nothing, and one message if the disk is full or closed to us.
+"""Writing files and folders: all of it or nothing, and one message if the disk is full or cannot be written.
 
 Everything is written under a hidden name beside its own, .NAME.part, flushed to the disk and then renamed. After a
 crash or a power cut there is the old content or the new. What stays under a hidden name is never read.
@@ -23,7 +23,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def beside(path: Path, ending: str = "part") -> Path:
-    """The hidden name beside ``path`` for what it is made of: .NAME.ENDING, with a hash for a name that is too long."""
+    """The hidden name beside ``path`` under which it is prepared: .NAME.ENDING, with a hash if the name is too long."""
     name = f".{path.name}.{ending}"
     if len(os.fsencode(name)) > 255:
         name = f".{blake2b(os.fsencode(path.name), digest_size=16).hexdigest()}.{ending}"
@@ -110,7 +110,7 @@ def reason(error: OSError) -> str:
 def cannot_write(what: object, error: OSError, setting: str = "", kept: str = "") -> DiffpoError:
     """The error to raise when ``what`` could not be written. ``setting`` chooses another folder; ``kept`` is a sentence
     on what is left of the work so far."""
-    mend = "Make room" if error.errno in FULL else "Mend that"
+    mend = "Make room" if error.errno in FULL else "Correct that"
     where = f" with {setting}" if setting else ""
     return DiffpoError(
         f"cannot write {what}: {reason(error)}. {kept}{' ' if kept else ''}{mend} or choose another folder{where}, and "

@@ -12,7 +12,7 @@ SILENCE = 60.0  # seconds without a byte from the hub after which a request fail
 
 
 def limit_waiting() -> None:
-    """Set that time limit; call it before any request. By default huggingface_hub 1 and 2 wait without limit."""
+    """Set the limit `SILENCE`; call it before any request. By default huggingface_hub 1 and 2 wait without limit."""
     from huggingface_hub.utils import get_session
 
     get_session().timeout = SILENCE

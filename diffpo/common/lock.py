@@ -1,4 +1,4 @@
-"""One run at a time in a folder: a lock that the system gives up when the run's process ends, however it ends."""
+"""One run at a time in a folder: a lock that the system releases when the run's process ends, however it ends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ _mine = threading.local()  # the locks of this thread: its verbs may nest
 
 @contextlib.contextmanager
 def held(folder: Path, file: Path | None = None) -> Iterator[None]:
-    """No other run writes into ``folder`` within this. The folder is made if need be, and removed if it stays empty.
+    """A context in which no other run writes into ``folder``. The folder is made if it is missing, and removed if it
+    stays empty.
 
     ``file`` is the lock, by default FOLDER/.lock; if it is given, the folder is not made. The lock file of a killed run
     stops nothing. Where the system or the file system has no locks, a message says so and the run goes on without.
@@ -96,7 +97,7 @@ def _take(folder: Path, path: Path) -> int | None:
             _without(folder, error.strerror or str(error))
             return None
         os.close(handle)  # a run that ended just now has removed this file
-    raise DiffpoError(f"{folder} is in use by other runs that begin and end; choose another folder")
+    raise DiffpoError(f"other runs keep starting in {folder}; choose another folder")
 
 
 def _open(path: Path) -> int:
@@ -110,7 +111,7 @@ def _open(path: Path) -> int:
     about = os.fstat(handle)
     if not stat.S_ISREG(about.st_mode) or about.st_size > LONGEST:
         os.close(handle)
-        raise DiffpoError(f"{path} is not a lock of diffpo's; move it away, or choose another folder")
+        raise DiffpoError(f"{path} is not a lock file of diffpo; move it away, or choose another folder")
     return handle
 
 

@@ -52,7 +52,7 @@ class Table:
 
 
 def console(width: int = 120) -> Console:
-    """Prints texts as they are: [bold] and :cat: are no markup. ``width``: of a log file, which has none of its own."""
+    """Prints texts as they are: [bold] and :cat: are not markup. ``width`` is used for log files, which have none."""
     from rich.console import Console
 
     found = Console(markup=False, emoji=False, highlight=False)

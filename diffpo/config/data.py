@@ -40,7 +40,7 @@ class Columns(Section):
     """Whether the row was judged. Rows where it is false or null are left out."""
 
     score_0: str | None = None
-    """The score of image_0 (or chosen). Links that take the gap need it; curriculum too."""
+    """The score of image_0 (or chosen). Needed by links that use the score gap, and by data.curriculum."""
 
     score_1: str | None = None
     """The score of image_1 (or rejected)."""
@@ -67,7 +67,7 @@ class Columns(Section):
     """The ranks of a ranked list; 1 is best."""
 
     user: str | None = None
-    """The user who judged. Needed by objective.users; no name is usual, so null reads none."""
+    """The user who judged; needed by objective.users. There is no usual name, so null reads no column."""
 
 
 class Data(Section):
@@ -81,8 +81,8 @@ class Data(Section):
     """Pairs that are not trained on, whose accuracy is measured every train.eval_every updates. null: not measured."""
 
     prompts: str | None = None
-    """Prompts that on-policy objectives sample for: a text file with one in a line, or as `diffpo generate --prompts`.
-    null: for objectives that train on data."""
+    """Prompts that on-policy objectives sample for: a text file with one prompt per line, or any other source that
+    `diffpo generate --prompts` takes. null: for objectives that train on data."""
 
     train_split: str = "train"
     """The split of `train`, where a hub id or a folder holds several."""
@@ -97,23 +97,23 @@ class Data(Section):
     """Names of the columns, where they are not the usual ones."""
 
     limit: int | None = Field(None, gt=0)
-    """Read only the first so many rows of each source. null: all."""
+    """Read only this many rows of each source, from its start. null: all."""
 
     streaming: bool = False
-    """Copy only the rows and columns that are needed of a hub id or parquet, into `cache` (docs/data.md)."""
+    """Copy only the needed rows and columns of a hub id or of parquet files, into `cache` (docs/data.md)."""
 
     resolution: int = Field(gt=0, multiple_of=8)
     """Side of the training images in pixels (with buckets the root of their area): 512 for SD1.5, 1024 for SDXL."""
 
     background: str = "white"
-    """What shows through transparent pixels: a colour by name or as #rrggbb."""
+    """Colour behind transparent pixels, by name or as #rrggbb."""
 
     buckets: bool = False
     """Keep aspect ratios: images are cropped to the nearest of several sizes with about resolution^2 pixels. Needed
     where the images of a pair have different sizes."""
 
     crop: Literal["center", "random"] = "center"
-    """Which part of an image is kept. random changes in each epoch, so latents are not cached."""
+    """Which part of an image is kept. random: another part in each epoch, so latents are not cached."""
 
     flip: bool = False
     """Mirror the images of a row at random, together. Latents are then not cached."""
@@ -128,10 +128,10 @@ class Data(Section):
     """error: a row that cannot be used stops the run before training. skip: it is left out and counted."""
 
     list_size: int = Field(4, gt=1)
-    """Images of a ranked list that an update sees (links of lists)."""
+    """Images of a ranked list in an update (links of lists)."""
 
     curriculum: int = Field(1, gt=0)
-    """Parts of the pairs by score gap, easiest first. 1: all at once."""
+    """Number of parts into which the pairs are sorted by score gap, easiest first. 1: all pairs from the start."""
 
     curriculum_updates: int = Field(500, gt=0)
     """Updates until the next part is added (curriculum above 1)."""

@@ -33,17 +33,17 @@ class InversionSettings(Section):
     """DDIM inversion of the images by the reference (source `inversion`), onto the levels of a grid of its own."""
 
     steps: int = Field(10, gt=0)
-    """Steps of the inversion. The timestep is drawn from as many levels."""
+    """Steps of the inversion. The timestep is drawn from the same number of levels."""
 
     eta: float = Field(0.0, ge=0, le=1)
     """Noise added in each step, as a share of the step's own noise. 0: none."""
 
     average: bool = False
-    """Average each prediction with the one at the point that it leads to, as ReNoise does. Doubles the model calls."""
+    """Average the predictions at both ends of each step, as ReNoise does. Doubles the model calls."""
 
     cache: bool = False
     """Invert all images to all levels before training and keep the result in data.cache. An image takes
-    2 * steps * C * h * w bytes (SDXL at 1024 px, 10 steps: 1.3 MB). Worth it if a run sees each pair several times."""
+    2 * steps * C * h * w bytes (SDXL at 1024 px, 10 steps: 1.3 MB). It pays off if pairs are used several times."""
 
 
 class RolloutSettings(Section):
@@ -78,11 +78,11 @@ class RolloutSettings(Section):
     """The images of a prompt start from the same noise."""
 
     transitions: int | None = Field(None, gt=0)
-    """Train on the first so many steps of a trajectory only. null: on all steps with noise."""
+    """Train on this many steps from the start of a trajectory. null: on all steps with noise."""
 
     scorers: list[str] = Field(default_factory=list)
     """Numbers that judge the images: shapes.total, pickscore=FOLDER, http://HOST:PORT/NUMBER or package.module:Class
-    (its module is imported). Of several, an image wins if it is nowhere worse and somewhere better."""
+    (its module is imported). With several, an image wins if no score is lower and at least one is higher."""
 
     labels: Path | None = None
     """A file of human preferences between trajectories of `diffpo collect`, instead of scorers. null: none."""
@@ -106,15 +106,15 @@ class ReferenceSettings(Section):
 
     policy: Literal["adapter_off", "ema", "sync", "accelerated", "fast_slow", "none"] = "adapter_off"
     """adapter_off: the model that training starts from. ema: a moving average of the policy. sync: a copy of it.
-    accelerated: a copy beyond the policy, where the policy then goes on. fast_slow: a copy that takes each step of the
-    policy at a part of its speed. none: no reference."""
+    accelerated: the policy extrapolated along its last move; the policy continues from there. fast_slow: a copy that
+    makes a fraction of each step of the policy. none: no reference."""
 
     every: int = Field(1, gt=0)
     """Updates between two steps of a reference that moves."""
 
     decay: float = Field(0.99, ge=0, lt=1)
-    """ema: the share of the reference that stays in each step. fast_slow: the copy moves by 1 - decay of the policy's
-    step."""
+    """ema: the share of the reference that stays in each step. fast_slow: the copy moves by 1 - decay times the
+    policy's step."""
 
     strength: float = Field(0.5, ge=0)
     """accelerated: how far beyond the policy, as a multiple of its move since the last step of the reference."""
@@ -128,12 +128,12 @@ class ObjectiveSettings(Section):
     (its module is imported)."""
 
     beta: float = Field(gt=0)
-    """Strength of the implicit reward r = beta/2 (reference error - policy error), errors being means over the
-    dimensions. Larger keeps the policy nearer to the reference. Each preset has its own."""
+    """Strength of the implicit reward r = beta/2 (reference error - policy error), with errors as means over the
+    dimensions. Larger values keep the policy nearer to the reference. Each preset has its own."""
 
     source: Literal["forward", "inversion", "trajectory", "pool", "samples", "self_play"] = "forward"
-    """Where training states come from. forward: noised images of the data; inversion: inverted images of the data;
-    trajectory, pool: steps of the sampler; samples: the policy's images, noised; self_play: the data's image against
+    """Where training states come from. forward: noised images of the data. inversion: inverted images of the data.
+    trajectory, pool: steps of the sampler. samples: the policy's images, noised. self_play: the data's image against
     the reference's."""
 
     error: Literal["squared", "perceptual"] = "squared"
@@ -153,7 +153,7 @@ class ObjectiveSettings(Section):
     """Weight of fine-tuning on the chosen (liked, best) images, added to the link. 0: none."""
 
     divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "reverse_kl"
-    """The f-divergence between policy and reference that rewards stand for (f-DPO). reverse_kl is DPO's."""
+    """The f-divergence between policy and reference that defines the rewards (f-DPO). reverse_kl is DPO's."""
 
     divergence_alpha: float = Field(0.5, gt=0, lt=1)
     """Order of divergence alpha: near 0 as reverse_kl, near 1 as forward_kl."""
@@ -171,7 +171,7 @@ class ObjectiveSettings(Section):
     off."""
 
     users: bool = False
-    """The policy also sees the preferences of the pair's user, named in data.columns.user (docs/users.md)."""
+    """Condition the policy on the user of each pair, named in data.columns.user (docs/users.md)."""
 
     forward: ForwardSettings = ForwardSettings()
     """Settings of source forward, and of samples and self_play, which noise their images in the same way."""
@@ -216,7 +216,7 @@ class ObjectiveSettings(Section):
 def _faults(settings: dict[str, Any]) -> list[str]:
     """What is wrong with the settings of a preset by themselves, a line each."""
     if "name" in settings:
-        return ["name: a preset does not name another"]
+        return ["name: a preset cannot name another preset; leave it out"]
     try:
         ObjectiveSettings.model_validate({"beta": 1.0, **settings})
     except ValidationError as error:  # one fault at least: without a name, choices are not compared with each other
@@ -244,17 +244,21 @@ def _link(objective: ObjectiveSettings) -> str | None:
 def _reference(objective: ObjectiveSettings) -> str | None:
     needs, free = set(links.needs(objective.link)), objective.reference.policy == "none"
     if free and needs & OF_REFERENCE:
-        return f"link {objective.link} compares with the reference, and reference.policy is none"
+        return f"link {objective.link} compares with the reference: set reference.policy=adapter_off, not none"
     if free and objective.source in TRANSITIONS:
         return (
-            f"source {objective.source} compares likelihoods of transitions with the reference's, and reference.policy "
-            f"is none"
+            f"source {objective.source} compares likelihoods of transitions with the reference's: set "
+            f"reference.policy=adapter_off, not none"
         )
     if free and objective.divergence != "reverse_kl":
-        return f"divergence {objective.divergence} is one between policy and reference, and reference.policy is none"
+        return (
+            f"divergence {objective.divergence} is measured between policy and reference: set "
+            f"reference.policy=adapter_off, not none"
+        )
     if not free and not needs & (REWARDS | OF_REFERENCE):
         return (
-            f"link {objective.link} reads no reference, which would be evaluated for nothing: set reference.policy=none"
+            f"link {objective.link} does not use the reference, which would cost time for nothing: set "
+            f"reference.policy=none"
         )
     return None
 
@@ -262,29 +266,32 @@ def _reference(objective: ObjectiveSettings) -> str | None:
 def _terms(objective: ObjectiveSettings) -> str | None:
     kind, needs = links.kind(objective.link), set(links.needs(objective.link))
     if objective.users and objective.on_policy:
-        return "users are known by their pairs in the data, and this objective samples its own: set users=false"
+        return "users=true takes users' pairs from the data, but this objective samples its own: set users=false"
     if objective.users and kind != "pair":
-        return f"users are known by pairs, and link {objective.link} takes no pairs: set users=false"
+        return f"users=true describes users by pairs, but link {objective.link} takes no pairs: set users=false"
     if not needs & REWARDS:
         for key, default in {"clip": None, "divergence": "reverse_kl", "weighting": "uniform"}.items():
             if getattr(objective, key) != default:
-                return f"{key} changes rewards, and link {objective.link} reads errors"
+                return f"{key} changes rewards, but link {objective.link} uses errors: leave {key} out"
     if objective.clip is not None and objective.source not in TRANSITIONS:
         return (
-            f"clip bounds the likelihood ratio of a transition, and source {objective.source} has none (only "
-            f"{' and '.join(TRANSITIONS)} do)"
+            f"clip bounds the likelihood ratio of a transition, but source {objective.source} has no transitions (only "
+            f"{' and '.join(TRANSITIONS)} have): set clip=null"
         )
     if objective.weighting == "measured" and objective.on_policy:
-        return "weighting=measured is measured on data, and this objective samples its own; use uniform or min_snr"
+        return "weighting=measured is measured on data, but this objective samples its own: use uniform or min_snr"
     if objective.winner_safeguard is not None:
         if kind != "pair":
-            return f"winner_safeguard protects the chosen image of a pair, and link {objective.link} takes no pairs"
+            return (
+                f"winner_safeguard protects the chosen image of a pair, but link {objective.link} takes no pairs: set "
+                f"winner_safeguard=null"
+            )
         if objective.error != "squared":
-            return "winner_safeguard uses the gradient of the squared error; set error=squared"
+            return "winner_safeguard uses the gradient of the squared error: set error=squared"
     if objective.error == "perceptual" and objective.source in TRANSITIONS:
         return f"source {objective.source} needs error=squared: the log-likelihood of a transition is a squared error"
     if objective.error == "perceptual" and needs & {"drift", "chosen_drift", "rejected_drift"}:
-        return f"link {objective.link} needs error=squared: it sets errors against distances of predictions"
+        return f"link {objective.link} needs error=squared: it compares errors with distances between predictions"
     return None
 
 
@@ -293,17 +300,23 @@ def _source(objective: ObjectiveSettings) -> str | None:
     source = objective.source
     policy = objective.reference.policy
     if source == "inversion" and objective.inversion.cache and policy not in ("adapter_off", "none"):
-        return f"inversion.cache keeps what the base inverted, and reference {policy} moves: set inversion.cache=false"
+        return (
+            f"inversion.cache keeps inversions by the base model, but reference {policy} moves: set "
+            f"inversion.cache=false"
+        )
     if not objective.on_policy:
         return None
     if kind == "list" and source != "samples":
-        return f"source {source} makes pairs, and link {objective.link} takes ranked lists (source samples makes those)"
+        return f"source {source} makes pairs, but link {objective.link} takes ranked lists: set source=samples"
     if source == "self_play":
         if needs & {"gap", "scores"}:
-            return f"link {objective.link} needs scores, and self_play has none: the data's image is chosen"
+            return (
+                f"link {objective.link} needs scores, but source self_play has none (the data's image is chosen): use "
+                f"another link, such as sigmoid"
+            )
         return None
     if source in TRANSITIONS and rollout.step == "ddim" and rollout.eta == 0:
-        return "rollout.eta=0 leaves no noise in a DDIM step, so that a transition has no likelihood; the papers use 1"
+        return "rollout.eta=0 leaves no noise in a DDIM step, so transitions have no likelihood: set rollout.eta=1"
     if source == "pool":
         if rollout.step_scorer is None:
             return (
@@ -311,12 +324,18 @@ def _source(objective: ObjectiveSettings) -> str | None:
                 "such as shapes.total"
             )
         if rollout.start >= rollout.steps - 1:
-            return f"rollout.start={rollout.start} leaves no step for a pool: rollout.steps is {rollout.steps}"
+            return (
+                f"rollout.start={rollout.start} leaves no step for a pool: choose less than "
+                f"{rollout.steps - 1} with rollout.steps={rollout.steps}"
+            )
         return None
     if rollout.labels is not None and source != "trajectory":
         return "rollout.labels are preferences between whole trajectories: set source=trajectory"
     if not rollout.scorers and rollout.labels is None:
-        return "rollout.scorers names no score that judges the images, e.g. [pickscore], or [shapes.total] (embedded)"
+        return (
+            "rollout.scorers is empty: name a score that judges the images, e.g. [pickscore], or [shapes.total] for "
+            "the embedded model"
+        )
     if needs & {"gap", "scores"} and len(rollout.scorers) != 1:
-        return f"link {objective.link} needs one score, and rollout.scorers names {len(rollout.scorers)}"
+        return f"link {objective.link} needs one score, but rollout.scorers names {len(rollout.scorers)}: keep one"
     return None

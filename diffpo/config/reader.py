@@ -22,8 +22,8 @@ SHOWN = 20  # faults that a message names
 
 
 class Loader(yaml.SafeLoader):
-    """Plain YAML keeps the second of two equal keys without a warning, and lets a few aliases stand for more values
-    than there is memory. Here both are errors."""
+    """Plain YAML keeps the second of two equal keys without a warning, and can expand a few aliases to more values than
+    fit into memory. Here both are errors."""
 
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()
@@ -41,11 +41,12 @@ class Loader(yaml.SafeLoader):
 
 
 def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """Size and depth of what ``node`` expands to. ``known`` remembers those of each node: an alias is its anchor's."""
+    """Size and depth of what ``node`` expands to. ``known`` keeps those of each node, because an alias is its anchor's
+    node."""
     if id(node) in known:
         size, depth = known[id(node)]
         if not size:
-            raise _refused("an alias (*name) stands within what it names", node)
+            raise _refused("an alias (*name) is used inside the value that it names", node)
         return size, depth
     known[id(node)] = (0, 0)
     size, depth, seen = 1, 0, set()
@@ -57,7 +58,7 @@ def _measure(node: yaml.Node, known: dict[int, tuple[int, int]]) -> tuple[int, i
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 if key.value in seen:
-                    raise _refused(f"the key {_shown(key.value)} is there twice", key)
+                    raise _refused(f"the key {_shown(key.value)} appears twice", key)
                 seen.add(key.value)
     else:
         inner = node.value

@@ -36,13 +36,13 @@ class Section(BaseModel):
 
 
 def may_import(info: ValidationInfo) -> bool:
-    """Whether modules that the settings name may be imported: not if they come from a file that somebody else may have
-    written, see `settings.stored_identity`."""
+    """Whether modules that the settings name may be imported. It is false for settings from a file that somebody else
+    may have written, see `settings.stored_identity`."""
     return (info.context or {}).get("imports", True)
 
 
 def _no_name(text: str) -> str | None:
-    """Why ``text`` cannot be a name, as all text of a config is, mostly of files; None if it can."""
+    """Why ``text`` cannot be a name; None if it can. All texts of a config are names, mostly of files."""
     try:
         too_long = any(len(part) > 255 for part in text.encode().split(b"/"))
         if too_long or len(text) > 4000:

@@ -23,8 +23,8 @@ class Model(Section):
     """A folder, a hub id, or one .safetensors file."""
 
     family: str | None = None
-    """The class of a family of your own, package.module:Class (its module is imported; docs/extending.md). null: the
-    family that diffpo has for the pipeline."""
+    """A model family of your own, package.module:Class (its module is imported; docs/extending.md). null: diffpo's
+    family for the pipeline."""
 
     config: str | None = None
     """For one file: where the configs of its pipeline are. A folder, a hub id, sd1, sd2, sd2-v, sdxl or sdxl-v. null:
@@ -34,13 +34,14 @@ class Model(Section):
     """Branch, tag or commit of a hub id. null: the latest."""
 
     variant: str | None = None
-    """Which weight files are read, e.g. fp16. The precision of the training is train.precision. null: those without."""
+    """Variant of the weight files, e.g. fp16. null: files without a variant. For the precision of training see
+    train.precision."""
 
     vae: str | None = None
     """Another VAE, e.g. madebyollin/sdxl-vae-fp16-fix: a folder, a hub id or one file. null: the pipeline's own."""
 
     guidance: float = Field(3.5, ge=0)
-    """The guidance that a network with guidance as an input (FLUX.1-dev) gets in training. Others ignore it."""
+    """The guidance input in training, for networks that have one (FLUX.1-dev). Others ignore it."""
 
     base_weights: Literal["full", "fp8", "nf4"] = "full"
     """How the frozen network is kept in memory: as it is, or in 8 or 4 bits (docs/scale.md)."""
@@ -53,7 +54,7 @@ class Log(Section):
     """Where metrics go, beside metrics.jsonl in the output folder."""
 
     tensorboard: bool = False
-    """Write TensorBoard files too, into OUTPUT/tensorboard. Needs the extra `trackers`."""
+    """Also write TensorBoard files, into OUTPUT/tensorboard. Needs the extra `trackers`."""
 
 
 class Config(Section):
@@ -89,9 +90,9 @@ class Config(Section):
     def identity(self) -> dict:
         """The settings that decide what a run computes: two configs with equal identity may share an output folder.
 
-        How often things are saved or measured may change, the batch may be cut up otherwise, and where the learning
-        rate does not depend on the number of steps a run may be made longer. Data may lie elsewhere: what it holds is
-        compared when a checkpoint is read.
+        How often things are saved or measured may change, and so may the division of a batch. A run may be made longer
+        if its learning rate does not depend on the number of steps. Data may lie elsewhere: their content is compared
+        when a checkpoint is read.
         """
         settings = self.model_dump(mode="json")
         for key in ("log", "output"):
@@ -120,8 +121,8 @@ def load_config(
 
 
 def stored_identity(settings: Mapping[str, Any], kind: Any = Config) -> dict:
-    """`Config.identity` of settings that a run wrote down. Somebody else may have written them, so the modules that
-    they name are not imported, and what needs these is not checked."""
+    """`Config.identity` of the settings in a checkpoint. Somebody else may have written them, so the modules that they
+    name are not imported, and what needs these is not checked."""
     return kind.model_validate(settings, context={"imports": False}).identity()
 
 
@@ -134,7 +135,7 @@ def _problem(config: Config) -> str | None:
     if not from_data and data.prompts is None and objective.rollout.labels is None:
         return (
             f"objective {objective.name} (source {objective.source}) samples images for prompts: set data.prompts to a "
-            f"text file with one prompt in a line"
+            f"text file with one prompt per line"
         )
     if config.lora is None and config.model.base_weights != "full":
         return f"{config.model.base_weights} weights cannot be trained: set model.base_weights=full, or train a LoRA"
@@ -146,7 +147,7 @@ def _problem(config: Config) -> str | None:
     if config.train.compile and config.model.base_weights == "fp8":
         return "train.compile does not work with model.base_weights=fp8: set train.compile=false"
     if objective.users and config.lora is None:
-        return "objective.users needs a LoRA, and lora=null trains all weights: set lora.rank=8"
+        return "objective.users needs a LoRA, but lora=null trains all weights: set lora.rank=8"
     if objective.users and data.columns.user is None:
         return "objective.users needs the user of each pair: name the column with data.columns.user=NAME"
     if objective.users and not (data.cache_latents and data.crop == "center" and not data.flip):
@@ -161,6 +162,6 @@ def _problem(config: Config) -> str | None:
         return f"data.buckets does not work with {other}, which mixes sizes in a batch: set data.buckets=false"
     if data.curriculum > 1 and objective.on_policy:
         return (
-            "data.curriculum orders the pairs of data.train, and this objective samples its own: set data.curriculum=1"
+            "data.curriculum orders the pairs of data.train, but this objective samples its own: set data.curriculum=1"
         )
     return None

@@ -16,14 +16,14 @@ class StepScorerSettings(Section):
     """A scorer of states during sampling (step-aware)."""
 
     kind: Literal["pixel", "latent"]
-    """pixel: a CLIP that sees the decoded x_0 estimate. latent: a head on features of the diffusion network."""
+    """pixel: a CLIP on the decoded x_0 estimate. latent: a head on features of the diffusion network."""
 
     clip: str | None = None
     """pixel: the CLIPModel to start from, with tokenizer and image processor: a folder or hub id. latent: null."""
 
     processor: str | None = None
-    """pixel: folder or hub id of tokenizer and image processor, where the CLIP's own has none (PickScore_v1). null: the
-    CLIP's."""
+    """pixel: folder or hub id of the tokenizer and image processor, if the CLIP comes without them (PickScore_v1).
+    null: those of the CLIP."""
 
     time_aware: bool = True
     """false: the scorer gets t = 0 at all times, for comparison. Only for kind pixel."""
@@ -40,11 +40,11 @@ class StepScorerSettings(Section):
     @model_validator(mode="after")
     def _parts_fit(self) -> StepScorerSettings:
         if (self.kind == "pixel") != (self.clip is not None):
-            raise ValueError("scorer.clip is the CLIP that kind pixel starts from; kind latent has none")
+            raise ValueError("scorer.clip is the CLIP that kind pixel starts from: set it for pixel, not for latent")
         if self.kind == "latent" and self.guidance != 1:
-            raise ValueError("scorer.guidance is for kind pixel, which estimates x_0: set it to 1")
+            raise ValueError("scorer.guidance is only for kind pixel, which estimates x_0: set scorer.guidance=1")
         if self.kind == "latent" and not self.time_aware:
-            raise ValueError("scorer.time_aware=false is for kind pixel: a latent scorer depends on the time")
+            raise ValueError("scorer.time_aware=false is only for kind pixel: set scorer.time_aware=true")
         return self
 
 

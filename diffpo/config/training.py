@@ -29,7 +29,7 @@ class Lora(Section):
     """Names of the layers to adapt, e.g. [to_q, to_v]. null: the attention projections of the model's family."""
 
     start: str | None = None
-    """A LoRA to go on from, a file or the folder of a run. It is the reference too. null: start from zero."""
+    """A LoRA to continue from: a file or the folder of a run. It is also the reference. null: start from zero."""
 
     @property
     def scale_alpha(self) -> float:
@@ -59,7 +59,7 @@ class Optimisation(Section):
 
     optimizer: str = "torch.optim.AdamW"
     """A class derived from torch.optim.Optimizer, as package.module.Class or package.module:Class. Its module is
-    imported, which runs it."""
+    imported, which runs its code."""
 
     optimizer_args: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the optimiser, e.g. {weight_decay: 1e-4}."""

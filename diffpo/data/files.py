@@ -1,5 +1,5 @@
-"""Sources that are not a table of rows yet: folders of images with equal names, webdataset shards, and tables with one
-row per image of a ranked list."""
+"""Sources that must first become a table of rows: folders of images with equal names, webdataset shards, and tables
+with one row per image of a ranked list."""
 
 from __future__ import annotations
 
@@ -126,9 +126,12 @@ def shards(paths: Sequence[Path], quiet: bool = True) -> tuple[Shards, list[str]
                 names |= dict.fromkeys([*values, *places])
                 rows.append(json.dumps([values, {name: [number, *place] for name, place in places.items()}]).encode())
         except tarfile.TarError as error:
-            raise DiffpoError(f"{path} is damaged, or not an uncompressed tar file: {plain(error, 200)}") from None
+            raise DiffpoError(
+                f"{path} is damaged, or not an uncompressed tar file: {plain(error, 200)}. Decompress it, or download "
+                f"it again"
+            ) from None
     if not rows:
-        raise DiffpoError(f"{paths[0]} has no samples")
+        raise DiffpoError(f"{paths[0]} has no samples: name its members KEY.jpg_0.jpg and so on (docs/data.md)")
     return Shards(rows, list(names), paths), others
 
 
@@ -164,7 +167,9 @@ def _samples(path: Path, others: list[str]) -> Iterator[tuple[dict[str, Any], di
             places: dict[str, tuple[int, int, str]] = {}
             for _, field, member in group:
                 if member.offset_data + member.size > size:
-                    raise DiffpoError(f"{path} is truncated: {plain(member.name, 200)} extends beyond its end")
+                    raise DiffpoError(
+                        f"{path} is truncated: {plain(member.name, 200)} extends beyond its end. Download it again"
+                    )
                 found = _fields(path, archive, field, member)
                 if found is None:
                     others.append(member.name)
@@ -173,7 +178,7 @@ def _samples(path: Path, others: list[str]) -> Iterator[tuple[dict[str, Any], di
                     if name in (about if field == "json" else {**values, **places}):
                         raise DiffpoError(
                             f"{path}: the sample of {plain(member.name, 200)} has two fields named "
-                            f"{plain(repr(name), 200)}"
+                            f"{plain(repr(name), 200)}; remove one"
                         )
                     (places if isinstance(value, tuple) else about if field == "json" else values)[name] = value
             if values or about or places:
@@ -200,7 +205,9 @@ def _fields(path: Path, archive: tarfile.TarFile, field: str, member: tarfile.Ta
     if suffix not in (*TEXTS, "json"):
         return None
     if member.size > TEXT_LIMIT:
-        raise DiffpoError(f"{path}: {plain(member.name, 200)} has {member.size:,} bytes, too many for a text")
+        raise DiffpoError(
+            f"{path}: {plain(member.name, 200)} has {member.size:,} bytes, but a text may have {TEXT_LIMIT:,}"
+        )
     try:
         text = decoded(cast(BinaryIO, archive.extractfile(member)).read())
         if suffix != "json":

@@ -81,8 +81,8 @@ class Groups:
         return sorted({group.target for group in self.groups})
 
     def places(self, target: tuple[int, int]) -> dict[str, tuple[int, int]]:
-        """Every distinct image that is trained at the size ``target``: {hash: (group, member) of one occurrence}, in
-        the order of the source, so that caches stay valid under other labels, groupings and objectives."""
+        """Every distinct image that is trained at the size ``target``: {hash: (group, member) of one occurrence}. They
+        are in the order of the source, so that caches stay valid under other labels, groupings and objectives."""
         found: dict[str, tuple[int, int, int, int]] = {}
         for number, group in enumerate(self.groups):
             if group.target != target:
@@ -133,7 +133,9 @@ class Groups:
             )
         self.require_scores("data.curriculum sorts by score gap")
         if len(self) < parts:
-            raise DiffpoError(f"data.curriculum={parts} is more than the groups of {self.source}: {self.describe()}")
+            raise DiffpoError(
+                f"data.curriculum={parts} is too many parts for {self.source}, which has {self.describe()}: lower it"
+            )
         gaps = self.gaps
         return sorted(range(len(gaps)), key=lambda i: -gaps[i])
 

@@ -14,8 +14,8 @@ from ..common.text import LIMIT, plain, read_text
 NAMES = ("prompt", "caption", "text", "prompts", "captions", "texts")
 TABLES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 READ = (
-    "give a text file (one prompt per line), a .json, .jsonl, .csv, .tsv or .parquet file (with a column prompt, "
-    "caption or text, or as FILE:COLUMN), or shapes:heldout:N"
+    "give a text file with one prompt per line, a .json, .jsonl, .csv, .tsv or .parquet file with a column prompt, "
+    "caption or text (or FILE:COLUMN), or shapes:heldout:N"
 )
 
 
@@ -36,7 +36,7 @@ def load_prompts(source: str | Path | Sequence[str], n: int | None = None) -> li
     else:
         prompts = _file_prompts(name)
     if not prompts:
-        raise DiffpoError(f"{name} has no prompts")
+        raise DiffpoError(f"{name} has no prompts: add at least one")
     for i, prompt in enumerate(prompts):
         if not isinstance(prompt, str) or not prompt.strip():
             raise DiffpoError(
@@ -45,7 +45,7 @@ def load_prompts(source: str | Path | Sequence[str], n: int | None = None) -> li
         if any("\ud800" <= letter <= "\udfff" for letter in prompt):
             raise DiffpoError(f"{name}: prompt {i} contains a lone surrogate (half a character): {plain(prompt, 200)}")
     if n is not None and not 1 <= n <= len(prompts):
-        raise DiffpoError(f"{name} has {len(prompts)} prompts; ask for 1 to {len(prompts)}, not {n}")
+        raise DiffpoError(f"{name} has {len(prompts)} prompts; use 1 to {len(prompts)} of them, not {n}")
     return prompts[:n]
 
 
@@ -125,8 +125,8 @@ def _table_prompts(path: Path, column: str | None) -> Iterator[Any]:
 
 
 def _of_object(whole: dict, column: str | None, path: Path) -> Iterator[tuple[str, Any]]:
-    """The entries of a JSON object: the object itself if it has the key; the items of its lists, such as HPSv2's
-    styles; or its values, each an object."""
+    """The entries of a JSON object. They are the object itself if it has the key, the items of its lists (such as
+    HPSv2's styles), or its values, each an object."""
     names = [column] if column else [name for name in whole if name.lower() in NAMES]
     if names and names[0] in whole:
         value = whole[names[0]]

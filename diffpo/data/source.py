@@ -97,9 +97,9 @@ def _open(source: str, split: str, data: Data, quiet: bool) -> Source:
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
             raise DiffpoError(
-                f"{source} is not a .parquet, .json, .jsonl, .csv, .tsv or .tar file. A data source is such a file, a "
-                "folder of .parquet or .tar files, a folder with metadata.jsonl or with chosen/ and rejected/, a "
-                "folder of datasets.save_to_disk, or a hub id"
+                f"{source} is not a .parquet, .json, .jsonl, .csv, .tsv or .tar file. Also possible are a folder of "
+                ".parquet or .tar files, a folder with metadata.jsonl or with chosen/ and rejected/, a folder of "
+                "datasets.save_to_disk, and a hub id"
             )
         found = Layout(path.parent, files=[path.absolute()])
     elif path.is_dir():
@@ -131,8 +131,8 @@ def _in_folder(path: Path, split: str, source: str, roots: Sequence[Path]) -> La
     if found is None:
         folders = sorted(each.name for each in os.scandir(path) if each.is_dir() and each.name not in links)
         raise DiffpoError(
-            f"{source} has no metadata.jsonl, no .parquet or .tar files, no folders chosen/ and rejected/, and "
-            "none of these in a folder data/ or in a folder named like a split"
+            f"{source} has no metadata.jsonl, .parquet or .tar files, or folders chosen/ and rejected/. A folder data/ "
+            "or folders named like splits do not have them either"
             + (f"; its folders are {named(folders)}" if folders else "")
             + (f"; links point outside it (allow them with data.roots=[FOLDER]): {named(links)}" if links else "")
         )
@@ -143,7 +143,7 @@ def _in_folder(path: Path, split: str, source: str, roots: Sequence[Path]) -> La
 def _folder(name: str) -> Path:
     path = Path(name).expanduser()
     if not path.is_dir():
-        raise DiffpoError(f"data.roots: {name} is not a folder")
+        raise DiffpoError(f"data.roots: {name} is not a folder; relative paths start from {Path.cwd()}")
     return path.resolve()
 
 

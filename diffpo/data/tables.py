@@ -206,7 +206,9 @@ def _copy(path: Path, names: Sequence[str], target: Path, numbers: range, bar: A
     for number in numbers:
         part, left = target / f"{number:05d}.arrow", ROWS
         if batch is None:
-            raise DiffpoError(f"cannot read the rows of {path}: it has fewer rows than its header states")
+            raise DiffpoError(
+                f"cannot read the rows of {path}: it has fewer rows than its header states. Download it again"
+            )
         with whole_file(part) as file, pa.ipc.new_stream(file, batch.schema) as writer:
             while batch is not None and left:
                 writer.write_batch(batch.slice(0, left))
@@ -234,8 +236,8 @@ def _batches(path: Path, names: Sequence[str], start: int) -> Iterator[Any]:
 
 
 def content_hash(path: Path, folder: Path) -> str:
-    """A hash of a file's bytes. For a large file it is remembered in ``folder`` while the file's size and times stay
-    the same: the change time, unlike the modification time, cannot be set by a program."""
+    """A hash of a file's bytes. For a large file it is kept in ``folder`` and used again while the file's size and
+    times stay the same. The change time, unlike the modification time, cannot be set by a program."""
     about = path.stat()
     known = folder / f"hash-{blake2b(os.fsencode(path), digest_size=16).hexdigest()}.json"
     state = [about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns]

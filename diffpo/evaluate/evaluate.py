@@ -36,7 +36,7 @@ COLUMNS = ["prompt_id", "seed", "arm", "scorer", "value"]  # of scores.parquet
 
 @dataclass(frozen=True)
 class Scoring:
-    """With what pictures are scored.
+    """How pictures are scored.
 
     Attributes:
         scorers: as for `diffpo.scorers.load`.
@@ -62,10 +62,10 @@ def run(
 ) -> Evaluation:
     """Compare base and tuned pictures and write the files above into ``out``.
 
-    ``pictures``: how to make them, with a LoRA; or a folder that holds them, made by ``diffpo generate`` or any with
-    images/base/<prompt index>_<seed>.png and images/tuned/..., to which ``prompts`` gives the texts (any suffix of a
-    picture). The first ``n`` prompts count. ``run_folder``: see `training_run`. Raises DiffpoError for missing images,
-    unknown names and NaN.
+    ``pictures``: how to make them, with a LoRA; or a folder that holds them. The folder is of ``diffpo generate``, or
+    has images/base/<prompt index>_<seed>.png and the same names in images/tuned, with any suffix of a picture;
+    ``prompts`` then gives the texts. The first ``n`` prompts count. ``run_folder``: see `training_run`. Raises
+    DiffpoError for missing images, unknown names and NaN.
     """
     out = Path(out)
     _check_scoring(scoring)
@@ -107,7 +107,7 @@ def training_run(folder: str | Path | None, lora: str | None) -> Path | None:
 
 
 def _check_scoring(scoring: Scoring) -> None:
-    """Every scorer is loaded once before the first picture is made: missing weights should not show hours later."""
+    """Load every scorer once before the first picture is made, so that missing weights are reported at once."""
     if not scoring.scorers:
         raise DiffpoError("no scorer named; for example --scorers shapes")
     names = [name for spec in scoring.scorers for name in scorers.load(spec).names]
@@ -126,7 +126,9 @@ def _check_target(files: dict[str, Path]) -> None:
     except (OSError, ValueError):
         ours = False
     if not ours:
-        raise DiffpoError(f"{there[0]} is not of an eval, and would be overwritten; choose another folder with --out")
+        raise DiffpoError(
+            f"{there[0]} was not written by `diffpo eval` and would be overwritten; choose another folder with --out"
+        )
 
 
 def find_pairs(folder: Path, manifest: list[dict], prompts=None, n: int | None = None) -> list[Pair]:
@@ -149,10 +151,15 @@ def find_pairs(folder: Path, manifest: list[dict], prompts=None, n: int | None =
                 continue
             digits = re.fullmatch(r"([0-9]{1,9})(?:_([0-9]{1,18}))?", path.stem)
             if path.parent.name not in ARMS or not digits:
-                raise DiffpoError(f"{path}: expected images/base or images/tuned/<prompt index>_<seed>.png")
+                raise DiffpoError(
+                    f"cannot use {path}: name it images/base/<prompt index>_<seed>.png, or the same in images/tuned"
+                )
             index, seed = int(digits[1]), int(digits[2] or 0)
             if index >= len(texts):
-                raise DiffpoError(f"{path} has no prompt: {prompts} holds {len(texts)} prompts, counted from 0")
+                raise DiffpoError(
+                    f"{path} has no prompt: {prompts} holds {len(texts)} prompts, counted from 0. Give all prompts "
+                    f"with --prompts"
+                )
             twin = found.setdefault((path.parent.name, index, seed), (texts[index], path))[1]
             if twin != path:
                 raise DiffpoError(f"{twin} and {path} are the same prompt and seed; delete one of them")
@@ -167,7 +174,7 @@ def find_pairs(folder: Path, manifest: list[dict], prompts=None, n: int | None =
                 advice = f"its counterpart is {found[other, *lacking[0]][1]}"
             raise DiffpoError(f"{path} is missing, {len(lacking)} in all; {advice}")
     if not keys["base"]:
-        raise DiffpoError(f"{folder} holds no images in images/base and images/tuned")
+        raise DiffpoError(f"{folder} holds no images: put them into images/base and images/tuned")
     return [
         Pair(index, seed, found["base", index, seed][0], found["base", index, seed][1], found["tuned", index, seed][1])
         for index, seed in sorted(keys["base"])
@@ -210,7 +217,7 @@ def _check(name: str, values: np.ndarray, batch: Sequence[Pair], arm: str, optio
         pair = batch[int(bad.argmax())]
         raise DiffpoError(
             f"the scorer {name} gave {values[int(bad.argmax())]} for prompt {pair.index} "
-            f"({plain(pair.prompt, 200)!r}), {getattr(pair, arm)}; look at the picture, or leave this scorer out"
+            f"({plain(pair.prompt, 200)!r}), {getattr(pair, arm)}; check the picture, or leave this scorer out"
         )
 
 

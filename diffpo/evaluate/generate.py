@@ -1,7 +1,7 @@
 """Paired generation: the same prompts and the same noise through every arm, e.g. the base model and the tuned one.
 
 They go into a folder that manifest.py describes. Every image has its own random generator, seeded from (seed, prompt
-index) on the CPU in float32, so a picture does not depend on the batch size, on the other prompts or on where an
+index) on the CPU in float32. So a picture does not depend on the batch size, on the other prompts or on where an
 interrupted run continued.
 """
 
@@ -39,7 +39,7 @@ _LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
 @dataclass(frozen=True)
 class Picture:
-    """What is painted: a prompt with its number, which the noise depends on, and the seed."""
+    """A picture to make: a prompt with its number, which the noise depends on, and the seed."""
 
     index: int
     seed: int
@@ -49,11 +49,11 @@ class Picture:
 def run(
     arms: Mapping[str, Generation], prompts: str | Path | Sequence[str], out: str | Path, n: int | None = None
 ) -> list[dict[str, Any]]:
-    """Generate the pictures of ``arms``, e.g. of `Generation.arms`, into ``out``; what is there and intact is kept.
+    """Generate the pictures of ``arms``, e.g. of `Generation.arms`, into ``out``; intact pictures are kept.
 
     ``prompts``: anything that `diffpo.data.prompts.load_prompts` reads, of which the first ``n`` count. Returns the
-    manifest rows of this call, arm by arm. Raises DiffpoError when ``out`` was made with other settings or is in use,
-    a model or LoRA cannot be loaded, or an image comes out as NaN.
+    manifest rows of this call, arm by arm. Raises DiffpoError if ``out`` is in use or was made with other settings, if
+    a model or LoRA cannot be loaded, or for a NaN image.
     """
     out, prompts = Path(out), load_prompts(prompts, n)
     arms, users = _identified(arms)
@@ -92,7 +92,7 @@ def _identified(arms: Mapping[str, Generation]) -> tuple[dict[str, Generation], 
 
                 users[name], hashes["user_hash"] = read_user(arm.user_pairs, arm.lora)
             elif trained.knows_users(arm.lora):
-                print(f"the LoRA {arm.lora} was trained with users; without --user-pairs it is personalised for none")
+                print(f"the LoRA {arm.lora} was trained with users; without --user-pairs images are not personalised")
         found[name] = replace(arm, **hashes)
     return found, users
 
@@ -113,7 +113,7 @@ def _generate(
     pipe = load(loaded)
     for arm in (arms[name] for name in todo):
         if arm.lora is not None and arm.base() == loaded:
-            trained.check(pipe, arm.lora)  # before hours go into the base arm
+            trained.check(pipe, arm.lora)  # before hours are spent on the base arm
     if long := models.too_long(pipe, list(dict.fromkeys(row["prompt"] for row in missing))):
         print(long)
     with Threads(pipe.device.type) as threads:
@@ -138,7 +138,7 @@ def _generate(
 
 
 def _personalised(pipe: Any, arm: Generation, pairs: Any) -> Any:
-    """A context in which ``pipe``, with the arm's LoRA, paints for the user of ``pairs``."""
+    """A context in which ``pipe``, with the arm's LoRA, makes pictures for the user of ``pairs``."""
     from ..objective import users
 
     assert arm.lora is not None  # noqa: S101 (`Generation` takes no user_pairs without a LoRA)
@@ -159,7 +159,7 @@ def _keep(row: dict[str, Any], image: Image.Image, out: Path) -> dict[str, Any]:
 
 
 def load(generation: Generation) -> Any:
-    """The pipeline of the model, without the LoRA, with the solver. DiffpoError if either cannot be had."""
+    """The pipeline of the model, without the LoRA, with the solver. DiffpoError if either cannot be loaded."""
     import samplers
 
     pipe = models.load_pipeline(_base(generation), generation.dtype, generation.device)
@@ -171,7 +171,7 @@ def load(generation: Generation) -> Any:
     except ValueError as error:
         raise DiffpoError(str(error)) from None
     pipe.set_progress_bar_config(disable=True)
-    # neither belongs into a measurement: one blackens pictures, the other prints into them
+    # the safety checker blackens pictures and the watermark changes them: not in a measurement
     for extra in ("safety_checker", "watermark"):
         if getattr(pipe, extra, None) is not None:
             setattr(pipe, extra, None)

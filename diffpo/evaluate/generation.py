@@ -75,7 +75,7 @@ class Generation:
             if value is not None and (value < 8 or value % 8):
                 raise DiffpoError(f"{name} must be a multiple of 8, not {value}")
         if not -(2**63) < self.seed <= 2**63 - self.images_per_prompt:
-            raise DiffpoError(f"seed must be a number of 64 bits, not {self.seed}")
+            raise DiffpoError(f"seed must fit in 64 bits; {self.seed} does not")
         if not math.isfinite(self.guidance):
             raise DiffpoError(f"guidance must be a number, not {self.guidance}")
         if self.user_pairs is not None and self.lora is None:
@@ -94,7 +94,7 @@ class Generation:
         return {"base": self.base()} | ({} if self.lora is None else {"tuned": self})
 
     def recorded(self) -> dict[str, Any]:
-        """What a manifest row says of it."""
+        """Its entries in a manifest row."""
         return {key: getattr(self, key) for key in RECORDED}
 
     @classmethod

@@ -60,7 +60,7 @@ def read_manifest(out: Path) -> list[dict]:
                 raise ValueError(problem)
         except (ValueError, TypeError, RecursionError) as error:
             raise DiffpoError(
-                f"{path}:{number} is not a manifest line ({plain(error, 200)}); move the folder away and start anew"
+                f"{path}:{number} is not a manifest line ({plain(error, 200)}); move the folder away and start again"
             ) from None
         rows[row["arm"], row["index"], row["seed"]] = row
     return list(rows.values())
@@ -105,7 +105,7 @@ def _text(path: Path) -> str:
     try:
         return read_text(path) if path.exists() else ""
     except (OSError, ValueError) as error:
-        raise DiffpoError(f"cannot read {path}: {error}; move the folder away and start anew") from None
+        raise DiffpoError(f"cannot read {path}: {error}; move the folder away and start again") from None
 
 
 def intact(out: Path, row: dict) -> bool:
@@ -123,7 +123,8 @@ def intact(out: Path, row: dict) -> bool:
 def check_same_run(out: Path, done: list[dict], arms: Mapping[str, Generation], prompts: Sequence[str]) -> None:
     """Raise if ``out`` was made with other settings or prompts: mixing them would compare unlike with unlike.
 
-    A folder of another solver is not continued with its own: what a command makes never depends on what is there.
+    A folder of another solver is not continued with that solver: the result of a command never depends on files that
+    exist.
     """
     if not done and any((out / "images").glob("*/*.png")):
         raise DiffpoError(f"{out} holds images but no manifest.jsonl that describes them; choose another output folder")
@@ -142,7 +143,7 @@ def check_same_run(out: Path, done: list[dict], arms: Mapping[str, Generation], 
 
 
 def _advice(key: str, before: Any) -> str:
-    """Which option continues the folder, for the one whose default has changed since the first manifests."""
+    """The option that continues the folder, for the one whose default has changed since the first manifests."""
     return f"continue it with --solver {before} (generate and eval), " if key == "solver" and before is not None else ""
 
 
@@ -158,13 +159,13 @@ def check_comparable(out: Path, rows: list[dict]) -> None:
                     one, other = (f"{plain(repr(r.get(key)), 80)} for {r['file']}" for r in (example, row))
                     raise DiffpoError(
                         f"{out}/manifest.jsonl describes pictures that cannot be compared: {key} is {one} and {other}; "
-                        f"generate them anew in another folder"
+                        f"generate them again in another folder"
                     )
     for row in rows:
         if not intact(out, row) and ("sha256" in row or not (out / row["file"]).is_file()):
             raise DiffpoError(
                 f"{out / row['file']} is missing, or is not the picture that manifest.jsonl describes. Run the same "
-                f"`diffpo generate` again to make it anew, or compare the folder without manifest.jsonl, by --prompts"
+                f"`diffpo generate` again to replace it, or remove manifest.jsonl and name the prompts with --prompts"
             )
 
 
@@ -185,5 +186,5 @@ def open_image(path: Path) -> Image.Image:
     except (OSError, ValueError, BadRow) as error:
         reason = getattr(error, "strerror", None) or getattr(error, "detail", None) or error
         raise DiffpoError(
-            f"cannot read the image {path}: {reason}; mend or delete it, and run the same command again"
+            f"cannot read the image {path}: {reason}; repair or delete it, and run the same command again"
         ) from None

@@ -106,8 +106,8 @@ def _wrap(text: str, font, width: int, lines: int = 4) -> list[str]:
 def grid_png(evaluation: Evaluation, columns: int = 8, cell: int = 160) -> bytes:
     """Before/after: a row of the base, a row of the tuned model, the prompt and its difference above each column.
 
-    Of the prompts ordered by difference, ``columns`` at even distances from the best to the worst, with their first
-    seed, so that the picture shows the whole range.
+    The ``columns`` prompts lie at even distances in the order of differences, from the best to the worst, so that the
+    picture shows the whole range. Each is shown with its first seed.
     """
     ranked = evaluation.by_prompt
     count = min(columns, len(ranked))

@@ -28,7 +28,7 @@ LORA, MERGED = "A preference LoRA for {}", "{} with a preference LoRA merged in"
 TITLE = {"merged": MERGED, "single": MERGED, "full": "{}, fine-tuned on preferences"}
 
 MEANING = (
-    "Rewards and errors are measured against the base model on noised training images; they say that training worked, "
+    "Rewards and errors are measured against the base model on noised training images. They show that training worked, "
     "not that pictures are better. Scores of `diffpo eval` compare pictures of the base model and of the tuned one, "
     "from the same prompts and noise, with 95 % intervals."
 )
@@ -117,8 +117,8 @@ def _users(config: Config) -> str:
 
 
 def export_card(model: str, about: dict[str, Any], form: str, usage: str, tables: list[str], lora_hash: str) -> str:
-    """The card of what `diffpo export` wrote as ``form`` (diffusers, kohya, merged, single; full: merged, no LoRA's):
-    ``about`` is what is `header.known` of the LoRA's making, ``model`` its base, ``usage`` how to load it, ``tables``
+    """The card of an export as ``form`` (diffusers, kohya, merged, single; full: a merged model without a LoRA).
+    ``about`` is what is `header.known` of how it was trained, ``model`` its base, ``usage`` how to load it, ``tables``
     what was measured."""
     relation = "finetune" if form in TITLE else "adapter"  # the hub's words
     tags = [*(["lora"] if relation == "adapter" else []), "text-to-image", "preference-optimization"]
@@ -159,7 +159,7 @@ def usage(form: str, name: str, model: str, pipeline: str, users: bool) -> str:
     LoRA was trained with users."""
     name = plain(name).replace("`", "'")
     if form == "kohya":
-        text = f"Put `{name}` where ComfyUI, A1111 or Forge look for LoRAs; strength 1 is what was trained."
+        text = f"Put `{name}` where ComfyUI, A1111 or Forge look for LoRAs; strength 1 is the trained strength."
     elif form == "merged":
         text = USE.format(cls="DiffusionPipeline", more="", load="from_pretrained('THIS_FOLDER')", lora="")
     elif form == "single":
@@ -210,11 +210,11 @@ def evaluation_table(folder: Path, lora_hash: str) -> str:
         prompts = _number(summary["prompts"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DiffpoError(
-            f"{folder} is not a folder that `diffpo eval` has finished: its summary.json cannot be read ({error})"
+            f"cannot read summary.json in {folder} ({error}): give a folder that `diffpo eval` has finished"
         ) from None
     tuned = [row for row in read_manifest(folder) if row["arm"] == "tuned"]
     if not tuned:  # it scored pictures from elsewhere
-        return f"{table}\n\nThe pictures were not made by this evaluation, which does not know their LoRA."
+        return f"{table}\n\nThe pictures were made outside this evaluation, so their LoRA is not recorded."
     if any(row.get("lora_hash") != lora_hash for row in tuned):
         raise DiffpoError(f"the results in {folder} belong to another LoRA, {tuned[0].get('lora')}; evaluate this one")
     settings = [tuned[0].get(key, "unknown") for key in ("steps", "solver", "guidance", "dtype")]

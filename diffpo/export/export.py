@@ -1,4 +1,5 @@
-"""`diffpo export`: a LoRA as other programs read it, whole or not there, read back before it is kept.
+"""`diffpo export`: a LoRA in the formats of other programs, written whole or not at all, and read back before it is
+kept.
 
 OUT/pytorch_lora_weights.safetensors   diffusers: for `pipe.load_lora_weights`
 OUT/<OUT's name>.safetensors           kohya: for ComfyUI, A1111 and Forge (kohya.py)
@@ -108,8 +109,8 @@ def run(export: Export) -> Path:
             elif to == "kohya":
                 if layers is None:
                     raise DiffpoError(
-                        f"{file} changes several layers of the {family.component} as one, and this change cannot be "
-                        f"divided by layers; use --to merged"
+                        f"{file} has one change for several layers of the {family.component}, which cannot be divided "
+                        f"by layers; use --to merged"
                     )
                 kohya.write(part / name, family, pipe, layers, export.dtype, about)
             else:
@@ -151,19 +152,22 @@ def _check_target(out: Path, export: Export) -> None:
     if occupied:
         raise DiffpoError(f"{out} is not empty; choose another folder with --out, or delete this one")
     if export.scale != 1 and export.to not in MERGED:
-        raise DiffpoError("--scale is for --to merged and single: a LoRA that stays one is scaled where it is used")
+        raise DiffpoError(
+            "--scale is only for --to merged and single; otherwise set the strength where you load the LoRA"
+        )
     if export.dtype and export.to == "diffusers":
         raise DiffpoError("--to diffusers copies the LoRA as it is: leave --dtype out")
 
 
 def _check_weights(file: Path, weights: dict[str, torch.Tensor], component: str, to: str) -> None:
-    """DiffpoError unless they are finite and, where they are not merged, of the network alone in the present names."""
+    """DiffpoError unless the weights are finite and, if they are not merged, belong to the network alone under today's
+    names."""
     names = rf"{component}\..+\.(lora_[AB]\.weight|lora_magnitude_vector|lokr_\w+)"
     foreign = [name for name in weights if not re.fullmatch(names, name)]
     if foreign and to not in MERGED:
         raise DiffpoError(
-            f"{file} holds {plain(foreign[0], 200)}, which is not a LoRA weight that diffpo writes for a {component}; "
-            f"export the LoRA of a training run, or use --to merged, which takes other LoRAs too"
+            f"{file} holds {plain(foreign[0], 200)}, which is not a LoRA weight that diffpo writes for a {component}. "
+            f"Export the LoRA of a training run, or use --to merged, which takes other LoRAs too"
         )
     for name, value in weights.items():
         # LyCORIS writes alphas that mean nothing, and in half precision are infinite
@@ -173,8 +177,8 @@ def _check_weights(file: Path, weights: dict[str, torch.Tensor], component: str,
 
 @contextlib.contextmanager
 def _quiet_diffusers() -> Iterator[None]:
-    """What diffusers has to say of text encoders that were left out, and of running float16 on a CPU, does not matter
-    here; what goes wrong is checked."""
+    """Hide diffusers' remarks on text encoders that were left out and on float16 on a CPU. They do not matter here, and
+    errors are checked."""
     from diffusers.utils import logging
 
     before = logging.get_verbosity()
@@ -201,20 +205,20 @@ def _load(model: Model, family: type[Family], export: Export) -> tuple[Any, Any]
 
 
 def _kept(model: Model, part: str, stored: str, to: str) -> str:
-    """What a part is loaded in. A LoRA that stays one does without the base's precision, and its small weights vanish
-    in float16."""
+    """The precision to load a part in. A LoRA that is not merged does not need the base's precision, and in float16 its
+    small weights vanish."""
     if to not in MERGED:
         return "float32" if stored in ("F32", "F16") else "bfloat16"
     if stored not in STORED:
         raise DiffpoError(
-            f"the {part} of {model.path} is stored in {stored}: add --dtype, e.g. --dtype bfloat16, for what is written"
+            f"the {part} of {model.path} is stored in {stored}: add --dtype, e.g. --dtype bfloat16, to write it"
         )
     return STORED[stored]
 
 
 def _tidy(folder: Path, before: dict[str, Any]) -> None:
-    """`save_pretrained` forgets entries of model_index.json that belong to no part, such as DiT's names of classes, and
-    writes down where on this disk the base model lies."""
+    """Correct what `save_pretrained` wrote. It leaves out entries of model_index.json that belong to no part, such as
+    DiT's class names, and adds the base model's path on this disk."""
     for path in (folder / "model_index.json", *folder.glob("*/config.json")):
         saved = json.loads(path.read_text())
         saved.pop("_name_or_path", None)

@@ -2,7 +2,7 @@
 
 Every layer has `lora_unet_<name>.lora_down.weight` (A), `.lora_up.weight` (B) and `.alpha`; its change of the weight is
 alpha / rank * B A, with the rank from the shape. Names: sd-scripts trains SD 1.x and 2.x on diffusers' UNet, SDXL and
-FLUX on the original networks, in which FLUX's query, key and value are one layer. diffusers reads them back by
+FLUX on the original networks. In the original FLUX query, key and value are one layer. diffusers reads the names by
 loaders/lora_conversion_utils.py. A LoKr has the names of its factors from LyCORIS, `.lokr_w1` and so on.
 
 A DoRA is not written. ComfyUI and Forge divide by the norms of the base's weight where LyCORIS and peft divide by those
@@ -36,8 +36,8 @@ def format_of(family: type[Family]) -> Kohya:
     if family.kohya is None:
         known = [name for name, each in built_in().items() if each.kohya is not None]
         raise DiffpoError(
-            f"a LoRA for {' or '.join(family.pipelines)} cannot be written in kohya's format, which is known for "
-            f"{', '.join(known)} alone ({family.__name__}.kohya is not set). Use --to diffusers or --to merged"
+            f"a LoRA for {' or '.join(family.pipelines)} cannot be written in kohya's format, which diffpo writes only "
+            f"for {', '.join(known)} ({family.__name__}.kohya is not set). Use --to diffusers or --to merged"
         )
     return family.kohya
 
@@ -46,8 +46,8 @@ def check_kind(kind: str | None) -> None:
     """DiffpoError for a kind of training whose file programs read differently."""
     if kind == "dora":
         raise DiffpoError(
-            "a DoRA in kohya's format would not be the same in ComfyUI, Forge and A1111, which take its norms of "
-            "different weights. Use --to diffusers or --to merged"
+            "a DoRA in kohya's format would have different effects in ComfyUI, Forge and A1111, which compute its "
+            "norms from different weights. Use --to diffusers or --to merged"
         )
 
 
@@ -99,7 +99,7 @@ def _lokr(key: str, change: Change, parts: tuple[str, ...]) -> dict[str, Tensor]
 def serialize(
     state: Mapping[str, Tensor], family: type[Family], network: torch.nn.Module, about: Mapping[str, Any]
 ) -> bytes:
-    """The safetensors file, with what A1111 looks at to tell which models a LoRA is for."""
+    """The safetensors file, with the header by which A1111 finds the models that a LoRA is for."""
     from safetensors.torch import save
 
     names = format_of(family)
@@ -115,7 +115,8 @@ def _side_by_side(
     some, other, _ = next(iter(there.values()))
     if others:
         raise DiffpoError(
-            f"the layers {', '.join(parts)} are one in kohya's format ({name}), and differ in rank or alpha"
+            f"the layers {', '.join(parts)} are one in kohya's format ({name}), but differ in rank or alpha; use --to "
+            f"merged"
         )
     downs, ups = [], []
     for part in parts:
@@ -161,7 +162,7 @@ def write(
         one, other = (each.get(name, torch.zeros(())) for each in (before, after))
         if (one - other).norm() > (1e-5 if exact else 2**-6) * max(one.norm(), other.norm()):
             raise DiffpoError(
-                f"kohya's format{f' in {dtype}' if dtype else ''} does not keep what the LoRA does to {name}, so it "
+                f"in kohya's format{f' and {dtype}' if dtype else ''} the LoRA changes {name} differently, so the file "
                 f"was not kept; leave --dtype out, or use --to diffusers"
             )
 
@@ -187,8 +188,8 @@ def _read_by_diffusers(path: Path, pipe: Any) -> dict[str, Tensor]:
     except (ValueError, RuntimeError, KeyError, AssertionError) as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise DiffpoError(
-            f"diffusers cannot read the LoRA back from kohya's format, so it was not kept ({reason}). The network may "
-            f"have another shape than the family's released ones: use --to diffusers or --to merged"
+            f"diffusers cannot read the file in kohya's format, so it was not kept ({reason}). The network may have "
+            f"another shape than the family's released ones: use --to diffusers or --to merged"
         ) from error
     effects = {}
     for name, module in tuned_layers(network_of(pipe)).items():

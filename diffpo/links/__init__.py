@@ -114,7 +114,7 @@ def losses(name: str, given: Mapping[str, float], quantities: Mapping[str, Tenso
 
     Args:
         given: options that differ from the defaults.
-        quantities: by name; those that the link does not need may be there, None is as good as missing.
+        quantities: by name; those that the link does not need are ignored, and None counts as missing.
 
     A pair link that does not take ``preference`` itself gets its expectation under the label; for that the quantities
     of both images must be there.
@@ -129,12 +129,14 @@ def losses(name: str, given: Mapping[str, float], quantities: Mapping[str, Tenso
     required = {*link.needs, *swapped} | ({"preference"} if label_is_open else set())
     there = {each: value for each in required if (value := quantities.get(each)) is not None}
     if missing := sorted(required - there.keys()):
-        raise DiffpoError(f"the link {name} needs {', '.join(missing)}, which the data or the objective does not give")
+        raise DiffpoError(f"the link {name} needs {', '.join(missing)}, which the data and the objective lack")
     loss = link.function(*(there[each] for each in link.needs), **given)
     expected = next(there[each] for each in link.needs if each != "baseline").shape[-1:]
     if getattr(loss, "shape", None) != expected:
         found = f"shape {tuple(loss.shape)}" if hasattr(loss, "shape") else type(loss).__name__
-        raise DiffpoError(f"the link {name} returned {found}, not one loss for each group, shape {tuple(expected)}")
+        raise DiffpoError(
+            f"the link {name} returned {found}, but must return one loss for each group, shape {tuple(expected)}"
+        )
     if not label_is_open:
         return loss
     values = (-there[each] if each == "gap" else there[each] for each in swapped)
@@ -156,14 +158,14 @@ def _described(name: str, function: Callable[..., Tensor]) -> Link:
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError) as error:
-        raise DiffpoError(f"the link {name} has no signature to read: {plain(error, 200)}") from None
+        raise DiffpoError(f"cannot read the signature of the link {name}: {plain(error, 200)}") from None
     needed = tuple(each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD))
     every = [quantity for group in QUANTITIES.values() for quantity in group]
     for each in parameters:
         if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD) or (each.name in needed and each.name not in every):
             raise DiffpoError(
-                f"the link {name} takes {each.name!r}, which is no quantity ({hint(each.name, every)}); options stand "
-                f"behind a * in its signature"
+                f"the link {name} has the parameter {each.name!r}, which is not a quantity ({hint(each.name, every)}). "
+                f"Put options after a * in its signature"
             )
     kinds = [kind for kind, group in QUANTITIES.items() if set(needed) <= {*group}]
     if not kinds or not {*needed} - {"baseline"}:

@@ -1,4 +1,4 @@
-"""Links of pairs that see the policy's own errors and no reference: set `reference.policy: none` with them.
+"""Links of pairs that use the policy's own errors and no reference: set `reference.policy: none` with them.
 
 Errors are (n,) >= 0 and act as -log p, of the chosen image l_w and of the rejected one l_r. Each link has the chosen
 image's own error in it, so a tied pair (p = 1/2) is fine-tuned on both its images.

@@ -23,9 +23,9 @@ def plackett_luce(rewards: Tensor) -> Tensor:
 def rankdpo(rewards: Tensor, scores: Tensor) -> Tensor:
     """-sum over pairs with psi_i > psi_j of |G_i - G_j| |1/D_i - 1/D_j| log sigma(r_i - r_j); in [0, inf).
 
-    RankDPO (Karthik et al. 2024, arXiv 2410.18013, eq. 5-7): G = 2^psi - 1 is the gain of an image of score psi,
-    D = log(1 + rank) the discount at the rank that the policy's own rewards give it now, without gradient. psi are the
-    ``scores`` (k, n) scaled to 0..1 within each list, so any scorer's unit will do (the paper's are win rates).
+    RankDPO (Karthik et al. 2024, arXiv 2410.18013, eq. 5-7): G = 2^psi - 1 is the gain of an image of score psi. D =
+    log(1 + rank) is the discount, without gradient, at its rank by the policy's own rewards. psi are the ``scores`` (k,
+    n) scaled to 0..1 within each list, so any scorer's unit will do (the paper's are win rates).
 
     Equal rewards, as at the first step, are ranked in the list's order. Pairs of equal score have no weight, and a list
     of equal scores loss 0. k = 2 is `sigmoid` times 1/log 2 - 1/log 3 = 0.5325.

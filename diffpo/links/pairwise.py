@@ -37,8 +37,8 @@ def sigmoid(
 def robust(chosen: Tensor, rejected: Tensor, *, flip: BelowHalf = 0.1) -> Tensor:
     """[-(1 - flip) log sigma(u) + flip log sigma(-u)]/(1 - 2 flip); unbounded below.
 
-    rDPO (Chowdhury et al. 2024, arXiv 2403.00409): unbiased for DPO's loss on clean labels when a share ``flip`` < 1/2
-    of those at hand is wrong, which is more than cDPO's smoothing claims, and noisier. Tie: pulls u to 0.
+    rDPO (Chowdhury et al. 2024, arXiv 2403.00409). If a share ``flip`` < 1/2 of the labels is wrong, it is an unbiased
+    estimate of DPO's loss on clean labels. cDPO's smoothing is not, but has less noise. Tie: pulls u to 0.
     """
     u = chosen - rejected
     return (flip * log_sigmoid(-u) - (1 - flip) * log_sigmoid(u)) / (1 - 2 * flip)
@@ -66,7 +66,7 @@ def squared_sigmoid(chosen: Tensor, rejected: Tensor) -> Tensor:
     """(1 - sigma(u))^2, in (0, 1): bounded, so pairs that are far off are given up.
 
     What the released SDXL code of DSPO trains as long as the policy stays near the reference; the paper's loss is
-    `dspo`. Tie: pulls u to 0, from far away hardly.
+    `dspo`. Tie: pulls u to 0, but hardly from far away.
     """
     return (rejected - chosen).sigmoid().square()
 
@@ -87,7 +87,7 @@ def exo(
 def nca(chosen: Tensor, rejected: Tensor) -> Tensor:
     """-log sigma(r_w) - 1/2 log sigma(-r_w) - 1/2 log sigma(-r_l), in (0, inf).
 
-    Chen et al. 2024, arXiv 2402.05369, for pairs. Sees each reward by itself, so the chosen one's rises (to log 2 at
+    Chen et al. 2024, arXiv 2402.05369, for pairs. Takes each reward by itself, so the chosen one's rises (to log 2 at
     most) and does not just fall less. Tie: pulls both rewards to 0.
     """
     return -log_sigmoid(chosen) - (log_sigmoid(-chosen) + log_sigmoid(-rejected)) / 2
@@ -120,8 +120,8 @@ def sppo(chosen: Tensor, rejected: Tensor) -> Tensor:
 def dpop(chosen: Tensor, rejected: Tensor, *, weight: FromZero = 5.0) -> Tensor:
     """-log sigma(u - weight max(0, -r_w)), in (0, inf).
 
-    DPO-Positive (Pal et al. 2024, arXiv 2402.13228, eq. 3), weight is its lambda: a margin won by spoiling the chosen
-    image less than the rejected one costs. Tie: pulls u to 0 and both rewards up to 0.
+    DPO-Positive (Pal et al. 2024, arXiv 2402.13228, eq. 3), weight is its lambda. It penalises a margin that comes from
+    making both images worse, the chosen one less. Tie: pulls u to 0 and both rewards up to 0.
     """
     return -log_sigmoid(chosen - rejected - weight * (-chosen).relu())
 

@@ -1,4 +1,4 @@
-"""Links that know three outcomes of a comparison: chosen wins, tie, chosen loses. Chen et al. 2024, arXiv 2409.17431.
+"""Links with three outcomes of a comparison: chosen wins, tie, chosen loses. Chen et al. 2024, arXiv 2409.17431.
 
 A label p in 0..1 is read as P(win) + P(tie)/2 with as much tie as that allows: 1 is a win, 0 a loss, 1/2 a tie, 3/4
 half a win and half a tie. Rewards and p are (n,), and u = chosen - rejected. Set `data.ties: soft` to keep tied pairs.

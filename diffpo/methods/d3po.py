@@ -24,10 +24,10 @@ PRESET = Preset(
     ),
     notes=(
         "Published b = 0.1 multiplies log-ratios (means over the dimensions) and has no 1/2: beta = 2 b = 0.2. With "
-        "that, |u| <= 0.02, where the link is almost linear: D3PO is a clipped linear policy gradient. One step of 20 "
-        "(t = 51) has about 60 times the weight of the others and is clipped first. Set rollout.scorers, or "
+        "that, |u| <= 0.02, where the link is almost linear: D3PO is a clipped linear policy gradient. One of the 20 "
+        "steps (t = 51) has about 60 times the weight of the others and is clipped first. Set rollout.scorers, or "
         "rollout.labels for human preferences. With several scorers an image wins by Pareto dominance, and pairs "
-        "without dominance are left out. In the released code, a resumed run takes the weights that it resumes from as"
-        " the reference; here the reference stays the base model."
+        "without dominance are left out. In the released code a resumed run takes its resumed weights as the "
+        "reference; here the reference stays the base model."
     ),
 )

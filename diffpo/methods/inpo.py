@@ -17,9 +17,9 @@ PRESET = Preset(
     results="state of the art among preference methods for text-to-image diffusion models after 400 steps (abstract)",
     notes=(
         "beta is defined as here (for SD1.5 set beta=2000). The released code draws t from 0..999 but inverts on a "
-        "grid of 10 steps, so the level differs from t by up to 99 steps, and by at most 5 in only 6 % of the draws; "
-        "here t is drawn from the grid. It inverts with the policy; here the reference does, so that it can be cached."
-        " It takes the first pair's t for the whole batch. It adds eta's noise on top; here the noise replaces a share"
-        " of the predicted noise."
+        "grid of 10 steps. So the level differs from t by up to 99 steps, and by at most 5 in only 6 % of the draws. "
+        "Here t is drawn from the grid. The code inverts with the policy; here the reference inverts, so the result "
+        "can be cached. The code takes the first pair's t for the whole batch. It adds eta's noise on top; here the "
+        "noise replaces a share of the predicted noise."
     ),
 )

@@ -27,9 +27,9 @@ PRESET = Preset(
     results="6.5 times cheaper than Diffusion-DPO and 26 times cheaper than Diffusion-KTO (a review of the paper)",
     notes=(
         "beta is defined as here. Needs a score of each image (data.columns.score_0, score_1). Published scores are "
-        "cosines of PickScore scaled to 0..1 between 0.11544 and 0.28202; PickScore here is 100 times the cosine, "
-        "hence the temperature 100 x 0.16658. That is the range of the scores: for another scorer set its own. The "
-        "released code takes the first pair's scores for the whole batch. It labels by score and not by people's "
-        "choice, as the link does too. As in InPO's code, its inversion does not end at the level of t."
+        "cosines of PickScore scaled to 0..1 between 0.11544 and 0.28202. PickScore here is 100 times the cosine, "
+        "hence the temperature 100 x 0.16658, the range of the scores. For another scorer set its range. The released "
+        "code takes the first pair's scores for the whole batch. Its labels, like the link's, come from scores and not "
+        "from people. As in InPO's code, its inversion does not end at the level of t."
     ),
 )

@@ -87,8 +87,8 @@ def family_class(settings: Model, pipeline: str | None = None) -> type[Family]:
     if undefined:
         raise DiffpoError(f"{given} is not complete: {family.__name__} does not define {', '.join(undefined)}")
     if pipeline not in family.pipelines:
-        serves = ", ".join(family.pipelines) or "none: its attribute pipelines is not set"
-        raise DiffpoError(f"{given} does not fit {settings.path}, which is a {pipeline}; it serves {serves}")
+        serves = ", ".join(family.pipelines) or "not set"
+        raise DiffpoError(f"{given} does not fit {settings.path}, which is a {pipeline}: its pipelines are {serves}")
     return family
 
 
@@ -97,8 +97,8 @@ def _is_family(value: Any) -> bool:
 
 
 def family_of(network: torch.nn.Module) -> type[Family] | None:
-    """The family whose network this is. A class from outside counts once it is imported, where no family here has such
-    a network. None for parts of another kind, e.g. text encoders."""
+    """The family whose network this is. A class from outside counts once it is imported, if no family here has that
+    network. None for parts of another kind, e.g. text encoders."""
     families = (*built_in().values(), *_subclasses(Family))
     kind = type(network).__name__
     return next((family for family in families if getattr(family, "network_class", None) == kind), None)
@@ -120,7 +120,7 @@ def text_width(network: torch.nn.Module) -> int:
     """`Family.text_width` of a network's family."""
     family = family_of(network)
     if family is None:
-        raise DiffpoError(f"objective.users is not possible: no family is known for a {type(network).__name__}")
+        raise DiffpoError(f"objective.users does not work with a {type(network).__name__}: set objective.users=false")
     return family.text_width(network)
 
 

@@ -56,12 +56,12 @@ class DiT(Family):
         cls, pipe: Any, prompts: list[str], negative: str | None, noise: Tensor, guidance: float
     ) -> dict[str, Any]:
         if negative:
-            raise DiffpoError("a class-conditional DiT takes no negative prompt")
+            raise DiffpoError("a class-conditional DiT takes no negative prompt: leave it out")
         config = pipe.transformer.config
         if noise.shape[-1] != config.sample_size or noise.shape[-2] != config.sample_size:
             raise DiffpoError("this pipeline makes images of its own size only: leave --height and --width out")
         labels = [class_of(pipe, prompt, config.num_embeds_ada_norm) for prompt in prompts]
-        # it takes no latents: it draws the very same from the generators
+        # it takes no latents, but draws the same ones from the generators
         return {"class_labels": labels, "guidance_scale": guidance}
 
 
@@ -71,7 +71,7 @@ def class_of(pipe: Any, caption: str, classes: int) -> int:
     number = pipe.labels.get(text, int(text) if text.isdecimal() else -1)
     if not 0 <= number < classes:
         raise DiffpoError(
-            f"this model takes one of {classes} classes, not a text, and {caption!r} is not a class: give a number "
+            f"{caption!r} is not one of the {classes} classes that this model takes in place of texts: give a number "
             f"from 0 to {classes - 1}, or a name from id2label in its model_index.json"
         )
     return number

@@ -27,8 +27,8 @@ DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 class Family(ForwardProcess, ABC):
     """Everything that training needs from a model. A subclass defines how text becomes conditions and how the network
-    is called, and states the facts below. A fact that it leaves out is not known for the family: whatever needs it is
-    refused with a message, and never guessed.
+    is called, and states the facts below. A fact that it leaves out is unknown and never guessed: whatever needs it is
+    refused with a message.
 
     Attributes:
         pipelines: the classes of diffusers' pipelines that it serves.
@@ -64,7 +64,9 @@ class Family(ForwardProcess, ABC):
         self._read_schedule(self._config("scheduler"), resolution)
         grain = self._grain()
         if grain and resolution % grain:
-            raise DiffpoError(f"data.resolution={resolution}: {settings.path} takes multiples of {grain} px")
+            raise DiffpoError(
+                f"data.resolution={resolution} does not work with {settings.path}: set it to a multiple of {grain} px"
+            )
         self.pipe: Any = None
 
     # ---- the network
@@ -93,8 +95,8 @@ class Family(ForwardProcess, ABC):
         for width, height in sizes:
             if grain and (width % grain or height % grain):
                 raise DiffpoError(
-                    f"data.buckets=true gives pictures of {width}x{height} px, and {self.settings.path} takes "
-                    f"multiples of {grain} px: set data.resolution to 512 or more, where sides are multiples of 64 px"
+                    f"data.buckets=true gives pictures of {width}x{height} px, but {self.settings.path} takes "
+                    f"multiples of {grain} px. Set data.resolution to 512 or more, where sides are multiples of 64 px"
                 )
 
     def _class(self) -> Any:
@@ -157,8 +159,8 @@ class Family(ForwardProcess, ABC):
         """The width of the text embedding that the network attends to, to which user tokens are added. DiffpoError if
         the network attends to none, if it masks the padding, or if that is not known."""
         raise DiffpoError(
-            f"objective.users is not possible: {cls.__name__} does not define text_width, so it is not known where a "
-            f"{cls.network_class} takes user tokens"
+            f"objective.users does not work with a {cls.network_class}, because {cls.__name__} does not define "
+            f"text_width: set objective.users=false"
         )
 
     @classmethod
@@ -180,7 +182,7 @@ class Family(ForwardProcess, ABC):
 
     @classmethod
     def stages(cls, network: torch.nn.Module) -> list[torch.nn.Module]:
-        """The blocks after which the latent scorer looks, in their order; nothing after the last one need run."""
+        """The blocks whose outputs the latent scorer uses, in their order; nothing after the last one needs to run."""
         blocks = cls._blocks(network)
         return [blocks[max(0, len(blocks) // 4 - 1)], blocks[max(0, len(blocks) // 2 - 1)]]
 
@@ -331,6 +333,6 @@ class Family(ForwardProcess, ABC):
 def no_users(network: torch.nn.Module) -> DiffpoError:
     """Why a network takes no user tokens; see `Family.text_width`."""
     return DiffpoError(
-        f"a {type(network).__name__} has no place for user tokens: it takes no text embedding of fixed length; use an "
-        f"objective without users"
+        f"a {type(network).__name__} cannot use user tokens, because it takes no text embedding of fixed length: set "
+        f"objective.users=false"
     )

@@ -50,10 +50,10 @@ def read_header(file: Path, path: str) -> tuple[dict[str, Weight], dict[str, str
             command = CONVERT.format(file, file.with_name(f"{file.stem}-converted.safetensors"))
             raise DiffpoError(
                 f"{file} is pickled, and a pickle can run any program, so it is not opened. Take the model as "
-                f"safetensors, or convert it (this reads tensors alone, and refuses the rest):\n{command}"
+                f"safetensors, or convert it (this loads only tensors):\n{command}"
             )
         if start.startswith(b"version https://git-lfs"):
-            raise DiffpoError(f"{file} is the pointer that Git LFS leaves: `git lfs pull` fetches the weights")
+            raise DiffpoError(f"{file} is a Git LFS pointer, not the weights: run `git lfs pull`")
         with safe_open(file, "pt") as opened:
             slices = {name: opened.get_slice(name) for name in opened.keys()}
             weights = {name: Weight(each.get_dtype(), tuple(each.get_shape())) for name, each in slices.items()}
@@ -63,5 +63,5 @@ def read_header(file: Path, path: str) -> tuple[dict[str, Weight], dict[str, str
     except Exception as error:  # of safetensors; OSError
         reason = getattr(error, "strerror", None) or plain(error, 200)
         raise DiffpoError(
-            f"cannot read the model {file}: {reason}. It is truncated or no safetensors file: fetch it again"
+            f"cannot read the model {file}: {reason}. It is truncated, or not a safetensors file: download it again"
         ) from error

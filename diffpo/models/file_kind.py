@@ -17,7 +17,7 @@ OTHERS = (
     (
         r"(^|\.|_)lora[._](unet|te\d?|transformer|A|B|up|down)[._]|\.(hada_w1_a|lokr_w1|oft_blocks|oft_diag)",
         "a LoRA, not a model",
-        "name it with --lora (or lora.start), and with --model the model that it is of",
+        "pass it as --lora (or lora.start), and its base model as --model",
     ),
     (
         r"\.(absmax|quant_map|qweight|weight_scale_2)$|bitsandbytes__",

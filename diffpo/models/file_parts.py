@@ -1,7 +1,7 @@
 """The parts of a pipeline out of a file's weights, by the loaders of diffusers and transformers.
 
 diffusers' `from_single_file` reads the network and the VAE. It has no public interface for a text encoder, and its
-pipelines tell two of them apart by their width alone. So these are renamed (original.py) for transformers' loader.
+pipelines distinguish two of them by their width alone. So these are renamed (original.py) for transformers' loader.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 
 def converted(cls: Any, state: dict[str, torch.Tensor], place: str, part: str, dtype: torch.dtype) -> torch.nn.Module:
-    """By diffusers. ValueError if weights are missing or left over, on which it does not insist."""
+    """By diffusers. ValueError if weights are missing or left over, which diffusers itself accepts."""
     hush()
     there = sum(value.numel() for value in state.values())
     module = cls.from_single_file(state, config=place, subfolder=part, **dtype_option(dtype))
     if empty := [name for name, value in module.state_dict().items() if value.is_meta]:
         raise ValueError(f"{len(empty)} of its weights are missing, e.g. {empty[0]}")
     if there != (here := sum(value.numel() for value in module.state_dict().values())):
-        raise ValueError(f"it has {there:,} weights, and one by these configs has {here:,}")
+        raise ValueError(f"it has {there:,} weights, but these configs give {here:,}")
     return module
 
 
@@ -63,7 +63,7 @@ def text_encoder(
         transformers.utils.logging.set_verbosity(before)
     other = [name for name, *_ in found["mismatched_keys"]]
     if lost := sorted({*found["missing_keys"], *found["unexpected_keys"], *other}):
-        raise ValueError(f"{len(lost)} weights are missing, not known or of another shape, e.g. {lost[0]}")
+        raise ValueError(f"{len(lost)} weights are missing, unknown or of another shape, e.g. {lost[0]}")
     return module
 
 

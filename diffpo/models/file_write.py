@@ -34,6 +34,6 @@ def write(path: Path, pipe: Any, source: Any) -> None:
         ours, theirs = module.state_dict(), written.module(type(module), part, module.dtype).state_dict()
         if wrong := [name for name in ours if name not in theirs or not torch.equal(ours[name], theirs[name])]:
             raise DiffpoError(
-                f"one file does not keep the {part}: {wrong[0]} ({len(wrong)} of {len(ours)}) is read back as another "
-                f"weight, so it was not kept. Use --to merged, a pipeline's folder"
+                f"the {part} cannot be kept in one file: {wrong[0]} ({len(wrong)} of {len(ours)} weights) is read back "
+                f"with other values, so the file was not kept. Use --to merged, which writes a folder"
             )

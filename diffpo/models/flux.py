@@ -86,7 +86,7 @@ class Flux(Family):
         cls, pipe: Any, prompts: list[str], negative: str | None, noise: Tensor, guidance: float
     ) -> dict[str, Any]:
         if negative:
-            raise DiffpoError("FLUX takes no negative prompt: its guidance is an input of the network")
+            raise DiffpoError("FLUX takes no negative prompt (guidance is an input of its network): leave it out")
         return {**super().painting(pipe, prompts, None, noise, guidance), "latents": pack(noise)}
 
 

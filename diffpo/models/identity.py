@@ -31,7 +31,7 @@ def _samples(module: torch.nn.Module) -> tuple[str, torch.Tensor]:
 
 
 def base_identity(network: torch.nn.Module, name: str = "") -> dict[str, Any]:
-    """What a LoRA file remembers of its base: ``hash`` is exact; ``structure`` and ``sample`` also recognise the same
+    """What a LoRA file records of its base: ``hash`` is exact; ``structure`` and ``sample`` also recognise the same
     model in another precision. Of a network that is kept as fp8 or nf4: that of the weights it was made from."""
     if known := getattr(network, "kept_from", None):
         return {**known, "name": name}

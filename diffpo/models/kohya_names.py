@@ -1,4 +1,4 @@
-"""What a family says of kohya's format, the LoRA files of sd-scripts: the layers' names, and the header."""
+"""What a family defines for kohya's format, the LoRA files of sd-scripts: the layers' names, and the header."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Kohya(NamedTuple):
     Attributes:
         name: a layer of diffusers' network and the network's config -> its name there, and all layers that are stacked
             in it. DiffpoError if it has no name.
-        header: the network's config -> what A1111 reads in the file's header to tell which models the LoRA is for.
+        header: the network's config -> the header by which A1111 finds the models that the LoRA is for.
     """
 
     name: Callable[[str, Any], tuple[str, tuple[str, ...]]]

@@ -1,4 +1,4 @@
-"""What `from_pretrained` of the libraries needs and says: where a model is, how its errors read, what is hidden."""
+"""Calls of the libraries' `from_pretrained`: where a model is, how errors are reported, which remarks are hidden."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logging.getLogger("bitsandbytes.backends.cpu").setLevel(logging.ERROR)
 
 
 def hush() -> None:
-    """Keep the libraries' remarks in `HARMLESS` from the user; everything else they say is shown."""
+    """Hide the libraries' remarks in `HARMLESS`; all others are shown."""
     for library in ("diffusers", "transformers"):
         for handler in logging.getLogger(library).handlers:
             if _worth_saying not in handler.filters:
@@ -49,7 +49,7 @@ def dtype_option(dtype: Any) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def readable(path: str) -> Iterator[None]:
-    """Turns what `from_pretrained` raises for a model that cannot be had into one message with the next step."""
+    """Turns what `from_pretrained` raises for a model that cannot be loaded into one message with the next step."""
     try:
         yield
     except Exception as error:
@@ -67,15 +67,15 @@ def readable(path: str) -> Iterator[None]:
         if os.environ.get("HF_HUB_OFFLINE", "0") != "0":
             offline = " HF_HUB_OFFLINE is set, so it was not looked up."
         raise DiffpoError(
-            f"cannot load the model {path!r}: it is no folder in {Path.cwd()}, and the hub did not give it.{offline} "
-            f"With a network, run `hf download {path}` once (log in with `hf auth login` if the model is gated); "
-            f"without, set model.path (or --model) to a local folder that holds model_index.json. ({reason}"
+            f"cannot load the model {path!r}: it is not a folder in {Path.cwd()}, and not available from the hub."
+            f"{offline} With a network, run `hf download {path}` once (log in with `hf auth login` if the model is "
+            f"gated). Without one, set model.path (or --model) to a local folder that holds model_index.json. ({reason}"
             f"{f'; {first}' if first not in reason else ''})"
         ) from error
 
 
 def hub_failed(error: Exception) -> bool:
-    """Is it what the libraries raise for files that cannot be read or had?"""
+    """Is it what the libraries raise for files that cannot be read or fetched?"""
     # safetensors and huggingface_hub derive theirs from these three, the hub's HTTP client (httpx) does not
     return isinstance(error, (OSError, ValueError, RuntimeError)) or type(error).__module__.startswith("http")
 

@@ -40,8 +40,8 @@ class ForwardProcess:
         name = config.get("_class_name", "")
         if name in REFUSED and name not in SAME_PROCESS:
             raise DiffpoError(
-                f"{self.settings.path}: its scheduler is a {name}, and diffpo trains on discrete betas or rectified "
-                f"flow. Put the scheduler's config of the base model there, e.g. of a DDIMScheduler"
+                f"{self.settings.path}: its scheduler is a {name}, but diffpo trains on discrete betas or rectified "
+                f"flow. Replace its scheduler_config.json by the base model's, e.g. that of a DDIMScheduler"
             )
         if "FlowMatch" in config.get("_class_name", "") or config.get("use_flow_sigmas"):
             self._flow(config, resolution)
@@ -61,7 +61,8 @@ class ForwardProcess:
         self.prediction = scheduler.config.prediction_type
         if self.prediction not in PREDICTIONS:
             raise DiffpoError(
-                f"{self.settings.path}: prediction_type {self.prediction!r} is not epsilon or v_prediction"
+                f"{self.settings.path}: its scheduler has prediction_type {self.prediction!r}; diffpo trains epsilon "
+                f"and v_prediction"
             )
         self.train_timesteps = scheduler.config.num_train_timesteps
         self._betas = scheduler.betas

@@ -27,7 +27,7 @@ class StableDiffusionXL(StableDiffusion):
 
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str | None]) -> dict[str, Tensor]:
-        # negative_prompt=None: zeros where the pipeline says force_zeros_for_empty_prompt, else the empty caption
+        # negative_prompt=None: zeros if the pipeline has force_zeros_for_empty_prompt, else the empty caption
         embeds, no_embeds, pooled, no_pooled = self.pipe.encode_prompt(
             [caption or "" for caption in captions],
             device=self.pipe.vae.device,

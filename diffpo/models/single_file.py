@@ -82,7 +82,7 @@ class SingleFile:
         velocity = True if "v_pred" in self.weights else velocity
         if self.kind == "sd2" and velocity is None:
             raise DiffpoError(
-                f"{self.file} is {self.layout.title}, and does not say if it predicts noise or v: set model.config (or "
+                f"{self.file} is {self.layout.title}, without a mark for noise or v prediction: set model.config (or "
                 f"--model-config) to sd2 or to sd2{VELOCITY}. The released models for 768 px predict v"
             )
         if self.kind in released.PIPELINES:
@@ -131,16 +131,16 @@ class SingleFile:
             raise self._fetch(plain(error, 300)) from error
 
     def _fetch(self, reason: str) -> DiffpoError:
-        """What to have fetched from the hub."""
+        """The error that says what to fetch from the hub."""
         wanted = [*CONFIGS, *(f"{part}/*.safetensors" for part in self.missing)]
         include = " ".join(f"--include '{pattern}'" for pattern in wanted)
         lacking = f" and what it lacks ({', '.join(self.missing)})" if self.missing else ""
         known = ", ".join([*released.PIPELINES, *(name + VELOCITY for name in ("sd2", "sdxl"))])
-        none = f"none of {known} and " if "/" not in self.name else ""
+        none = f"not one of {known}, " if "/" not in self.name else ""
         return DiffpoError(
-            f"{self.file} is {self.layout.title}. Its configs{lacking} are taken from {self.name!r}, which is {none}no "
-            f"folder in {Path.cwd()}, and the hub did not give it. With a network, run `hf download {self.name} "
-            f"{include}` once (log in with `hf auth login` if the model is gated). Without, set model.config (or "
+            f"{self.file} is {self.layout.title}. Its configs{lacking} come from {self.name!r}, which is {none}not a "
+            f"folder in {Path.cwd()}, and not available from the hub. With a network, run `hf download {self.name} "
+            f"{include}` once (log in with `hf auth login` if the model is gated). Without one, set model.config (or "
             f"--model-config) to a pipeline's folder. ({reason})"
         )
 
@@ -148,7 +148,7 @@ class SingleFile:
         index = read_index(self.folder / "model_index.json")
         if index["_class_name"] != self.layout.pipeline:
             raise DiffpoError(
-                f"{self.file} is {self.layout.title}, and model.config={self.name} is of a {index['_class_name']}: "
+                f"{self.file} is {self.layout.title}, but model.config={self.name} is a {index['_class_name']}: "
                 f"name a {self.layout.pipeline}"
             )
         return index
@@ -173,8 +173,8 @@ class SingleFile:
             channels = takes[0] if takes else 0
             known = f" It is {INPUTS[channels]}." if channels in INPUTS else ""
             raise DiffpoError(
-                f"the network in {self.file} takes {channels} input channels, and the configs of {self.name} have "
-                f"{wanted}.{known} Name a text-to-image model, or its own configs with model.config (--model-config)"
+                f"the network in {self.file} takes {channels} input channels, but the configs of {self.name} give "
+                f"{wanted}.{known} Use a text-to-image model, or set model.config (--model-config) to its own configs"
             )
         absent = [
             part for part in self.missing if part in parts and not any((self.folder / part).glob("*.safetensors"))
@@ -187,7 +187,7 @@ class SingleFile:
         elif absent:
             vae = ", or model.vae to a VAE" if absent == ["vae"] else ""
             raise DiffpoError(
-                f"{self.file} holds {', '.join(self.parts)} alone. Set model.config (or --model-config) to the folder "
+                f"{self.file} holds only {', '.join(self.parts)}. Set model.config (or --model-config) to the folder "
                 f"or hub id of a pipeline that has {', '.join(absent)}{vae}"
             )
 
@@ -199,8 +199,8 @@ class SingleFile:
         here = sum(value.numel() for value in module.state_dict().values())
         if there != here:
             raise DiffpoError(
-                f"the {part} in {self.file} has {there:,} weights, and by the configs of {self.name} it has {here:,}: "
-                f"set model.config (or --model-config) to a pipeline of the same architecture"
+                f"the {part} in {self.file} has {there:,} weights, but the configs of {self.name} give {here:,}. "
+                f"Set model.config (or --model-config) to a pipeline of the same architecture"
             )
 
     def module(self, cls: Any, part: str, dtype: torch.dtype) -> torch.nn.Module:
@@ -242,8 +242,8 @@ class SingleFile:
         self.require(there)
         if self.strangers:
             print(
-                f"{self.file}: {len(self.strangers)} weights are of no part of {self.layout.title} and were not read, "
-                f"e.g. {plain(self.strangers[0])}"
+                f"{self.file}: {len(self.strangers)} weights belong to no part of {self.layout.title} and were not "
+                f"read, e.g. {plain(self.strangers[0])}"
             )
         for name in there.intersection(self.parts):
             parts[name] = self.module(self._class(name), name, dtype[name] if isinstance(dtype, dict) else dtype)
@@ -266,7 +266,7 @@ class SingleFile:
         library, name = self.index()[part]
         found = getattr({"diffusers": diffusers, "transformers": transformers}.get(library), str(name), None)
         if found is None:
-            raise DiffpoError(f"{self.folder / 'model_index.json'}: {part} is no class of diffusers or transformers")
+            raise DiffpoError(f"{self.folder / 'model_index.json'}: {part} is not a class of diffusers or transformers")
         return found
 
     def fingerprint(self) -> str:

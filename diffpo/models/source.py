@@ -41,7 +41,8 @@ def source_of(settings: Model) -> Any:
         return SingleFile(settings)
     if settings.config:
         raise DiffpoError(
-            f"model.config (or --model-config) is for a model that is one file; {settings.path} has its own configs"
+            f"model.config (or --model-config) is only for a model in one file: leave it out, because {settings.path} "
+            f"has its own configs"
         )
     return Pipeline(settings)
 

@@ -2,8 +2,8 @@
 switches, behind `model.base_weights` and `model.attention`.
 
 fp8 and nf4 keep the weights of linear layers (fp8: of none within a norm) in 8 or about 4.1 bits, and compute with them
-in the run's precision. The network remembers which weights it was made from, so that a LoRA knows its base whatever the
-base was kept in.
+in the run's precision. The network keeps a record of the weights it was made from, by which a LoRA finds its base
+whatever the storage.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def shrink(network: torch.nn.Module, how: str, dtype: torch.dtype) -> torch.nn.M
     """Keep the weights of ``network`` as ``how`` (fp8 | nf4) says; it computes in ``dtype``. On the CPU, before a LoRA
     is added; NF4's are packed when it moves to its device. DiffpoError as of `check`.
 
-    diffusers' loader does the same with a BitsAndBytesConfig, but only where there is a GPU, and it keeps nothing to
-    know the weights by."""
+    diffusers' loader does the same with a BitsAndBytesConfig, but only on a GPU, and without a record of the
+    weights."""
     check(network, how)
     network.kept_from = base_identity(network)
     if how == "fp8":
@@ -77,7 +77,7 @@ def check(network: torch.nn.Module, how: str) -> None:
     bitsandbytes."""
     if how == "fp8" and any(isinstance(layer, torch.nn.Conv2d) for _, layer in _layers(network, how)):
         raise DiffpoError(
-            f"model.base_weights=fp8 is for transformers: {type(network).__name__} has convolutions, whose "
+            f"model.base_weights=fp8 is only for transformers: {type(network).__name__} has convolutions, whose "
             f"backward pass does not work in fp8; use nf4 or full"
         )
     if how == "nf4":
@@ -96,7 +96,7 @@ def set_attention(network: torch.nn.Module, name: str) -> None:
 
     known = [backend.value for backend in AttentionBackendName if not backend.value.endswith("_hub")]
     if name not in known:  # those named hub run code from the hub
-        raise DiffpoError(f"model.attention={name}: diffusers knows {', '.join(known)}")
+        raise DiffpoError(f"model.attention={name} is not a backend of diffusers: choose one of {', '.join(known)}")
     processors = [module.processor for module in network.modules() if hasattr(module, "processor")]
     try:
         if any(hasattr(processor, "_attention_backend") for processor in processors):
@@ -105,8 +105,8 @@ def set_attention(network: torch.nn.Module, name: str) -> None:
             network.enable_xformers_memory_efficient_attention()
         elif name != "native":  # which is what these do
             raise DiffpoError(
-                f"model.attention={name}: diffusers lets {type(network).__name__} choose between native (torch's "
-                f"scaled_dot_product_attention, which takes a flash kernel where there is one) and xformers alone"
+                f"model.attention={name} does not work with {type(network).__name__}: choose native (torch's "
+                f"scaled_dot_product_attention, which uses a flash kernel where it can) or xformers"
             )
     except (ImportError, RuntimeError, ValueError, AssertionError) as error:
         raise DiffpoError(f"model.attention={name} cannot be used here: {' '.join(str(error).split())}") from None

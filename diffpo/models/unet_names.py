@@ -1,7 +1,7 @@
 """The layers of SD's and SDXL's UNet by their names in the original programs and in kohya's files.
 
-The original UNet counts through all its blocks: of each of diffusers', ``layers_per_block`` and one that samples down,
-or ``layers_per_block + 1`` of which the last samples up too.
+The original UNet numbers all its blocks in sequence. A down block of diffusers has ``layers_per_block`` of them and one
+that samples down. An up block has ``layers_per_block + 1``, and the last one also samples up.
 """
 
 from __future__ import annotations

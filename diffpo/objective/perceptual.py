@@ -43,7 +43,7 @@ class Perceptual:
         self.encoder.to(network.device)
         if network.is_gradient_checkpointing:
             self.encoder.enable_gradient_checkpointing()
-        self._seen: tuple[Regression, Tensor] | None = None  # the last one, and the features that its targets lead to
+        self._seen: tuple[Regression, Tensor] | None = None  # the last one, and the features at its targets
 
     def __call__(self, prediction: Tensor, regression: Regression) -> Tensor:
         """(N,) errors of ``prediction`` (N, C, h, w), the network's output for ``regression``; with a gradient by

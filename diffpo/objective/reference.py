@@ -59,8 +59,8 @@ class Reference:
         """Put `state()` back; DiffpoError if it is another reference's."""
         if state:
             raise DiffpoError(
-                f"the checkpoint holds the weights of a moving reference ({len(state)} tensors), and this run's "
-                f"reference does not move; set objective.reference.policy to what the run started with"
+                f"the checkpoint holds the weights of a moving reference ({len(state)} tensors), but this run's "
+                f"reference does not move. Set objective.reference.policy to its value at the start of the run"
             )
 
 
@@ -73,11 +73,11 @@ class Moving(Reference):
                  (He et al. 2024, arXiv 2410.06293) takes pi_{k+1} ~ pi^ (pi^ / pi^')^strength both as the next
                  reference and as the point to start from, so this moves the policy's own weights too. The optimiser's
                  moments stay. strength 0 is sync.
-    fast_slow    R <- R + (1 - decay)(theta - theta'): a slow copy takes every step of the policy at a part of its
-                 speed. After OFS-DPO (Qi et al. 2024, arXiv 2406.05534), which trains two LoRAs of different speed
-                 against each other so that the gradient does not die as the margin to a frozen reference grows. Kept
-                 is the slow adapter as the thing to beat; its gradient is taken to be the fast one's. Left out: the
-                 slow one's own backward pass, the regulariser between the two, the merging over domains (COFS-DPO).
+    fast_slow    R <- R + (1 - decay)(theta - theta'): a slow copy that makes a fraction of every step of the policy.
+                 After OFS-DPO (Qi et al. 2024, arXiv 2406.05534), which trains two LoRAs of different speed against
+                 each other so that the gradient does not die as the margin to a frozen reference grows. Here the slow
+                 adapter is the reference, and moves by the fast one's gradient. Left out: the slow one's own backward
+                 pass, the regulariser between the two, the merging over domains (COFS-DPO).
     adapter_off  R stays: the LoRA that training started from.
     """
 
@@ -86,7 +86,7 @@ class Moving(Reference):
         self.settings, network = settings, policy.network
         trained.of(network).add_copy()
         self.weights, theirs = trained.of(network).parameters(REFERENCE), trained.of(network).parameters(ADAPTER)
-        # theta', where the rule looks back
+        # theta', if the rule uses the earlier policy
         looks_back = settings.policy in ("accelerated", "fast_slow")
         self.before = {name: weight.detach().clone() for name, weight in theirs.items()} if looks_back else {}
 
@@ -130,7 +130,7 @@ class Moving(Reference):
         if wrong:
             raise DiffpoError(
                 f"the checkpoint's reference does not fit objective.reference.policy={self.settings.policy} and this "
-                f"LoRA, e.g. {wrong[0]}; resume with the settings that the run started with"
+                f"LoRA, e.g. {wrong[0]}; resume with the settings from the start of the run"
             )
         for name, weight in here.items():
             weight.data.copy_(state[name])

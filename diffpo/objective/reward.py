@@ -47,11 +47,11 @@ class Objective:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What policy and reference made of a Regression's N problems, whose ``judgement`` it keeps. (N,) float32 each:
+    """The results of policy and reference on a Regression's N problems, with its ``judgement``. (N,) float32 each:
 
     ``error`` and ``reference_error`` (0 without a reference); ``drift``, the mean square of policy's minus reference's
     prediction (0 without one); ``reward`` r = (beta/2) k omega(t) (reference_error - error), clipped and transformed as
-    the objective says.
+    the settings define.
     """
 
     error: Tensor

@@ -213,7 +213,7 @@ def load(path: Path, network: torch.nn.Module) -> int:
         state = load_file(path)
         resolution = int(state.pop("resolution"))
         if not 8 <= resolution <= 2**14:
-            raise ValueError(f"tastes were read at {resolution} pixels")
+            raise ValueError(f"their resolution is {resolution} pixels, not 8 to {2**14}")
         attach(network, state["scale"]).load_state_dict(state)
         if not all(value.isfinite().all() for value in state.values()):
             raise ValueError("they are not finite")

@@ -108,7 +108,7 @@ def by_bin(t: Sequence[int], errors: Sequence[float], timesteps: int) -> Tensor:
     means = sums[filled] / counts[filled]
     if not (means.isfinite() & (means > 0)).all():
         raise DiffpoError(
-            "objective.weighting=measured: the base model's error is not a positive number at every timestep; look at "
+            "objective.weighting=measured: the base model's error is not a positive number at every timestep; check "
             "its weights and train.precision, or use weighting=uniform"
         )
     nearest = (torch.arange(BINS)[:, None] - filled).abs().argmin(1)

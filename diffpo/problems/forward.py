@@ -35,7 +35,7 @@ class Forward:
         last = self.family.train_timesteps - 1
         for t in self.settings.timesteps or ():
             if not 0 <= t <= last:
-                raise DiffpoError(f"objective.forward.timesteps: {t} is not a timestep of this model (0..{last})")
+                raise DiffpoError(f"objective.forward.timesteps: {t} is not a timestep of this model; use 0 to {last}")
 
     def __call__(self, batch: Batch) -> Regression:
         return self.noised(batch.x_0, batch.cond, batch.judgement, batch.draws)

@@ -56,7 +56,7 @@ class Inversion:
         self.family = family = policy.family
         steps, total = settings.steps, family.train_timesteps
         if steps > total:
-            raise DiffpoError(f"objective.inversion.steps: {steps} are more than the model's {total} timesteps")
+            raise DiffpoError(f"objective.inversion.steps={steps} must be at most {total}, the model's timesteps")
         # the last is T-1: the whole range of noise is trained on, in equal parts
         self.grid = torch.tensor([(2 * (k + 1) * total + steps) // (2 * steps) - 1 for k in range(steps)])
         alpha, sigma = (level.flatten().tolist() for level in family.alpha_sigma(self.grid))

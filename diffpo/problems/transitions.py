@@ -47,7 +47,7 @@ def sampler_steps(settings: RolloutSettings, schedule: VPDiscrete | RectifiedFlo
     """
     total = schedule.num_train_timesteps if isinstance(schedule, RectifiedFlow) else len(schedule.betas)
     if settings.steps > total:
-        raise DiffpoError(f"objective.rollout.steps={settings.steps} is more than the model's {total} timesteps")
+        raise DiffpoError(f"objective.rollout.steps={settings.steps} must be at most {total}, the model's timesteps")
     times = np.arange(total, 0, -total / settings.steps).round()[: settings.steps]  # diffusers' trailing spacing
     grid = Grid(schedule, times=times / total, end="zero")
     solver, options = (renoise, {}) if settings.step == "renoise" else ("ddim", {"eta": settings.eta})

@@ -67,8 +67,8 @@ def judged_steps(
 
     ``prompts``: all that were judged; an item names its prompt by the place here.
 
-    Raises DiffpoError: a trajectory file that is missing, damaged, or was sampled with other settings (the likelihood
-    of a step would be another one).
+    Raises DiffpoError: a trajectory file is missing or damaged, or was sampled with other settings (steps would have
+    another likelihood).
     """
     folder = labels.expanduser().parent
     index = {prompt: i for i, prompt in enumerate(prompts)}
@@ -78,8 +78,8 @@ def judged_steps(
         states = read(label.group)
         if max(label.chosen, label.rejected) >= len(states):
             raise DiffpoError(
-                f"{labels} names image {max(label.chosen, label.rejected)} of {label.group}, "
-                f"and its trajectory file holds {len(states)}"
+                f"{labels} names image {max(label.chosen, label.rejected)} of {label.group}, but its "
+                f"trajectory file holds {len(states)} images: correct that line"
             )
         pair = states[label.chosen], states[label.rejected]
         items += step_pairs(index[label.prompt], *pair, steps[: settings.transitions], label.preference)
@@ -103,13 +103,15 @@ def read_trajectories(folder: Path, group: str, settings: RolloutSettings) -> to
             about = json.loads((file.metadata() or {}).get("rollout", "{}"))
             states = file.get_tensor("states")
             if not isinstance(about, dict):
-                raise ValueError("its header does not say how it was sampled")
+                raise ValueError("its header has no record of how it was sampled")
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        raise DiffpoError(f"cannot read the trajectories {path}, which the labels name: {error}") from None
+        raise DiffpoError(
+            f"cannot read the trajectories {path}, which the labels name: {error}; run `diffpo collect` again"
+        ) from None
     for key in KEPT:
         if about.get(key) != getattr(settings, key):
             raise DiffpoError(
-                f"{path} was sampled with rollout.{key}={about.get(key)}, and objective.rollout.{key} is "
+                f"{path} was sampled with rollout.{key}={about.get(key)}, but objective.rollout.{key} is "
                 f"{getattr(settings, key)}: set it to {about.get(key)}, or collect again"
             )
     return states

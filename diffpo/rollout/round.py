@@ -228,5 +228,5 @@ def worth_imitating(groups: Groups) -> list[int]:
     """The groups whose first image self_play sets against its own: all pairs and lists, and the liked single images."""
     found = [i for i, group in enumerate(groups.groups) if groups.members > 1 or group.preference >= 0.5]
     if not found:
-        raise DiffpoError(f"{groups.source} holds no liked image, and self_play learns to imitate those")
+        raise DiffpoError(f"{groups.source} holds no liked image, but source self_play imitates liked images")
     return found

@@ -1,7 +1,7 @@
 """The policy's own sampling: trajectories from noise to an image, and SPO's walks through pools of candidates.
 
-Every draw comes from generators that the caller addresses, one for each row of a batch, so that no row depends on which
-others are sampled beside it.
+Every draw comes from generators that the caller addresses, one for each row of a batch. So no row depends on the other
+rows of its batch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Scorers: pictures and their prompts in, numbers out.
 
 `load` takes a name in `SCORERS`, ``http://HOST:PORT`` of `diffpo serve-scorer`, or ``package.module:Class`` of a scorer
-of your own. Naming one of your own imports its module, which runs it; `Scorer` says what such a class must have.
+of your own. Naming one of your own imports its module, which runs it; `Scorer` defines what the class must have.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def load(spec: str, device: str = "cpu") -> Scorer:
 
         return Outside(name, _class(name), source, device, number)
     if number is not None:
-        raise DiffpoError(f"{spec} is one number of the scorer {name}, which gives all together: write {name}")
+        raise DiffpoError(f"{spec} is one number of the scorer {name}, which computes all at once: write {name}")
     limit_waiting()
     module, _, attribute = SCORERS[name].partition(":")
     return getattr(importlib.import_module(f"{__name__}.{module}"), attribute).load(source, device)

@@ -56,8 +56,8 @@ class HttpScorer:
             good = False
         if not good:
             raise DiffpoError(
-                f"what answers at {url} does not describe itself as a scorer of protocol {PROTOCOL}; use the same "
-                "version of `diffpo serve-scorer` there, or correct the address"
+                f"the server at {url} is not a scorer of protocol {PROTOCOL}; run the same version of "
+                "`diffpo serve-scorer` there, or correct the address"
             )
         if number and number not in names:
             raise DiffpoError(f"the scorer at {url} gives no number {number!r}: {hint(number, names)}")
@@ -83,8 +83,8 @@ class HttpScorer:
             more = len(picture) + len(json.dumps(prompt)) + 6  # quotes and commas
             if EMPTY + more > self.max_bytes:
                 raise DiffpoError(
-                    f"an image of the prompt {prompt[:80]!r} makes a request of {EMPTY + more} bytes, and the scorer "
-                    f"at {self.url} takes {self.max_bytes}: start it there with a larger --max-bytes"
+                    f"an image of the prompt {prompt[:80]!r} makes a request of {EMPTY + more} bytes, but the scorer "
+                    f"at {self.url} takes {self.max_bytes}. Start it with a larger --max-bytes"
                 )
             if pictures and (len(pictures) == self.max_images or size + more > self.max_bytes):
                 yield pictures, texts
@@ -100,7 +100,9 @@ class HttpScorer:
         values = scores.get(name) if isinstance(scores, dict) else None
         if not isinstance(values, list) or len(values) != len(prompts):
             count = len(values) if isinstance(values, list) else "no"
-            raise DiffpoError(f"the scorer at {self.url} gave {count} numbers {name!r} for {len(prompts)} images")
+            raise DiffpoError(
+                f"the scorer at {self.url} gave {count} numbers {name!r} for {len(prompts)} images, not one each"
+            )
         found = []
         for value, prompt in zip(values, prompts, strict=True):
             if value is None and name in self.optional:
@@ -114,7 +116,7 @@ class HttpScorer:
         return found
 
     def _ask(self, path: str, content: dict | None = None) -> dict:
-        """The server's answer. What may pass (it restarts, it is busy) is tried again; what it refuses is not."""
+        """The server's answer. Temporary failures (a restart, a busy server) are tried again, refusals are not."""
         waits = iter(WAITS)
         while True:
             try:
@@ -157,11 +159,11 @@ class HttpScorer:
     def _understood(self, status: int, data: bytes) -> dict:
         answer = _read(data)
         if status != 200 and (sentence := _sentence(data)):
-            raise DiffpoError(f"the scorer at {self.url} refused (status {status}): {sentence}")
+            raise DiffpoError(f"the scorer at {self.url} refused the request (status {status}): {sentence}")
         if status != 200 or answer is None:
             raise DiffpoError(
-                f"what answers at {self.url} (status {status}) is no scorer. Start `diffpo serve-scorer SCORER` there, "
-                "or correct the address"
+                f"the server at {self.url} (status {status}) is not a scorer. Start `diffpo serve-scorer SCORER` "
+                "there, or correct the address"
             )
         return answer
 
@@ -219,7 +221,7 @@ def _read(data: bytes) -> dict[str, Any] | None:
 
 
 def _sentence(data: bytes) -> str:
-    """The server's own words for what is wrong, if these are such."""
+    """The server's own sentence on what is wrong, if its answer has one."""
     said = (_read(data) or {}).get("error")
     return _text(said) if isinstance(said, str) else ""
 

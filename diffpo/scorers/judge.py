@@ -74,7 +74,7 @@ def _number(name: str, number: str | None, known: Sequence[str]) -> str:
 
 
 def _named(key: tuple, number: str) -> str:
-    """How errors call a number: of a class from outside with the class."""
+    """The name of a number in errors: with its class if that is from outside."""
     return f"{key[0]} ({number})" if scorers.is_outside(key[0]) else number
 
 

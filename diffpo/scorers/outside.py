@@ -29,7 +29,7 @@ class Outside:
             given: tuple = (source, device)
         except (TypeError, ValueError):
             if source is not None:
-                raise DiffpoError(f"the scorer {spec} takes no source, and {plain(source, 100)!r} is given") from None
+                raise DiffpoError(f"the scorer {spec} takes no source: leave out ={plain(source, 100)}") from None
             given = ()
         try:
             self.inner = made_by(*given)
@@ -37,14 +37,14 @@ class Outside:
             raise
         except Exception as error:  # whatever its own code runs into
             raise DiffpoError(
-                f"the scorer {spec} cannot be made: {type(error).__name__}: {plain(error, 300)}"
+                f"the scorer {spec} cannot be created: {type(error).__name__}: {plain(error, 300)}"
             ) from error
         names: Any = getattr(self.inner, "names", None)
         optional = getattr(self.inner, "optional", ())
         if not callable(getattr(self.inner, "score", None)) or not _are_names(names) or not set(optional) <= set(names):
             raise DiffpoError(
-                f"{spec} is no scorer: it needs score(images, prompts) and names, a tuple of the names of its numbers "
-                f"(letters, digits, '.', '_', '-'); optional, if there, holds some of them"
+                f"{spec} is not a scorer: it needs score(images, prompts), and names, a tuple of the names of its "
+                f"numbers (letters, digits, '.', '_', '-'). An attribute optional may list some of them"
             )
         if number is not None and number not in names:
             raise DiffpoError(f"the scorer {spec} gives no number {number!r}: {hint(number, names)}")
@@ -59,7 +59,7 @@ class Outside:
 
     def _numbers(self, name: str, found: dict[str, Any], n: int) -> np.ndarray:
         if name not in found:
-            raise DiffpoError(f"the scorer {self.spec} returned no number {name!r}, which stands in its names")
+            raise DiffpoError(f"the scorer {self.spec} returned no number {name!r}, which its names list")
         try:
             values = np.asarray(found[name], np.float64)
         except (TypeError, ValueError, RuntimeError) as error:  # text, ragged lists, tensors with gradients or on a GPU

@@ -22,7 +22,7 @@ class ShapesScorer:
     @classmethod
     def load(cls, source: str | None, device: str) -> ShapesScorer:
         if source is not None:
-            raise DiffpoError(f"the scorer shapes takes no source, and {source!r} is given")
+            raise DiffpoError(f"the scorer shapes takes no source: leave out ={source}")
         return cls()
 
     def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:

@@ -98,7 +98,10 @@ def read_state(folder: Path) -> dict:
     try:
         return torch.load(folder / STATE_NAME, map_location="cpu", weights_only=True)
     except Exception as error:  # refused pickles, and whatever damaged bytes lead torch to
-        raise DiffpoError(f"cannot read {folder / STATE_NAME}: {plain(error, 300)}") from error
+        raise DiffpoError(
+            f"cannot read {folder / STATE_NAME}: {plain(error, 300)}. Delete {folder} to resume from the checkpoint "
+            f"before it"
+        ) from error
 
 
 def folders(output: Path) -> list[Path]:
@@ -163,7 +166,7 @@ def _inspect(folder: Path) -> tuple[str, dict]:
         manifest = read_manifest(folder)
         for name in sorted({STATE_NAME, *manifest["files"]}):
             if _fingerprint(folder / name) != manifest["files"][name]:
-                return f"{name} is not what was written", {}
+                return f"{name} has changed since it was written", {}
     except OSError as error:
         return f"{Path(error.filename or folder).name}: {error.strerror}", {}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

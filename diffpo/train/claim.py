@@ -26,8 +26,8 @@ def check_folder(config: Config | ScorerConfig) -> None:
     """May ``config.output`` be this run's folder? Nothing is written.
 
     A folder with checkpoints belongs to the run whose settings stand in them (in those of older versions: in
-    config.yaml). Without, a run that failed before its first checkpoint has nothing to lose, and its settings may be
-    mended. Raises DiffpoError if the folder holds something else, or a run whose settings differ in what they compute.
+    config.yaml). A run that failed before its first checkpoint has nothing to lose, so its settings may be changed.
+    Raises DiffpoError if the folder holds something else, or a run whose settings differ in what they compute.
     """
     output, ours = config.output, config.identity()
     try:
@@ -91,7 +91,7 @@ def _settings(output: Path, kind: type[Config | ScorerConfig]) -> Iterator[tuple
         yield where, _identity(settings, kind, where)
     written = output / CONFIG_NAME
     if not found and not written.exists():
-        raise DiffpoError(f"{output} does not say with what settings its checkpoints were trained. {CHOOSE}")
+        raise DiffpoError(f"{output} has no record of the settings of its checkpoints. {CHOOSE}")
     if not found:
         yield written, load_config(written, kind=kind, imports=False).identity()
 
@@ -100,7 +100,7 @@ def _identity(settings: Any, kind: type[Config | ScorerConfig], where: Path) -> 
     """`Config.identity` of the settings in a checkpoint; DiffpoError if they are not of this ``kind`` of run."""
     for other, command in COMMANDS.items():
         if other is not kind and isinstance(settings, dict) and settings.keys() == other.model_fields.keys():
-            raise DiffpoError(f"{where} is of a run of `diffpo {command}`. {CHOOSE}")
+            raise DiffpoError(f"{where} belongs to a run of `diffpo {command}`. {CHOOSE}")
     try:
         return stored_identity(settings, kind)
     except (ValidationError, RecursionError) as error:
@@ -109,8 +109,8 @@ def _identity(settings: Any, kind: type[Config | ScorerConfig], where: Path) -> 
             fault = error.errors(include_url=False)[0]
             what = plain(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}", 200)
         raise DiffpoError(
-            f"{where} holds settings that this version of diffpo does not know ({what}). {CHOOSE}, or go on with the "
-            f"version that wrote them"
+            f"{where} holds settings that this version of diffpo does not have ({what}). {CHOOSE}, or continue with "
+            f"the version that wrote them"
         ) from None
 
 

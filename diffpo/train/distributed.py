@@ -64,7 +64,7 @@ def check(config: Config, family: Family, accelerator: Accelerator) -> None:
         "fsdp_offload_params": isinstance(plugin.cpu_offload, CPUOffloadPolicy),
     }
     if found := [name for name, there in refused.items() if there]:
-        raise DiffpoError(f"FSDP2 does not go with {', '.join(found)}; use DDP (accelerate launch --multi_gpu)")
+        raise DiffpoError(f"FSDP2 does not work with {', '.join(found)}; use DDP (accelerate launch --multi_gpu)")
 
 
 @contextlib.contextmanager

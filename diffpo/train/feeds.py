@@ -1,7 +1,7 @@
 """What an update trains on. A feed turns the positions of an update's groups into one `Regression`.
 
-A position counts groups since the start of training, so that what is at it depends neither on the batch size nor on the
-number of processes, nor on where a run was interrupted. `Offline` reads data; `rollout.feed.OnPolicy` samples, and
+A position counts groups since the start of training. So its group does not depend on the batch size, the number of
+processes, or where a run was interrupted. `Offline` reads data; `rollout.feed.OnPolicy` samples, and
 `rollout.labelled.Labelled` reads trajectories that people have judged.
 """
 

@@ -1,8 +1,7 @@
 """`diffpo train`: the loop, top to bottom, on accelerate.
 
-Reproducibility: pairs, noise, timesteps and augmentation have addresses (rng.py), so that the pairs of update k and
-their draws do not depend on how the update is cut into forward passes and processes, nor on where the run was
-interrupted.
+Reproducibility: pairs, noise, timesteps and augmentation have addresses (rng.py). So the pairs of update k and their
+draws do not depend on the division into forward passes and processes, or on where the run was interrupted.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ ADVICE = "Lower train.lr or raise objective.beta (in a new output folder), or us
 def train(config: Config) -> Path:
     """Train ``config``'s LoRA or network into ``config.output``, or resume it there; returns what `Weights.save` wrote.
 
-    Raises DiffpoError on bad input, if another run is at work in the folder, on a NaN (with the last good state saved)
-    and on a full disk, and Interrupted after SIGINT or SIGTERM once the step is finished and saved.
+    Raises DiffpoError on bad input, if another run uses the folder, on a NaN (with the last good state saved) and on a
+    full disk. Raises Interrupted after SIGINT or SIGTERM once the step is finished and saved.
     """
     run = Run(config, make_accelerator(config.train))
     with run.claimed(check_folder):
@@ -74,8 +73,8 @@ def repeat(run: Run[Config], learner: Learner, sources: Sources) -> None:
             empty = 0 if "loss" in metrics else empty + 1
             if empty == EMPTY_ROUNDS:
                 raise DiffpoError(
-                    f"no valid pair in {empty} updates up to step {done}: the judge sees no difference between the "
-                    f"samples. Lower objective.rollout.threshold, raise rollout.prompts, or name other scorers"
+                    f"no valid pair in {empty} updates up to step {done}: the scores of the samples do not differ "
+                    f"enough. Lower objective.rollout.threshold, raise rollout.prompts, or name other scorers"
                 )
             if run.main and not objective.reference.free:  # there is nothing that errors could have risen above
                 watch.look(done, metrics)

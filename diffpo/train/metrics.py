@@ -78,10 +78,10 @@ def headline(metrics: dict[str, float]) -> str:
 
 
 class Meter:
-    """Counts the samples that go through the network, forward and backward: what training costs, whatever the method.
+    """Counts the samples that go through the network, forward and backward, on all processes: the cost of training.
 
-    A pass under gradients counts as one backward too, and one through the encoder alone as a whole one; the second half
-    of a batch with classifier-free guidance counts. Over all processes.
+    A pass with gradients also counts as one backward. A pass through the encoder alone counts as a whole one. The
+    second half of a batch with classifier-free guidance counts.
     """
 
     def __init__(self, network: torch.nn.Module, accelerator: Accelerator) -> None:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 ConfigT = TypeVar("ConfigT", bound=Config | ScorerConfig)
 
-BASE_IS_WRONG = "The base model itself gives this: check its weights, its VAE (model.vae) and train.precision"
+BASE_IS_WRONG = "The base model itself causes this: check its weights, its VAE (model.vae) and train.precision"
 
 
 class Interrupted(DiffpoError):
@@ -108,7 +108,10 @@ class Run(Generic[ConfigT]):
         checkpoint.check_unchanged(folder, manifest, self._origin)
         if manifest["step"] > self.settings.steps:
             step, steps = manifest["step"], self.settings.steps
-            raise DiffpoError(f"{self.output} is already at step {step}, beyond train.steps={steps}")
+            raise DiffpoError(
+                f"{self.output} is already at step {step}, beyond train.steps={steps}: raise train.steps, or choose "
+                f"another folder with output=FOLDER"
+            )
         learner.load(folder, checkpoint.read_state(folder))
         self.step = self._saved = manifest["step"]
         self.say(f"resuming from {folder} (step {self.step})")
@@ -120,7 +123,7 @@ class Run(Generic[ConfigT]):
         """Within it metrics are logged, the first SIGINT or SIGTERM waits for the end of the step, and every error says
         what is saved. ``advice``: what to change after a loss that is not finite.
 
-        config.yaml is written here, when it is certain that the run goes on from what is in its folder.
+        config.yaml is written here, once it is certain that the run continues what is in its folder.
         """
         tracker = None
         with checkpoint.disk_errors(self.output), contextlib.ExitStack() as stack:
@@ -183,7 +186,7 @@ class Run(Generic[ConfigT]):
 
     def _stuck(self, error: Stuck) -> DiffpoError:
         kept = ""
-        # of several processes the others wait for this one, and saving is something that all do together
+        # with several processes the others wait for this one, and all of them must save together
         if self.step and self.accelerator.num_processes == 1:
             self.save()
             kept = f" (stopped; step {self.step} is saved in {self.output}, and the same command resumes there)"
@@ -197,7 +200,7 @@ def interruption(accelerator: Accelerator) -> Iterator[Callable[[], bool]]:
 
     def note(number: int, _frame: Any) -> None:
         asked.append(number)
-        accelerator.print("\nfinishing the step and saving; once more to stop at once")
+        accelerator.print("\nfinishing the step and saving; press Ctrl-C again to stop at once")
         for each, handler in previous.items():
             signal.signal(each, handler)
 

@@ -1,7 +1,7 @@
 """`diffpo train-scorer`: a step-aware preference model from pairs (SPO, arXiv 2406.04314; LPO, 2502.01051).
 
-Both images of a pair get the same noise at the same random time; the scorer sees what the base model makes of them (the
-decoded x_0 estimate, or its own features) and learns which one people preferred.
+Both images of a pair get the same noise at the same random time; the scorer gets what the base model computes from them
+(the decoded x_0 estimate, or its features) and learns which one people preferred.
 """
 
 from __future__ import annotations
@@ -54,9 +54,8 @@ def preference_loss(chosen: Tensor, rejected: Tensor, preference: Tensor) -> Ten
 def train_scorer(config: ScorerConfig) -> Path:
     """Train into ``config.output``, or go on there; returns the folder, which `objective.rollout.step_scorer` takes.
 
-    Raises DiffpoError on bad input, if another run is at work in the folder, on a loss that is not finite (with the
-    last good state saved) and on a full disk, and Interrupted after SIGINT or SIGTERM once the step is finished and
-    saved.
+    Raises DiffpoError on bad input, if another run uses the folder, on a loss that is not finite (with the last good
+    state saved) and on a full disk. Raises Interrupted after SIGINT or SIGTERM once the step is finished and saved.
     """
     run = Run(config, make_accelerator(config.train))
     if run.accelerator.num_processes > 1:
@@ -105,7 +104,7 @@ def finish(run: Run[ScorerConfig], learner: Learner, validation: Batches) -> Non
     for folder in checkpoint.folders(output):
         shutil.rmtree(folder, ignore_errors=True)
     held = f"held-out pairs ({lines[0]['pairs']}) ranked as labelled, 95 % intervals"
-    compared_with = "; after each other scorer's: how much better this one is" if choice.compare else ""
+    compared_with = "; after each other scorer's: how much higher this scorer's is" if choice.compare else ""
     run.say(f"{held}{compared_with}\n{table}\nthe scorer is in {output}")
 
 
@@ -200,7 +199,7 @@ def make_learner(run: Run[ScorerConfig]) -> tuple[Learner, Batches]:
 
 
 def load_data(config: ScorerConfig, family: Family, device: torch.device) -> tuple[Batches, Batches]:
-    """Training and held-out pairs with their caches filled; the VAE stays where the scorer looks at pictures."""
+    """Training and held-out pairs with their caches filled; the VAE stays if the scorer needs pictures."""
     data, found = config.data, []
     assert data.train is not None and data.validation is not None  # noqa: S101 (`ScorerConfig` requires both)
     for source, split in ((data.train, data.train_split), (data.validation, data.validation_split)):

@@ -29,7 +29,7 @@ EXPLODED, PATIENCE = 10.0, 3  # policy errors of 10 times the reference's, in 3 
 class Diverged(Exception):
     """A loss, gradient or weight that is not finite, or an error far above the reference's.
 
-    ``spoilt``: the weights are touched already; otherwise they are those after the last good update.
+    ``spoilt``: the weights have changed already; otherwise they are those after the last good update.
     """
 
     def __init__(self, message: str, spoilt: bool = False) -> None:
@@ -75,7 +75,7 @@ class Updater:
             return {**metrics, "lr": lr}
         table = self.accelerator.gather(torch.cat(tables))
         norm = sharding.whole(self.accelerator.clip_grad_norm_(parameters, settings.max_grad_norm or math.inf))
-        # the loss scale of fp16 is found by overflowing now and then, which the scaler answers by skipping the update
+        # fp16's loss scale is found by an overflow now and then, after which the scaler skips the update
         if not table.isfinite().all() or (self.accelerator.scaler is None and not torch.isfinite(norm)):
             raise Diverged(
                 f"the {'loss' if not table.isfinite().all() else 'gradient'} is not finite at step {step + 1}"

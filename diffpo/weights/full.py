@@ -67,7 +67,7 @@ def _copy(network: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
     for module in made.modules():
         if isinstance(module, (torch.nn.Linear, _ConvNd)):
             module.to(dtype)
-    made.forward = convert_outputs_to_fp32(made.forward)  # so does accelerate with the network
+    made.forward = convert_outputs_to_fp32(made.forward)  # as accelerate does with the network
     return made
 
 
@@ -207,7 +207,7 @@ def weights_hash(folder: Path) -> str:
 
 
 def check(pipe: Any, folder: Path) -> None:
-    """Were the weights in ``folder`` trained from this very base, and are they all there? DiffpoError if not."""
+    """DiffpoError unless the weights in ``folder`` were trained from this base, and are all there."""
     network, base = network_of(pipe), read_about(folder)["base"]
     if not same_base(base, base_identity(network)):
         raise DiffpoError(
@@ -242,7 +242,8 @@ def _check_names(network: torch.nn.Module, folder: Path) -> None:
             raise _unreadable(path, error) from error
     if wrong := sorted(name for name in here.keys() | there.keys() if here.get(name) != there.get(name)):
         raise DiffpoError(
-            f"the weights in {folder} do not fit the model: {len(wrong)} differ in name or shape, e.g. {wrong[0]}"
+            f"the weights in {folder} do not fit the model: {len(wrong)} differ in name or shape, e.g. {wrong[0]}. "
+            f"Load the model that they were trained from"
         )
 
 
@@ -262,4 +263,6 @@ def _read(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _unreadable(path: Path, error: Exception) -> DiffpoError:
-    return DiffpoError(f"cannot read the weights {path}: {error} (truncated, or not a safetensors file)")
+    return DiffpoError(
+        f"cannot read the weights {path}: {error} (truncated, or not a safetensors file); use another checkpoint"
+    )

@@ -1,4 +1,4 @@
-"""What a trained file says of its own making: whoever made the file wrote it, so only known values are read."""
+"""What a trained file records of how it was made. Anybody may have written it, so only known values are read."""
 
 from __future__ import annotations
 

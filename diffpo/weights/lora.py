@@ -39,7 +39,7 @@ def add_lora(network: torch.nn.Module, lora: Lora, targets: Sequence[str], seed:
         try:
             inject(network, config, ADAPTER)
         except (ValueError, TypeError) as error:
-            raise DiffpoError(f"lora.targets {config.target_modules} fit no layer of the model: {error}") from None
+            raise DiffpoError(f"lora.targets {config.target_modules} match no layer of the model: {error}") from None
         parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         rounded = any(parameter.itemsize == 1 for parameter in parameters)  # peft gives them the base's fp8
         for parameter in parameters:
@@ -54,8 +54,8 @@ def add_lora(network: torch.nn.Module, lora: Lora, targets: Sequence[str], seed:
     tuned = tuned_layers(network).items() if lora.kind == "dora" else ()
     if coarse := [name for name, layer in tuned if is_coarse(layer.get_base_layer())]:
         raise DiffpoError(
-            f"lora.kind=dora takes the norms of {coarse[0]}, a convolution, in half precision, which is too coarse: "
-            f"set train.precision=no, or lora.targets to linear layers"
+            f"lora.kind=dora would compute the norms of {coarse[0]}, a convolution, in half precision, which is too "
+            f"coarse: set train.precision=no, or lora.targets to linear layers"
         )
     return parameters
 
@@ -80,7 +80,7 @@ def inject(network: torch.nn.Module, config: Any, name: str) -> None:
     """Give the network a fresh adapter ``name`` by peft's ``config``."""
     from peft import inject_adapter_in_model
 
-    if hasattr(network, "add_adapter"):  # tells diffusers' own switches too
+    if hasattr(network, "add_adapter"):  # this also updates diffusers' own switches
         network.add_adapter(config, adapter_name=name)
     else:  # PixArt, DiT
         inject_adapter_in_model(config, network, name)
@@ -96,12 +96,12 @@ def tuned_layers(network: torch.nn.Module) -> dict[str, Any]:
 
 
 def adapter_parameters(network: torch.nn.Module, adapter: str = ADAPTER) -> dict[str, torch.nn.Parameter]:
-    """The parameters of one adapter, by names that do not tell which."""
+    """The parameters of one adapter, by names without the adapter's name."""
     own = re.compile(rf"(\.(?:lora|lokr)_\w+)\.{re.escape(adapter)}(?=\.|$)")
     found = {}
     for name, parameter in network.named_parameters():
         short, count = own.subn(r"\1", name)
-        if count:  # peft's files call a DoRA's magnitudes as they were called once
+        if count:  # peft's files keep the old name of a DoRA's magnitudes
             found[short.removesuffix(".weight") if ".lora_magnitude_vector." in short else short] = parameter
     return found
 
@@ -123,7 +123,7 @@ def set_lora_state(network: torch.nn.Module, state: dict[str, torch.Tensor]) -> 
         )
     for name, parameter in here.items():
         if state[name].shape != parameter.shape:
-            shapes = f"{tuple(state[name].shape)}, and here it is {tuple(parameter.shape)}"
+            shapes = f"{tuple(state[name].shape)}, but the model needs {tuple(parameter.shape)}"
             raise DiffpoError(f"the LoRA does not fit the model: {name} is {shapes}")
     with torch.no_grad():
         for name, parameter in here.items():

@@ -1,4 +1,4 @@
-"""Giving a network what a LoRA file of any form says: to train on from it, or to sample with it."""
+"""Putting a LoRA file of any form into a network: to continue its training, or to sample with it."""
 
 from __future__ import annotations
 
@@ -27,42 +27,41 @@ def start_from(network: torch.nn.Module, lora: Lora) -> None:
     _, about = read_lora(path)
     if "base" in about and not same_base(about["base"], base_identity(network)):
         raise DiffpoError(
-            f"lora.start={path} was trained on another base model: {plain(about['base'].get('name', 'unknown'), 200)}"
+            f"lora.start={path} was trained on another base model: {plain(about['base'].get('name', 'unknown'), 200)}. "
+            f"Set model.path to that model"
         )
     try:
         ((_, changed),) = lora_forms.read(path, {"network": network}).items()
     except DiffpoError as error:
         raise DiffpoError(
-            f"lora.start: {error}. Training continues a LoRA of the network alone. Merge one that also adapts text "
-            f"encoders first (diffpo export --to merged)"
+            f"lora.start: {error}. Training can continue only a LoRA of the network. If it also adapts text encoders, "
+            f"merge it first (diffpo export --to merged)"
         ) from None
     layers = lora_change.by_layer(changed)
     kind = lora_change.kind_of(layers)
     if layers is None or kind is None:
         raise DiffpoError(
-            f"lora.start={path} is no plain LoRA, DoRA or LoKr of whole layers, so it cannot be trained on; merge it "
-            f"(diffpo export --to merged), and train a LoRA on the merged model"
+            f"lora.start={path} is not a plain LoRA, DoRA or LoKr of whole layers, so training cannot continue it. "
+            f"Merge it (diffpo export --to merged), and train a LoRA on the merged model"
         )
     if kind != lora.kind:
-        raise DiffpoError(f"lora.start={path} has kind {kind}, and this run asks for {lora.kind}: set lora.kind={kind}")
+        raise DiffpoError(f"lora.start={path} has kind {kind}, but lora.kind is {lora.kind}: set lora.kind={kind}")
     ranks = sorted({len(change.factors["down"]) for change in layers.values() if "down" in change.factors})
     alphas = sorted({float(f"{change.scale * lora.rank:.6g}") for change in layers.values()})
     for key, there, asked in (("rank", ranks, lora.rank), ("alpha", alphas, lora.scale_alpha)):
         if len(there) > 1:
             raise DiffpoError(
-                f"lora.start={path} has layers of {key} {', '.join(f'{n:g}' for n in there[:3])}, and a run has one "
-                f"{key}; merge it (diffpo export --to merged), and train a LoRA on the merged model"
+                f"lora.start={path} has layers of {key} {', '.join(f'{n:g}' for n in there[:3])}, but a run has a "
+                f"single {key}. Merge it (diffpo export --to merged), and train a LoRA on the merged model"
             )
         if there and not math.isclose(there[0], asked, rel_tol=1e-5):
             said = f"{there[0]:g}"
-            raise DiffpoError(
-                f"lora.start={path} has {key} {said}, and this run asks for {asked:g}: set lora.{key}={said}"
-            )
+            raise DiffpoError(f"lora.start={path} has {key} {said}, but lora.{key} is {asked:g}: set lora.{key}={said}")
     if layers.keys() != tuned_layers(network).keys():
         targets = lora_names.targets_of(layers, lora_names.layer_shapes(network))
         wanted = sorted(network.peft_config[ADAPTER].target_modules)
         raise DiffpoError(
-            f"lora.start={path} has targets {targets}, and this run asks for {wanted}: set lora.targets={targets}"
+            f"lora.start={path} has targets {targets}, but this run has {wanted}: set lora.targets={targets}"
         )
     try:
         _fill(network, layers)
@@ -74,7 +73,7 @@ def check_lora(pipe: Any, path: str | Path) -> Changes:
     """What a LoRA file does to the pipeline. Was it trained on this very base, and can all of it be applied?
 
     Raises DiffpoError for a missing or damaged file, a LoRA of another base, and what `lora_forms.read` refuses. A file
-    that does not say what it was trained on (not written by diffpo) is judged by its layers alone.
+    without a record of its base (not written by diffpo) is checked by its layers alone.
     """
     path = lora_file(path)
     _, about = read_lora(path)

@@ -35,9 +35,11 @@ def settings_of(path: str | Path) -> dict[str, dict[str, Any]]:
         try:
             header = json.loads(read_text(beside))
             if not isinstance(header, dict):
-                raise ValueError("it is no JSON object")
+                raise ValueError("it is not a JSON object")
         except (OSError, ValueError, RecursionError) as error:
-            raise DiffpoError(f"cannot read {beside}: {error}; it says how {path} is scaled") from error
+            raise DiffpoError(
+                f"cannot read {beside}: {error}; correct or replace it, because it holds the scale of {path}"
+            ) from error
     settings: dict[str, dict[str, Any]] = {}
     for key, value in header.items():
         part, dot, name = key.partition(".")

@@ -81,7 +81,7 @@ def read(path: Path, parts: Mapping[str, torch.nn.Module]) -> Changes:
         where = _places(layer, tables)
         if len(where) > 1:
             names = " or of ".join(sorted({name for name, _ in where}))
-            raise DiffpoError(f"{path}: {plain(key, 200)} may be of {names}: the keys need a prefix that says which")
+            raise DiffpoError(f"{path}: {plain(key, 200)} may be of {names}: add the part's name before the keys")
         fields = found.setdefault(where[0], {}) if where else lost.setdefault(layer, {})
         if field in fields:
             raise _twice(path, fields[field][0], key)
@@ -99,11 +99,11 @@ def read(path: Path, parts: Mapping[str, torch.nn.Module]) -> Changes:
         model = ", ".join(f"{name} ({type(part).__name__})" for name, part in parts.items())
         some = f"{len(keys)} of the {len(weights)} weights of {path} belong to no layer of"
         raise DiffpoError(
-            f"{some if found else f'no weight of {path} belongs to'} the {model}, e.g. {_some(keys)}. The file is of "
-            f"another model, or adapts what this one does not have. Nothing was applied"
+            f"{some if found else f'no weight of {path} belongs to'} the {model}, e.g. {_some(keys)}. The file is for "
+            f"another model, or adapts layers that this one does not have. Nothing was applied"
         )
     if not found:
-        raise DiffpoError(f"{path} changes nothing: it is empty, or zero")
+        raise DiffpoError(f"{path} changes nothing: it is empty, or all its weights are zero")
     changes: Changes = {}
     abouts = {name: _about(path, settings, name) for name, _ in found}
     for (name, place), fields in found.items():
@@ -197,7 +197,7 @@ def _change(path: Path, fields: Fields, about: dict[str, Any], place: Place, sha
     magnitude = _magnitude(path, *fields["magnitude"], shape) if "magnitude" in fields else None
     if about.get("use_dora") and magnitude is None:
         raise DiffpoError(
-            f"{path} says use_dora, and has no magnitudes beside {min(keys.values())}: the file is incomplete"
+            f"{path} has the setting use_dora, but no magnitudes beside {min(keys.values())}: the file is incomplete"
         )
     bias = values.get("bias")
     if "lora_bias" in values:
@@ -259,7 +259,7 @@ def _scale(
     if "r" in about:
         stated = _pattern(about["rank_pattern"], layer, about["r"])
         if rank is not None and stated != rank:
-            raise DiffpoError(f"{path} states rank {stated} for {layer}, and its weights have rank {rank}")
+            raise DiffpoError(f"{path} states rank {stated} for {layer}, but its weights have rank {rank}")
         size = math.sqrt(stated) if about.get("use_rslora") else stated
         said = _pattern(about["alpha_pattern"], layer, about.get("lora_alpha", about.get("alpha", stated))) / size
     if alpha is None:
@@ -271,7 +271,7 @@ def _scale(
         raise DiffpoError(f"{path}: {plain(key, 200)} is {plain(value.tolist(), 50)}, which is not a valid alpha")
     scale = value.item() / rank
     if said is not None and not math.isclose(said, scale, rel_tol=1e-3):
-        raise DiffpoError(f"{path}: {plain(key, 200)} says a scale of {scale:g}, and its settings say {said:g}")
+        raise DiffpoError(f"{path}: {plain(key, 200)} gives a scale of {scale:g}, but its settings give {said:g}")
     return scale
 
 
@@ -291,7 +291,7 @@ def _magnitude(path: Path, key: str, value: Tensor, shape: tuple[int, ...]) -> T
         return value.reshape(-1, 1, *ones)
     if value.dim() > 1 and value.shape[0] == 1 and value.numel() == value.shape[1] == shape[1]:
         return value.reshape(1, -1, *ones)
-    raise DiffpoError(f"{path} does not fit this model: {plain(key, 200)} {tuple(value.shape)} are no norms of {shape}")
+    raise DiffpoError(f"{path} does not fit this model: {plain(key, 200)} {tuple(value.shape)} is no norm of {shape}")
 
 
 # ---- settings

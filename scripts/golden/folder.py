@@ -91,7 +91,7 @@ class Golden:
         return schedule, problem["guidance_scale"] or 1.0, data, classes, z.view(len(z), *mixture["shape"])
 
     def resolution(self, case: dict) -> float:
-        """What float64 can tell apart in the case's output, after the rounding of a whole run."""
+        """The smallest difference that float64 resolves in the case's output, after the rounding of a whole run."""
         return 1e-13 * float(self[case["out"]].abs().max())
 
     def run(self, case: dict) -> float:

@@ -21,7 +21,7 @@ def run(setting, options):
         grid = Grid(schedule, "logsnr", end=end, t_end=t_end)
     else:
         raise Unsupported(f"sde={sde}")
-    setting.schedule = schedule  # the case's own range, and what its model is told
+    setting.schedule = schedule  # the case's own range, and the labels of its model
     corrector, inner = options.pop("corrector", "none"), options.pop("n_steps", 1)
     predictor = options.pop("predictor", "reverse_diffusion")
     each = (predictor != "none") + (inner if corrector != "none" else 0)

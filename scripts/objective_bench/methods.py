@@ -1,10 +1,10 @@
 """What is compared: each published method on the embedded world, and the claims that need runs of their own.
 
-Offline methods learn from the 2,800 pairs of assets/shapes-preferences or the same images in another format, on-policy
-ones sample for its captions and are judged by the oracle's total. One learning rate and one beta for all
-unless a line says otherwise. Lines that do were mostly written after a look at seed 0: a gentler rate where the common
-one broke the model, a few settings of the on-policy methods. So nothing was tuned to win, but not all were left alone
-alike, and any method may do better than here.
+Offline methods learn from the 2,800 pairs of assets/shapes-preferences or the same images in another format. On-policy
+ones sample for its captions and are judged by the oracle's total. One learning rate and one beta for all unless a line
+says otherwise. Lines that do were mostly written after a look at seed 0: a gentler rate where the common one broke the
+model, a few settings of the on-policy methods. So nothing was tuned to win, but not all were left alone alike, and any
+method may do better than here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Why a method does not beat the base model on the embedded world, as far as the runs tell. Only used for those."""
+"""Why some methods do not beat the base model on the embedded world, as far as the runs show it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def longer(runs: list[dict[str, Any]]) -> str:
 
 def section(failing: list[str], results: Results) -> str:
     lines = [line for name in failing if (line := reason(name, results))]
-    head = "### Why the others fail\n\nBrackets have total by seed.\n\n"
+    head = "### Why the others fail\n\nThe brackets give the win rate in `total` of each seed.\n\n"
     return head + "\n".join(lines) if lines else ""
 
 
@@ -80,16 +80,16 @@ ANCHORED = {
 FREE = {
     "cpo": "has no reference and adds fine-tuning on the chosen images",
     "orpo": "is fine-tuning on the chosen images with a weak contrast, by odds instead of a reference",
-    "simpo": "has no reference: errors of 0.06 that differ by noise and image content hide a difference of 0.0005",
+    "simpo": "has no reference. Errors of 0.06 that differ by noise and image content hide a difference of 0.0005",
     "mapo": "has no reference and pulls towards the chosen images",
-    "asft": "has no reference: at beta 500 both rewards are about -16, where its term for the rejected image is flat",
+    "asft": "has no reference. At beta 500 both rewards are about -16, where its term for the rejected image is flat",
 }
 ABSOLUTE = (
     "rewards the chosen images for themselves, not only above the rejected ones. Their error changes by {chosen}, the "
     "rejected ones' by {rejected}. Letting both errors rise, as Diffusion-DPO does, is faster here."
 )
 SELF_PLAY = (
-    "learns to separate the data from its own samples, and here the data are its own samples. Only the traces of the "
+    "learns to separate the data from its own samples, but here the data are its own samples. Only the traces of the "
     "autoencoder are left to learn."
 )
 TEXTS = {
@@ -99,8 +99,8 @@ TEXTS = {
     "sppo": ABSOLUTE,
     "spin_diffusion": SELF_PLAY,
     "ddo": SELF_PLAY,
-    "pso": "is meant for distilled models. This model draws poorly with ten re-noised steps, and better pictures among "
-    "those are not better pictures of a solver.",
+    "pso": "is meant for distilled models. This model draws poorly with ten re-noised steps, so the better ones "
+    "among them do not improve the pictures of a solver.",
     "spo_trained": "is judged by a scorer that learnt on unguided estimates ([details](on_policy.md)), but scores "
     "guided ones.",
     "spo": "is judged by the oracle and beats the base with two seeds of three. It makes {steps} updates.{long}",

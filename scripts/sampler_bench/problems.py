@@ -107,7 +107,7 @@ class Problem:
         return None if self.guidance == 1.0 else torch.arange(self.batch) % 2
 
     def model(self, x: torch.Tensor, label) -> torch.Tensor:
-        """The exact noise prediction at the label that the network is told."""
+        """The exact noise prediction at the label that the network gets."""
         t = self.schedule.t_of_model_time(float(label))
         alpha, sigma = float(self.schedule.alpha(t)), float(self.schedule.sigma(t))
         return self.mixture.guided(x, alpha, sigma, self.classes, self.guidance)[1].to(x.dtype)

@@ -33,7 +33,7 @@ SHORT = {  # how a table writes an option
     "tau_func": "",
     "skip_prk_steps": "",
 }
-COMMON = (  # one setting per way in which people are told to use a scheduler
+COMMON = (  # one setting for each common recommendation of how to use a scheduler
     "DDIM leading to_one=False",
     "DDIM linspace to_one=False",
     "DDIM trailing to_one=False",

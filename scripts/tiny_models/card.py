@@ -51,7 +51,7 @@ def base_table(pipe, folder: Path, **options) -> str:
         by_chance = np.nanmean([s[key] for s in chance])
         interval = f"{low:.1%} to {high:.1%}"
         table.rows.append((key.removeprefix("right_"), f"{values.mean():.1%}", interval, f"{by_chance:.1%}"))
-    # nearly all held-out prompts ask for two objects, so counting is told from chance on the others alone
+    # nearly all held-out prompts have two objects, so only the others separate counting from chance
     counted = [c for c in heldout_captions() if parse(c).relation is None] * 8
     seen = generate(pipe, counted, [SEED * 30_000 + i for i in range(len(counted))], STEPS, **options)
     values = [score(im, c)["right_count"] for im, c in zip(seen, counted, strict=True)]

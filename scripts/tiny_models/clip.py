@@ -24,13 +24,15 @@ CARD = """# tiny-clip
 
 A real `CLIPModel` of {parameters:.2f} M parameters ({megabytes:.1f} MB, float32) with its tokenizer and image
 processor: pictures of {size} px in patches of {patch}, captions of `diffpo.shapes`. The text tower starts from the
-second text encoder of `assets/tiny-sdxl`, whose tokenizer it shares; the vision tower from nothing. Trained by
-`scripts/build_tiny_models.py clip` (seed {seed}) on rendered scenes of the training split: {steps} steps against the
-other captions of the batch and captions that differ from the own in one thing, then {bind_steps} steps in which half
-of what differs is which object is where. It saw clean pictures only and no preferences.
+second text encoder of `assets/tiny-sdxl` and has its tokenizer. The vision tower starts from random weights.
 
-{n} pictures of held-out captions (combinations of objects never seen in training): how often the right caption scores
-above the same caption with one thing changed (chance 50 %; 95 % Wilson intervals), and how often it is the best of 64:
+Trained by `scripts/build_tiny_models.py clip` (seed {seed}) on rendered scenes of the training split. For {steps} steps
+the wrong captions are those of the batch, and copies of the right one with one thing changed. In {bind_steps} further
+steps half of these changes concern which object is where. It was trained on clean pictures only, without preferences.
+
+The table has {n} pictures of held-out captions (combinations of objects never seen in training). It shows how often the
+right caption scores above the same caption with one thing changed (chance 50 %), and how often it is the best of 64.
+Intervals are 95 % Wilson intervals.
 
 {table}
 """

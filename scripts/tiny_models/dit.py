@@ -27,7 +27,8 @@ trained from scratch by `scripts/build_tiny_models.py` (seed {seed}, one CPU cor
 settings, losses and CPU seconds) on the frozen autoencoder of `assets/tiny-sdxl`.
 
 {n} held-out prompts (object and pair combinations never seen in training), {steps} calls of DPM-Solver++(2M), guidance
-{guidance}, one image each; 95 % Wilson intervals; chance = the same pictures against another held-out prompt:
+{guidance}, one image each. Intervals are 95 % Wilson intervals. *Chance* compares the same pictures with another
+held-out prompt:
 
 {base}
 

@@ -21,9 +21,9 @@ guidance {guidance}), labelled by the oracle of `diffpo.shapes` and stored in th
 `scripts/build_tiny_models.py pairs`, seed {seed}; lossless WebP bytes.
 
 The preference is the oracle's total, {weight} x prompt following + {rest} x appearance. A pair whose totals differ by
-less than {margin} is a tie (0.5 / 0.5). {flip:.0%} of the other labels are flipped at random, as people do; which ones
-is in `flipped`, and the totals and both axes of either picture are in `score_*`, `following_*`, `appearance_*`: for
-analysis, never read in training. Captions of `validation` are not in `train`.
+less than {margin} is a tie (0.5 / 0.5). {flip:.0%} of the other labels are flipped at random, like mistakes of people.
+The column `flipped` marks them. The totals and both axes of each picture are in `score_*`, `following_*` and
+`appearance_*`, for analysis; Diffusion-DPO trains on the labels only. Captions of `validation` are not in `train`.
 
 {table}
 """

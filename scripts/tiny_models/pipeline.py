@@ -20,13 +20,13 @@ coloured shapes of `diffpo.shapes` at 32 px. Trained from scratch by `scripts/bu
 CPU core; `training-log.jsonl` holds the settings, losses and CPU seconds). Latents: {channels} x 8 x 8, unit
 variance, scaling factor 1.
 
-Autoencoder, 1,000 scenes it was not trained on, reconstructions read back by the oracle:
+Autoencoder: reconstructions of 1,000 scenes that it was not trained on, recognised by the oracle:
 
 {vae}
 
-Base model, {n} held-out prompts (object and pair combinations never seen in training), {steps} calls of
-DPM-Solver++(2M), guidance {guidance}, one image each; 95 % Wilson intervals; chance = the same pictures against another
-held-out prompt:
+Base model: {n} held-out prompts (object and pair combinations never seen in training), {steps} calls of
+DPM-Solver++(2M), guidance {guidance}, one image each. Intervals are 95 % Wilson intervals. *Chance* compares the same
+pictures with another held-out prompt:
 
 {base}
 

@@ -30,8 +30,8 @@ from .scoring import ScoringQueue
 
 BODIES = 4  # of the largest size; so much of all bodies together is in memory
 BACKLOG = 1024  # connections that the system may hold until they are accepted
-PACE = 1.0  # s: a client that sends less than CHUNK in that time is slow, and makes room where memory is short
-GRACE = 30.0  # s: what is being scored when the server stops may take that long to end
+PACE = 1.0  # s: a client that sends less than CHUNK in that time is slow, and is dropped if memory is short
+GRACE = 30.0  # s: a scoring in progress may take that long to end when the server stops
 LATE = (asyncio.TimeoutError, TimeoutError)  # two classes before Python 3.11
 DEFAULTS = Limits()
 
@@ -178,7 +178,7 @@ class Server:
             if client.dropped:  # before Python 3.12, wait_for swallows a cancellation that comes with its result
                 raise asyncio.CancelledError
         except LATE:
-            raise Refused(408, f"the request did not come whole within {self.limits.deadline:g} s") from None
+            raise Refused(408, f"the request was not complete within {self.limits.deadline:g} s") from None
         finally:
             self.awaited.discard(client)
             client.left -= time.monotonic() - client.moved
@@ -214,7 +214,7 @@ class Server:
 
 
 def _say(_loop: Any, context: dict) -> None:
-    """What asyncio has to say, such as that there are too many open files."""
+    """Print asyncio's reports, such as too many open files."""
     print(f"{context['message']}: {context.get('exception')!r}", file=sys.stderr, flush=True)
 
 

@@ -50,7 +50,7 @@ class Connection:
         if not line:
             raise ConnectionError
         if not (line.isalpha() or line in b"\r\n"):
-            raise Refused(400, "this is no HTTP request; the server speaks http, not https")
+            raise Refused(400, "this is not an HTTP request; use http, not https")
         size = 0
         while True:
             try:
@@ -78,7 +78,7 @@ class Connection:
         self.method, self.path = found[1].decode(), found[2].decode()
         self.version = f"{found[3].decode()}.{found[4].decode()}"
         if found[3] != b"1":
-            raise Refused(505, "the server speaks HTTP/1.1")
+            raise Refused(505, "only HTTP/1.0 and HTTP/1.1 are supported")
 
     def _header(self, line: bytes) -> None:
         name, colon, value = line.partition(b":")
@@ -86,7 +86,7 @@ class Connection:
             raise Refused(400, "a header is not of the form NAME: VALUE")
         key = name.decode().lower()
         if key in ONCE and key in self.headers:
-            raise Refused(400, f"the header {key} is there twice")
+            raise Refused(400, f"the header {key} appears twice")
         self.headers[key] = value.strip(b" \t").decode("latin-1")
 
     def body_size(self, hosts: set[str] | None, max_bytes: int) -> int | None:
@@ -94,29 +94,29 @@ class Connection:
         that is not one of ``hosts`` (None: any)."""
         headers = self.headers
         if self.version != "1.0" and "host" not in headers:
-            raise Refused(400, "the request must say its Host")
+            raise Refused(400, "the request needs the header Host")
         if hosts is not None and "host" in headers:
             found = HOST.fullmatch(headers["host"].lower())
             if not found or found[1] not in hosts:
-                raise Refused(403, f"the Host {headers['host']!r} is not this server; --host NAME adds a name")
+                raise Refused(403, f"the Host {headers['host']!r} is not this server; --host NAME allows another")
         if self.method not in ("GET", "POST"):
-            raise Refused(501, "there is GET / and POST /score")
+            raise Refused(501, "only GET / and POST /score are supported")
         if self.method == "GET" and self.path == "/":
             return None
         if self.method != "POST" or self.path != "/score":
-            raise Refused(404, "there is GET / and POST /score")
+            raise Refused(404, "only GET / and POST /score are supported")
         # which no web page can send here unasked
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Refused(415, "the Content-Type must be application/json")
         length = headers.get("content-length", "")
         if "transfer-encoding" in headers and length:
-            raise Refused(400, "the request says both Content-Length and Transfer-Encoding")
+            raise Refused(400, "the request has both Content-Length and Transfer-Encoding")
         if not re.fullmatch("[0-9]+", length):
-            raise Refused(411, "the request must say its Content-Length")
+            raise Refused(411, "the request needs the header Content-Length")
         if len(length) > 15 or int(length) > max_bytes:
             raise Refused(413, f"the body has {length:.40} bytes, more than --max-bytes {max_bytes}")
         if headers.get("expect", "100-continue").lower() != "100-continue":
-            raise Refused(417, "the server can expect 100-continue only")
+            raise Refused(417, "the only supported value of Expect is 100-continue")
         return int(length)
 
     async def receive(self) -> None:
@@ -124,7 +124,7 @@ class Connection:
         try:
             self.body += await self.reader.readexactly(min(self.missing, CHUNK))
         except asyncio.IncompleteReadError:
-            raise Refused(400, f"{self.missing} bytes of the body did not come") from None
+            raise Refused(400, f"{self.missing} bytes of the body are missing") from None
 
     def answer(self, status: int, content: dict) -> None:
         data = json.dumps(content, allow_nan=False).encode()

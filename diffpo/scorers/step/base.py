@@ -1,7 +1,7 @@
 """Scorers that judge a picture while it is being sampled: noisy latents, an x_0 estimate and a time in, a number out.
 
 `load` takes a folder written by `diffpo train-scorer` (a step-aware preference model over pictures, pixel.py, or
-one over latents, latent.py), or the number of an ordinary scorer such as ``shapes.total``, which then looks at the
+one over latents, latent.py), or the number of an ordinary scorer such as ``shapes.total``. That is computed from the
 decoded x_0 estimate and does not depend on the time.
 """
 
@@ -48,7 +48,7 @@ def is_folder(spec: str) -> bool:
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """What a scorer's ``save`` wrote into ``folder``, as far as loading needs it: `known` values, sizes, one switch."""
+    """What loading needs of what a scorer's ``save`` wrote into ``folder``: `known` values, sizes, one switch."""
     try:
         about = json.loads(read_text(folder / ABOUT))
         if about["kind"] not in ("pixel", "latent"):
@@ -58,7 +58,7 @@ def read_about(folder: Path) -> dict[str, Any]:
         sizes = about["head"]
         image, texts, width = sizes["image"], sizes["texts"], sizes["width"]
         if not all(type(size) is int and 0 < size <= 2**16 for size in (image, width, *texts)):
-            raise ValueError("its sizes are no numbers of features")
+            raise ValueError("its sizes are not numbers of features")
         head = {"image": image, "texts": texts, "width": width}
         return {"kind": "latent", "base": known({"base": about["base"]})["base"], "head": head}
     except OSError as error:
@@ -78,7 +78,10 @@ def read_weights(module: nn.Module, path: Path) -> None:
     try:
         module.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise DiffpoError(f"cannot read the step scorer {path}: {' '.join(str(error).split())[:300]}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise DiffpoError(
+            f"cannot read the step scorer {path}: {reason}. Train it again with `diffpo train-scorer`"
+        ) from error
 
 
 def finite(scores: Tensor, name: str, captions: Sequence[str]) -> Tensor:

@@ -31,7 +31,7 @@ TIME = 64  # numbers that encode t
 
 
 class _Enough(Exception):
-    """Ends a forward pass once the last stage has spoken: what follows is half the work."""
+    """Ends a forward pass after the last stage: the rest is half the work."""
 
 
 @torch.no_grad()
@@ -66,7 +66,7 @@ class Head(nn.Module):
         super().__init__()
         self.sizes = {"image": image, "texts": texts, "width": width}
         self.time = Timesteps(TIME, flip_sin_to_cos=True, downscale_freq_shift=0)
-        # the features' mean and spread over data and times: what tells two images apart is small beside what all share
+        # the features' mean and spread over data and times: differences between images are small beside what all share
         self.register_buffer("center", torch.zeros(image))
         self.register_buffer("spread", torch.ones(image))
         self.image = nn.Sequential(nn.Linear(image + TIME, width), nn.SiLU(), nn.Linear(width, width))
@@ -93,7 +93,7 @@ class LatentScorer:
     def fresh(
         cls, family: Any, network: nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor], seed: int
     ) -> LatentScorer:
-        """An untrained one; ``x_t``, ``t`` and ``cond`` are some of the inputs it will see."""
+        """An untrained one; ``x_t``, ``t`` and ``cond`` are some of the inputs it will get."""
         seen = features(family, network, x_t, t, cond)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -17,7 +17,7 @@ from .pixel import StepAwareScorer
 def load(spec: str, family: Any, network: nn.Module) -> StepScorer:
     """The scorer of a folder or of the name ``NUMBER`` or ``NAME=SOURCE``, as in `diffpo eval --scorers`.
 
-    ``network``: the run's own module; whatever adapters it has are off while a scorer looks at its features. Raises
+    ``network``: the run's own module; whatever adapters it has are off while a scorer computes its features. Raises
     DiffpoError: no such folder or scorer, damaged files, a latent scorer of another base model.
     """
     device = next(network.parameters()).device

@@ -2,8 +2,8 @@
 
 A CLIP whose vision tower gets the time: t -> sinusoidal embedding -> MLP -> in each layer a shift, a scale and a
 gate for the attention and for the MLP (adaptive layer norm), and a shift and a scale after the last norm. At the start
-all of these are the identity, so that training begins at the CLIP's (PickScore's, in the paper) own score,
-exp(logit_scale) * cos(picture, text), of the picture that the x_0 estimate decodes to.
+all of these are the identity. So training begins at the CLIP's own score (PickScore in the paper), exp(logit_scale) *
+cos(picture, text), of the decoded x_0 estimate.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def _read(path: str, processor: str) -> tuple[Any, Any, Any]:
             "tokenizer and its image processor (or scorer.processor holds these two)",
         ) from None
     if clip.config.model_type != "clip":
-        raise DiffpoError(f"{path} is a {clip.config.model_type} model; a step-aware scorer starts from a CLIP")
+        raise DiffpoError(f"{path} is a {clip.config.model_type} model, but a step-aware scorer needs a CLIP")
     return clip, tokenizer, images
 
 

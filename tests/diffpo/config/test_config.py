@@ -81,7 +81,7 @@ def test_numbers_written_as_text_in_optimizer_args():
 
 def test_a_key_written_twice_is_an_error(tmp_path):
     (tmp_path / "twice.yaml").write_text(QUICKSTART.read_text() + "train: {steps: 3}\n")
-    with pytest.raises(DiffpoError, match=r"twice\.yaml is not valid YAML: the key 'train' is there twice"):
+    with pytest.raises(DiffpoError, match=r"twice\.yaml is not valid YAML: .*'train'"):
         load_config(tmp_path / "twice.yaml")
 
 
@@ -113,8 +113,8 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(f"a{i + 1}: &a{i + 1} {{<<: [{', '.join([f
         (QUICKSTART.read_text() + "x: &x " + "y" * 5000 + f"\nlora.targets: [{', '.join(['*x'] * 100)}]", "aliases"),
         ("a0: &a0 [1]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}]\n" for i in range(99)), "nested"),
         ("[" * 5000, "nested"),
-        ("a: &a {b: *a}", "within what it names"),
-        ("a: &a {<<: *a}", "within what it names"),
+        ("a: &a {b: *a}", "alias"),
+        ("a: &a {<<: *a}", "alias"),
         ("train: {steps: " + "1" * 10000 + "}", "line 1"),
         ("model: x\n--- \nmodel: y", "single document"),
         ("!!python/object/apply:os.system [ls]", "could not determine a constructor"),

@@ -96,7 +96,7 @@ def test_families_without_the_format_are_named(tiny_folder, trained, tmp_path, n
 def test_what_diffusers_cannot_read_back_is_not_kept(tiny_folder, trained, tmp_path):
     """diffusers' reader takes FLUX's single blocks at their released width alone."""
     run, _ = trained("flux")
-    with pytest.raises(DiffpoError, match="diffusers cannot read the LoRA back"):
+    with pytest.raises(DiffpoError, match=r"diffusers cannot read .*--to merged"):
         export.run(export.Export(run, "kohya", str(tiny_folder("flux")), tmp_path / "out"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
@@ -120,6 +120,6 @@ def test_a_wrong_scale_would_be_noticed(tiny_sd, trained, tmp_path, monkeypatch)
 
     monkeypatch.setattr(kohya, "convert", scale_one)
     run, _ = trained("sd")
-    with pytest.raises(DiffpoError, match="does not keep what the LoRA does to"):
+    with pytest.raises(DiffpoError, match=r"kohya.*was not kept; .*--to diffusers"):
         export.run(export.Export(run, "kohya", str(tiny_sd), tmp_path / "out"))
     assert not (tmp_path / "out").exists()

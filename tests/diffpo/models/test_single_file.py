@@ -160,12 +160,12 @@ def test_what_the_file_lacks_is_the_configs(one, tmp_path, capsys):
     folder, file = one("sdxl")
     bare = without(file, ("first_stage_model.", "conditioner."), tmp_path / "unet.safetensors")
     save_file(load_file(bare) | {"nobody.knows": torch.zeros(3)}, bare)
-    with pytest.raises(DiffpoError, match=r"unet\.safetensors holds unet alone.*hub id of a pipeline that has"):
+    with pytest.raises(DiffpoError, match=r"unet\.safetensors holds only unet.*hub id of a pipeline that has"):
         models.load(Model(path=str(bare)))
     ours, theirs = (models.load_pipeline(m, device="cpu") for m in (model_of(bare, folder), str(folder)))
     for part in ("unet", "vae", "text_encoder", "text_encoder_2"):
         same(getattr(ours, part).state_dict(), getattr(theirs, part).state_dict())
-    assert "1 weights are of no part" in capsys.readouterr().out
+    assert "1 weights belong to no part" in capsys.readouterr().out
     configs = tmp_path / "configs"
     shutil.copytree(folder, configs, ignore=shutil.ignore_patterns("*.safetensors"))
     with pytest.raises(DiffpoError, match=r"unet\.safetensors holds unet alone.*vae, text_encoder, text_encoder_2"):

@@ -96,9 +96,9 @@ def test_nothing_is_unpickled(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("cut.safetensors", None, r"cut\.safetensors: .*truncated or no safetensors file"),
-        ("page.safetensors", b"<!DOCTYPE html><html>log in</html>", r"page\.safetensors: .*no safetensors file"),
-        ("empty.safetensors", b"", r"empty\.safetensors: .*no safetensors file"),
+        ("cut.safetensors", None, r"cut\.safetensors: .*truncated"),
+        ("page.safetensors", b"<!DOCTYPE html><html>log in</html>", r"page\.safetensors: .*not a safetensors file"),
+        ("empty.safetensors", b"", r"empty\.safetensors: .*not a safetensors file"),
         ("lfs.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "git lfs pull"),
         ("model.gguf", b"GGUF\x03\x00", r"model\.gguf is quantised"),
     ],
@@ -118,7 +118,7 @@ def test_files_that_are_not_there(one, tmp_path):
         models.load(Model(path="https://host/a/b.safetensors"))
     with pytest.raises(DiffpoError, match=r"holds no model_index\.json.*name the file itself: .*sd\.safetensors"):
         models.load(Model(path=str(file.parent)))
-    with pytest.raises(DiffpoError, match=r"model\.config .* is for a model that is one file"):
+    with pytest.raises(DiffpoError, match=r"model\.config .*leave it out"):
         models.load(model_of(folder, folder))
     with pytest.raises(DiffpoError, match=r"model\.config=.*nowhere: there is no such folder"):
         models.load(model_of(file, tmp_path / "nowhere"))

@@ -84,7 +84,7 @@ def test_the_judge_and_the_server_take_it():
     [
         ("Levl", ["did you mean Level"]),
         ("word", ["is not a class"]),
-        ("Words=4", ["takes no source", "'4'"]),
+        ("Words=4", ["takes no source", "=4"]),
         ("Broken", ["OSError", "no weights"]),
         ("Nameless", ["names"]),
         ("Misnamed", ["names"]),

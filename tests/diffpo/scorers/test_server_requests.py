@@ -51,7 +51,8 @@ def test_bad_requests_get_one_sentence_and_the_server_goes_on(body, status, word
 def test_other_paths_methods_and_headers_are_refused_in_json(capfd):
     with served(Brightness()) as server:
         assert post(server, one(GOOD), "/../etc/passwd")[0] == 404
-        assert post(server, None, "/score", "GET") == (404, {"error": "there is GET / and POST /score"})
+        status, content = post(server, None, "/score", "GET")
+        assert status == 404 and "POST /score" in content["error"]
         assert post(server, one(GOOD), method="DELETE")[0] == 501
         assert post(server, one(GOOD), **{"Content-Type": "text/plain"})[0] == 415  # a web page could send that
         assert post(server, iter([b"{}"]))[0] == 411  # chunks

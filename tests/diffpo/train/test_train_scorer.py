@@ -130,7 +130,7 @@ def test_a_scorer_and_a_lora_do_not_share_a_folder(tiny_sd, make_scorer_config, 
     for theirs, ours, command in ((lora, scorer, "train"), (scorer, lora, "train-scorer")):
         settings = {"settings": theirs.model_dump(mode="json")}
         checkpoint.save(tmp_path / "run", 2, lambda folder: None, {}, {**origin, **settings}, keep=1)
-        with pytest.raises(DiffpoError, match=f"checkpoint-000002.* of a run of `diffpo {command}`"):
+        with pytest.raises(DiffpoError, match=f"checkpoint-000002.* a run of `diffpo {command}`"):
             check_folder(ours)
         check_folder(theirs)
 
@@ -190,7 +190,7 @@ def test_held_out_accuracy_is_counted_pair_by_pair(tiny_sd, make_scorer_config, 
     ("override", "message"),
     [
         ("scorer.kind=pixel", r"scorer\.clip is the CLIP"),
-        ("scorer.clip=x", r"kind latent has none"),
+        ("scorer.clip=x", r"scorer\.clip is the CLIP"),
         ("scorer.guidance=3", "guidance"),
         ("data.caption_dropout=0.1", "caption_dropout"),
         ("data.validation=null", "validation"),

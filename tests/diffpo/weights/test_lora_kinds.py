@@ -162,7 +162,7 @@ def test_training_goes_on_from_it_and_not_from_another_kind(tiny_sdxl, make_conf
     assert before.keys() == after.keys()
     for name, value in before.items():
         torch.testing.assert_close(after[name], value, rtol=0, atol=1e-9)
-    with pytest.raises(DiffpoError, match=rf"has kind {kind}, and this run asks for lora: set lora.kind={kind}"):
+    with pytest.raises(DiffpoError, match=rf"has kind {kind}, .* lora: set lora.kind={kind}"):
         train(make_config(tiny_sdxl, f"lora.start={start}", f"output={tmp_path / 'third'}"))
 
 

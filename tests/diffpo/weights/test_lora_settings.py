@@ -161,7 +161,7 @@ def test_settings_that_are_not_understood_are_named(unet, tmp_path, settings, sa
 def test_an_alpha_that_contradicts_the_settings_is_refused(unet, tmp_path):
     header = {"lora_adapter_metadata": json.dumps({"unet.r": 2, "unet.lora_alpha": 2})}
     tensors = {**low(), f"{KOHYA}.alpha": torch.tensor(4.0)}
-    with pytest.raises(DiffpoError, match="alpha says a scale of 2, and its settings say 1"):
+    with pytest.raises(DiffpoError, match=r"alpha .* scale of 2, .* 1$"):
         lora_apply.check_lora(SimpleNamespace(unet=unet), written(tmp_path / "a.safetensors", tensors, header))
 
 
