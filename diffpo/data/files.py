@@ -16,14 +16,14 @@ from ..common.errors import DiffpoError
 from ..common.images import BadRow, ShardMember, is_picture, locate, open_file, read_file
 from ..common.text import decoded, plain
 from .tables import Rows, RowSource
-from .text_tables import Table
+from .text_tables import TextTable
 
 TEXTS = ("txt", "text", "cls")
 TEXT_LIMIT = 2**24  # bytes of a caption, or of a text or JSON file in a shard
 RANKED = ("prompt", "image_path", "rank")  # columns of ImageRewardDB
 
 
-def siblings(folder: Path, roots: Sequence[Path]) -> tuple[Table, list[str]]:
+def siblings(folder: Path, roots: Sequence[Path]) -> tuple[TextTable, list[str]]:
     """The pairs of ``folder``: chosen/NAME.png and rejected/NAME.png, with any image suffix, and the caption in
     chosen/NAME.txt. Also returns the names of all other files.
 
@@ -49,7 +49,7 @@ def siblings(folder: Path, roots: Sequence[Path]) -> tuple[Table, list[str]]:
                 caption = _caption(f"chosen/{texts.get(name, f'{name}.txt')}", roots)
             yield caption if isinstance(caption, BadRow) else {"prompt": caption, **row}
 
-    return Table(Table.of(rows()).rows, ["prompt", "chosen", "rejected"]), others
+    return TextTable(TextTable.of(rows()).rows, ["prompt", "chosen", "rejected"]), others
 
 
 def _caption(name: str, roots: Sequence[Path]) -> str | BadRow:
@@ -91,7 +91,7 @@ def _images(folder: Path) -> tuple[dict[str, str], dict[str, str], list[str]]:
     return found, texts, others
 
 
-class Shards(Table):
+class Shards(TextTable):
     """Samples of webdataset shards, each kept as [values, {field: [shard, offset, size, name]}]. Images are thus kept
     apart from values, and no value in a JSON file is mistaken for the position of an image."""
 
@@ -248,7 +248,7 @@ def unpacked(dataset: Any) -> Any:
     return dataset.remove_columns(spare).rename_columns({old: new for old, new in names.items() if old not in spare})
 
 
-class Ranked(Table):
+class Ranked(TextTable):
     """One row per ranked list, kept as the numbers of its images' rows in ``dataset``."""
 
     def __init__(self, rows: Sequence[bytes | BadRow], column_names: Sequence[str], dataset: Rows) -> None:

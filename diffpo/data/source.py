@@ -101,7 +101,7 @@ def _open(source: str, split: str, data: Data, quiet: bool) -> Source:
                 ".parquet or .tar files, a folder with metadata.jsonl or with chosen/ and rejected/, a folder of "
                 "datasets.save_to_disk, and a hub id"
             )
-        found = Layout(path.parent, files=[path.absolute()])
+        found = FolderLayout(path.parent, files=[path.absolute()])
     elif path.is_dir():
         found = _in_folder(path, split, source, [path.resolve(), *_blobs(path), *further])
     elif path.exists():
@@ -124,7 +124,7 @@ def _open(source: str, split: str, data: Data, quiet: bool) -> Source:
     return Source(rows, roots, left + [f"ignored     {passed_over(passed)}"] * bool(passed))
 
 
-def _in_folder(path: Path, split: str, source: str, roots: Sequence[Path]) -> Layout:
+def _in_folder(path: Path, split: str, source: str, roots: Sequence[Path]) -> FolderLayout:
     """The layout of a folder that is a source. DiffpoError if nothing in it can be read."""
     links = sorted(each.name for each in os.scandir(path) if each.is_symlink() and not inside(path / each, roots))
     found = layout(path.resolve(), split, source, roots)
@@ -159,7 +159,7 @@ def _blobs(path: Path) -> list[Path]:
 
 
 @dataclass
-class Layout:
+class FolderLayout:
     """``folder``: paths in rows are relative to it. ``files``: all of one suffix; empty if the folder has chosen/ and
     rejected/, or was saved by `datasets`. ``splits``: other splits. ``passed``: names of files that are not read."""
 
@@ -170,7 +170,9 @@ class Layout:
     passed: list[str] = field(default_factory=list)
 
 
-def layout(folder: Path, split: str | None, source: str, roots: Sequence[Path], depth: int = DEPTH) -> Layout | None:
+def layout(
+    folder: Path, split: str | None, source: str, roots: Sequence[Path], depth: int = DEPTH
+) -> FolderLayout | None:
     """The files of ``split`` in ``folder``, in its folder data/ or in a folder named like the split; of all splits if
     ``split`` is None. None if there are no files of rows; DiffpoError if there are splits, but not this one."""
     names = sorted(each.name for each in folder.iterdir() if not each.name.startswith("."))
@@ -179,11 +181,11 @@ def layout(folder: Path, split: str | None, source: str, roots: Sequence[Path], 
         known = [each for each in known if each in names] if isinstance(known, list) else []
         return _chosen({each: folder / each for each in known}, split, source, roots, depth)
     if set(SAVED) <= set(names):
-        return Layout(folder)
+        return FolderLayout(folder)
     here = [folder / name for name in names]
     if metadata := [folder / name for name in METADATA if name in names]:
         rest = [each.name for each in here if each.suffix.lower() in SUFFIXES and each != metadata[0]]
-        return Layout(folder, _safe(metadata[:1], roots, source), passed=rest)
+        return FolderLayout(folder, _safe(metadata[:1], roots, source), passed=rest)
     for kind in (".parquet", ".tar"):
         # a broken link is an error when it is read
         if found := [each for each in here if each.suffix.lower() == kind and (each.is_file() or each.is_symlink())]:
@@ -192,7 +194,7 @@ def layout(folder: Path, split: str | None, source: str, roots: Sequence[Path], 
     if any((folder / side).is_dir() for side in SIDES):
         for side in SIDES:
             _safe([folder / side], roots, source)
-        return Layout(folder)
+        return FolderLayout(folder)
     if found := [each for each in here if each.suffix.lower() in text_tables.TEXT and split_of(each.name)]:
         rest = [each.name for each in here if each.suffix.lower() in SUFFIXES and each not in found]
         return _by_names(found, split, source, roots, depth, rest)
@@ -232,7 +234,7 @@ def _holds(folder: Path, source: str, roots: Sequence[Path], depth: int) -> bool
 
 def _by_names(
     found: Sequence[Path], split: str | None, source: str, roots: Sequence[Path], depth: int, rest: Sequence[str]
-) -> Layout:
+) -> FolderLayout:
     """The files of one folder whose names say that they are of the split; all of them if names do not say that."""
     folder = found[0].parent
     splits: dict[str, list[Path]] = {}
@@ -240,7 +242,7 @@ def _by_names(
         splits.setdefault(split_of(path.name) or "", []).append(path)
     unknown = not any(name in SPLITS or name == split for name in splits)
     if split is None or (unknown and len(splits) == 1):  # e.g. part-00000-of-00004
-        return Layout(folder, _safe(found, roots, source), passed=list(rest))
+        return FolderLayout(folder, _safe(found, roots, source), passed=list(rest))
     nameless = [path.name for path in splits.pop("", [])]
     choices: dict[str, Any] = {**_split_folders(sorted(folder.iterdir()), split, source, roots, depth), **splits}
     chosen = _chosen(choices, split, source, roots, depth)
@@ -248,7 +250,7 @@ def _by_names(
     return chosen
 
 
-def _chosen(choices: dict[str, Any], split: str, source: str, roots: Sequence[Path], depth: int) -> Layout:
+def _chosen(choices: dict[str, Any], split: str, source: str, roots: Sequence[Path], depth: int) -> FolderLayout:
     """The chosen one of several splits, each a folder or a list of files."""
     mine = [name for name in choices if name == split] or [
         name for name in choices if canonical(name) == canonical(split)
@@ -263,7 +265,7 @@ def _chosen(choices: dict[str, Any], split: str, source: str, roots: Sequence[Pa
     if found is None:
         if isinstance(part, Path):
             raise DiffpoError(f"{source}: the split {mine[0]!r} in {part} has no rows")
-        found = Layout(part[0].parent, _safe(part, roots, source))
+        found = FolderLayout(part[0].parent, _safe(part, roots, source))
     found.split = plain(mine[0], 100)
     for name, part in sorted(choices.items()):
         if name != mine[0]:
@@ -285,7 +287,7 @@ def _safe(paths: Sequence[Path], roots: Sequence[Path], source: str) -> list[Pat
 # ---- rows
 
 
-def _rows(found: Layout, roots: Sequence[Path], data: Data, quiet: bool) -> tuple[Any, list[str]]:
+def _rows(found: FolderLayout, roots: Sequence[Path], data: Data, quiet: bool) -> tuple[Any, list[str]]:
     """The table, and the names of other files in its folders and shards."""
     suffix = found.files[0].suffix.lower() if found.files else ""
     if suffix == ".parquet":
@@ -299,7 +301,7 @@ def _rows(found: Layout, roots: Sequence[Path], data: Data, quiet: bool) -> tupl
         return files.shards(found.files, quiet)
     parts = [text_tables.read_rows(read_file(path, text_tables.LIMIT), suffix, path.name) for path in found.files]
     names = list(dict.fromkeys(name for part in parts for name in part.column_names))
-    return text_tables.Table([row for part in parts for row in part.rows], names), []
+    return text_tables.TextTable([row for part in parts for row in part.rows], names), []
 
 
 def _parquet(paths: Sequence[Path], data: Data, quiet: bool) -> tables.Parquet:

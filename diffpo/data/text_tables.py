@@ -16,7 +16,7 @@ TEXT = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 LIMIT = 2**32  # bytes in a text file of rows
 
 
-class Table:
+class TextTable:
     """Rows kept as JSON objects and parsed on access, so that every value keeps its type. A row that could not be read
     is kept as its BadRow, which access raises."""
 
@@ -39,17 +39,17 @@ class Table:
     def parse(self, row: bytes) -> dict[str, Any]:
         return json.loads(row)
 
-    def select(self, indices: range) -> Table:
+    def select(self, indices: range) -> TextTable:
         return self._with(self.rows[indices.start : indices.stop : indices.step], self.column_names)
 
-    def select_columns(self, names: Sequence[str]) -> Table:
+    def select_columns(self, names: Sequence[str]) -> TextTable:
         return self._with(self.rows, names)
 
-    def _with(self, rows: Sequence[bytes | BadRow], names: Sequence[str]) -> Table:
-        return Table(rows, names)
+    def _with(self, rows: Sequence[bytes | BadRow], names: Sequence[str]) -> TextTable:
+        return TextTable(rows, names)
 
     @classmethod
-    def of(cls, rows: Iterator[dict[str, Any] | BadRow]) -> Table:
+    def of(cls, rows: Iterator[dict[str, Any] | BadRow]) -> TextTable:
         """A table of the values themselves."""
         kept: list[bytes | BadRow] = []
         names: dict[str, None] = {}
@@ -59,7 +59,7 @@ class Table:
         return cls(kept, list(names))
 
 
-def read_rows(content: bytes, suffix: str, name: str) -> Table:
+def read_rows(content: bytes, suffix: str, name: str) -> TextTable:
     """The rows of a text file, read by its suffix, one of `TEXT`. A .json object whose values are lists of equal length
     is a table by columns. A line that is not UTF-8 becomes a BadRow. ValueError names file and line of other faults."""
     found: Iterable[tuple[str, Any]] = records(content, suffix, name)
@@ -70,7 +70,7 @@ def read_rows(content: bytes, suffix: str, name: str) -> Table:
         if len(lengths) == 1 and None not in lengths:
             rows = zip(*whole.values(), strict=True)
             found = [(f"{name}, row {n}", dict(zip(whole, row, strict=True))) for n, row in enumerate(rows, 1)]
-    return Table.of((row if isinstance(row, BadRow) else _object(row, place)) for place, row in found)
+    return TextTable.of((row if isinstance(row, BadRow) else _object(row, place)) for place, row in found)
 
 
 def records(content: bytes, suffix: str, name: str) -> Iterator[tuple[str, Any]]:

@@ -231,7 +231,7 @@ class Family(ForwardProcess, ABC):
         if not path:
             return self.source.module(AutoencoderKL, "vae", torch.float32)
         if is_one(path):
-            return read_vae(path, self.source.place)
+            return read_vae(path, self.source.name_or_path)
         with readable(path):
             return AutoencoderKL.from_pretrained(local(path), **dtype_option(torch.float32))
 

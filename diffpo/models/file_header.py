@@ -23,9 +23,9 @@ class Weight(NamedTuple):
 
 def is_one(path: str) -> bool:
     """Does ``path`` mean a file, rather than a folder or a hub id?"""
-    place = os.path.expanduser(path)  # os.path knows no errors, of names that are too long for example
-    named = place.lower().endswith(SUFFIXES) or "://" in path
-    return not os.path.isdir(place) and (named or os.path.isfile(place))
+    expanded = os.path.expanduser(path)  # os.path knows no errors, of names that are too long for example
+    named = expanded.lower().endswith(SUFFIXES) or "://" in path
+    return not os.path.isdir(expanded) and (named or os.path.isfile(expanded))
 
 
 def read_header(file: Path, path: str) -> tuple[dict[str, Weight], dict[str, str]]:

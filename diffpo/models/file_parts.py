@@ -24,11 +24,13 @@ if TYPE_CHECKING:
     import torch
 
 
-def converted(cls: Any, state: dict[str, torch.Tensor], place: str, part: str, dtype: torch.dtype) -> torch.nn.Module:
+def converted(
+    cls: Any, state: dict[str, torch.Tensor], name_or_path: str, part: str, dtype: torch.dtype
+) -> torch.nn.Module:
     """By diffusers. ValueError if weights are missing or left over, which diffusers itself accepts."""
     hush()
     there = sum(value.numel() for value in state.values())
-    module = cls.from_single_file(state, config=place, subfolder=part, **dtype_option(dtype))
+    module = cls.from_single_file(state, config=name_or_path, subfolder=part, **dtype_option(dtype))
     if empty := [name for name, value in module.state_dict().items() if value.is_meta]:
         raise ValueError(f"{len(empty)} of its weights are missing, e.g. {empty[0]}")
     if there != (here := sum(value.numel() for value in module.state_dict().values())):
@@ -82,8 +84,8 @@ def reading(what: str, configs: str) -> Iterator[None]:
         ) from error
 
 
-def read_vae(path: str, place: str) -> torch.nn.Module:
-    """The VAE in a file, alone or beside others, in float32, by the VAE's config of the pipeline ``place``."""
+def read_vae(path: str, name_or_path: str) -> torch.nn.Module:
+    """The VAE in a file, alone or beside others, in float32, by the VAE's config of the pipeline ``name_or_path``."""
     import torch
     from diffusers import AutoencoderKL
     from safetensors import safe_open
@@ -93,7 +95,7 @@ def read_vae(path: str, place: str) -> torch.nn.Module:
     prefixes = [each for each in (*VAE, "") if f"{each}decoder.conv_in.weight" in weights]
     if not prefixes:
         raise DiffpoError(f"model.vae={path} holds no VAE: there is no decoder.conv_in in it")
-    with reading(f"the VAE in {file}", place), safe_open(file, "pt") as opened:
+    with reading(f"the VAE in {file}", name_or_path), safe_open(file, "pt") as opened:
         names = [name for name in weights if name.startswith(prefixes[0]) and not BESIDE.search(name)]
         state = {name: opened.get_tensor(name) for name in names}
-        return converted(AutoencoderKL, state, place, "vae", torch.float32)
+        return converted(AutoencoderKL, state, name_or_path, "vae", torch.float32)

@@ -27,7 +27,7 @@ def write(path: Path, pipe: Any, source: Any) -> None:
         state |= {mark: torch.zeros(0) for mark, wanted in marks.items() if wanted}
     save_file(state, path, header)
     del state
-    configs = source.name if isinstance(source, SingleFile) else source.place
+    configs = source.name if isinstance(source, SingleFile) else source.name_or_path
     written = SingleFile(source.settings.model_copy(update={"path": str(path), "config": configs}))
     for part in parts:
         module = getattr(pipe, part)

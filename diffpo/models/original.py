@@ -135,8 +135,8 @@ def _vae_layer(layer: str, blocks: int) -> str | None:
         rest = rest.replace("conv_shortcut", "nin_shortcut")
         if where == "mid_block":
             return f"{half}.mid.block_{index + 1}.{rest}"
-        place = f"down.{block}" if where == "down_blocks" else f"up.{blocks - 1 - block}"
-        return f"{half}.{place}.block.{index}.{rest}"
+        level = f"down.{block}" if where == "down_blocks" else f"up.{blocks - 1 - block}"
+        return f"{half}.{level}.block.{index}.{rest}"
     if kind == "downsamplers":
         return f"{half}.down.{block}.downsample.conv"
     return f"{half}.up.{blocks - 1 - block}.upsample.conv" if kind == "upsamplers" else None

@@ -24,22 +24,22 @@ class Pipeline:
     """A pipeline in diffusers' format.
 
     Attributes:
-        place: what diffusers takes for it: the folder, or the hub id.
+        name_or_path: what diffusers takes for it: the folder, or the hub id.
         missing: parts whose weights are elsewhere.
     """
 
     missing: tuple[str, ...] = ()
 
     def __init__(self, settings: Model) -> None:
-        self.settings, self.path, self.place = settings, settings.path, local(settings.path)
+        self.settings, self.path, self.name_or_path = settings, settings.path, local(settings.path)
         self.revision = settings.revision
         self.options = {"revision": settings.revision, "variant": settings.variant}
 
     def index(self) -> dict[str, Any]:
         """Its model_index.json."""
-        index = Path(self.place) / "model_index.json"
+        index = Path(self.name_or_path) / "model_index.json"
         with readable(self.path):
-            if not os.path.isdir(self.place):
+            if not os.path.isdir(self.name_or_path):
                 from huggingface_hub import hf_hub_download
 
                 limit_waiting()
@@ -54,7 +54,7 @@ class Pipeline:
     def config(self, part: str) -> dict[str, Any]:
         """The config.json of a part."""
         with readable(self.path):
-            return read_config(self.place, part, self.revision)
+            return read_config(self.name_or_path, part, self.revision)
 
     def require(self, parts: set[str]) -> None:
         """A missing part is found when it is loaded."""
@@ -65,18 +65,18 @@ class Pipeline:
     def module(self, cls: Any, part: str, dtype: torch.dtype) -> torch.nn.Module:
         """A part of the class ``cls`` with its weights, on the CPU."""
         with readable(self.path):
-            return cls.from_pretrained(self.place, subfolder=part, **self.options, **dtype_option(dtype))
+            return cls.from_pretrained(self.name_or_path, subfolder=part, **self.options, **dtype_option(dtype))
 
     def pipeline(self, dtype: torch.dtype | dict[str, torch.dtype], **parts: Any) -> Any:
         """The whole pipeline on the CPU. ``parts`` replace its own (None: left out) or are options of its class."""
         from diffusers import DiffusionPipeline
 
         with readable(self.path):
-            return DiffusionPipeline.from_pretrained(self.place, **self.options, **dtype_option(dtype), **parts)
+            return DiffusionPipeline.from_pretrained(self.name_or_path, **self.options, **dtype_option(dtype), **parts)
 
     def fingerprint(self) -> str:
         """Of a folder, the hash of everything in it that decides an image; of a hub id, the commit in the cache."""
-        if not os.path.isdir(self.place):
+        if not os.path.isdir(self.name_or_path):
             return f"commit:{self._folder.name}"
         return hash_of(self._folder, ".safetensors", ".json", ".txt", ".bin")
 
@@ -98,8 +98,8 @@ class Pipeline:
         """The folder, or the hub's whole pipeline in the cache."""
         from diffusers import DiffusionPipeline
 
-        if os.path.isdir(self.place):
-            return Path(self.place)
+        if os.path.isdir(self.name_or_path):
+            return Path(self.name_or_path)
         limit_waiting()
         with readable(self.path):
             return Path(DiffusionPipeline.download(self.path, revision=self.revision))
@@ -116,14 +116,14 @@ def read_index(path: Path) -> dict[str, Any]:
         raise DiffpoError(f"{path} does not describe a diffusers pipeline ({error!r})") from None
 
 
-def read_config(place: str | Path, part: str, revision: str | None = None) -> dict[str, Any]:
-    """The config.json of a part of the pipeline in the folder or hub repository ``place``."""
+def read_config(name_or_path: str | Path, part: str, revision: str | None = None) -> dict[str, Any]:
+    """The config.json of a part of the pipeline in the folder or hub repository ``name_or_path``."""
     from diffusers import ConfigMixin
 
     class Reader(ConfigMixin):
         config_name = "scheduler_config.json" if part == "scheduler" else "config.json"
 
-    return dict(Reader.load_config(str(place), subfolder=part, revision=revision))
+    return dict(Reader.load_config(str(name_or_path), subfolder=part, revision=revision))
 
 
 def hash_of(folder: Path, *kinds: str) -> str:

@@ -95,7 +95,7 @@ class SingleFile:
         return HUB["sd3.5-medium" if "joint_blocks.0.x_block.attn2.qkv.weight" in inner else "sd3-medium"]
 
     @property
-    def place(self) -> str:
+    def name_or_path(self) -> str:
         """What diffusers takes for the configs."""
         return str(self.folder)
 
@@ -103,7 +103,9 @@ class SingleFile:
     def lender(self) -> Pipeline:
         """The pipeline that has the parts which the file lacks."""
         here = self.released or os.path.isdir(local(self.name))
-        return Pipeline(self.settings.model_copy(update={"path": self.place if here else self.name, "config": None}))
+        return Pipeline(
+            self.settings.model_copy(update={"path": self.name_or_path if here else self.name, "config": None})
+        )
 
     @functools.cached_property
     def folder(self) -> Path:
@@ -179,7 +181,7 @@ class SingleFile:
         absent = [
             part for part in self.missing if part in parts and not any((self.folder / part).glob("*.safetensors"))
         ]
-        if absent and self.lender.place != self.place:  # of the hub
+        if absent and self.lender.name_or_path != self.name_or_path:  # of the hub
             from huggingface_hub import constants
 
             if constants.HF_HUB_OFFLINE:
@@ -212,7 +214,7 @@ class SingleFile:
                 config = cls.config_class.from_pretrained(str(self.folder), subfolder=part)
                 return text_encoder(cls, config, self.layout.parts[part][0], self._state(part, dtype), dtype)
             state = {self.parts[part][name]: value for name, value in self._state(part, dtype).items()}
-            return converted(cls, state, self.place, part, dtype)
+            return converted(cls, state, self.name_or_path, part, dtype)
 
     def _state(self, part: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """The part's weights by their names in it; fp8 in ``dtype``, multiplied by its scale if it has one."""
@@ -256,7 +258,7 @@ class SingleFile:
         if there.intersection(self.missing):
             return self.lender.pipeline(dtype, **parts)
         with self._reading("tokenizer"):
-            return DiffusionPipeline.from_pretrained(self.place, **dtype_option(dtype), **parts)
+            return DiffusionPipeline.from_pretrained(self.name_or_path, **dtype_option(dtype), **parts)
 
     def _class(self, part: str) -> Any:
         """The class of a part, of diffusers' and transformers' alone."""
@@ -274,7 +276,7 @@ class SingleFile:
         total = sha256()
         with open(self.file, "rb") as file:
             total.update(file_digest(file, "sha256").digest())
-        if self.lender.place == self.place:
+        if self.lender.name_or_path == self.name_or_path:
             total.update(f"{self.name}{hash_of(self.folder, *(k[1:] for k in CONFIGS), '.safetensors')}".encode())
         else:
             total.update(self.folder.name.encode())  # the commit

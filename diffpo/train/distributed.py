@@ -97,7 +97,7 @@ def compile_blocks(family: Family, network: torch.nn.Module, **options: Any) -> 
         raise DiffpoError(f"train.compile=true is not possible: {plain(error, 300)}") from None
 
 
-def place(accelerator: Accelerator) -> torch.device | str:
+def loading_device(accelerator: Accelerator) -> torch.device | str:
     """Where a network is loaded: one that is sharded may fit on no device, and goes there block by block."""
     return "cpu" if sharded(accelerator) else accelerator.device
 

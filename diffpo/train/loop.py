@@ -50,7 +50,7 @@ def train(config: Config) -> Path:
             repeat(run, learner, sources)
             finish(run, learner, sources)
     run.accelerator.wait_for_everyone()
-    done = learner.weights.place(config.output, learner.policy.family.component)
+    done = learner.weights.path_in(config.output, learner.policy.family.component)
     run.say(f"the {'LoRA' if config.lora else 'network'} is in {done}")
     return done
 
@@ -150,7 +150,7 @@ def make_learner(run: Run[Config]) -> tuple[Learner, Sources]:
     family = models.load(config.model, settings.precision, config.data.resolution)
     distributed.check(config, family, accelerator)
     sources = load_data(config, family, accelerator)
-    weights = trained.load(config, family, distributed.place(accelerator))
+    weights = trained.load(config, family, distributed.loading_device(accelerator))
     network = weights.network
     meter = Meter(network, accelerator)
     for copy in weights.frozen():

@@ -45,7 +45,7 @@ class Interrupted(DiffpoError):
     exit_code = 130
 
 
-class Learner(Protocol):
+class Checkpointed(Protocol):
     """What is trained, and all that a checkpoint of it holds. All processes call `writer` and `state` alike."""
 
     def writer(self, step: int) -> Callable[[Path], Any]:
@@ -93,7 +93,7 @@ class Run(Generic[ConfigT]):
             check(self.config)  # another run may have ended there just now
             yield
 
-    def resume(self, learner: Learner, origin: dict[str, Any]) -> None:
+    def resume(self, learner: Checkpointed, origin: dict[str, Any]) -> None:
         """Go on from the newest checkpoint, if there is one.
 
         ``origin`` is what the run starts from (JSON: settings, base, data_hash, pairs_per_update and more); every

@@ -80,7 +80,7 @@ def check_folder(config: ScorerConfig) -> None:
     claim.check_folder(config)
 
 
-def repeat(run: Run[ScorerConfig], learner: Learner) -> None:
+def repeat(run: Run[ScorerConfig], learner: ScorerLearner) -> None:
     """The training loop: update, log; `Run.steps` saves and stops."""
     pairs = run.settings.batch_size * run.settings.accumulation
     for step in run.steps():
@@ -90,7 +90,7 @@ def repeat(run: Run[ScorerConfig], learner: Learner) -> None:
         run.log(metrics, f"loss {metrics['loss']:.3f} accuracy {metrics['accuracy']:.2f}")
 
 
-def finish(run: Run[ScorerConfig], learner: Learner, validation: Batches) -> None:
+def finish(run: Run[ScorerConfig], learner: ScorerLearner, validation: Batches) -> None:
     """Measure the scorer on held-out pairs and save it; its checkpoints go."""
     config, settings, choice, output = run.config, run.config.train, run.config.scorer, run.output
     learner.scorer.module.eval()
@@ -109,7 +109,7 @@ def finish(run: Run[ScorerConfig], learner: Learner, validation: Batches) -> Non
 
 
 @dataclass
-class Learner:
+class ScorerLearner:
     """The scorer, what it sees pairs through, and all that a checkpoint holds."""
 
     config: ScorerConfig
@@ -186,7 +186,7 @@ def trainable(module: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
-def make_learner(run: Run[ScorerConfig]) -> tuple[Learner, Batches]:
+def make_learner(run: Run[ScorerConfig]) -> tuple[ScorerLearner, Batches]:
     """Model, data, scorer and optimiser of the run's config, ready for the first step; and the held-out pairs."""
     config, settings, device = run.config, run.config.train, run.accelerator.device
     family = models.load(config.model, settings.precision, config.data.resolution)
@@ -195,7 +195,7 @@ def make_learner(run: Run[ScorerConfig]) -> tuple[Learner, Batches]:
     scorer = make_scorer(config, family, network, batches)
     optimizer = make_optimizer(settings, trainable(scorer.module.train()))
     schedule = make_schedule(settings, optimizer)
-    return Learner(config, Policy(family, network), batches, scorer, optimizer, schedule), validation
+    return ScorerLearner(config, Policy(family, network), batches, scorer, optimizer, schedule), validation
 
 
 def load_data(config: ScorerConfig, family: Family, device: torch.device) -> tuple[Batches, Batches]:

@@ -100,7 +100,7 @@ class LoraWeights:
     def gather(self) -> dict[str, torch.Tensor]:
         return lora.lora_state(self.network)
 
-    def place(self, folder: Path, component: str) -> Path:
+    def path_in(self, folder: Path, component: str) -> Path:
         return folder / lora_file.FILE_NAME
 
     def save(self, folder: Path, gathered: Any, component: str, about: dict[str, Any]) -> None:

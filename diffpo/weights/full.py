@@ -140,7 +140,7 @@ class WholeNetwork:
     def gather(self) -> None:
         """Nothing: it is never sharded."""
 
-    def place(self, folder: Path, component: str) -> Path:
+    def path_in(self, folder: Path, component: str) -> Path:
         return folder / component
 
     def save(self, folder: Path, gathered: Any, component: str, about: dict[str, Any]) -> None:

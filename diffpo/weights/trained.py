@@ -57,7 +57,7 @@ class Weights(Protocol):
     def gather(self) -> dict[str, torch.Tensor] | None:
         """What `save` needs of a network that is sharded over processes: to be called by all of them alike."""
 
-    def place(self, folder: Path, component: str) -> Path:
+    def path_in(self, folder: Path, component: str) -> Path:
         """Where `save` writes to: the LoRA file, or the folder of the network."""
 
     def save(self, folder: Path, gathered: Any, component: str, about: dict[str, Any]) -> None:
