@@ -1,5 +1,6 @@
 """Tiny models and pairs for all tests."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -8,6 +9,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 from tiny import make_sd, make_sdxl, pick_a_pic_rows, write_parquet
+
+
+def pytest_collection_finish(session):
+    """What the imports made stays: without this every training that collects garbage looks at a million objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
