@@ -11,8 +11,8 @@ from diffpo.weights.lora_file import read_lora
 
 def test_a_short_quickstart_wins_on_held_out_prompts(tmp_path, capsys):
     out = tmp_path / "run"
-    cache = f"data.cache={tmp_path / 'cache'}"
-    evaluation = quickstart.run(out, seed=7, n=96, overrides=("train.steps=80", "train.eval_every=40", cache))
+    shorter = ("train.steps=80", "train.eval_every=80", "train.eval_pairs=32", "data.limit=1400")
+    evaluation = quickstart.run(out, seed=7, n=96, overrides=(*shorter, f"data.cache={tmp_path / 'cache'}"))
     total, appearance = evaluation.row("shapes.total"), evaluation.row("shapes.appearance")
     # the whole run's bar is 0.55 on 512 prompts; 96 after 80 steps must at least tell it from chance
     assert total.win_rate.low > 0.5

@@ -1,14 +1,12 @@
-"""On-policy runs that must coincide: resumed and straight, one batch of 8 and 8 of one, two processes and one."""
+"""On-policy runs that must coincide: resumed and straight, one batch of 8 and 8 of one."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from on_policy import CLOCK, METHODS, options, same
 from safetensors.torch import load_file
 from tiny import metrics_of
 
@@ -17,32 +15,6 @@ from diffpo.scorers.shapes import ShapesScorer
 from diffpo.train import metrics as track
 from diffpo.train.loop import train
 from diffpo.train.run import Interrupted
-
-ROLLOUT = (
-    "data.train=null",
-    "data.prompts=shapes:train:6",
-    "objective.rollout.prompts=4",
-    "objective.rollout.updates=2",
-    "objective.rollout.steps=4",
-    "objective.rollout.guidance=2.0",
-    "objective.rollout.scorers=[shapes.total]",
-)
-METHODS = {
-    "d3po": (),
-    "spo": (
-        "objective.rollout.step_scorer=shapes.total",
-        "objective.rollout.start=1",
-        "objective.rollout.pool=3",
-        "objective.rollout.threshold=0",
-    ),
-    "online_dpo": (),
-    "diffusion_nft": ("objective.rollout.samples=3",),
-}
-CLOCK = {"time", "pairs_per_second"}
-
-
-def options(name: str, *more: str) -> list[str]:
-    return [f"objective.name={name}", "objective.beta=500", *ROLLOUT, *METHODS[name], *more]
 
 
 def run(config):
@@ -102,35 +74,3 @@ def test_one_batch_of_eight_equals_eight_accumulated(tiny_sdxl, make_config, tmp
     one = run(make_config(tiny_sdxl, *common, "train.batch_size=8", f"output={tmp_path / 'one'}"))
     eight = run(make_config(tiny_sdxl, *common, "train.batch_size=1", "train.accumulation=8"))
     same(one, eight)
-
-
-def test_two_processes_of_four_equal_one_of_eight(tiny_sdxl, make_config, tmp_path):
-    """Sampling and judging are shared out over the processes; the round that results is the same."""
-    common = options("spo", "train.optimizer=torch.optim.SGD", "train.lr=0.3", "train.steps=3")
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--multi_gpu"]
-    command += ["--num_processes", "2", "--main_process_port", "0"]
-    environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
-    make_config(tiny_sdxl)
-    done = subprocess.run(
-        [*command, "-m", "diffpo.cli", "train", str(tmp_path / "recipe.yaml"), *common],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    manifest = json.loads((tmp_path / "run" / "checkpoint-000003" / "checkpoint.json").read_text())
-    assert manifest["pairs_per_update"] == 8
-    two = load_file(tmp_path / "run" / "pytorch_lora_weights.safetensors"), metrics_of(tmp_path / "run")
-    same(run(make_config(tiny_sdxl, *common, "train.batch_size=8", f"output={tmp_path / 'one'}")), two)
-
-
-def same(one, other) -> None:
-    """To float tolerance, in all that is logged but the clock, and in the weights."""
-    for ours, theirs in zip(one[1], other[1], strict=True):
-        assert ours.keys() == theirs.keys()
-        for key in ours.keys() - CLOCK - {"rewards/accuracies"}:  # rewards near 0 change sign by rounding
-            assert ours[key] == pytest.approx(theirs[key], rel=5e-3, abs=2e-4), key
-    for name, value in one[0].items():
-        torch.testing.assert_close(value, other[0][name], rtol=2e-3, atol=2e-6)
-    assert sum(value.abs().sum() for name, value in one[0].items() if "lora_B" in name) > 1e-4
