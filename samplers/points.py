@@ -23,9 +23,9 @@ def beta_quantiles(a: float, b: float) -> Points:
     """Quantiles of the distribution Beta(a, b) (Lee et al. 2024, arXiv 2407.12173)."""
 
     def place(first: float, last: float, n: int) -> np.ndarray:
-        from scipy.stats import beta
+        from scipy.special import betaincinv
 
-        return last + (first - last) * beta.ppf(1 - np.linspace(0, 1, n), a, b)
+        return last + (first - last) * betaincinv(a, b, 1 - np.linspace(0, 1, n))
 
     return place
 

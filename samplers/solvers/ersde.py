@@ -36,6 +36,7 @@ def er_sde(
     phi: Literal["er_sde", "ode", "sde"] = "er_sde",
     s_noise: float = 1.0,
     lower_order_final: bool = False,
+    as_published: bool = False,
 ) -> Plan:
     """ER-SDE-Solver-1, -2 and -3 with data prediction; one call per step.
 
@@ -49,6 +50,8 @@ def er_sde(
             noise, most of it at high noise levels. 'ode' adds none, 'sde' that of the reverse SDE.
         s_noise: factor on the noise that is added; 1 keeps the marginals.
         lower_order_final: the last steps go down to order 1.
+        as_published: order 3 as in the paper, whose first derivative is the difference quotient of the last two values
+            even there. That is of second order. The default is the polynomial through three values.
     """
     if order not in (1, 2, 3):
         raise ValueError(f"er_sde has orders 1, 2 and 3, got {order!r}")
@@ -70,8 +73,12 @@ def er_sde(
         moments = [nodes.alpha[i + 1] - carry * nodes.alpha[i]]
         if p > 1 and b > 0:
             moments += [nodes.alpha[i + 1] * moment for moment in _moments(phi, a, b, p)]
-        h = b - a
-        weights = through((kappa[i - np.arange(len(moments))] - a) / h, moments) if len(moments) > 1 else moments
+        weights = np.array(moments)
+        if len(moments) > 1:
+            at = (kappa[i - np.arange(len(moments))] - a) / (b - a)
+            if as_published and len(moments) == 3:  # the difference quotient is the slope - at[1] / 2 of the curvature
+                moments[2] += moments[1] * at[1] / 2
+            weights = through(at, moments)
         noise = 0.0 if phi == "ode" else s_noise * nodes.sigma[i + 1] * math.sqrt(1.0 - ratio**2)
         rows.append(row(carry, *weights, noise=noise))
     return Plan.build(f"er_sde(order={order}{'' if phi == 'er_sde' else f', {phi}'})", "sample", nodes, rows)

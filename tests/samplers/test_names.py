@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import quad
-from scipy.special import betaincinv
 
 from samplers import EDM, Grid, RectifiedFlow, VPDiscrete, build_plan
 from samplers.solvers import ALIASES, ELSEWHERE, SOLVERS, find_solver
@@ -127,26 +126,24 @@ def gradient_estimation(x, denoise, noises):
     return denoise(x, SIGMAS[-2])
 
 
-def er_sde(x, denoise, noises):
-    """arXiv 2309.06169, ER-SDE-Solver-3 with phi(k) = k (exp(k^0.3) + 10), the integrals by QUADPACK."""
+def er_sde(x, denoise, noises, published=False):
+    """arXiv 2309.06169, ER-SDE-Solver-3 with phi(k) = k (exp(k^0.3) + 10), the integrals by QUADPACK. The slope of the
+    polynomial through three values is not the last difference quotient, which the paper takes."""
     phi = lambda k: k * (math.exp(k**0.3) + 10)  # noqa: E731
-    values, slopes = [], []
+    accurate = {"epsabs": 1e-14, "epsrel": 1e-13}
+    values, quotients = [], []
     for i, s, t, _, _ in steps():
         values.append(denoise(x, s))
-        r, h = phi(t) / phi(s), t - s
-        accurate = {"epsabs": 1e-14, "epsrel": 1e-13}
-        following = r * x + (1 - r) * values[-1]
+        r = phi(t) / phi(s)
+        x = r * x + (1 - r) * values[-1] + math.sqrt(t**2 - (r * s) ** 2) * noises[i]
         if i >= 1:
-            slopes.append((values[-1] - values[-2]) / (s - SIGMAS[i - 1]))
-            following = following + (h + phi(t) * quad(lambda k: 1 / phi(k), t, s, **accurate)[0]) * slopes[-1]
-        if i >= 2:
-            curve = (slopes[-1] - slopes[-2]) / ((s - SIGMAS[i - 2]) / 2)
-            integral = quad(lambda k, s=s: (k - s) / phi(k), t, s, **accurate)[0]
-            # the polynomial through three values: its slope at s is not the difference quotient alone
-            bend = slopes[-1] + curve * (s - SIGMAS[i - 1]) / 2
-            following = following + (h + phi(t) * quad(lambda k: 1 / phi(k), t, s, **accurate)[0]) * (bend - slopes[-1])
-            following = following + (h**2 / 2 + phi(t) * integral) * curve
-        x = following + math.sqrt(t**2 - (r * s) ** 2) * noises[i]
+            quotients.append((values[-1] - values[-2]) / (s - SIGMAS[i - 1]))
+            slope, curve = quotients[-1], 0.0
+            if i >= 2:
+                curve = (quotients[-1] - quotients[-2]) / ((s - SIGMAS[i - 2]) / 2)
+                slope = slope if published else slope + curve * (s - SIGMAS[i - 1]) / 2
+            x = x + (t - s + phi(t) * quad(lambda k: 1 / phi(k), t, s, **accurate)[0]) * slope
+            x = x + ((t - s) ** 2 / 2 + phi(t) * quad(lambda k, s=s: (k - s) / phi(k), t, s, **accurate)[0]) * curve
     return denoise(x, SIGMAS[-2])
 
 
@@ -190,6 +187,13 @@ def test_an_alias_is_the_published_formula(mixture, z, denoise, noises, name):
     result = run(mixture, z, noises, name)
     expected = FORMULAS[name](z * SIGMAS[0], denoise, noises)
     assert (result - expected).abs().max() < 1e-12 * expected.abs().max()
+
+
+def test_er_sde_as_published(mixture, z, denoise, noises):
+    result = run(mixture, z, noises, "er_sde", as_published=True)
+    expected = er_sde(z * SIGMAS[0], denoise, noises, published=True)
+    assert (result - expected).abs().max() < 1e-12 * expected.abs().max()
+    assert (result - run(mixture, z, noises, "er_sde")).abs().max() > 1e-4
 
 
 def test_third_order_sde_is_k_diffusions(mixture, z, denoise, noises):
@@ -264,9 +268,11 @@ def test_grids_of_the_labels():
 
 @pytest.mark.parametrize(("kind", "a", "b"), [("beta_time", 0.6, 0.6), ("beta57", 0.5, 0.7)])
 def test_beta_grids(kind, a, b):
-    """arXiv 2407.12173: quantiles of the time, by the inverse of the incomplete beta function."""
-    expected = 999 * betaincinv(a, b, 1 - np.arange(12) / 12)
-    assert np.allclose(labels(kind, 12), expected, atol=1e-9)
+    """arXiv 2407.12173: equal parts of the density t^(a-1) (1-t)^(b-1) lie between the times, by QUADPACK."""
+    t = labels(kind, 12)[::-1] / 999
+    parts = [quad(lambda x: 1.0, low, high, weight="alg", wvar=(a - 1, b - 1))[0] for low, high in [(0.0, 1.0)]]
+    middle = [quad(lambda x: x ** (a - 1) * (1 - x) ** (b - 1), *ends)[0] for ends in zip(t[:-2], t[1:-1], strict=True)]
+    assert np.allclose(middle, parts[0] / 12, rtol=1e-7) and t[-1] == 1
     assert Grid(SD, kind).nodes(12).sigma[-1] == 0 and Grid(SD, kind, end="t_end").nodes(12).t[-1] == SD.t_min
 
 
@@ -279,7 +285,7 @@ def test_kl_optimal_is_uniform_in_the_angle():
 @pytest.mark.parametrize("n", [1, 2, 3, 10, 11])
 def test_linear_quadratic(n):
     """A line to 0.025, then the parabola fixed by its value and slope at the join and its value at the end."""
-    sigma = Grid(RectifiedFlow(), "linear_quadratic").nodes(n).sigma
+    sigma = Grid(RectifiedFlow(t_min=0.0), "linear_quadratic").nodes(n).sigma
     half = n // 2
     assert sigma[0] == 1 and sigma[-1] == 0
     if half:

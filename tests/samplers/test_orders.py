@@ -79,6 +79,7 @@ ORDERS = [  # solver, options, claimed order, calls
     ("euler_maruyama", {"probability_flow": True}, 1, 80),
     ("predictor_corrector", {"corrector": "none", "probability_flow": True}, 1, 160),
     *[("er_sde", {"order": p, "phi": "ode"}, p, 160) for p in (1, 2, 3)],
+    ("er_sde", {"order": 3, "phi": "ode", "as_published": True}, 2, 160),
     ("gradient_estimation", {}, 1, 80),
 ]
 WEAK = [  # solver, options, claimed weak order, calls
