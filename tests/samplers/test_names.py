@@ -1,6 +1,7 @@
 """Names known from ComfyUI and k-diffusion: each alias against its published formula, written out here in the levels
 sigma of k-diffusion (x = x_0 + sigma eps), and each grid against its own."""
 
+import itertools
 import math
 
 import numpy as np
@@ -271,7 +272,7 @@ def test_beta_grids(kind, a, b):
     """arXiv 2407.12173: equal parts of the density t^(a-1) (1-t)^(b-1) lie between the times, by QUADPACK."""
     t = labels(kind, 12)[::-1] / 999
     parts = [quad(lambda x: 1.0, low, high, weight="alg", wvar=(a - 1, b - 1))[0] for low, high in [(0.0, 1.0)]]
-    middle = [quad(lambda x: x ** (a - 1) * (1 - x) ** (b - 1), *ends)[0] for ends in zip(t[:-2], t[1:-1], strict=True)]
+    middle = [quad(lambda x: x ** (a - 1) * (1 - x) ** (b - 1), *ends)[0] for ends in itertools.pairwise(t[:-1])]
     assert np.allclose(middle, parts[0] / 12, rtol=1e-7) and t[-1] == 1
     assert Grid(SD, kind).nodes(12).sigma[-1] == 0 and Grid(SD, kind, end="t_end").nodes(12).t[-1] == SD.t_min
 
