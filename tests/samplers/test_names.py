@@ -60,6 +60,23 @@ def res_2m(x, denoise, noises):
     return denoise(x, SIGMAS[-2])
 
 
+def res_3m(x, denoise, noises):
+    """int_0^1 h e^{(u - 1) h} P(u) du, with the polynomial P through the last three values, by QUADPACK."""
+    values, lam = [], -np.log(SIGMAS[:-1])
+    for i, sigma, _, h, _ in steps():
+        values.append(denoise(x, sigma))
+        at = [(lam[i - j] - lam[i]) / h for j in range(min(3, i + 1))]
+        x = math.exp(-h) * x
+        for j, u_j in enumerate(at):
+
+            def basis(u, u_j=u_j, at=at, h=h):
+                lagrange = math.prod((u - other) / (u_j - other) for other in at if other != u_j)
+                return h * math.exp((u - 1) * h) * lagrange
+
+            x = x + quad(basis, 0, 1, epsabs=1e-14, epsrel=1e-13)[0] * values[-1 - j]
+    return denoise(x, SIGMAS[-2])
+
+
 def res_2s(x, denoise, noises):
     """arXiv 2308.02157, one-step form of order 2 with c_2 = 1/2."""
     for _, sigma, _, h, _ in steps():
@@ -170,6 +187,7 @@ def exact_of_noise(h):
 FORMULAS = {
     "res_2m": res_2m,
     "res_multistep": res_2m,
+    "res_3m": res_3m,
     "res_2s": res_2s,
     "dpmpp_2m": dpmpp_2m,
     "dpmpp_2m_sde": sde_2m(half_of_noise),
