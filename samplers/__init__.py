@@ -2,6 +2,7 @@
 
 from . import forward
 from .adaptive import sample_adaptive
+from .cfgpp import CFGPlusPlus
 from .default import default_solver
 from .grid import Grid, Nodes
 from .plan import Plan, State
@@ -41,6 +42,7 @@ _NAMED = (  # SolverScheduler with a fixed solver: named.py
 __all__ = [
     "SOLVERS",
     "EDM",
+    "CFGPlusPlus",
     "Grid",
     "Guidance",
     "Nodes",

@@ -15,13 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ._names import unknown
+from .points import AYS, OPEN, SPACED
 from .schedule import Schedule, VPDiscrete
-
-# Align Your Steps (Sabour et al. 2024, arXiv 2404.14507): published levels sigma/alpha of 10 steps, SD 1.5 and SDXL.
-AYS = {
-    "ays": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
-    "ays_sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
-}
 
 
 class IntervalsError(ValueError):
@@ -56,63 +51,14 @@ class Nodes:
         return Nodes(**{name: np.append(getattr(self, name), value) for name, value in end.items()})
 
 
-def _placed_in(forward, backward, points=np.linspace):
-    """A rule for n times from a to b, spaced by `points(fa, fb, n)` in f = forward(t)."""
-
-    def place(schedule, a, b, n, rho):
-        with np.errstate(divide="ignore"):
-            fa, fb = forward(schedule, a, rho), forward(schedule, b, rho)
-        if not np.isfinite([fa, fb]).all():
-            raise ValueError(
-                "this grid needs alpha > 0 at t_start and sigma > 0 at t_end: use grid='time', or a smaller t_start"
-            )
-        t = backward(schedule, points(fa, fb, n), rho)
-        t[0], t[-1] = a, b if n > 1 else a  # the ends exactly, not by a round trip
-        return t
-
-    return place
-
-
-def _beta_quantiles(first: float, last: float, n: int) -> np.ndarray:
-    """Quantiles of Beta(0.6, 0.6) (arXiv 2407.12173, as diffusers' use_beta_sigmas)."""
-    from scipy.stats import beta
-
-    return last + (first - last) * beta.ppf(1 - np.linspace(0, 1, n), 0.6, 0.6)
-
-
-_SPACED = {
-    "time": _placed_in(lambda s, t, rho: t, lambda s, u, rho: u),
-    "quadratic": _placed_in(lambda s, t, rho: np.sqrt(t), lambda s, u, rho: u**2),
-    # uniform in lambda (DPM-Solver, arXiv 2206.00927, sec. 3.4); "lu_lambdas" elsewhere
-    "logsnr": _placed_in(lambda s, t, rho: s.lam(t), lambda s, u, rho: s.t_of_lambda(u)),
-    # The others space the noise level: sigma / alpha, or sigma itself for flow ("exponential" is "logsnr" otherwise).
-    "exponential": _placed_in(
-        lambda s, t, rho: np.log(s.noise_level(t)), lambda s, u, rho: s.t_of_noise_level(np.exp(u))
-    ),
-    # EDM, arXiv 2206.00364, eq. 5
-    "karras": _placed_in(lambda s, t, rho: s.noise_level(t) ** (1 / rho), lambda s, u, rho: s.t_of_noise_level(u**rho)),
-    "beta": _placed_in(lambda s, t, rho: s.noise_level(t), lambda s, u, rho: s.t_of_noise_level(u), _beta_quantiles),
-}
-
-
-def _ays(name):
-    def place(schedule, a, b, n, rho):
-        table = np.log(AYS[name])
-        levels = np.exp(np.interp(np.linspace(0, 1, n), np.linspace(0, 1, len(table)), table))
-        return np.clip(schedule.t_of_lambda(-np.log(levels)), min(a, b), max(a, b))
-
-    return place
-
-
-_SPACED |= {"ays": _ays("ays"), "ays_sdxl": _ays("ays_sdxl")}
-
-
 def _labels(kind: str, total: int, n: int, offset: int) -> np.ndarray:
     """Integer labels as diffusers' multistep schedulers space them (timestep_spacing; arXiv 2305.08891, table 2)."""
     if n > total:
         raise ValueError(f"grid {kind!r} has only {total} labels, but {n} steps need as many: take fewer steps")
     labels: np.ndarray
-    if kind == "linspace":
+    if kind == "ddim_uniform":  # ComfyUI's
+        labels = np.arange(n)[::-1] * (total // n) + 1.0
+    elif kind == "linspace":
         labels = np.linspace(0, total - 1, n + 1).round()[::-1][:-1]
     elif kind == "leading":
         labels = (np.arange(n + 1) * (total // (n + 1)))[::-1][:-1] + offset
@@ -123,8 +69,8 @@ def _labels(kind: str, total: int, n: int, offset: int) -> np.ndarray:
     return labels.astype(np.float64)
 
 
-LABEL_GRIDS = ("linspace", "leading", "trailing")
-GRIDS = (*_SPACED, *LABEL_GRIDS)
+LABEL_GRIDS = ("linspace", "leading", "trailing")  # diffusers' timestep_spacing
+GRIDS = (*SPACED, *LABEL_GRIDS, "ddim_uniform")
 
 
 class Grid:
@@ -234,18 +180,18 @@ class Grid:
         return _apart(self._placed(n), f"grid {self.kind!r} of {n} steps")
 
     def _placed(self, n: int) -> Nodes:
-        if self.kind in LABEL_GRIDS:
+        if self.kind not in SPACED:
             if not isinstance(self.schedule, VPDiscrete):
                 raise ValueError(f"grid {self.kind!r} places integer labels and needs a VPDiscrete schedule")
             top = round(float(self.schedule.model_time(self.t_start))) + 1
             t = self.schedule.t_of_model_time(_labels(self.kind, top, n, self.steps_offset))
             nodes = Nodes.at(self.schedule, t)
             return nodes.then_zero() if self.end == "zero" else Nodes.at(self.schedule, np.append(t, self.t_end))
-        if self.kind in AYS and self.end == "zero":  # published as n + 1 levels whose last is replaced by 0
-            t = _SPACED[self.kind](self.schedule, self.t_start, self.t_end, n + 1, self.rho)[:-1]
+        if (self.kind in AYS or self.kind in OPEN) and self.end == "zero":  # n + 1 points whose last is replaced by 0
+            t = SPACED[self.kind](self.schedule, self.t_start, self.t_end, n + 1, self.rho)[:-1]
             return Nodes.at(self.schedule, t).then_zero()
         points = n if self.end == "zero" else n + 1
-        nodes = Nodes.at(self.schedule, _SPACED[self.kind](self.schedule, self.t_start, self.t_end, points, self.rho))
+        nodes = Nodes.at(self.schedule, SPACED[self.kind](self.schedule, self.t_start, self.t_end, points, self.rho))
         return nodes.then_zero() if self.end == "zero" else nodes
 
 

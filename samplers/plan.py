@@ -26,6 +26,7 @@ import torch
 
 from . import plan_file
 from ._table import ANCHOR, ARRAYS, HISTORY, NOISE, ONE, Loop, State, Table, combine, terms
+from .cfgpp import CFGPlusPlus
 from .grid import Nodes
 from .plan_check import check, check_direction
 from .prediction import BLIND, Guidance, blind, conversion, convert, fitting
@@ -200,7 +201,7 @@ class Plan(Table):
         x: torch.Tensor,
         *,
         prediction: str | None = None,
-        guidance: Guidance | None = None,
+        guidance: Guidance | CFGPlusPlus | None = None,
         threshold: Callable[[torch.Tensor], torch.Tensor] | None = None,
         noise: Callable[[int], torch.Tensor] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -214,7 +215,7 @@ class Plan(Table):
                 (float32; float64 for float64).
             x: (batch, ...) initial state.
             prediction: what the model returns; None: what the plan was made for.
-            guidance: classifier-free guidance. threshold: a function of x_0, e.g. `dynamic_threshold`.
+            guidance: classifier-free guidance, or CFG++. threshold: a function of x_0, e.g. `dynamic_threshold`.
             noise: `noise(k)` gives the draw for call k (-1: before the first). Default: drawn from `generator`, one
                 or one per sample.
             callback: called as `callback(k, state)` after each step.
@@ -233,6 +234,8 @@ class Plan(Table):
         if threshold is None and not torch.compiler.is_compiling() and blind(prediction, float(self.alpha[0])):
             warnings.warn(f"{BLIND.format(prediction, self.alpha[0])}: check the prediction type", stacklevel=2)
         plan = self.for_prediction("sample" if threshold else prediction)
+        if isinstance(guidance, CFGPlusPlus):
+            guidance.check(plan, threshold)
         wide = torch.promote_types(x.dtype, torch.float32)
         plan = plan.to(x.device, wide)
         draw = noise or (lambda k: randn(x.shape, generator, x.device, wide))
@@ -242,7 +245,9 @@ class Plan(Table):
         for k in range(len(plan)):
             seen = state.input.to(x.dtype)
             output = fitting(state.input, model(seen, labels[k]), f"call {k}: the model returned")
-            if guidance is not None:
+            if isinstance(guidance, CFGPlusPlus):
+                state, output = guidance(plan, k, state, (seen, labels[k]), output)
+            elif guidance is not None:
                 output = guidance(output, seen, labels[k], plan._loop.levels[k])
             if threshold is not None:
                 x0 = convert(state.input, output, prediction, "sample", plan.alpha[k], plan.sigma[k])

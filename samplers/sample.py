@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ._names import unknown
+from .cfgpp import CFGPlusPlus
 from .default import default_solver
 from .grid import Grid, IntervalsError
 from .plan import Plan
@@ -31,8 +32,9 @@ def build_plan(
 
     Args:
         schedule: the network's noise schedule.
-        solver: a name in `samplers.SOLVERS`, a path `package.module:attribute`, or any function `(grid, steps,
-            **options) -> Plan`. None: what `default_solver` chooses, on its own grid unless one is named here.
+        solver: a name in `samplers.SOLVERS` or `samplers.solvers.ALIASES`, a path `package.module:attribute`, or any
+            function `(grid, steps, **options) -> Plan`. None: what `default_solver` chooses, on its own grid unless one
+            is named here.
         steps: number of model calls, whatever the solver. May be left out with `sigmas` or `timesteps`.
         grid: a name in `samplers.grid.GRIDS` or a `Grid`. None: the schedule's default.
         prediction: what the network returns: 'epsilon', 'sample', 'v_prediction', 'flow' or 'score'.
@@ -93,7 +95,8 @@ def check_options(build: Callable[..., Plan], options: dict) -> None:
     for option in options:
         if option not in known and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             raise unknown(f"option of solver {name!r}", option, known)
-    for option in options.keys() & parameters.keys() if build in SOLVERS.values() else ():
+    ours = getattr(build, "func", build) in SOLVERS.values()  # func: of an alias
+    for option in options.keys() & parameters.keys() if ours else ():
         value, default = options[option], parameters[option].default
         if isinstance(value, tuple | list) and "tuple" in str(parameters[option].annotation):
             continue
@@ -188,8 +191,9 @@ def sample(
         x: (batch, ...) initial state, noise of standard deviation `schedule.init_scale`.
         solver: None is `default_solver`'s choice for these steps, this guidance and schedule.
         steps: number of model calls; default 10, or as many as the given sigmas or timesteps make.
-        options: of `Plan.run`: guidance (a `Guidance`), threshold, generator, noise, callback, check_finite. Of
-            `build_plan`: grid, prediction, end, t_start, t_end, sigmas, timesteps and the solver's own options.
+        options: of `Plan.run`: guidance (a `Guidance` or `CFGPlusPlus`), threshold, generator, noise, callback,
+            check_finite. Of `build_plan`: grid, prediction, end, t_start, t_end, sigmas, timesteps and the solver's own
+            options.
 
     Returns: the result, with x's shape, dtype and device.
     """
@@ -198,6 +202,8 @@ def sample(
     placed = isinstance(grid, Grid) and grid.given is not None
     if steps is None and not placed and options.get("sigmas") is None and options.get("timesteps") is None:
         steps = 10
+    if solver is None and isinstance(guidance, CFGPlusPlus):
+        raise ValueError("CFG++ has no default solver: name one that makes one call per step, such as solver='dpmpp'")
     scale = guidance.scale if isinstance(guidance, Guidance) else 1.0
     return build_plan(schedule, solver, steps, guidance=scale, **options).run(model, x, **running)
 

@@ -2,12 +2,13 @@
 """Every solver here, every diffusers scheduler and the official codes against `default_solver`, by error and by time.
 
     python scripts/bench_samplers.py [--analytic] [--tiny] [--overhead] [--calls 5 8 10 15 20]
-                                     [--seed 0] [--fresh] [--guidance 1 3] [--prompts 64] [--json OUT] [--markdown OUT]
+                                     [--seed 0] [--fresh] [--guidance 1 3] [--models tiny-sdxl tiny-dit]
+                                     [--prompts 64] [--json OUT] [--markdown OUT]
 
 --analytic: six Gaussian mixtures under the Stable Diffusion schedule, RMSE to the exact solution at the solver's own
-end (sigma 0 or label 0). --tiny: latents of assets/tiny-sdxl against a solution with 500 calls. --overhead: time per
-call without the model. Without any of them all three. Ratios below 1: the rule is better. Intervals are
-95 %, from paired bootstrap over the samples. About 4, 30 and 1 minutes on one core.
+end (sigma 0 or label 0). --tiny: latents of assets/tiny-sdxl and tiny-dit against a solution with 500 calls.
+--overhead: time per call without the model. Without any of them all three. Ratios below 1: the rule is better.
+Intervals are 95 %, from paired bootstrap over the samples. About 4, 60 and 1 minutes on one core.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ import torch
 from rich.console import Console
 from sampler_bench import overhead, report
 from sampler_bench.problems import six_problems
-from sampler_bench.tiny import TinySDXL
+from sampler_bench.tiny import TinyDiT, TinySDXL
+
+MODELS = {"tiny-sdxl": TinySDXL, "tiny-dit": TinyDiT}
 
 
 def main() -> None:
@@ -33,7 +36,8 @@ def main() -> None:
     parser.add_argument("--calls", type=int, nargs="+", default=[5, 8, 10, 15, 20])
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise and, with --fresh, of the mixtures")
     parser.add_argument("--fresh", action="store_true", help="six other mixtures of the same kinds")
-    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0], help="scales for the tiny SDXL")
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0], help="of the embedded models")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=[*MODELS], help="of --tiny")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
@@ -47,7 +51,7 @@ def main() -> None:
         problems = six_problems(args.seed, others=args.fresh)
         results["analytic"] = [report.cell(p, n, console=console) for p in problems for n in args.calls]
     if args.tiny or every:
-        problems = [TinySDXL(g, args.prompts, args.seed) for g in args.guidance]
+        problems = [MODELS[m](g, args.prompts, args.seed) for m in args.models for g in args.guidance]
         results["tiny"] = [report.cell(p, n, scan=4, console=console) for p in problems for n in args.calls]
     if args.overhead or every:
         results["overhead"] = overhead.run()

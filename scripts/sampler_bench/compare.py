@@ -1,7 +1,7 @@
 """Error of many methods on one problem, and ratios of such errors with paired bootstrap intervals.
 
-A problem has `name, schedule, z, model(x, label), exact[end]`; a method is a function `(problem, calls) -> (result,
-end)` that raises ValueError where it cannot make that number of calls.
+A problem has `name, schedule, prediction, z, model(x, label), exact[end]`; a method is a function `(problem, calls) ->
+(result, end)` that raises ValueError where it cannot make that number of calls.
 """
 
 from __future__ import annotations

@@ -39,11 +39,11 @@ def _run(name: str, options: dict, kind: str, end: str, problem, calls: int):
     plan = SOLVERS[name](grid, calls, **options)
     if len(plan) != calls or plan.stochastic:
         raise ValueError(f"{plan.name} is stochastic or makes {len(plan)} calls")
-    return plan.run(problem.model, problem.z, prediction="epsilon", check_finite=False), end
+    return plan.run(problem.model, problem.z, prediction=problem.prediction, check_finite=False), end
 
 
 def rule(problem, calls: int):
     """What `default_solver` chooses, from the number of calls, the guidance scale and the schedule alone."""
     choice = default_solver(calls, problem.guidance, problem.schedule)
     plan = choice.solver(choice.grid, calls, **choice.options)
-    return plan.run(problem.model, problem.z, prediction="epsilon", check_finite=False), choice.grid.end
+    return plan.run(problem.model, problem.z, prediction=problem.prediction, check_finite=False), choice.grid.end

@@ -95,6 +95,7 @@ class Problem:
     seed: int = 0
     batch: int = 64
     schedule: Schedule = STABLE_DIFFUSION
+    prediction: str = "epsilon"
 
     @cached_property
     def z(self) -> torch.Tensor:

@@ -57,7 +57,7 @@ BELOW_10 = object()  # dpm-solver lowers the order at the end below ten steps on
 def _run(solver: str, kind: str, end: str, options: dict, problem, calls: int):
     options = {k: calls < 10 if v is BELOW_10 else v for k, v in options.items()}
     plan = SOLVERS[solver](Grid(problem.schedule, kind, end=end), calls, **options)
-    return plan.run(problem.model, problem.z, prediction="epsilon", check_finite=False), end
+    return plan.run(problem.model, problem.z, prediction=problem.prediction, check_finite=False), end
 
 
 # DPM-Solver-v3 with statistics fitted to the mixture (1,200 levels, the authors' code): RMSE of its best settings on

@@ -32,9 +32,9 @@ def cell(problem, calls: int, scan: int = 0, console=None) -> dict:
     `scan`: look at this many samples with every method first, and measure on all samples only the `SHORTLIST` most
     accurate ones of each family.
     """
-    others = theirs.methods()
+    others = theirs.methods(problem.prediction)
     families = {
-        "diffusers in common use": {name: others[name] for name in theirs.COMMON},
+        "diffusers in common use": {name: others[name] for name in theirs.common(problem.prediction)},
         "diffusers at any setting": others,
         "official codes": published.methods(),
         "samplers": ours.methods(ours.GRIDS[:2] if scan else ours.GRIDS),

@@ -12,6 +12,8 @@ from diffusers import schedulers
 from diffusers.utils import logging
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+FLOW = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": 1.0}
+CONFIGS = {"epsilon": SD, "flow": FLOW}  # of a problem's network, by its prediction
 FLAGS = {
     "karras": {"use_karras_sigmas": True},
     "exponential": {"use_exponential_sigmas": True},
@@ -88,6 +90,7 @@ SIGMAS = ("linspace", "trailing", "karras", "exponential", "beta")
 ENDS = ("zero", "sigma_min")
 CALLS = {  # steps for a number of model calls, where it is not one call per step
     "HeunDiscrete": lambda calls: (calls + 1) // 2,
+    "FlowMatchHeunDiscrete": lambda calls: (calls + 1) // 2,
     "KDPM2Discrete": lambda calls: (calls + 1) // 2,
     "PNDM": lambda calls: calls - 1,  # PLMS calls the model twice at its second label
 }
@@ -138,13 +141,34 @@ def settings() -> dict[str, tuple[str, dict]]:
     return found
 
 
+def flow_settings() -> dict[str, tuple[str, dict]]:
+    """As `settings`, for flow models: every deterministic scheduler that has flow sigmas, all to sigma = 0."""
+    found = {}
+    for spacing in ("default", "karras", "exponential", "beta"):
+        flags = FLAGS[spacing]
+        found |= {f"{kind} {spacing}": (kind, flags) for kind in ("FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete")}
+        for order in (2, 3):
+            for kind in ("DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep", "DEISMultistep"):
+                found[f"{kind} {spacing} o{order}"] = (kind, {**flags, "solver_order": order})
+        for p, c in ((2, 2), (3, 3), (3, 4)):
+            orders = {"predictor_order": p, "corrector_order": c, "tau_func": _no_noise}
+            found[f"SASolver {spacing} p{p} c{c}"] = ("SASolver", {**flags, **orders})
+    return found
+
+
 def _no_noise(t) -> int:
     return 0
 
 
-def methods() -> dict[str, Callable]:
-    """Every setting as a method of compare.py."""
-    return {label: partial(run, kind, config) for label, (kind, config) in settings().items()}
+def methods(prediction: str = "epsilon") -> dict[str, Callable]:
+    """Every setting as a method of compare.py, for networks of this prediction."""
+    every = settings() if prediction == "epsilon" else flow_settings()
+    return {label: partial(run, kind, config) for label, (kind, config) in every.items()}
+
+
+def common(prediction: str) -> tuple[str, ...]:
+    """The settings in common use among `methods(prediction)`; those of flow models without other sigmas."""
+    return COMMON if prediction == "epsilon" else tuple(n for n in flow_settings() if n.split()[1] == "default")
 
 
 def run(kind: str, config: dict, problem, calls: int) -> tuple[torch.Tensor, str]:
@@ -155,13 +179,16 @@ def run(kind: str, config: dict, problem, calls: int) -> tuple[torch.Tensor, str
     logging.set_verbosity_error()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        scheduler = getattr(schedulers, f"{kind}Scheduler")(**SD, **config)
+        network = {} if kind.startswith("FlowMatch") else CONFIGS[problem.prediction]
+        scheduler = getattr(schedulers, f"{kind}Scheduler")(**network, **config)
         scheduler.set_timesteps(CALLS.get(kind, lambda n: n)(calls))
         if len(scheduler.timesteps) > calls:
             raise ValueError(f"{kind} makes {len(scheduler.timesteps)} calls instead of {calls}")
-        x = problem.z * (1.0 if float(scheduler.init_noise_sigma) == 1.0 else _start(scheduler))
+        unit = float(getattr(scheduler, "init_noise_sigma", 1.0)) == 1.0
+        x = problem.z * (1.0 if unit else _start(scheduler))
+        scaled = getattr(scheduler, "scale_model_input", lambda x, t: x)
         for t in scheduler.timesteps:
-            output = problem.model(scheduler.scale_model_input(x, t), t)
+            output = problem.model(scaled(x, t), t)
             x = scheduler.step(output, t, x, return_dict=False)[0].to(x.dtype)
     if kind in ("DDIM", "PNDM"):
         return x, "zero" if config.get("set_alpha_to_one") else "t_end"

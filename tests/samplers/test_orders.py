@@ -78,6 +78,9 @@ ORDERS = [  # solver, options, claimed order, calls
     ("reverse_diffusion", {"probability_flow": True}, 1, 160),
     ("euler_maruyama", {"probability_flow": True}, 1, 80),
     ("predictor_corrector", {"corrector": "none", "probability_flow": True}, 1, 160),
+    *[("er_sde", {"order": p, "phi": "ode"}, p, 160) for p in (1, 2, 3)],
+    ("er_sde", {"order": 3, "phi": "ode", "as_published": True}, 2, 160),
+    ("gradient_estimation", {}, 1, 80),
 ]
 WEAK = [  # solver, options, claimed weak order, calls
     ("ddim", {"eta": 1.0}, 1, 80),
@@ -96,6 +99,10 @@ WEAK = [  # solver, options, claimed weak order, calls
     ("reverse_diffusion", {}, 1, 80),
     ("euler_maruyama", {}, 1, 80),
     ("predictor_corrector", {"corrector": "none"}, 1, 80),
+    ("er_sde", {"order": 1}, 1, 80),
+    ("er_sde", {"order": 2}, 2, 80),
+    ("er_sde", {"order": 3}, 2, 80),
+    ("er_sde", {"order": 2, "phi": "sde"}, 2, 80),
 ]
 
 
