@@ -4,6 +4,7 @@ from . import forward
 from .adaptive import sample_adaptive
 from .default import default_solver
 from .grid import Grid, Nodes
+from .origin import Origin
 from .plan import Plan, State
 from .prediction import Guidance, convert, dynamic_threshold, guide
 from .sample import build_plan, sample
@@ -44,6 +45,7 @@ __all__ = [
     "Grid",
     "Guidance",
     "Nodes",
+    "Origin",
     "Plan",
     "RectifiedFlow",
     "Schedule",
