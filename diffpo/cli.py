@@ -124,7 +124,7 @@ Out = Annotated[Path, typer.Option(help="Output folder; run the same command aga
 Count = Annotated[int | None, typer.Option("--n", min=1, help="Use only the first N prompts.")]
 Seed = Annotated[int, typer.Option(help="First seed of every prompt.")]
 PerPrompt = Annotated[int, typer.Option(min=1, help="Images (seeds) per prompt.")]
-Steps = Annotated[int, typer.Option(min=1, help="Model calls per image.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Model calls per image.", show_default="20, or the plan's")]
 Solver = Annotated[
     str | None,
     typer.Option(
@@ -132,6 +132,11 @@ Solver = Annotated[
         "chosen from the number of calls and the guidance scale."
     ),
 ]
+PlanFile = Annotated[
+    str | None,
+    typer.Option(help="A sampling plan of `diffpo calibrate`, in place of a solver. It fixes the number of calls."),
+]
+AnyModel = Annotated[bool, typer.Option("--any-model", help="Take a plan that was fitted to another model too.")]
 Guidance = Annotated[float, typer.Option(help="Classifier-free guidance scale.")]
 Negative = Annotated[str | None, typer.Option(help="Negative prompt.")]
 Side = Annotated[int | None, typer.Option(min=8, help="Size in pixels; by default the model's own.")]
@@ -154,6 +159,8 @@ def generate(
     images_per_prompt: PerPrompt = Generation.images_per_prompt,
     steps: Steps = Generation.steps,
     solver: Solver = Generation.solver,
+    plan: PlanFile = Generation.plan,
+    any_model: AnyModel = Generation.any_model,
     guidance: Guidance = Generation.guidance,
     negative_prompt: Negative = Generation.negative_prompt,
     height: Side = Generation.height,
@@ -173,6 +180,8 @@ def generate(
         images_per_prompt=images_per_prompt,
         steps=steps,
         solver=solver,
+        plan=plan,
+        any_model=any_model,
         guidance=guidance,
         negative_prompt=negative_prompt,
         height=height,
@@ -219,6 +228,8 @@ def evaluate(
     images_per_prompt: PerPrompt = Generation.images_per_prompt,
     steps: Steps = Generation.steps,
     solver: Solver = Generation.solver,
+    plan: PlanFile = Generation.plan,
+    any_model: AnyModel = Generation.any_model,
     guidance: Guidance = Generation.guidance,
     negative_prompt: Negative = Generation.negative_prompt,
     height: Side = Generation.height,
@@ -238,6 +249,8 @@ def evaluate(
         images_per_prompt=images_per_prompt,
         steps=steps,
         solver=solver,
+        plan=plan,
+        any_model=any_model,
         guidance=guidance,
         negative_prompt=negative_prompt,
         height=height,
@@ -251,6 +264,31 @@ def evaluate(
 
     scoring = Scoring(tuple(scorers or Scoring.scorers), train_scorer, device)
     report.print_table(run(out, pictures, prompts, n, scoring, training_run(run_folder, lora)))
+
+
+@app.command()
+def calibrate(
+    model: Annotated[str, MODEL],
+    prompts: Annotated[str, PROMPTS],
+    out: Annotated[Path, typer.Option(help="A new file for the plan, e.g. plan.safetensors.")],
+    model_config: ModelConfig = None,
+    family: Family = None,
+    lora: Lora = None,
+    guidance: Guidance = Generation.guidance,
+    calls: Annotated[int, typer.Option(min=1, help="Model calls per image that the plan is for.")] = 5,
+    method: Annotated[str, typer.Option(help="How the plan is fitted: learned or classical.")] = "classical",
+    n: Annotated[int, typer.Option("--n", min=1, help="Noises that the plan is fitted to.")] = 256,
+    heldout: Annotated[int, typer.Option(min=1, help="Noises that it is measured on, with prompts of their own.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the noises.")] = 0,
+    batch_size: BatchSize = Generation.batch_size,
+    dtype: Dtype = Generation.dtype,
+    device: Device = None,
+) -> None:
+    """Fit a sampling plan to a model: fewer calls for the same images. Use it by --plan in generate and eval."""
+    options = dict(locals())
+    from .commands.calibrate import Calibration, run
+
+    run(Calibration(**options))
 
 
 @app.command()
