@@ -280,6 +280,9 @@ def calibrate(
     n: Annotated[int, typer.Option("--n", min=1, help="Noises that the plan is fitted to.")] = 256,
     heldout: Annotated[int, typer.Option(min=1, help="Noises that it is measured on, with prompts of their own.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of the noises.")] = 0,
+    resolution: Annotated[
+        int | None, typer.Option(min=8, help="Side of the images in pixels; by default the model's own.")
+    ] = None,
     batch_size: BatchSize = Generation.batch_size,
     dtype: Dtype = Generation.dtype,
     device: Device = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,7 @@ class Calibration:
         method: a name in `samplers.calibrate.METHODS`.
         n, heldout: numbers of noises that the plan is fitted to and measured on; their prompts differ.
         seed: of the noises, and of which prompts are held out.
+        resolution: the side of the pictures in pixels; None is the model's own.
 
     Raises DiffpoError if a number is out of range or the method is not known.
     """
@@ -56,6 +58,7 @@ class Calibration:
     n: int = 256
     heldout: int = 64
     seed: int = Generation.seed
+    resolution: int | None = None
     dtype: Dtype = Generation.dtype
     batch_size: int = Generation.batch_size
     device: str | None = None
@@ -87,7 +90,8 @@ def run(settings: Calibration) -> Fit:
         out.parent.mkdir(parents=True, exist_ok=True)
     samples = split(load_prompts(settings.prompts), settings)
     with ExitStack() as stack:
-        made = make_problem(settings.generation(), samples, lambda total: _bar(stack, "reference calls", total))
+        reference = partial(_bar, stack, "reference calls")
+        made = make_problem(settings.generation(), samples, reference, settings.resolution)
         threads = stack.enter_context(Threads(made.device))
         found = _fitted(settings, made, threads)
     with writing(out, "--out", kept=""):

@@ -76,10 +76,13 @@ class Guided:
         return output
 
 
-def make_problem(generation: Generation, samples: Samples, bar: Callable[[int], tqdm]) -> Calibrated:
+def make_problem(
+    generation: Generation, samples: Samples, bar: Callable[[int], tqdm], pixels: int | None = None
+) -> Calibrated:
     """Load the model, encode the prompts once, draw the noises and compute what a long solver makes of them.
 
-    ``bar(total)`` is the progress bar of the calls for that. DiffpoError: see `calibrate.run`.
+    ``pixels``: the side of the pictures; None is the model's own. ``bar(total)`` is the progress bar of the calls for
+    the last. DiffpoError: see `calibrate.run`.
     """
     settings = models.named(generation.model, generation.model_config, generation.family)
     settings = settings.model_copy(update={"guidance": generation.guidance})  # for networks that take it as an input
@@ -93,8 +96,8 @@ def make_problem(generation: Generation, samples: Samples, bar: Callable[[int], 
     prompts = (*samples.fitting, *samples.heldout)
     if long := models.too_long(pipe, list(dict.fromkeys(prompts))):
         print(long)
-    side = models.family_class(settings, type(pipe).__name__).sample_size(pipe)
-    pixels = side * models.vae_factor(pipe)
+    own = models.family_class(settings, type(pipe).__name__).sample_size(pipe)
+    pixels = pixels or own * models.vae_factor(pipe)
     family = models.load(settings, PRECISIONS[generation.dtype], pixels)
     family.pipe = pipe
     device = pipe.device
@@ -116,7 +119,7 @@ def make_problem(generation: Generation, samples: Samples, bar: Callable[[int], 
         uncond = encoded.conditions([None] * len(places), device) if guided else None
         given = Conditioning(encoded.conditions(texts, device), uncond, generation.guidance)
         model = Guided(Policy(family, network), given, texts, progress.update)
-        target = reference(model, noise, family.schedule(), family.prediction)
+        target = reference(model, noise, family.schedule(), family.prediction, REFERENCE_CALLS)
         model.stage, model.calls, model.counted = "the calibration", 0, lambda: None
         batches.append(Batch(model, noise, target))
     progress.close()
