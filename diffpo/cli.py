@@ -276,14 +276,16 @@ def calibrate(
     lora: Lora = None,
     guidance: Guidance = Generation.guidance,
     calls: Annotated[int, typer.Option(min=1, help="Model calls per image that the plan is for.")] = 5,
-    method: Annotated[str, typer.Option(help="How the plan is fitted: learned or classical.")] = "classical",
+    method: Annotated[
+        str, typer.Option(help="How the plan is fitted: learned, or classical, which only chooses.")
+    ] = "learned",
     n: Annotated[int, typer.Option("--n", min=1, help="Noises that the plan is fitted to.")] = 256,
     heldout: Annotated[int, typer.Option(min=1, help="Noises that it is measured on, with prompts of their own.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of the noises.")] = 0,
     resolution: Annotated[
         int | None, typer.Option(min=8, help="Side of the images in pixels; by default the model's own.")
     ] = None,
-    batch_size: BatchSize = Generation.batch_size,
+    batch_size: Annotated[int, typer.Option(min=1, help="Noises at a time; lower it if the memory is full.")] = 32,
     dtype: Dtype = Generation.dtype,
     device: Device = None,
 ) -> None:

@@ -44,7 +44,7 @@ class Table:
     rows: np.ndarray
     reads: np.ndarray
     start: np.ndarray = field(default_factory=lambda: np.array([[1.0, 0.0], [1.0, 0.0]]))
-    origin: Origin | None = None  # of a plan that was fitted to a model
+    origin: Origin | None = field(default=None, kw_only=True)  # of a plan that was fitted to a model
     _loop: Loop = field(init=False, repr=False)
 
 

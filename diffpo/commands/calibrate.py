@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from samplers.calibrate import METHODS, Fit, fit, ratio
-from samplers.calibrate.classical import rms
+from samplers.calibrate import METHODS, Fitted, fit, ratio
+from samplers.calibrate.baseline import rms
 
 from ..common.errors import DiffpoError
 from ..common.files import writing
@@ -54,13 +54,13 @@ class Calibration:
     lora: str | None = None
     guidance: float = Generation.guidance
     calls: int = 5
-    method: str = "classical"
+    method: str = "learned"
     n: int = 256
     heldout: int = 64
     seed: int = Generation.seed
     resolution: int | None = None
     dtype: Dtype = Generation.dtype
-    batch_size: int = Generation.batch_size
+    batch_size: int = 32
     device: str | None = None
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ class Calibration:
         return Generation(steps=self.calls, **{name: getattr(self, name) for name in names})
 
 
-def run(settings: Calibration) -> Fit:
+def run(settings: Calibration) -> Fitted:
     """Fit the plan, write it to ``settings.out`` and print its errors.
 
     DiffpoError: the file exists already, there are fewer than two prompts, a model or LoRA cannot be loaded, or the
@@ -124,7 +124,7 @@ def split(prompts: list[str], settings: Calibration) -> Samples:
     )
 
 
-def _fitted(settings: Calibration, made: Calibrated, threads: Threads) -> Fit:
+def _fitted(settings: Calibration, made: Calibrated, threads: Threads) -> Fitted:
     about: dict[str, Any] = {"seed": settings.seed, "prompts": plain(Path(settings.prompts).name, 100)}
     about |= {"dtype": settings.dtype, "lora_hash": made.lora_hash}
     with ExitStack() as stack, printed_warnings():
@@ -151,7 +151,7 @@ def _bar(stack: ExitStack, what: str, total: int) -> tqdm:
     return stack.enter_context(tqdm(total=total, desc=what, delay=1))
 
 
-def _report(settings: Calibration, found: Fit, samples: Samples) -> None:
+def _report(settings: Calibration, found: Fitted, samples: Samples) -> None:
     """One table and how to use the plan."""
     origin = found.plan.origin
     assert origin is not None  # noqa: S101 (`fit` gives it)

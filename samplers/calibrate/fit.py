@@ -13,7 +13,8 @@ import numpy as np
 from .._names import unknown
 from ..origin import Origin, points_of
 from ..plan import Plan
-from .classical import candidates, classical, rms
+from .baseline import baseline, rms
+from .learn import classical
 from .methods import METHODS
 from .problem import Problem, errors
 
@@ -22,7 +23,7 @@ OVERFITTED = 1.5  # error on held-out samples / on those that the plan was fitte
 
 
 @dataclass(frozen=True, eq=False)
-class Fit:
+class Fitted:
     """A fitted plan and its errors, one for each sample: root mean square differences from the target.
 
     Attributes:
@@ -49,7 +50,7 @@ def fit(
     progress: Callable[[int, int], None] | None = None,
     model: str = "",
     settings: dict | None = None,
-) -> Fit:
+) -> Fitted:
     """Fit a plan of so many calls, and measure it.
 
     Args:
@@ -77,8 +78,8 @@ def fit(
     if not isinstance(plan, Plan) or len(plan) != calls:
         got = f"a plan of {len(plan)} calls" if isinstance(plan, Plan) else type(plan).__name__
         raise ValueError(f"method {name!r} returned {got}, not a plan of {calls} calls")
-    default, best = candidates(problem, calls)[0], classical(problem, calls)
-    found = Fit(
+    default, best = classical(problem, calls)[0], baseline(problem, calls)
+    found = Fitted(
         plan=plan,
         fitted=errors(plan, problem.fitting, problem.prediction),
         heldout=errors(plan, problem.heldout, problem.prediction),

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 
 from ..plan import Plan
-from .classical import classical
+from .baseline import baseline
+from .learn import learned
 
 METHODS: dict[str, Callable[..., Plan]] = {
-    "classical": classical,
+    "learned": learned,
+    "classical": baseline,
 }

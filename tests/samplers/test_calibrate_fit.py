@@ -49,7 +49,7 @@ def test_every_number_is_what_an_independent_run_gives(problem):
 def test_classical_is_the_best_on_the_fitted_samples_alone(problem):
     plan = METHODS["classical"](problem, 6)
     mine = rms(errors(plan, problem.fitting))
-    for solver, options in {"ddim": {}, "dpmpp": {"order": 3}, "unipc": {"order": 2}, None: {}}.items():
+    for solver, options in {"ddim": {}, "dpmpp": {"order": 2}, "unipc": {"order": 2}, None: {}}.items():
         assert mine <= rms(errors(build_plan(SD, solver, 6, **options), problem.fitting)) + 1e-12
     elsewhere = replace(problem.heldout[0], target=torch.zeros_like(problem.heldout[0].target))
     blind = replace(problem, heldout=(elsewhere,))  # the choice must not look there

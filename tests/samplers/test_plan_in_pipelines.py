@@ -62,7 +62,7 @@ def test_the_scheduler_runs_the_plan(kind, known, tmp_path):
         assert torch.equal(loop(each, NOISE), expected)
         assert each.timesteps.tolist() == torch.tensor(plan.label, dtype=torch.float32).tolist()
         assert each.init_noise_sigma == 1.0 and each.fitted.origin == plan.origin
-    assert again.config == {**scheduler.config, **again.config} and again.config.guidance == 3.0
+    assert again.config.plan == scheduler.config.plan and again.config.guidance == 3.0
 
 
 def test_a_pipeline_with_a_plan(tmp_path):
@@ -82,7 +82,7 @@ def test_a_pipeline_with_a_plan(tmp_path):
     pipe.save_pretrained(tmp_path / "pipe")
     none = dict.fromkeys(["safety_checker", "text_encoder", "tokenizer", "image_encoder", "feature_extractor"])
     again = pipes.quiet(diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "pipe", **none))
-    assert torch.equal(painted(again), expected)
+    torch.testing.assert_close(painted(again), expected)
 
 
 def test_other_numbers_of_calls_name_both():
