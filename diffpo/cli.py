@@ -276,9 +276,7 @@ def calibrate(
     lora: Lora = None,
     guidance: Guidance = Generation.guidance,
     calls: Annotated[int, typer.Option(min=1, help="Model calls per image that the plan is for.")] = 5,
-    method: Annotated[
-        str, typer.Option(help="How the plan is fitted: learned, or classical, which only chooses.")
-    ] = "learned",
+    method: Annotated[str, typer.Option(help="How the plan is fitted (docs/calibrate.md).")] = "learned",
     n: Annotated[int, typer.Option("--n", min=1, help="Noises that the plan is fitted to.")] = 256,
     heldout: Annotated[int, typer.Option(min=1, help="Noises that it is measured on, with prompts of their own.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of the noises.")] = 0,
