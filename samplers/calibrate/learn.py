@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from .._table import ANCHOR, HISTORY, NOISE, ONE
-from ..grid import Grid, Nodes
+from .._table import ANCHOR, HISTORY, ONE
+from ..grid import Nodes
 from ..plan import Plan
 from ..sample import build_plan
 from ..schedule import Schedule
@@ -147,7 +147,7 @@ class Numbers:
 
     @property
     def size(self) -> int:
-        return len(self.gaps) + int(np.tri(*self.weights.shape, 1).sum())
+        return len(self.gaps) + int(_used(self.weights).sum())
 
     def times(self, delta: np.ndarray) -> np.ndarray:
         """(K,) the times of the calls."""
@@ -160,7 +160,7 @@ class Numbers:
     def rows(self, delta: np.ndarray) -> np.ndarray:
         """(K, K + 1), as `weights`."""
         rows = self.weights.copy()
-        rows[np.tri(*rows.shape, 1, dtype=bool)] += delta[len(self.gaps) :]
+        rows[_used(rows)] += delta[len(self.gaps) :]
         return rows
 
     def plan(self, delta: np.ndarray, name: str) -> Plan:
@@ -175,9 +175,16 @@ class Numbers:
             table[k, :, ANCHOR] = share
             table[k, :, HISTORY : HISTORY + k + 1] = (now - share * past)[k + 1 : 0 : -1]
             past = now
-        end = [np.append(getattr(nodes, f), getattr(self.start, f)[-1]) for f in ("t", "alpha", "sigma")]
+        end = self.start
+        t, alpha = np.append(t, end.t[-1]), np.append(nodes.alpha, end.alpha[-1])
+        sigma = np.append(nodes.sigma, end.sigma[-1])
         reads = np.tile([0.0, 1.0], (calls, 1))
-        return Plan(name, self.start.prediction, *end, nodes.label, table, reads)
+        return Plan(name, end.prediction, t, alpha, sigma, nodes.label, table, reads)
+
+
+def _used(rows: np.ndarray) -> np.ndarray:
+    """Where rows may be other than 0: at the initial state and the outputs so far."""
+    return np.tri(rows.shape[0], rows.shape[1], 1) > 0
 
 
 def _angle(schedule: Schedule, t) -> np.ndarray:
@@ -218,9 +225,7 @@ def result(numbers: Numbers, delta: np.ndarray, batch: Batch, changes: torch.Ten
     rows, labels = numbers.rows(delta), numbers.schedule.model_time(numbers.times(delta))
     noise = batch.noise
     calls = len(labels)
-    far = 0.005 * (
-        numbers.schedule.model_time(numbers.schedule.t_max) - numbers.schedule.model_time(numbers.schedule.t_min)
-    )
+    far = 0.005 * float(np.ptp(numbers.schedule.model_time([numbers.schedule.t_min, numbers.schedule.t_max])))
     column = len(numbers.gaps)
     moves = None if changes is None else changes[:, :column] @ _slopes(numbers, delta).to(noise)
     state, history = noise, [noise]
