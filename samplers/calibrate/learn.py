@@ -232,6 +232,8 @@ def result(numbers: Numbers, delta: np.ndarray, batch: Batch, changes: torch.Ten
         label = torch.tensor(labels[k], dtype=noise.dtype, device=noise.device)
         m = batch.model(state, label)
         if moves is not None:
+            if k and not m.requires_grad:
+                raise ValueError("the model's output has no gradient by its input: do not call it under no_grad")
             with torch.no_grad():
                 side = -far if labels[k] > labels.mean() else far
                 slope = (batch.model(state.detach(), label + side) - m.detach()) / side
@@ -281,13 +283,17 @@ def _gauss_newton(
     for i in range(fit.iterations):
         order = order or rng.permutation(len(fitting)).tolist()
         slopes, probed, squares = _derivatives(numbers, delta, fitting[order.pop()], probes)
-        typical = 0.7 * typical + 0.3 * float(np.median(squares))
-        weight = 1.0 / (1.0 + squares[:, None] / (fit.robust**2 * typical))
-        keep = np.array([0.5 if i > first else 1.0, 0.95])
-        weights = keep * weights + 1.0
-        gradient = keep[0] * gradient + (weight * slopes).mean(0)
-        curvature = keep[1] * curvature + (weight * probed).T @ probed / len(probed)
-        if i >= first:
+        lost = not np.isfinite(slopes).all() or np.median(squares) > 16.0 * typical
+        if lost:  # the steps were too long
+            delta, rate = best, 0.5 * rate
+        else:
+            typical = 0.7 * typical + 0.3 * float(np.median(squares))
+            weight = 1.0 / (1.0 + squares[:, None] / (fit.robust**2 * typical))
+            keep = np.array([0.5 if i > first else 1.0, 0.95])
+            weights = keep * weights + 1.0
+            gradient = keep[0] * gradient + (weight * slopes).mean(0)
+            curvature = keep[1] * curvature + (weight * probed).T @ probed / len(probed)
+        if i >= first and not lost:
             metric = curvature / weights[1]
             metric = metric + np.diag(fit.damping * np.diag(metric) + 1e-12 * np.trace(metric) + typical * times)
             step = np.linalg.solve(metric, -gradient / weights[0])
@@ -298,7 +304,7 @@ def _gauss_newton(
             loss = _loss(_squares(numbers, delta, checking), scale, fit.robust)
             if loss < least:
                 best, least = delta, loss
-            elif loss > least + 0.2:  # the steps were too long
+            elif loss > least + 0.2:
                 delta, rate = best, 0.5 * rate
         if progress is not None:
             progress(i + 1, fit.iterations)
@@ -310,23 +316,23 @@ def _derivatives(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Per sample: J'r and J'v, (batch, size), with r the difference from the target and v a probe, both divided by the
     root of the number of entries of a sample; and the mean square of r, (batch,)."""
-    changes = torch.zeros(len(batch.noise), numbers.size, dtype=batch.noise.dtype, requires_grad=True)
+    changes = torch.zeros(len(batch.noise), numbers.size).to(batch.noise).requires_grad_()
     found = result(numbers, delta, batch, changes)
     gap = (found - batch.target).detach()
-    probe = torch.randn(gap.shape, generator=probes, dtype=gap.dtype)
+    probe = torch.randn(gap.shape, generator=probes, dtype=gap.dtype).to(gap.device)
     entries = gap[0].numel()
     slopes, probed = (
-        torch.autograd.grad(found, changes, value, retain_graph=value is gap)[0].double().numpy()
+        torch.autograd.grad(found, changes, value, retain_graph=value is gap)[0].double().cpu().numpy()
         for value in (gap, probe)
     )
-    return slopes / entries, probed / np.sqrt(entries), gap.double().flatten(1).square().mean(1).numpy()
+    return slopes / entries, probed / np.sqrt(entries), gap.double().flatten(1).square().mean(1).cpu().numpy()
 
 
 def _squares(numbers: Numbers, delta: np.ndarray, batches: Sequence[Batch]) -> np.ndarray:
     """Mean square difference from the target, per sample."""
     with torch.no_grad():
         gaps = [result(numbers, delta, batch) - batch.target for batch in batches]
-    return torch.cat(gaps).double().flatten(1).square().mean(1).numpy()
+    return torch.cat(gaps).double().flatten(1).square().mean(1).cpu().numpy()
 
 
 def _loss(squares: np.ndarray, scale: float, robust: float) -> float:
