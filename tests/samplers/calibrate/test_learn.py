@@ -103,10 +103,13 @@ def test_the_fit_does_not_look_at_the_held_out_noises():
     np.testing.assert_array_equal(one.t, two.t)
 
 
-def test_too_few_noises_are_named_with_the_held_out_error():
-    cases = problem(VP, "epsilon", 2, 2)
-    with pytest.warns(UserWarning, match="held-out noises.*4 fitting noises") as caught:
-        plan = learned(cases, 6, build_plan(VP, "ipndm", 6, "karras", order=2), Fit(iterations=30, damping=1e-9))
+def test_a_plan_that_is_worse_on_the_held_out_noises_is_named_with_its_error():
+    start, cases = build_plan(VP, "ipndm", 4, "karras", order=2), problem(VP, "epsilon", 2, 4)
+    case = cases.heldout[0]
+    exact = replace(case, target=start.run(case.model, case.noise))  # where the start cannot be improved
+    cases = replace(cases, heldout=(exact,))
+    with pytest.warns(UserWarning, match="held-out noises.*8 fitting noises are too few") as caught:
+        plan = learned(cases, 4, start, Fit(iterations=6))
     assert f"{np.median(errors(plan, cases.heldout)):.3g}" in str(caught[0].message)
 
 
@@ -125,6 +128,13 @@ def test_a_start_that_cannot_be_fitted_is_refused(calls, start, wrong):
 def test_one_fitting_batch_is_refused():
     with pytest.raises(ValueError, match="at least two fitting batches"):
         learned(problem(VP, "epsilon", 1, 2), 4)
+
+
+def test_a_model_without_gradient_is_refused():
+    cases = problem(VP, "epsilon", 2, 2)
+    frozen = tuple(replace(each, model=torch.no_grad()(each.model)) for each in cases.fitting)
+    with pytest.raises(ValueError, match="no gradient by its input"):
+        learned(replace(cases, fitting=frozen), 3, build_plan(VP, "ddim", 3), Fit(iterations=1))
 
 
 def test_combined_rows_give_every_input_of_the_plan():
