@@ -73,8 +73,9 @@ class Calibration:
 
     def generation(self) -> Generation:
         """The pictures that the plan is for."""
-        names = ("model", "model_config", "family", "lora", "guidance", "seed", "dtype", "batch_size", "device")
-        return Generation(steps=self.calls, **{name: getattr(self, name) for name in names})
+        names = ("model", "model_config", "family", "lora", "guidance", "seed", "dtype", "device")
+        size = min(self.batch_size, -(-self.n // 4))  # a method may take a batch for each step, and keep one aside
+        return Generation(steps=self.calls, batch_size=size, **{name: getattr(self, name) for name in names})
 
 
 def run(settings: Calibration) -> Fitted:
