@@ -118,11 +118,14 @@ Out = Annotated[Path, typer.Option(help="Output folder; run the same command aga
 Count = Annotated[int | None, typer.Option("--n", min=1, help="Use only the first N prompts.")]
 Side = Annotated[int | None, typer.Option(min=8, help="Size in pixels; by default the model's own.")]
 Device = Annotated[str | None, typer.Option(help="cuda, cpu or another torch device; by default cuda if there is one.")]
+Lora = Annotated[str | None, typer.Option(help="A LoRA file, or the folder of a training run.")]
+Guidance = Annotated[float, typer.Option(help="Classifier-free guidance scale.")]
+Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Precision of the model.")]
 # for the fields of `Generation`, except the model: generate requires it, and eval does not
 GENERATION: dict[str, Any] = {
     "model_config": ModelConfig,
     "family": Family,
-    "lora": Annotated[str | None, typer.Option(help="A LoRA file, or the folder of a training run.")],
+    "lora": Lora,
     "user_pairs": Annotated[
         str | None,
         typer.Option(
@@ -132,7 +135,9 @@ GENERATION: dict[str, Any] = {
     ],
     "seed": Annotated[int, typer.Option(help="First seed of every prompt.")],
     "images_per_prompt": Annotated[int, typer.Option(min=1, help="Images (seeds) per prompt.")],
-    "steps": Annotated[int, typer.Option(min=1, help="Model calls per image.")],
+    "steps": Annotated[
+        int | None, typer.Option(min=1, help="Model calls per image.", show_default="20, or the plan's")
+    ],
     "solver": Annotated[
         str | None,
         typer.Option(
@@ -140,12 +145,17 @@ GENERATION: dict[str, Any] = {
             "it is chosen from the number of calls and the guidance scale."
         ),
     ],
-    "guidance": Annotated[float, typer.Option(help="Classifier-free guidance scale.")],
+    "plan": Annotated[
+        str | None,
+        typer.Option(help="A sampling plan of `diffpo calibrate`, in place of a solver. It fixes the number of calls."),
+    ],
+    "any_model": Annotated[bool, typer.Option("--any-model", help="Take a plan that was fitted to another model too.")],
+    "guidance": Guidance,
     "negative_prompt": Annotated[str | None, typer.Option(help="Negative prompt.")],
     "height": Side,
     "width": Side,
     "batch_size": Annotated[int, typer.Option(min=1, help="Images per batch; it does not change the images.")],
-    "dtype": Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Precision of the model.")],
+    "dtype": Dtype,
     "device": Device,
 }
 
@@ -216,6 +226,52 @@ def evaluate(
 
     scoring = Scoring(tuple(scorers or Scoring.scorers), train_scorer, making["device"])
     report.print_table(run(out, pictures, prompts, n, scoring, training_run(run_folder, making["lora"])))
+
+
+@app.command()
+def calibrate(
+    model: Annotated[str, MODEL],
+    prompts: Annotated[str, PROMPTS],
+    out: Annotated[Path, typer.Option(help="A new file for the plan, e.g. plan.safetensors.")],
+    model_config: ModelConfig = None,
+    family: Family = None,
+    lora: Lora = None,
+    guidance: Guidance = Generation.guidance,
+    calls: Annotated[int, typer.Option(min=1, help="Model calls per image that the plan is for.")] = 5,
+    method: Annotated[str, typer.Option(help="How the plan is fitted (docs/calibrate.md).")] = "learned",
+    n: Annotated[int, typer.Option("--n", min=1, help="Noises that the plan is fitted to.")] = 256,
+    heldout: Annotated[int, typer.Option(min=1, help="Noises that it is measured on, with prompts of their own.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the noises.")] = 0,
+    resolution: Annotated[
+        int | None, typer.Option(min=8, help="Side of the images in pixels; by default the model's own.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Noises at a time; lower it if the memory is full.")] = 32,
+    dtype: Dtype = Generation.dtype,
+    device: Device = None,
+) -> None:
+    """Fit a sampling plan to a model: fewer calls for the same images. Use it by --plan in generate and eval."""
+    from .commands.calibrate import Calibration, run
+
+    run(
+        Calibration(
+            model=model,
+            prompts=prompts,
+            out=out,
+            model_config=model_config,
+            family=family,
+            lora=lora,
+            guidance=guidance,
+            calls=calls,
+            method=method,
+            n=n,
+            heldout=heldout,
+            seed=seed,
+            resolution=resolution,
+            batch_size=batch_size,
+            dtype=dtype,
+            device=device,
+        )
+    )
 
 
 @app.command()

@@ -5,6 +5,7 @@ from .adaptive import sample_adaptive
 from .cfgpp import CFGPlusPlus
 from .default import default_solver
 from .grid import Grid, Nodes
+from .origin import Origin
 from .plan import Plan, State
 from .prediction import Guidance, convert, dynamic_threshold, guide
 from .sample import build_plan, sample
@@ -46,6 +47,7 @@ __all__ = [
     "Grid",
     "Guidance",
     "Nodes",
+    "Origin",
     "Plan",
     "RectifiedFlow",
     "Schedule",

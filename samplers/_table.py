@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from .origin import Origin
+
 ANCHOR, NOISE, ONE, HISTORY = 0, 1, 2, 3  # columns of a row; the newest m is at HISTORY
 ARRAYS = ("t", "alpha", "sigma", "label", "rows", "reads", "start")  # of a plan
 
@@ -42,6 +44,7 @@ class Table:
     rows: np.ndarray
     reads: np.ndarray
     start: np.ndarray = field(default_factory=lambda: np.array([[1.0, 0.0], [1.0, 0.0]]))
+    origin: Origin | None = field(default=None, kw_only=True)  # of a plan that was fitted to a model
     _loop: Loop = field(init=False, repr=False)
 
 

@@ -15,7 +15,9 @@ from ._names import unknown
 from .default import Choice, default_solver
 from .foreign import PROCESS, read
 from .grid import GRIDS, LABEL_GRIDS
+from .pipeline_plan import OF_PLAN, OwnLevels, compare, from_text
 from .placing import SIGMA_FLAGS
+from .plan import Plan
 from .prediction import BLIND, PREDICTIONS, blind
 from .sample import check_options
 from .schedule import RectifiedFlow, Schedule, VPDiscrete, training_betas
@@ -115,7 +117,9 @@ def check(config) -> None:
     name = (lambda v: isinstance(v, str), "a name")
     name_or_none = (lambda v: v is None or isinstance(v, str), "a name or None")
     rules = _RULES | dict.fromkeys(_SWITCHES, switch) | dict.fromkeys(_NAMES, name)
-    for option, (valid, what) in (rules | dict.fromkeys(("solver", "grid", "variance_type"), name_or_none)).items():
+    for option, (valid, what) in (
+        rules | dict.fromkeys(("solver", "grid", "variance_type", "plan"), name_or_none)
+    ).items():
         if not valid(config[option]):
             raise ValueError(f"{option} must be {what}, got {config[option]!r}")
     if sum(bool(config[flag]) for flag in SIGMA_FLAGS) > 1:
@@ -182,6 +186,7 @@ class PipelineConfig(SchedulerMixin, ConfigMixin):
         as_published: bool = False,
         solver_options: dict | None = None,
         guidance: float = 5.0,
+        plan: str | None = None,
     ):
         self._setup()
 
@@ -220,6 +225,7 @@ class PipelineConfig(SchedulerMixin, ConfigMixin):
         for name in config.solver_options or ():
             if name in self.fixed_options:
                 raise ValueError(f"{type(self).__name__} fixes {name!r}: use SolverScheduler(solver={config.solver!r})")
+        self.fitted = self._fitted()
         if config.solver is not None:
             chosen_by_name(config, self.fixed_options)  # so that a wrong option is an error before the first image
         elif config.solver_options or config.eta is not None:
@@ -236,6 +242,8 @@ class PipelineConfig(SchedulerMixin, ConfigMixin):
         n = config.num_train_timesteps
         if config.use_flow_sigmas:
             self.schedule: Schedule = RectifiedFlow(config.flow_shift, n)
+        elif config.beta_schedule == OF_PLAN and self.fitted is not None:
+            self.schedule = OwnLevels(self.fitted)
         else:
             kind = config.beta_schedule if config.trained_betas is None else config.trained_betas
             betas = training_betas(kind, config.beta_start, config.beta_end, n, config.rescale_betas_zero_snr)
@@ -244,6 +252,17 @@ class PipelineConfig(SchedulerMixin, ConfigMixin):
             self.alphas_cumprod = torch.cumprod(1.0 - torch.tensor(betas), 0).float()
             if config.rescale_betas_zero_snr and config.lambda_min_clipped == -np.inf:
                 self._require_x0(float(self.schedule.alpha(1.0)))
+        if self.fitted is not None:
+            compare(self.fitted, self.schedule, self._network)
+
+    def _fitted(self) -> Plan | None:
+        """The plan in the config, which then chooses everything that a solver and a grid would."""
+        config = self.config
+        if config.plan is None:
+            return None
+        if config.solver is not None or config.grid is not None:
+            raise ValueError("a plan is a solver on its own grid: leave out solver and grid, or the plan")
+        return from_text(config.plan)
 
     def _require_x0(self, alpha: float) -> None:
         """Refuses a first call at this alpha if x_0 cannot be computed from the network's output there."""
@@ -284,7 +303,7 @@ class PipelineConfig(SchedulerMixin, ConfigMixin):
                 f"solver={before!r} as well"
             )
         if kwargs.get("solver", cls.fixed_solver or before) != was:  # the options belong to another solver
-            for name in ("solver", "solver_options", "eta", "as_published"):
+            for name in ("solver", "solver_options", "eta", "as_published", "plan"):
                 config.pop(name, None)
         if isinstance(config.get("solver_options"), dict) and cls.fixed_options:
             left = {name: v for name, v in config["solver_options"].items() if name not in cls.fixed_options}

@@ -19,7 +19,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -60,6 +60,7 @@ class Plan(Table):
         rows (K, 2, 3+H, *shape): next input, next anchor. reads (K, 2, *shape): m_k from (input, output).
         start (2+P, 2): first input, first anchor and P values of history that cost no call, as combinations of (x,
         noise).
+    origin: what a fitted plan was fitted to, and its measured errors; None of other plans.
 
     Raises:
         ValueError: a table that cannot run: shapes that do not fit, numbers that are not finite in float32, an unknown
@@ -104,7 +105,7 @@ class Plan(Table):
         width = max(len(r.ms) for pair in pairs for r in pair)
         rows = [[[r.anchor, r.noise, r.one, *r.ms, *[0.0] * (width - len(r.ms))] for r in pair] for pair in pairs]
         reads = [[0.0, 1.0]] * len(pairs) if reads is None else reads
-        extra = {} if start is None else {"start": np.asarray(start)}
+        extra: dict[str, Any] = {} if start is None else {"start": np.asarray(start)}
         label = nodes.label[: len(pairs)]
         return cls(name, prediction, nodes.t, nodes.alpha, nodes.sigma, label, np.array(rows), np.array(reads), **extra)
 
@@ -284,7 +285,7 @@ class Plan(Table):
         """
         try:
             about, arrays = plan_file.read(os.fspath(path))
-            plan = Plan(about["name"], about["prediction"], **arrays)
+            plan = Plan(about["name"], about["prediction"], origin=about["origin"], **arrays)
             check_direction(plan)
             return plan
         except ValueError as error:

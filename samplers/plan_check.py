@@ -7,6 +7,7 @@ import numpy as np
 from ._names import unknown
 from ._table import ARRAYS, HISTORY, Table
 from .grid import MOST_CALLS
+from .origin import Origin
 from .prediction import PREDICTIONS
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -22,6 +23,8 @@ def check(plan: Table) -> None:
         raise ValueError(f"a plan's name must be one line of at most 1000 characters, got {str(plan.name)[:100]!r}")
     if not isinstance(plan.prediction, str) or plan.prediction not in PREDICTIONS:
         raise unknown("prediction", plan.prediction, PREDICTIONS)
+    if not isinstance(plan.origin, Origin | None):
+        raise ValueError(f"plan {plan.name!r}: origin must be a samplers.Origin, got {type(plan.origin).__name__}")
 
     def require(condition, what: str) -> None:
         if not condition:

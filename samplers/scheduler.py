@@ -1,17 +1,19 @@
 """The diffusers plug-in: a scheduler that steps a plan. Its options are in pipeline_config.py, subclasses in named.py.
 
     pipe.scheduler = samplers.SolverScheduler.from_config(pipe.scheduler.config, solver="unipc")
+    pipe.scheduler = samplers.SolverScheduler.from_plan("plan.safetensors", pipe.scheduler.config)
 
 One entry of `timesteps` is one model call, whatever the solver: `num_inference_steps` counts calls, `order` is 1, and
 the labels of a solver with several calls per step may repeat. Options that diffusers' DPMSolverMultistepScheduler also
-has keep their meaning and default there; `solver`, `solver_options`, `guidance`, `grid`, `eta` and `as_published` are
-ours.
+has keep their meaning and default there; `solver`, `solver_options`, `guidance`, `grid`, `eta`, `as_published` and
+`plan` are ours.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+import warnings
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutpu
 from .forward import add_noise
 from .grid import Grid, falling
 from .pipeline_config import PipelineConfig, chosen_by_name, chosen_by_rule, signature_of
+from .pipeline_plan import calls_differ, described_by, to_text
 from .pipeline_run import Run
 from .placing import place, shifted
 from .plan import Plan, State, randn
@@ -51,12 +54,45 @@ class SolverScheduler(PipelineConfig):
         sigma_min, sigma_max: the range of the use_*_sigmas flags, in sigma / alpha, for flow models too.
         shift_terminal: of flow models, the sigma of the last call.
         clip_sample, clip_sample_range: clamp x_0, as `thresholding` does by its quantile.
+        plan: a plan as text, which `from_plan` puts here, so that it is saved with the scheduler. It takes the place of
+            solver, grid and everything that places calls.
         All others are as in diffusers' DPMSolverMultistepScheduler.
 
     A subclass fixes a solver and its options: `class Mine(SolverScheduler, solver="unipc", order=3)`.
     """
 
     order = 1  # model calls per entry of `timesteps`
+
+    @classmethod
+    def from_plan(cls, plan, config=None, guidance: float | None = None) -> SolverScheduler:
+        """A scheduler that runs a saved plan, e.g. one of `diffpo calibrate`.
+
+        It is saved with its plan by `save_pretrained`. A run that begins in the middle (image-to-image) goes through
+        the plan's last calls: DDIM steps first, then the plan's own rows once the history that they need is there.
+
+        Args:
+            plan: the file, or a `samplers.Plan`.
+            config: of the pipeline's scheduler. None: noise levels and prediction type are those of the plan.
+            guidance: the guidance scale that the pipeline will be called with, if it is known.
+
+        Raises:
+            ValueError: the file is no plan, or the config is of a process that is not supported.
+
+        Warns: the plan was made for another noise schedule, prediction type or guidance scale.
+        """
+        found = plan if isinstance(plan, Plan) else Plan.load(plan)
+        fitted_at = None if found.origin is None else found.origin.guidance
+        if guidance is not None and fitted_at is not None and abs(guidance - fitted_at) > 1e-6:
+            warnings.warn(
+                f"plan {found.name!r} was fitted at guidance {fitted_at:g}, and the guidance is {guidance:g} now: it "
+                "may be no better than the default solver",
+                stacklevel=2,
+            )
+        scale = next((float(each) for each in (guidance, fitted_at) if each is not None), 5.0)
+        own = {"plan": to_text(found), "guidance": scale}
+        if config is None:
+            return cls(**described_by(found), **own)
+        return cls.from_config(config, solver=None, grid=None, **own)
 
     def _setup(self) -> None:
         super()._setup()
@@ -144,6 +180,9 @@ class SolverScheduler(PipelineConfig):
         if self.config.use_dynamic_shifting:
             self.schedule = shifted(self.config, mu)
         calls = num_inference_steps or len(*nodes.values())
+        if self.fitted is not None:
+            self._use(self._own_plan(self.fitted, calls, bool(nodes)), device)
+            return
         if self.config.solver is None:
             self._choice = chosen_by_rule(self.config, calls, self.schedule)
         else:
@@ -155,6 +194,17 @@ class SolverScheduler(PipelineConfig):
                 f"{plan.name} makes {len(plan)} calls here, but num_inference_steps is {num_inference_steps}: pass "
                 "exactly one of num_inference_steps, timesteps and sigmas"
             )
+        self._use(plan, device)
+
+    def _own_plan(self, plan: Plan, calls: int, placed: bool) -> Plan:
+        """The config's plan for this network, which can make only as many calls as it has."""
+        if calls != len(plan):
+            raise calls_differ(plan, calls)
+        if placed:  # some pipelines always pass sigmas of their own
+            warnings.warn("the plan has its own times: the given timesteps or sigmas are not used", stacklevel=3)
+        return self._as_network(plan)
+
+    def _use(self, plan: Plan, device: str | torch.device | None) -> None:
         if not self.config.use_flow_sigmas:
             self._require_x0(plan.alpha[0])
         self.plan = plan
@@ -177,11 +227,19 @@ class SolverScheduler(PipelineConfig):
             plan = compiled(build, grid, calls, options)
         except (TypeError, OverflowError) as error:  # an option of a kind that only the solver checks
             raise ValueError(f"solver {name_of(build)!r} with {options}: {error}") from None
+        return self._as_network(plan)
+
+    def _as_network(self, plan: Plan) -> Plan:
+        """The plan for what `step` passes to it: the network's output, or a limited x_0."""
         limited = self.config.thresholding or self.config.clip_sample
         return plan.for_prediction("sample" if limited else self._network)
 
     def _plan_from(self, plan: Plan, first: int, eta: float) -> Plan:
         """The plan of a run from call `first` of `plan` on, with the pipeline's own eta if that is not 0."""
+        if self.fitted is not None:
+            if eta:
+                raise ValueError(f"plan {plan.name!r} is fixed: it has no option 'eta', so leave eta out")
+            return tail(plan, first)
         plan = self._compile(self._grid, len(plan), eta) if eta else plan
         t, to_zero = plan.t[first:], plan.sigma[-1] == 0.0
         if 0 < first < len(plan) and (np.diff(t) < 0).all():

@@ -146,6 +146,7 @@ def test_blocks_run(page, tmp_path, tmp_path_factory, monkeypatch):
     make_folder(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("diffpo.commands.calibration_problem.REFERENCE_CALLS", 10)
     monkeypatch.setitem(SMALL, "data.cache", str(tmp_path_factory.getbasetemp() / "cache-of-pages"))
     namespace: dict = {}
     for block in blocks(page):
@@ -181,7 +182,10 @@ def stand_in(arguments: list[str]) -> list[str]:
         pairs = zip(rest[::2], rest[1::2], strict=True)  # all options of these verbs have a value
         kept = [word for pair in pairs if pair[0] not in ("--scorers", "--train-scorer") for word in pair]
         scored = ["--scorers", "shapes"] if verb == "eval" else []
-        return [verb, *kept, *scored, "--n", "2", "--steps", "2"]
+        calls = [] if "--plan" in rest else ["--steps", "2"]
+        return [verb, *kept, *scored, "--n", "2", *calls]
+    if verb == "calibrate":
+        return [verb, *rest, "--prompts", "shapes:train:4", "--method", "classical", "--n", "2", "--heldout", "2"]
     if verb not in docs_commands.CONFIGS:
         return [verb, *rest]
     config = yaml.safe_load((ROOT / next(word for word in rest if word.endswith(".yaml"))).read_text())

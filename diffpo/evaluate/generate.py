@@ -28,6 +28,7 @@ from ..common.threads import Threads
 from ..data.prompts import load_prompts
 from ..weights import lora as lora_module
 from ..weights import trained
+from . import plans
 from .generation import Generation
 from .manifest import check_same_run, image_path, intact, line, read_manifest, save
 
@@ -93,7 +94,7 @@ def _identified(arms: Mapping[str, Generation]) -> tuple[dict[str, Generation], 
                 users[name], hashes["user_hash"] = read_user(arm.user_pairs, arm.lora)
             elif trained.knows_users(arm.lora):
                 print(f"the LoRA {arm.lora} was trained with users; without --user-pairs images are not personalised")
-        found[name] = replace(arm, **hashes)
+        found[name] = plans.identified(replace(arm, **hashes))
     return found, users
 
 
@@ -163,6 +164,9 @@ def load(generation: Generation) -> Any:
     import samplers
 
     pipe = models.load_pipeline(_base(generation), generation.dtype, generation.device)
+    if generation.plan is not None:
+        pipe.scheduler = plans.scheduler(generation, pipe.scheduler.config)
+        return _ready(pipe)
     options = {"solver": generation.solver, "guidance": generation.guidance}
     if ":" in (generation.solver or ""):
         search_working_directory()
@@ -170,6 +174,11 @@ def load(generation: Generation) -> Any:
         pipe.scheduler = samplers.SolverScheduler.from_config(pipe.scheduler.config, **options)
     except ValueError as error:
         raise DiffpoError(str(error)) from None
+    return _ready(pipe)
+
+
+def _ready(pipe: Any) -> Any:
+    """The pipeline without its progress bar and without what changes finished pictures."""
     pipe.set_progress_bar_config(disable=True)
     # the safety checker blackens pictures and the watermark changes them: not in a measurement
     for extra in ("safety_checker", "watermark"):

@@ -10,11 +10,12 @@ from typing import Any, Literal
 from ..common.errors import DiffpoError
 
 ARMS = ("base", "tuned")
+CALLS = 20  # of the model for a picture, unless it is said
 # the keys of a manifest row that say how its picture was made, in their order there
 RECORDED: tuple[str, ...] = ("lora", "lora_hash", "user_pairs", "user_hash", "model", "model_hash", "steps", "solver")
-RECORDED += ("guidance", "negative_prompt", "height", "width", "dtype")
+RECORDED += ("plan", "plan_hash", "guidance", "negative_prompt", "height", "width", "dtype")
 # those that two pictures of one folder share: names of files may differ, their content may not
-COMPARED = tuple(key for key in RECORDED if key not in ("lora", "user_pairs", "model"))
+COMPARED = tuple(key for key in RECORDED if key not in ("lora", "user_pairs", "model", "plan"))
 OF_ARM = {"lora_hash", "user_hash"}  # what base and tuned pictures differ in
 
 
@@ -31,11 +32,12 @@ class Generation:
         lora: a LoRA file or the folder of a run.
         user_pairs: pairs of the user to personalise for (objective/users.py).
         seed: the first of ``images_per_prompt`` seeds of every prompt.
-        steps: model calls per picture.
-        solver: a name in `samplers.solvers.SOLVERS`; None is `samplers.default_solver`.
+        steps: model calls per picture; None is 20, or those of the plan.
+        solver: a name in `samplers.solvers.SOLVERS`; None is `samplers.default_solver`, or the plan.
+        plan: the file of a plan (`diffpo calibrate`), in place of a solver; ``any_model``: also one of another model.
         height, width: pixels; None is the model's own size.
         batch_size, device: of the computation; they do not belong to the picture and are not recorded.
-        model_hash, lora_hash, user_hash: the content behind the names, which `generate.run` fills in.
+        model_hash, lora_hash, user_hash, plan_hash: the content behind the names, which `generate.run` fills in.
 
     Raises DiffpoError if a number is out of range.
     """
@@ -47,8 +49,10 @@ class Generation:
     user_pairs: str | None = None
     seed: int = 0
     images_per_prompt: int = 1
-    steps: int = 20
+    steps: int | None = None
     solver: str | None = None
+    plan: str | None = None
+    any_model: bool = False
     guidance: float = 5.0
     negative_prompt: str | None = None
     height: int | None = None
@@ -59,16 +63,20 @@ class Generation:
     model_hash: str | None = None
     lora_hash: str | None = None
     user_hash: str | None = None
+    plan_hash: str | None = None
 
     def __post_init__(self) -> None:
         if not self.model:
             raise DiffpoError("no model is named: pass --model, or --images with a folder of pictures to compare")
-        for name in ("model", "model_config", "lora", "user_pairs"):
+        for name in ("model", "model_config", "lora", "user_pairs", "plan"):
             if isinstance(value := getattr(self, name), Path):
                 object.__setattr__(self, name, str(value))
         object.__setattr__(self, "guidance", float(self.guidance))
+        if self.steps is None and self.plan is None:
+            object.__setattr__(self, "steps", CALLS)
         for name in ("steps", "batch_size", "images_per_prompt"):
-            if getattr(self, name) < 1:
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 raise DiffpoError(f"{name} must be at least 1, not {getattr(self, name)}")
         for name in ("height", "width"):
             value = getattr(self, name)
@@ -80,6 +88,8 @@ class Generation:
             raise DiffpoError(f"guidance must be a number, not {self.guidance}")
         if self.user_pairs is not None and self.lora is None:
             raise DiffpoError("--user-pairs personalises a tuned model: name its LoRA with --lora")
+        if self.plan is not None and self.solver is not None:
+            raise DiffpoError("--plan has a solver of its own: leave out --solver, or --plan")
 
     @property
     def seeds(self) -> range:

@@ -204,7 +204,8 @@ def _settings(manifest: list[dict]) -> list[tuple[str, Any]]:
         return []
     settings = {k: v for k, v in manifest[-1].items() if k not in ("arm", "index", "seed", "prompt", "file", "sha256")}
     if "solver" in settings and settings["solver"] is None:
-        settings["solver"] = "the default for this number of calls and guidance"
+        rule = "the default for this number of calls and guidance"
+        settings["solver"] = rule if settings.get("plan") is None else "that of the plan"
     settings["seeds"] = ", ".join(str(seed) for seed in sorted({row["seed"] for row in manifest}))
     return list(settings.items())
 

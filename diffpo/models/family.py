@@ -41,6 +41,7 @@ class Family(ForwardProcess, ABC):
         feature_blocks: the network's list of blocks, of which the first half gives its features.
         fsdp2: whether FSDP2 can shard the network.
         kohya: the format of its LoRA files in kohya's sd-scripts.
+        guidance_is_input: whether pipelines pass the guidance scale to the network instead of calling it twice.
     """
 
     pipelines: ClassVar[tuple[str, ...]] = ()
@@ -54,6 +55,7 @@ class Family(ForwardProcess, ABC):
     feature_blocks: ClassVar[str | None] = None
     fsdp2: ClassVar[bool | None] = None
     kohya: ClassVar[Kohya | None] = None
+    guidance_is_input: ClassVar[bool] = False
 
     def __init__(self, settings: Model, precision: str = "no", resolution: int = 1024) -> None:
         """``resolution`` of the images, in pixels: some flows shift their timesteps by it."""

@@ -107,8 +107,9 @@ class ForwardProcess:
         return alpha, sigma
 
     def network_time(self, t: Tensor) -> Tensor:
-        """The network's input for the timesteps t: t itself, or 1000 sigma of a flow."""
-        return self._network_time.to(t.device)[t]
+        """The network's input for the timesteps t: t itself, or 1000 sigma of a flow. A t that is no integer is the
+        network's input already: that of a solver, which calls it between the timesteps too."""
+        return t if t.is_floating_point() else self._network_time.to(t.device)[t]
 
     def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         return add_noise(x_0, noise, *self.alpha_sigma(t))

@@ -31,6 +31,9 @@ OPTIONS = {
     "batch_size": 5,
     "device": "cpu",
 }
+PLANNED = {name: value for name, value in OPTIONS.items() if name not in ("solver", "steps")} | {
+    "plan": "x.safetensors"
+}
 HASHES = {"model_hash": "m", "lora_hash": "l", "user_hash": "u"}
 
 
@@ -41,7 +44,9 @@ def called(monkeypatch, *words):
     return end.value.code
 
 
-@pytest.mark.parametrize("options", [OPTIONS, {"model": "a/model", "lora": "runs/one"}], ids=["all", "defaults"])
+@pytest.mark.parametrize(
+    "options", [OPTIONS, PLANNED, {"model": "a/model", "lora": "runs/one"}], ids=["all", "a plan", "defaults"]
+)
 @pytest.mark.parametrize("verb", ["generate", "eval"])
 def test_every_option_of_the_command_line_is_the_values(monkeypatch, verb, options):
     given = []
@@ -59,18 +64,20 @@ def test_every_option_of_the_command_line_is_the_values(monkeypatch, verb, optio
 def test_the_verbs_have_the_values_own_defaults():
     for verb in (cli.generate, cli.evaluate):
         for name, option in inspect.signature(verb).parameters.items():
-            if name in OPTIONS and name != "model":
+            if name in {**OPTIONS, **PLANNED, "any_model": False} and name != "model":
                 assert option.default == getattr(Generation, name), name
-        assert OPTIONS.keys() <= inspect.signature(verb).parameters.keys()
+        assert {*OPTIONS, *PLANNED, "any_model"} <= inspect.signature(verb).parameters.keys()
 
 
-def test_a_row_is_made_from_the_value_and_read_back_as_it():
-    full = Generation(**OPTIONS, **HASHES)
+@pytest.mark.parametrize("options", [OPTIONS, {**PLANNED, "steps": 5, "plan_hash": "p"}], ids=["a solver", "a plan"])
+def test_a_row_is_made_from_the_value_and_read_back_as_it(options):
+    full = Generation(**options, **HASHES)
     row = json.loads(json.dumps({"seed": full.seed, **full.recorded()}))
     found = Generation.of(row)
     assert {key: value for key, value in asdict(found).items() if key in RECORDED} == full.recorded()
     assert found.seeds == range(7, 8) and full.seeds == range(7, 10)
-    assert {*OPTIONS, *HASHES, "family"} == {*asdict(full)}  # a family is named anew each time, as it is code
+    # a family is code and any_model a permission: both are named anew each time
+    assert {*OPTIONS, *PLANNED, *HASHES, "plan_hash", "family", "any_model"} == {*asdict(full)}
 
 
 def test_the_base_arm_is_the_same_without_the_lora():
@@ -93,6 +100,7 @@ def test_the_base_arm_is_the_same_without_the_lora():
         ({"guidance": float("inf")}, "guidance"),
         ({"seed": 2**63 - 1}, "seed"),
         ({"lora": None}, "--lora"),
+        ({"plan": "x.safetensors"}, "--plan.*--solver"),
         ({"model": None}, "--model"),
     ],
 )
@@ -124,7 +132,8 @@ def test_a_folder_of_an_earlier_default_solver_is_continued_only_by_its_name(tmp
 
 @pytest.mark.parametrize("key", COMPARED)
 def test_pictures_of_other_settings_are_never_mixed(tmp_path, key):
-    made = Generation(**OPTIONS, **HASHES)
+    options = {**PLANNED, "steps": 5, "plan_hash": "p"} if key == "plan_hash" else OPTIONS
+    made = Generation(**options, **HASHES)
     folder = manifest_of(tmp_path, made, arm="tuned", seed=7, file="images/tuned/00000_7.png")
     done = manifest.read_manifest(folder)
     manifest.check_same_run(folder, done, made.arms(), ["a cat"])

@@ -1,0 +1,46 @@
+"""The classical plan that suits a model best: what a fitted plan is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from ..plan import Plan
+from .learn import classical
+from .problem import Problem, errors
+
+FINALISTS = 4
+
+
+def baseline(problem: Problem, calls: int, progress: Callable[[int, int], None] | None = None) -> Plan:
+    """The plan of `classical` with the least root mean square error on `problem.fitting`.
+
+    Nothing is fitted but this choice. All candidates are run on the first batch, the best four of them on all.
+
+    Args:
+        progress: called as `progress(done, total)` after each candidate.
+
+    Raises:
+        ValueError: calls < 1.
+    """
+    if calls < 1:
+        raise ValueError(f"calls must be at least 1, got {calls}")
+    plans = classical(problem, calls)
+    total = len(plans) + min(FINALISTS, len(plans))
+    found = []
+    for plan in plans:
+        found.append(rms(errors(plan, problem.fitting[:1])))
+        if progress is not None:
+            progress(len(found), total)
+    best = []
+    for i in np.argsort(found, kind="stable")[:FINALISTS]:
+        best.append((rms(errors(plans[i], problem.fitting)), int(i)))
+        if progress is not None:
+            progress(len(found) + len(best), total)
+    return plans[min(best)[1]]
+
+
+def rms(values: np.ndarray) -> float:
+    """Root mean square."""
+    return float(np.sqrt(np.mean(np.square(values))))
