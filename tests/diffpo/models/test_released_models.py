@@ -174,7 +174,7 @@ def test_sd2_is_asked_what_it_predicts(released_files):
     assert models.load(Model(path=file, config="sd2-v")).prediction == "v_prediction"
     with pytest.raises(DiffpoError, match=r"sd2\.safetensors has 865,910,724 weights.* sd1 .*859,520,964"):
         models.load(Model(path=file, config="sd1")).meta_network()
-    with pytest.raises(DiffpoError, match="is of a StableDiffusionXLPipeline: name a StableDiffusionPipeline"):
+    with pytest.raises(DiffpoError, match=r"sd2\.safetensors.*StableDiffusionXLPipeline.*StableDiffusionPipeline"):
         models.load(Model(path=file, config="sdxl"))
 
 

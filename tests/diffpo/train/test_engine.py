@@ -58,9 +58,9 @@ def test_sharding_takes_plain_runs_of_transformers_by_fsdp2(make_config, tmp_pat
 
     config = make_config(tmp_path, "train.precision=bf16", "train.gradient_checkpointing=true")
     distributed.check(config, PixArt, launched("FSDP"))
-    assert distributed.loading_device(launched("FSDP")) == "cpu" and distributed.place(launched("NO")) == torch.device(
-        "cpu"
-    )
+    assert distributed.loading_device(launched("FSDP")) == "cpu" and distributed.loading_device(
+        launched("NO")
+    ) == torch.device("cpu")
     unknown = SimpleNamespace(network_class="NewTransformer2DModel", fsdp2=None)
     for family, accelerator, said in (
         (StableDiffusion, launched("FSDP"), "UNet2DConditionModel"),
