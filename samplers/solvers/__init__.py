@@ -14,6 +14,7 @@ from ..plan import Plan
 from ..stochastic import euler_maruyama, predictor_corrector, reverse_diffusion
 from .adams import abm, ipndm, lms
 from .ancestral import dpm2_ancestral, dpmpp_2s_ancestral, dpmpp_sde, euler_ancestral
+from .dc import dc_solver
 from .ddim import ddim
 from .deis import deis
 from .dpmpp import dpmpp
@@ -30,6 +31,7 @@ SOLVERS = {
         *(abm, deis, lms, ipndm, pndm),
         *(euler, heun, dpm2, runge_kutta),
         *(euler_ancestral, dpm2_ancestral, dpmpp_2s_ancestral, dpmpp_sde),
+        dc_solver,
         *(reverse_diffusion, euler_maruyama, predictor_corrector),
     )
 }
