@@ -35,8 +35,7 @@ def gits_grid(problem: Problem, calls: int, *, fine: int = 60, coefficient: floa
     if not 1 <= calls <= fine:
         raise ValueError(f"the {fine} nodes of the fine grid leave no choice of {calls} calls: pass fine={2 * calls}")
     grid = default_solver(fine, problem.guidance, problem.schedule, "zero").grid
-    assert grid is not None  # the rule always places its calls
-    plan = lms(grid, fine, order=min(3, fine), space="flow")
+    plan = lms(grid or Grid(problem.schedule), fine, order=min(3, fine), space="flow")
     costs = euler_errors(plan, problem.fitting, problem.prediction)
     path = shortest_path(costs, calls + 1, coefficient)
     return Grid(problem.schedule, times=plan.t[path[:-1]], end="zero")

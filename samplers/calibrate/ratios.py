@@ -53,8 +53,8 @@ class RatioSurface:
 
     def _basis(self, progress: np.ndarray, guidance: float, calls: int) -> np.ndarray:
         degrees = [n - 1 for n in self.coefficients.shape]
-        scaled = (2.0 * progress - 1.0, *(_scaled(v, *r) for v, r in ((guidance, self.guidance), (calls, self.calls))))
-        a, b, c = (legendre.legvander(np.atleast_1d(v), d) for v, d in zip(scaled, degrees, strict=True))
+        scaled = [2.0 * progress - 1.0, _scaled(guidance, self.guidance), _scaled(calls, self.calls)]
+        a, b, c = (legendre.legvander(v, d) for v, d in zip(scaled, degrees, strict=True))
         return np.einsum("ni,j,k->nijk", a, b[0], c[0]).reshape(len(progress), -1)
 
 
@@ -95,7 +95,7 @@ def fit_surface(searched: Sequence[Searched], ridge: float = RIDGE) -> RatioSurf
 
 
 def published_ratios(coefficients: np.ndarray, calls: int, guidance: float) -> np.ndarray:
-    """The ratios of coefficients in the authors' layout: (36,), powers of step / calls, guidance / 12 and calls / 50."""
+    """The ratios of coefficients (36,) in the authors' layout: powers of step / calls, guidance / 12, calls / 50."""
     a = np.asarray(coefficients, np.float64).reshape(4, 3, 3)
     n, c, x = calls / 50, guidance / 12, np.arange(1, calls + 1) / calls
     of_guidance = a @ [n**2, n, 1.0]
@@ -104,5 +104,6 @@ def published_ratios(coefficients: np.ndarray, calls: int, guidance: float) -> n
     return ratios
 
 
-def _scaled(value: float, low: float, high: float) -> float:
-    return 0.0 if low == high else float(np.clip((2.0 * value - low - high) / (high - low), -1.0, 1.0))
+def _scaled(value: float, ends: tuple[float, float]) -> np.ndarray:
+    low, high = ends
+    return np.array([0.0 if low == high else np.clip((2.0 * value - low - high) / (high - low), -1.0, 1.0)])

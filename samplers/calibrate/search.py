@@ -133,11 +133,10 @@ class _Tally:
 def beginnings(problem: Problem, calls: int) -> list[Candidate]:
     """Classical solvers on the default rule's grid and on two usual ones: the first generation."""
     schedule = problem.schedule
-    grids = [default_solver(calls, problem.guidance, schedule, "zero").grid, Grid(schedule)]
+    grids = [default_solver(calls, problem.guidance, schedule, "zero").grid or Grid(schedule), Grid(schedule)]
     grids += [Grid(schedule, "time")] if schedule.default_grid != "time" else []
     found = []
     for grid in grids:
-        assert grid is not None  # the rule always places its calls
         levels = tuple(_level(schedule, t) for t in grid.nodes(calls).t[:-1])
         for order, target, corrected in product((1, 2, 3), TARGETS, (False, True)):
             decisions = []

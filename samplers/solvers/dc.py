@@ -4,7 +4,7 @@ With few calls a multistep solver uses values of the network at states that are 
 lag behind. Before step i dynamic compensation replaces the newest value m_i by the polynomial in time through the
 newest values, at a time that a ratio rho_i moves (eq. 9):
 
-    m~_i = sum_j l_j(t') m~_{i-j}    j = 0 to dc_order, m~ in place of m for j > 0,    t' = rho_i t_i + (1 - rho_i) t_{i-1}
+    m~_i = l_0(t') m_i + sum_j l_j(t') m~_{i-j}    j = 1 to dc_order,    t' = rho_i t_i + (1 - rho_i) t_{i-1}
 
 It replaces the value for good: later steps use m~_i as history. So the m~ are a triangular matrix times the m, and a
 compensated plan is a plan. The ratios are found by `samplers.calibrate.compensated`; with rho = 1 nothing changes.
