@@ -18,6 +18,11 @@ VP = VPLinear()
 N = 9
 
 
+@pytest.fixture(scope="module")
+def exact(mixture, z):
+    return mixture.exact(VP, z)
+
+
 def same(plan, other):
     """Rows equal to 1e-12, with zeros where one has fewer columns."""
     width = max(plan.rows.shape[2], other.rows.shape[2])
@@ -102,13 +107,14 @@ def test_a_mixture_of_targets_is_one_plan(mixture, z):
     ],
     ids=named,
 )
-def test_the_order_is_the_decided_one(mixture, z, decision, order):
-    exact, errors = mixture.exact(VP, z), []
+def test_the_order_is_the_decided_one(mixture, z, exact, decision, order):
+    """More points than the order needs leave a smaller error, of which the next order still shows at 160 calls."""
+    errors = []
     for n in (80, 160):
         plan = decided(Grid(VP, end="t_end").nodes(n), [decision] * n)
         out = plan.for_prediction("epsilon").run(mixture.model(VP), z)
         errors.append((out - exact).square().mean().sqrt().item())
-    assert abs(math.log2(errors[0] / errors[1]) - order) < 0.35, errors
+    assert -0.3 < math.log2(errors[0] / errors[1]) - order < 0.7, errors
 
 
 @pytest.mark.parametrize("target", ["sample", "epsilon", "flow"])

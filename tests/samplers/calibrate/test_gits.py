@@ -1,6 +1,6 @@
 """GITS: the dynamic programme against all paths, the costs against single steps, the grid against the default one."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def test_the_path_is_the_best_of_all(coefficient):
 
     def cost(path):
         total = 0.0
-        for a, b in reversed(list(zip(path, path[1:], strict=False))):
+        for a, b in reversed(list(pairwise(path))):
             total = costs[a, b] + coefficient * total
         return total
 

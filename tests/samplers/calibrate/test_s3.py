@@ -70,7 +70,7 @@ def test_the_predictor_interpolates_and_knows_where_it_does_not_know():
     def f(x):
         return np.sin(3 * x[:, 0]) + x[:, 1] ** 2
 
-    mean, std = predict(seen, f(seen), new, noise=1e-4)
+    mean, _ = predict(seen, f(seen), new, noise=1e-4)
     assert np.corrcoef(mean, f(new))[0, 1] > 0.95
     at, near = predict(seen, f(seen), seen, noise=1e-4)
     assert np.abs(at - f(seen)).max() < 0.05 and near.max() < 0.1 * f(seen).std()
