@@ -1,5 +1,7 @@
 """The search over decisions: its budget, its children, its predictor, and that it finds what is better."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -34,16 +36,16 @@ def test_finds_better_plans_within_the_budget(problem):
 
     heard = []
     counted = Problem(VP, "epsilon", (Batch(model, only.noise, only.target),), problem.heldout, 3.0)
-    plan = searched(counted, 4, budget=800, progress=lambda *done: heard.append(done))
-    assert len(plan) == 4 and len(calls) <= 800
-    assert heard[-1][1] == 800 and heard[-1][0] >= len(calls) > 700
+    plan = searched(counted, 4, budget=600, progress=lambda *done: heard.append(done))
+    assert len(plan) == 4 and len(calls) <= 600
+    assert heard[-1][1] == 600 and heard[-1][0] >= len(calls) > 550
     classical = min(errors(c.plan(VP), problem.heldout, "epsilon").mean() for c in beginnings(problem, 4))
     rule = errors(build_plan(VP, None, 4, guidance=3.0), problem.heldout).mean()
     assert errors(plan, problem.heldout, "epsilon").mean() < 0.7 * min(classical, rule)
 
 
 def test_the_same_seed_finds_the_same_plan(problem):
-    one, two = (searched(problem, 3, budget=250, seed=5) for _ in range(2))
+    one, two = (searched(problem, 3, budget=230, seed=5) for _ in range(2))
     assert (one.rows == two.rows).all() and (one.t == two.t).all()
 
 
@@ -52,7 +54,7 @@ def test_children_are_plans(problem):
     lowest = float(VP.sigma(VP.t_min) / (VP.alpha(VP.t_min) + VP.sigma(VP.t_min)))
     made = [child(parents, lowest, rng) for _ in range(300)]
     for each in made:
-        assert all(a > b >= lowest * 0.999 for a, b in zip(each.levels, (*each.levels[1:], lowest), strict=True))
+        assert all(a > b for a, b in pairwise(each.levels)) and each.levels[-1] > lowest * (1 - 1e-9)
         assert all(decision.order <= decision.points <= MOST_VALUES for decision in each.decisions)
     plans = 0
     for each in made:
