@@ -74,7 +74,7 @@ def test_the_trajectory_is_the_exact_solution(mixture, problem):
     assert len(states) == 6 and states[-1] is only.target
     for i in (1, 4):
         exact = mixture.exact(VP, only.noise, t_end=plan.t[i], classes=torch.arange(10) % 2, scale=3.0)
-        assert (states[i] - exact).square().mean().sqrt() < 1e-4
+        assert (states[i] - exact).square().mean().sqrt() < 1e-3
     low = build_plan(VP, "ddim", 5, end="t_end")
     states = trajectory(only, low, VP, "epsilon")
     exact = mixture.exact(VP, only.noise, classes=torch.arange(10) % 2, scale=3.0)
