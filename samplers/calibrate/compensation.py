@@ -15,11 +15,12 @@ from ..default import default_solver
 from ..grid import Grid
 from ..plan import ANCHOR, HISTORY, ONE, Plan
 from ..solvers.dc import compensate, with_predictor
-from .problem import Batch, Problem
+from .problem import Batch, Problem, errors
 from .trajectory import trajectory
 
 Loss = Callable[[torch.Tensor], torch.Tensor]  # of a ratio, a scalar
 TRAJECTORIES = 10  # as in the paper
+BASES: tuple[tuple[str, dict], ...] = (("ipndm", {"order": 2}), ("dpmpp", {"order": 2}))
 REACH = 0.5  # ratios lie within 1 +- REACH
 
 
@@ -48,25 +49,31 @@ def compensated(
 
     Args:
         problem: the first fitting batches are used, until they hold `TRAJECTORIES` samples.
-        base, options: a solver with one call per step and its options. None: what `default_solver` chooses.
+        base, options: a solver with one call per step and its options. None: the best of `BASES` and of what
+            `default_solver` chooses, by the compensated plans' errors on these batches.
         grid: a name or a `Grid`. None: the schedule's default, or with no base the rule's own.
-        progress: called with the steps that are searched and their number.
+        progress: called with the number of bases that are searched, and of all.
 
     Raises:
-        ValueError: a base with several calls per step, an unknown option.
+        ValueError: a base with several calls per step, an unknown option, options without a base.
     """
-    found: Callable[..., Plan] | str
-    if base is None:
-        choice = default_solver(calls, problem.guidance, problem.schedule, "zero")
-        found, options, grid = choice.solver, choice.options | options, choice.grid if grid is None else grid
-    else:
-        found = base
+    if base is None and options:
+        raise ValueError(f"{', '.join(options)}: options belong to a solver; name it with base=")
+    rule = default_solver(calls, problem.guidance, problem.schedule, "zero")
+    grid = rule.grid if base is None and grid is None else grid
     grid = grid if isinstance(grid, Grid) else Grid(problem.schedule, grid)
-    pair = (plan.for_prediction(problem.prediction) for plan in with_predictor(grid, calls, found, options))
-    subject = Compensated(*pair)
-    batches = few(problem.fitting)
-    targets = [trajectory(batch, subject.plan, problem.schedule, problem.prediction) for batch in batches]
-    return subject.with_ratios(search_ratios(subject, batches, targets, least, progress))
+    bases = [(rule.solver, rule.options), *BASES] if base is None else [(base, options)]
+    batches, found = few(problem.fitting), []
+    targets: list[list[torch.Tensor]] = []
+    for solver, own in bases:
+        plan, predictor = with_predictor(grid, calls, solver, own)
+        subject = Compensated(plan.for_prediction(problem.prediction), predictor.for_prediction(problem.prediction))
+        targets = targets or [trajectory(each, subject.plan, problem.schedule, problem.prediction) for each in batches]
+
+        found.append(subject.with_ratios(search_ratios(subject, batches, targets, least)))
+        if progress is not None:
+            progress(len(found), len(bases))
+    return found[0] if len(found) == 1 else min(found, key=lambda plan: float(errors(plan, batches).mean()))
 
 
 def few(batches: Sequence[Batch], samples: int = TRAJECTORIES) -> list[Batch]:
@@ -80,7 +87,6 @@ def search_ratios(
     batches: Sequence[Batch],
     targets: Sequence[Sequence[torch.Tensor]],
     minimise: Callable[[Loss], float],
-    progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """The ratios, step after step: each makes the state after its step closest to the exact one (sec. 3.3).
 
@@ -110,8 +116,6 @@ def search_ratios(
         with torch.no_grad():
             for run in runs:
                 run.advance(i, ratios[i])
-        if progress is not None:
-            progress(i + 1, len(plan))
     return ratios
 
 
@@ -145,7 +149,8 @@ class _Run:
     def __init__(self, compensated: Compensated, batch: Batch):
         self.plan, self.predictor, self.dc_order = compensated.plan, compensated.predictor, compensated.dc_order
         self.model, self.x = batch.model, batch.noise
-        self.new, self.old = None, []  # old: newest first
+        self.new: torch.Tensor = batch.noise  # of no use before the first call
+        self.old: list[torch.Tensor] = []  # newest first
 
     def value(self, k: int, x: torch.Tensor) -> torch.Tensor:
         of_x, of_output = self.plan.reads[k].tolist()
@@ -160,7 +165,7 @@ class _Run:
         if i < self.dc_order:
             return self.new
         t = self.plan.t[i - np.arange(self.dc_order + 1)]
-        at, total = ((t - t[0]) / (t[0] - t[1])).tolist(), 0.0
+        at, total = ((t - t[0]) / (t[0] - t[1])).tolist(), torch.zeros_like(self.new)
         for j, value in enumerate([self.new, *self.old[: self.dc_order]]):
             weight = 1.0
             for k, other in enumerate(at):

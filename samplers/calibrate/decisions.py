@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -22,8 +22,10 @@ from ..prediction import conversion
 from ..solvers.expint import ExpStep, through
 from ..solvers.line import Line
 
-TARGETS = ("sample", "epsilon", "flow")
-RELAXATIONS = ("exact", "bh1", "bh2")
+Target = Literal["sample", "epsilon", "flow"]
+Relaxation = Literal["exact", "bh1", "bh2"]
+TARGETS: tuple[Target, ...] = get_args(Target)
+RELAXATIONS: tuple[Relaxation, ...] = get_args(Relaxation)
 MOST_VALUES = 4
 _STEEPEST = 100.0  # largest factor on the state in one step
 
@@ -45,9 +47,9 @@ class Decision:
 
     order: int = 2
     points: int = 2
-    target: Literal["sample", "epsilon", "flow"] = "sample"
+    target: Target = "sample"
     start: int = 0
-    relaxation: Literal["exact", "bh1", "bh2"] = "exact"
+    relaxation: Relaxation = "exact"
     corrector: int = 0
 
     def __post_init__(self) -> None:

@@ -51,7 +51,7 @@ def euler_errors(plan: Plan, batches: Sequence[Batch], prediction: str) -> np.nd
     scale = plan.alpha + plan.sigma  # DDIM is Euler's method for x / scale against u = sigma / scale (solvers/line.py)
     u, squares = plan.sigma / scale, np.zeros((points, points))
     for batch in batches:
-        states, slopes = [batch.noise], []
+        states, slopes = [batch.noise], list[torch.Tensor]()
 
         def keep(k, state, states=states):
             states.append(state.input)

@@ -142,8 +142,7 @@ def beginnings(problem: Problem, calls: int) -> list[Candidate]:
             decisions = []
             for i in range(calls):
                 p = max(1, min(order, i + 1, calls - i + 1))
-                relaxation = "exact" if target == "flow" else "bh2"
-                decisions.append(Decision(p, p, target, 0, relaxation, p + 1 if corrected else 0))
+                decisions.append(Decision(p, p, target, 0, "bh2", p + 1 if corrected else 0))
             found.append(Candidate(levels, tuple(decisions)))
     return found
 

@@ -27,7 +27,7 @@ from ..grid import Grid
 from ..plan import HISTORY, Plan
 from .expint import through
 
-WITHOUT_CORRECTOR = {"unipc": {"corrector": False}, "sa_solver": {"corrector_order": 0}}
+WITHOUT_CORRECTOR: dict[str, dict] = {"unipc": {"corrector": False}, "sa_solver": {"corrector_order": 0}}
 
 
 def dc_solver(grid: Grid, steps: int, *, base: str = "unipc", ratios: tuple = (), dc_order: int = 2, **options) -> Plan:
@@ -73,17 +73,17 @@ def compensate(plan: Plan, ratios: Sequence[float], dc_order: int = 2, predictor
     Raises:
         ValueError: the plan has several calls per step, or free values in its history; a wrong number of ratios.
     """
-    ratios = np.asarray(ratios, np.float64)
+    rho = np.asarray(ratios, np.float64)
     calls, width = len(plan), plan.rows.shape[2] - HISTORY
-    if ratios.shape != (calls,) or not np.isfinite(ratios).all():
-        raise ValueError(f"dynamic compensation needs {calls} finite ratios, one per call, got shape {ratios.shape}")
+    if rho.shape != (calls,) or not np.isfinite(rho).all():
+        raise ValueError(f"dynamic compensation needs {calls} finite ratios, one per call, got shape {rho.shape}")
     if not isinstance(dc_order, (int, np.integer)) or dc_order < 1:
         raise ValueError(f"dc_order must be a whole number of at least 1, got {dc_order!r}")
     if not (plan.rows[:, 0] == plan.rows[:, 1]).all() or len(plan.start) != 2 or plan.stochastic:
         raise ValueError(f"dynamic compensation needs one model call per step, and no noise: not {plan.name!r}")
-    if (ratios == 1.0).all():
+    if (rho == 1.0).all():
         return plan
-    mixed = values(plan.t, ratios, dc_order)
+    mixed = values(plan.t, rho, dc_order)
     used = plan.rows[:, 0, HISTORY:]
     raw = used[:, 0] - (plan if predictor is None else predictor).rows[:, 0, HISTORY]  # the corrector's part
     rows = np.zeros((calls, 2, HISTORY + calls, *plan.rows.shape[3:]))
@@ -94,7 +94,7 @@ def compensate(plan: Plan, ratios: Sequence[float], dc_order: int = 2, predictor
             of_m += np.multiply.outer(mixed[i - j], used[i, j] - (raw[i] if j == 0 else 0.0))
         of_m[i] += raw[i]
         rows[i, :, HISTORY : HISTORY + i + 1] = of_m[i::-1]
-    last = max(np.flatnonzero(rows.any(axis=(0, 1, *range(3, rows.ndim)))))
+    last = int(np.flatnonzero(rows.any(axis=(0, 1, *range(3, rows.ndim)))).max())
     return replace(plan, name=f"dc({plan.name})", rows=rows[:, :, : max(last, HISTORY) + 1])
 
 

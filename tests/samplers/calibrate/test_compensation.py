@@ -38,12 +38,19 @@ def test_helps_on_held_out_noises(problem, base, options):
     assert len(plan) == 6 and max(gain) < 0.95, gain
 
 
-def test_no_base_is_the_default_rule(problem):
+def test_no_base_is_the_best_of_a_few_on_the_rules_grid(problem):
     seen = []
     plan = compensated(problem, 5, progress=lambda *done: seen.append(done))
-    assert seen == [(k, 5) for k in range(1, 6)]
+    assert seen == [(1, 3), (2, 3), (3, 3)]
     rule = build_plan(VP, None, 5, guidance=3.0)
-    assert (plan.t == rule.t).all() and rule.name in plan.name
+    grid = Grid(VP, times=rule.t[:-1], end="zero")
+    assert (plan.t == rule.t).all()
+    for base in ("ipndm", "dpmpp"):
+        other = compensated(problem, 5, base, grid, order=2)
+        assert errors(plan, problem.fitting).mean() <= errors(other, problem.fitting).mean() + 1e-12
+    assert errors(plan, problem.heldout).mean() < 0.7 * errors(rule, problem.heldout).mean()
+    with pytest.raises(ValueError, match="name it with base="):
+        compensated(problem, 5, order=2)
 
 
 def test_each_ratio_is_the_best_of_its_step(problem):
