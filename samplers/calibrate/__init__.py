@@ -4,10 +4,14 @@ Imports the rest of `samplers`, which imports nothing of it. Every method is a f
 """
 
 from .baseline import baseline
+from .compensation import compensated
 from .fit import Fitted, fit, ratio
+from .gits import gits_grid
 from .learn import Fit, best_classical, classical, learned
 from .methods import METHODS
 from .problem import Batch, Problem, errors, reference
+from .ratios import RatioSurface, Searched, fit_surface, published_ratios
+from .search import searched
 
 __all__ = [
     "METHODS",
@@ -15,12 +19,19 @@ __all__ = [
     "Fit",
     "Fitted",
     "Problem",
+    "RatioSurface",
+    "Searched",
     "baseline",
     "best_classical",
     "classical",
+    "compensated",
     "errors",
     "fit",
+    "fit_surface",
+    "gits_grid",
     "learned",
+    "published_ratios",
     "ratio",
     "reference",
+    "searched",
 ]

@@ -4,9 +4,13 @@ from collections.abc import Callable
 
 from ..plan import Plan
 from .baseline import baseline
+from .compensation import compensated
 from .learn import learned
+from .search import searched
 
 METHODS: dict[str, Callable[..., Plan]] = {
     "learned": learned,
+    "compensated": compensated,
+    "searched": searched,
     "classical": baseline,
 }

@@ -62,7 +62,7 @@ def reference(
     The default solver goes to the schedule's smallest noise level, and one step of DDIM from there to 0: the network is
     not defined in between, so that step is part of the problem.
     """
-    low = build_plan(schedule, None, calls - 1, prediction=prediction)
+    low = build_plan(schedule, None, calls - 1, prediction=prediction, end="t_end")
     last = Grid(schedule, times=[schedule.t_min], end="zero")
     with torch.no_grad():
         return build_plan(schedule, "ddim", 1, last, prediction).run(model, low.run(model, noise))

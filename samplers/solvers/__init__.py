@@ -16,6 +16,7 @@ from ..stochastic import euler_maruyama, predictor_corrector, reverse_diffusion
 from .adams import abm, gradient_estimation, ipndm, lms
 from .aliases import ALIASES, CFG_PP, ELSEWHERE, without_cfg_pp
 from .ancestral import dpm2_ancestral, dpmpp_2s_ancestral, dpmpp_sde, euler_ancestral
+from .dc import dc_solver
 from .ddim import ddim
 from .deis import deis
 from .dpmpp import dpmpp
@@ -34,6 +35,7 @@ SOLVERS = {
         *(abm, deis, lms, ipndm, pndm),
         *(euler, heun, dpm2, runge_kutta),
         *(euler_ancestral, dpm2_ancestral, dpmpp_2s_ancestral, dpmpp_sde),
+        dc_solver,
         *(reverse_diffusion, euler_maruyama, predictor_corrector),
         *(er_sde, gradient_estimation),
     )

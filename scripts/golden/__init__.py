@@ -1,14 +1,19 @@
 """How each official code's cases are run through `samplers`: one file per code, `run(setting, options) -> tensor`."""
 
-from . import ddim, deis, diff_sampler, dpm_solver, edm, k_diffusion, sa_solver, score_sde, unipc
+from . import dc_solver, ddim, deis, diff_sampler, dpm_solver, edm, gits, k_diffusion, sa_solver, score_sde, unipc
 from .folder import Golden, Setting, Unsupported
 
 RUNNERS = {
+    "dc_cpr": dc_solver.regression,
+    "dc_solver": dc_solver.run,
+    "dc_solver_diffusers": dc_solver.run_diffusers,
+    "dc_solver_search": dc_solver.search,
     "ddim": ddim.run,
     "deis": deis.run,
     "diff_sampler": diff_sampler.run,
     "dpm_solver": dpm_solver.run,
     "edm": edm.run,
+    "gits_dp": gits.run,
     "k_diffusion": k_diffusion.run,
     "sa_solver": sa_solver.run,
     "score_sde": score_sde.run,

@@ -43,6 +43,8 @@ ORDERS = [  # solver, options, claimed order, calls
     ("unipc", {"order": 3, "variant": "vary_coeff", **FULL}, 4, 160),
     ("unipc", {"order": 3, "variant": "vary_coeff", "as_published": True, **FULL}, 1, 160),
     ("unipc", {"order": 3, "target": "epsilon", **FULL}, 4, 320),
+    ("dc_solver", {"variant": "bh1", **FULL}, 4, 160),  # with ratios: test_dc.py
+    ("dc_solver", {"base": "dpmpp", **FULL}, 2, 80),
     ("sa_solver", {"predictor_order": 1, "corrector_order": 0}, 1, 80),
     ("sa_solver", {"predictor_order": 2, "corrector_order": 2, **FULL}, 2, 320),
     ("sa_solver", {"predictor_order": 3, "corrector_order": 3, **FULL}, 3, 160),
