@@ -1,6 +1,6 @@
 """How each official code's cases are run through `samplers`: one file per code, `run(setting, options) -> tensor`."""
 
-from . import ddim, deis, diff_sampler, dpm_solver, edm, k_diffusion, sa_solver, score_sde, unipc
+from . import ddim, deis, diff_sampler, dpm_solver, dpm_solver_v3, edm, k_diffusion, sa_solver, score_sde, unipc
 from .folder import Golden, Setting, Unsupported
 
 RUNNERS = {
@@ -8,6 +8,7 @@ RUNNERS = {
     "deis": deis.run,
     "diff_sampler": diff_sampler.run,
     "dpm_solver": dpm_solver.run,
+    "dpm_solver_v3": dpm_solver_v3.run,
     "edm": edm.run,
     "k_diffusion": k_diffusion.run,
     "sa_solver": sa_solver.run,
