@@ -4,5 +4,6 @@ Imports the rest of `samplers`, which imports nothing of it. Every method is a f
 """
 
 from .problem import Batch, Problem, errors, reference
+from .statistics import estimate
 
-__all__ = ["Batch", "Problem", "errors", "reference"]
+__all__ = ["Batch", "Problem", "errors", "estimate", "reference"]

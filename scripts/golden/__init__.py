@@ -10,6 +10,7 @@ RUNNERS = {
     "dpm_solver": dpm_solver.run,
     "dpm_solver_v3": dpm_solver_v3.run,
     "edm": edm.run,
+    "ems_estimation": dpm_solver_v3.run_estimation,
     "k_diffusion": k_diffusion.run,
     "sa_solver": sa_solver.run,
     "score_sde": score_sde.run,

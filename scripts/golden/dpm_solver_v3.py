@@ -1,8 +1,11 @@
 """thu-ml/DPM-Solver-v3, and its statistics from exact Jacobian diagonals."""
 
 import numpy as np
+import torch
 
-from samplers import Statistics, build_plan
+from samplers import EDM, Statistics, VPLinear, build_plan
+from samplers.analytic import GaussianMixture
+from samplers.calibrate import Batch, Problem, estimate
 from samplers.solvers.v3 import dpm_solver_v3
 
 
@@ -33,3 +36,22 @@ def _statistics(setting, name) -> Statistics:
     l, s, b = (setting.golden[f"{name}.{part}"].numpy() for part in ("l", "s", "b"))
     start, end = (float(setting.schedule.lam(t)) for t in (setting.t_start, setting.t_end))
     return Statistics(np.linspace(start, end, len(l)), l, s, b)
+
+
+def run_estimation(setting, options):
+    """l, after s and b have been compared within the same tolerance."""
+    golden, case = setting.golden, setting.case
+    mixture = golden.index["mixtures"][case["mixture"]]
+    shape = (mixture["K"], *mixture["shape"])
+    means, stds = (torch.tensor(mixture[name], dtype=torch.float64).view(shape) for name in ("means", "stds"))
+    schedule = {"vp": VPLinear, "edm": EDM}[case["schedule"]]()
+    model = GaussianMixture(mixture["weights"], means, stds).model(schedule)
+    x0, e = (golden[case[name]].view(-1, *mixture["shape"]) for name in ("x0", "e"))
+    assert len(x0) == options.pop("K"), "other samples"
+    batch = Batch(model, e.roll(1, 0) * schedule.init_scale, x0)  # the estimator takes the noise of the next sample
+    problem = Problem(schedule, "epsilon", (batch,), (batch,))
+    found = estimate(problem, options.pop("N"), probes="exact")
+    for name in ("s", "b"):
+        gap = np.abs(getattr(found, name) - golden[case[f"out_{name}"]].numpy()).max()
+        assert gap <= case["tol"], f"{name} differs by {gap:.1e}"
+    return torch.from_numpy(found.l.copy())
