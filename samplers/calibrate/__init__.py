@@ -5,5 +5,6 @@ Imports the rest of `samplers`, which imports nothing of it. Every method is a f
 
 from .problem import Batch, Problem, errors, reference
 from .statistics import estimate
+from .v3 import v3
 
-__all__ = ["Batch", "Problem", "errors", "estimate", "reference"]
+__all__ = ["Batch", "Problem", "errors", "estimate", "reference", "v3"]

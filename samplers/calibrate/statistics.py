@@ -22,14 +22,14 @@ from typing import Literal
 import numpy as np
 import torch
 
-from ..prediction import convert
+from ..prediction import conversion, convert
 from ..schedule import Schedule
 from ..statistics import Statistics
 from .derivative import STENCILS, Derivative
 from .problem import Batch, Problem
 
 LARGEST_LEVEL = 100.0  # sigma / alpha at which the levels begin if the schedule begins at pure noise
-GOOD_ERROR = 0.25  # of s
+GOOD_ERROR = 0.1  # of the derivatives that the statistics predict
 
 
 def estimate(
@@ -58,7 +58,7 @@ def estimate(
         ValueError: fewer than three samples.
 
     Warns:
-        UserWarning: too few samples; the message has the standard error of s.
+        UserWarning: too few samples; the message has the expected error and a better number.
     """
     samples = repeats * sum(len(batch.target) for batch in problem.fitting)
     if samples < 3 or not 1 <= repeats < samples:
@@ -73,19 +73,20 @@ def estimate(
         l.append(level.measure(_pairs(problem, repeats), probes, pooled, derivative))
         if before is not None:  # whose l' can be had now
             low = max(j - 2, 0)
-            found.append(before.regression(l[j - 1], (l[j] - l[low]) / (lam[j] - lam[low]), samples))
+            found.append(before.regression(l[j - 1], (l[j] - l[low]) / (lam[j] - lam[low])))
         before = level
         if progress is not None:
             progress(j + 1, levels + 1)
     assert before is not None  # noqa: S101 -- for mypy
-    found.append(before.regression(l[-1], (l[-1] - l[-2]) / (lam[-1] - lam[-2]), samples))
-    s, b, error = (np.stack(each) for each in zip(*found, strict=True))
-    typical = float(np.median(error))
-    if typical > GOOD_ERROR:
-        enough = int(samples * (typical / GOOD_ERROR) ** 2) + 1
+    found.append(before.regression(l[-1], (l[-1] - l[-2]) / (lam[-1] - lam[-2])))
+    s, b, rest, size = (np.stack(each) for each in zip(*found, strict=True))
+    count = samples * (problem.fitting[0].target[0, 0].numel() if pooled else 1)
+    error = math.sqrt(rest.mean() / (count - 2) / max(size.mean(), 1e-300))
+    if error > GOOD_ERROR:
+        enough = int(samples * (error / GOOD_ERROR) ** 2) + 1
         warnings.warn(
-            f"{samples} samples are few: the coefficients s have a standard error of {typical:.2g}. Take about "
-            f"{enough} samples or repeats, or pooled=True",
+            f"{samples} samples are few: the derivatives that s and b predict are off by about {error:.0%} from that "
+            f"alone. Take about {enough} samples or repeats, or pooled=True",
             stacklevel=2,
         )
     return Statistics(lam, np.stack(l), s, b, samples, problem.guidance, problem.prediction)
@@ -119,7 +120,7 @@ class Level:
     def measure(self, pairs: Iterator, probes: int | str, pooled: bool, derivative: Derivative) -> np.ndarray:
         """Calls the model on all samples. Returns l."""
         alpha, sigma = scales(self.problem.schedule, self.lam)
-        self.noisy = sigma > alpha
+        self.sigma, self.noisy = sigma, sigma > alpha
         self.kind, factor = ("sample", -1.0) if self.noisy else ("epsilon", sigma / alpha)
         mean: np.ndarray | float = 0.0
         products: np.ndarray | float = 0.0
@@ -135,7 +136,7 @@ class Level:
                 x = alpha * batch.target + sigma * e
                 directions = _directions(x, probes, number)
                 for v in directions:
-                    value, slope = derivative(lambda z, b=batch: self.predict(b, z, 0.0), x, v, sigma)
+                    value, slope = self.slope(batch, x, v, derivative)
                     of_eps = v - alpha * slope if self.noisy else sigma * slope  # sigma d eps / dx v
                     diagonal = diagonal + total(of_eps * v) / (1 if probes == "exact" else len(directions))
                 parts = [factor * value.double(), x.double() / alpha, factor * self.along(batch, x, value)]
@@ -145,11 +146,21 @@ class Level:
         self.mean, self.products = np.asarray(mean / count), np.asarray(products / count)
         return np.asarray(diagonal / count)
 
+    def slope(self, batch: Batch, x: torch.Tensor, v: torch.Tensor, derivative: Derivative):
+        """The prediction of `kind` at x and its derivative in the direction v.
+
+        Only the network is differentiated, so that one without a derivative is noticed.
+        """
+        schedule = self.problem.schedule
+        output, slope = derivative(lambda z: batch.model(z, label(schedule, self.lam, x)), x, v, self.sigma)
+        of_x, of_output = conversion(self.problem.prediction, self.kind, *scales(schedule, self.lam))
+        return of_x * x + of_output * output, of_x * v + of_output * slope
+
     def predict(self, batch: Batch, x: torch.Tensor, offset: float) -> torch.Tensor:
         """The network's prediction of `kind` at x, at lambda + offset."""
         schedule, lam = self.problem.schedule, self.lam + offset
-        label = torch.tensor(float(schedule.model_time(schedule.t_of_lambda(lam))), dtype=x.dtype, device=x.device)
-        return convert(x, batch.model(x, label), self.problem.prediction, self.kind, *scales(schedule, lam))
+        output = batch.model(x, label(schedule, lam, x))
+        return convert(x, output, self.problem.prediction, self.kind, *scales(schedule, lam))
 
     def along(self, batch: Batch, x: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """d/dlambda of the prediction along the ODE: at x after short DDIM steps to both sides. float64."""
@@ -174,8 +185,8 @@ class Level:
             return np.stack([one, 1 - l, zero]), np.stack([l - 1, l - 1 - rise, one])
         return np.stack([one, -l, zero]), np.stack([l - 1, -rise, one])
 
-    def regression(self, l: np.ndarray, rise: np.ndarray, samples: int) -> tuple[np.ndarray, ...]:
-        """s, b and the standard error of s."""
+    def regression(self, l: np.ndarray, rise: np.ndarray) -> tuple[np.ndarray, ...]:
+        """s, b, the variance of f' that they leave, and the mean square of f'."""
         f, df = self.combinations(l, rise)
         cov = self.products - self.mean[:, None] * self.mean[None]
         ff, fd, dd = (np.einsum("i...,ij...,j...->...", a, cov, b) for a, b in ((f, f), (f, df), (df, df)))
@@ -183,8 +194,9 @@ class Level:
         varies = ff > 1e-12 * size  # else f is a constant: one Gaussian
         ff = np.where(varies, ff, 1.0)
         s = np.where(varies, fd / ff, 0.0)
-        error = np.sqrt(np.maximum(dd - s * fd, 0.0) / ff / (samples - 2))
-        return s, (df * self.mean).sum(0) - s * (f * self.mean).sum(0), np.where(varies, error, 0.0)
+        mean = (df * self.mean).sum(0)
+        rest = np.where(varies, np.maximum(dd - s * fd, 0.0), 0.0)
+        return s, mean - s * (f * self.mean).sum(0), rest, dd + mean**2
 
 
 def _directions(x: torch.Tensor, probes: int | str, seed: int) -> list[torch.Tensor]:
@@ -193,6 +205,11 @@ def _directions(x: torch.Tensor, probes: int | str, seed: int) -> list[torch.Ten
         return [v.expand_as(x) for v in basis]
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(0, 2, x.shape, generator=generator).mul(2).sub(1).to(x) for _ in range(max(1, int(probes)))]
+
+
+def label(schedule: Schedule, lam: float, x: torch.Tensor) -> torch.Tensor:
+    """The network's time input at lambda, of x's dtype and device."""
+    return torch.tensor(float(schedule.model_time(schedule.t_of_lambda(lam))), dtype=x.dtype, device=x.device)
 
 
 def scales(schedule: Schedule, lam: float) -> tuple[float, float]:

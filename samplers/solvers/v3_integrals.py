@@ -44,7 +44,7 @@ def exact(statistics: Statistics) -> Between:
     def between(start: float, end: float, count: int) -> Integrals:
         knots = statistics.lam[(statistics.lam > min(start, end)) & (statistics.lam < max(start, end))]
         even = np.linspace(start, end, max(2, math.ceil(abs(end - start) / WIDEST) + 1))
-        edges = np.unique([*knots, *even])
+        edges = np.unique([*knots, *even]) if start != end else even
         edges = edges if end >= start else edges[::-1]
         width = np.diff(edges)
         lam = (edges[:-1, None] + width[:, None] * nodes).ravel()
