@@ -136,7 +136,7 @@ class Statistics:
         Raises:
             ValueError: a file is missing, damaged, or has other arrays.
         """
-        found = {}
+        found: dict[str, np.ndarray] = {}
         for file, names in {"l.npz": ("l",), "sb.npz": ("s", "b")}.items():
             path = Path(folder) / file
             try:

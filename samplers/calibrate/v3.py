@@ -67,11 +67,8 @@ def candidates(problem: Problem, calls: int) -> Iterator[Candidate]:
     grids = [rule if rule is not None else Grid(schedule), Grid(schedule, "quadratic")]
     if np.isfinite(schedule.lam(schedule.t_max)):
         grids.append(Grid(schedule, "logsnr"))
-    options = [{"order": 1, "corrector": c} for c in ("none", "full")]
-    for order in (2, 3):
-        pseudo = (False, True) if order == 3 else (False,)
-        options += [{"order": order, "corrector": c, "pseudo": p} for c in ("none", "pseudo", "full") for p in pseudo]
     for grid in grids:
-        for given in options:
-            if given["order"] <= calls:
-                yield Candidate(grid, given)
+        for order in range(1, min(3, calls) + 1):
+            for corrector in ("none", "full") if order == 1 else ("none", "pseudo", "full"):
+                for pseudo in (False, True) if order == 3 else (False,):
+                    yield Candidate(grid, {"order": order, "corrector": corrector, "pseudo": pseudo})

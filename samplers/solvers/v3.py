@@ -155,7 +155,8 @@ class _Steps:
     def __init__(self, nodes: Nodes, statistics: Statistics, integrals, orders: int):
         self.nodes, self.statistics, self.integrals = nodes, statistics, integrals
         self.pieces: list[_Piece] = []
-        self.s_sum, self.b_sum = [0.0], [0.0]  # int s and int e^{-S} b, from the first finite node on
+        zero = np.zeros(statistics.shape)
+        self.s_sum, self.b_sum = [zero], [zero]  # int s and int e^{-S} b, from the first finite node on
         for i in range(len(nodes) - 1):
             start, end = np.isfinite(nodes.lam[[i, i + 1]])
             piece, found = (self._to_zero if not end else self._inside if start else self._from_noise)(i, orders)

@@ -87,7 +87,8 @@ def _in_parts(statistics: Statistics, lam: np.ndarray, start: float, count: int,
     flat = [v.reshape(len(v), size) for v in (statistics.l, statistics.s, statistics.b)]
     parts = []
     for first in range(0, size, columns):
-        some = Statistics(statistics.lam, *(v[:, first : first + columns] for v in flat))
+        l, s, b = (v[:, first : first + columns] for v in flat)
+        some = Statistics(statistics.lam, l, s, b)
         l, s, b = some.at(lam)
         whole, big_l, big_s = total(l), running(l), running(s)
         inner = np.exp(-big_s) * b
