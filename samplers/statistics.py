@@ -149,7 +149,8 @@ class Statistics:
             except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
                 reason = getattr(error, "strerror", None) or str(error)[:300]
                 raise ValueError(f"{os.fspath(path)!r}: {reason}; it needs the arrays {', '.join(names)}") from None
-        return cls(np.linspace(lam_start, lam_end, len(found["l"])), **found, **about)
+        lam = np.linspace(lam_start, lam_end, len(found["l"]))
+        return cls(lam, found["l"], found["s"], found["b"], **about)
 
     def degenerated(self) -> Statistics:
         """l = 1, s = 0, b = 0 on the same noise levels: the data prediction of DPM-Solver++ ("degenerated" there)."""
