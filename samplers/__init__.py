@@ -14,6 +14,7 @@ from .solvers import SOLVERS
 from .solvers.afs import without_first_call
 from .solvers.denoise import then_denoise
 from .solvers.renoise import renoise
+from .statistics import Statistics
 from .transition import Transition
 
 _NAMED = (  # SolverScheduler with a fixed solver: named.py
@@ -53,6 +54,7 @@ __all__ = [
     "Schedule",
     "SolverScheduler",
     "State",
+    "Statistics",
     "Transition",
     "VPDiscrete",
     "VPLinear",

@@ -70,6 +70,8 @@ def combine(row: Terms, values: Sequence[torch.Tensor | None], where: str) -> to
     """
     total = None
     for column, c in row:
+        if isinstance(c, torch.Tensor):
+            c = c.to(values[ANCHOR])  # does nothing after `Plan.to`
         if column >= len(values):
             raise ValueError(f"{where} uses more outputs than the state holds: call `begin`, then every step in order")
         value = values[column]

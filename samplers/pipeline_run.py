@@ -26,6 +26,11 @@ class Run:
         """The entry of `timesteps` of the next call."""
         return self.first + self.k
 
+    def beside(self, sample: torch.Tensor) -> Run:
+        """The run with coefficients that vary over the sample on the sample's device, in the state's dtype."""
+        plan = self.plan.to(sample.device, torch.promote_types(sample.dtype, torch.float32))
+        return self if plan is self.plan else replace(self, plan=plan)
+
     def then(self, state: State, dtype: torch.dtype) -> Run:
         """The run after its next call led to `state`; the pipeline gets it in `dtype`."""
         returned = state.input.to(dtype)

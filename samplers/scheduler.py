@@ -280,7 +280,7 @@ class SolverScheduler(PipelineConfig):
                 f"model_output is {model_output.dtype} on {model_output.device}, but the sample is {sample.dtype} on "
                 f"{sample.device}: pass floating-point tensors on one device"
             )
-        run = self._run_at(plan, timestep, eta)
+        run = self._run_at(plan, timestep, eta, sample)
         if run.k >= len(run.plan):
             raise ValueError(f"all {len(run.plan)} steps are done: call set_timesteps before another run")
         state = run.state_at(sample)
@@ -289,7 +289,7 @@ class SolverScheduler(PipelineConfig):
         self._run = run.then(run.plan.step(run.k, state, output, noise), sample.dtype)
         return SchedulerOutput(prev_sample=self._run.returned) if return_dict else (self._run.returned,)
 
-    def _run_at(self, plan: Plan, timestep, eta: float) -> Run:
+    def _run_at(self, plan: Plan, timestep, eta: float, sample: torch.Tensor) -> Run:
         """The run that this step belongs to: the present one, or a new one of `plan` that begins here."""
         run, first = self._run, self._begin_index
         # A run that was found by its label is over after its last call: the next label begins another.
@@ -297,7 +297,7 @@ class SolverScheduler(PipelineConfig):
             return run
         if first is None:
             first = int(np.abs(plan.label - float(timestep)).argmin())
-        return Run(self._plan_from(plan, first, eta), first)
+        return Run(self._plan_from(plan, first, eta), first).beside(sample)
 
     def _limited(self, run: Run, state: State, output: torch.Tensor) -> torch.Tensor:
         """The network's output without a learned variance; a limited x_0 in its place if the config limits it."""

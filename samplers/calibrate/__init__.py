@@ -12,6 +12,8 @@ from .methods import METHODS
 from .problem import Batch, Problem, errors, reference
 from .ratios import RatioSurface, Searched, fit_surface, published_ratios
 from .search import searched
+from .statistics import estimate
+from .v3 import v3
 
 __all__ = [
     "METHODS",
@@ -26,6 +28,7 @@ __all__ = [
     "classical",
     "compensated",
     "errors",
+    "estimate",
     "fit",
     "fit_surface",
     "gits_grid",
@@ -34,4 +37,5 @@ __all__ = [
     "ratio",
     "reference",
     "searched",
+    "v3",
 ]

@@ -7,10 +7,12 @@ from .baseline import baseline
 from .compensation import compensated
 from .learn import learned
 from .search import searched
+from .v3 import v3
 
 METHODS: dict[str, Callable[..., Plan]] = {
     "learned": learned,
     "compensated": compensated,
     "searched": searched,
+    "v3": v3,
     "classical": baseline,
 }

@@ -27,11 +27,13 @@ from .rungekutta import dpm2, euler, heun, runge_kutta
 from .sa import sa_solver
 from .singlestep import singlestep
 from .unipc import unipc
+from .v3 import dpm_solver_v3
 
 SOLVERS = {
     solver.__name__: solver
     for solver in (
         *(ddim, dpmpp, singlestep, unipc, sa_solver),
+        *(dpm_solver_v3,),
         *(abm, deis, lms, ipndm, pndm),
         *(euler, heun, dpm2, runge_kutta),
         *(euler_ancestral, dpm2_ancestral, dpmpp_2s_ancestral, dpmpp_sde),

@@ -1,6 +1,19 @@
 """How each official code's cases are run through `samplers`: one file per code, `run(setting, options) -> tensor`."""
 
-from . import dc_solver, ddim, deis, diff_sampler, dpm_solver, edm, gits, k_diffusion, sa_solver, score_sde, unipc
+from . import (
+    dc_solver,
+    ddim,
+    deis,
+    diff_sampler,
+    dpm_solver,
+    dpm_solver_v3,
+    edm,
+    gits,
+    k_diffusion,
+    sa_solver,
+    score_sde,
+    unipc,
+)
 from .folder import Golden, Setting, Unsupported
 
 RUNNERS = {
@@ -12,8 +25,10 @@ RUNNERS = {
     "deis": deis.run,
     "diff_sampler": diff_sampler.run,
     "dpm_solver": dpm_solver.run,
+    "dpm_solver_v3": dpm_solver_v3.run,
     "edm": edm.run,
     "gits_dp": gits.run,
+    "ems_estimation": dpm_solver_v3.run_estimation,
     "k_diffusion": k_diffusion.run,
     "sa_solver": sa_solver.run,
     "score_sde": score_sde.run,

@@ -5,16 +5,20 @@ A new solver is one row in ORDERS (or WEAK).
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from ids import named
+from scipy.interpolate import CubicSpline
 
-from samplers import VPLinear, build_plan, sample
+from samplers import Statistics, VPLinear, build_plan, sample
 from samplers.analytic import GaussianMixture
+from samplers.calibrate import Batch, Problem, estimate
 from samplers.solvers import SOLVERS
 
 VP = VPLinear()
 FULL = {"lower_order_final": False}
+OF_MODEL = {"statistics": "mixture"}  # see `fitted`
 METHODS = (("euler", 1, 80), ("2heun", 2, 80), ("3kutta", 3, 81), ("4rk", 4, 160))
 ORDERS = [  # solver, options, claimed order, calls
     ("ddim", {}, 1, 80),
@@ -45,6 +49,15 @@ ORDERS = [  # solver, options, claimed order, calls
     ("unipc", {"order": 3, "target": "epsilon", **FULL}, 4, 320),
     ("dc_solver", {"variant": "bh1", **FULL}, 4, 160),  # with ratios: test_dc.py
     ("dc_solver", {"base": "dpmpp", **FULL}, 2, 80),
+    ("dpm_solver_v3", {"order": 1, "corrector": "none", **OF_MODEL}, 1, 80),
+    ("dpm_solver_v3", {"order": 2, "corrector": "none", **OF_MODEL, **FULL}, 2, 80),
+    ("dpm_solver_v3", {"order": 3, "corrector": "none", **OF_MODEL, **FULL}, 3, 80),
+    ("dpm_solver_v3", {"order": 3, "corrector": "none", "pseudo": True, **OF_MODEL, **FULL}, 2, 80),
+    ("dpm_solver_v3", {"order": 3, "corrector": "same", **OF_MODEL, **FULL}, 3, 160),
+    ("dpm_solver_v3", {"order": 1, "corrector": "full", **OF_MODEL}, 2, 80),
+    ("dpm_solver_v3", {"order": 2, "corrector": "full", **OF_MODEL, **FULL}, 3, 80),
+    ("dpm_solver_v3", {"order": 3, "corrector": "full", **OF_MODEL, **FULL}, 4, 80),
+    ("dpm_solver_v3", {"order": 3, "corrector": "full", **FULL}, 4, 160),
     ("sa_solver", {"predictor_order": 1, "corrector_order": 0}, 1, 80),
     ("sa_solver", {"predictor_order": 2, "corrector_order": 2, **FULL}, 2, 320),
     ("sa_solver", {"predictor_order": 3, "corrector_order": 3, **FULL}, 3, 160),
@@ -113,13 +126,28 @@ def exact(mixture, z):
     return mixture.exact(VP, z)
 
 
+@pytest.fixture(scope="module")
+def fitted(mixture):
+    """The mixture's statistics, by a spline at so many levels that the corners between them do not count."""
+    draw = torch.Generator().manual_seed(0)
+    which, (x0, e) = (
+        torch.multinomial(mixture.weights, 64, True, generator=draw),
+        torch.randn(2, 64, 1, 1, 2, generator=draw, dtype=torch.float64),
+    )
+    batch = Batch(mixture.model(VP), e, mixture.means[which] + mixture.stds[which] * x0)
+    found = estimate(Problem(VP, "epsilon", (batch,), (batch,)), 40)
+    lam = np.linspace(found.lam[0], found.lam[-1], 8001)
+    return Statistics(lam, *(CubicSpline(found.lam, getattr(found, name))(lam) for name in "lsb"))
+
+
 def test_every_solver_is_here():
     assert {row[0] for row in ORDERS + WEAK} == set(SOLVERS)
 
 
 @pytest.mark.parametrize(("solver", "options", "order", "calls"), ORDERS, ids=named)
-def test_order(mixture, z, exact, solver, options, order, calls):
+def test_order(mixture, z, exact, fitted, solver, options, order, calls):
     """Against DOP853 at rtol 1e-12 (GaussianMixture.exact), which shares no code with the solvers."""
+    options = {**options, "statistics": fitted} if "statistics" in options else options
     errors = []
     odd = calls % 2 and solver in ("heun", "dpm2", "sa_solver")  # stays odd
     for n in (calls, 2 * calls - odd):
