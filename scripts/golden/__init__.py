@@ -1,9 +1,10 @@
 """How each official code's cases are run through `samplers`: one file per code, `run(setting, options) -> tensor`."""
 
-from . import ddim, deis, diff_sampler, dpm_solver, edm, k_diffusion, sa_solver, score_sde, unipc
+from . import adjoint_dpm, ddim, deis, diff_sampler, dpm_solver, edm, k_diffusion, sa_solver, score_sde, unipc
 from .folder import Golden, Setting, Unsupported
 
 RUNNERS = {
+    "adjoint_dpm": adjoint_dpm.run,
     "ddim": ddim.run,
     "deis": deis.run,
     "diff_sampler": diff_sampler.run,
