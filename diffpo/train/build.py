@@ -191,6 +191,19 @@ def _feed(config: Config, sources: Sources, against: Reference, accelerator: Acc
         from ..rollout.labelled import Labelled
 
         return Labelled(settings.rollout, sources.conditions, policy, train.seed)
+    if settings.source == "reward":
+        from ..rollout.direct import Direct
+
+        if train.gradient_checkpointing:
+            policy.family.pipe.vae.enable_gradient_checkpointing()
+        data = None
+        if settings.sft:
+            source, shuffled = (
+                Forward(policy.family, settings.forward),
+                Curriculum(batches.groups, config.data, train.seed),
+            )
+            data = Offline(batches, source, lambda position: shuffled.index(position, per_update)).regression
+        return Direct(settings, sources.conditions, policy, train.seed, data)
     if settings.on_policy:
         from ..rollout.feed import OnPolicy
         from ..rollout.round import Rounds

@@ -68,6 +68,8 @@ def headline(metrics: dict[str, float]) -> str:
     """For the progress bar."""
     if "loss" not in metrics:
         return "no valid pair in this round"
+    if "rewards/accuracies" not in metrics:
+        return f"loss {metrics['loss']:.3f} score {metrics['rollout/score']:.3f}"
     text = f"loss {metrics['loss']:.3f} accuracy {metrics['rewards/accuracies']:.2f}"
     return text + (f" margin {metrics['rewards/margins']:.3g}" if "rewards/margins" in metrics else "")
 
@@ -75,7 +77,7 @@ def headline(metrics: dict[str, float]) -> str:
 class Meter:
     """Counts the samples that go through the network, forward and backward: what training costs, whatever the method.
 
-    A pass under gradients counts as one backward too, and one through the encoder alone as a whole one; the second half
+    A pass under gradients counts as one backward too (but not when it is repeated for a backward pass), and one through the encoder alone as a whole one; the second half
     of a batch with classifier-free guidance counts. Over all processes.
     """
 
@@ -93,8 +95,9 @@ class Meter:
         import torch
 
         if self._on:
+            again = torch._C._current_graph_task_id() != -1  # activations are computed again in a backward pass
             self._here[0] += len(args[0])
-            self._here[1] += len(args[0]) * torch.is_grad_enabled()
+            self._here[1] += len(args[0]) * (torch.is_grad_enabled() and not again)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
