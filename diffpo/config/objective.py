@@ -111,7 +111,7 @@ class DirectSettings(Section):
 
     truncation: Literal["fixed", "random", "one_step"] = "fixed"
     """fixed: `calls` in each update (DRaFT-K). random: a number from 1 to `calls`, drawn for each update (AlignProp).
-    one_step: sampling stops at one of the last `calls` steps, drawn for each update, and the x_0 that the model predicts
+    one_step: sampling stops at one of the last `calls` steps, drawn for each update, and the x_0 that is predicted
     there is judged (ReFL)."""
 
     copies: int = Field(1, gt=0)

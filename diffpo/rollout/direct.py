@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samplers import Plan, convert, gradients
+from samplers import convert, gradients
 
 from ..common.errors import DiffpoError
 from ..common.rng import generator, normal
@@ -102,9 +102,8 @@ class Direct:
                     state = self.plan.step(k, state, model(state.input, self._label(k)), noise)
             return self.rate(self._x_0(model, first, state.input), captions, given)
         if direct.copies == 1:
-            noise = _Drawn(draws, x)
-            return self.rate(gradients.sample(self.plan, model, x, noise=noise, last=calls), captions, given)
-        x_0 = gradients.sample(self.plan, model, x, noise=_Drawn(draws, x), last=0)
+            return self.rate(gradients.sample(self.plan, model, x, noise=draws, last=calls), captions, given)
+        x_0 = gradients.sample(self.plan, model, x, noise=draws, last=0)
         k, found = len(self.plan) - 1, []
         for _ in range(direct.copies):
             z = normal(draws, x.shape[1:]).to(x)
@@ -144,21 +143,11 @@ class Direct:
         return convert(x, model(x, self._label(k)), self.family.prediction, "sample", alpha, sigma)
 
 
-class _Drawn:
-    """`noise(k)` of a plan from one generator for each row, kept so that a call that is repeated has the same."""
-
-    def __init__(self, draws: list[torch.Generator], like: Tensor) -> None:
-        self.draws, self.like, self.seen = draws, like, {}  # type: ignore[var-annotated]
-
-    def __call__(self, k: int) -> Tensor:
-        if k not in self.seen:
-            self.seen[k] = normal(self.draws, self.like.shape[1:])
-        return self.seen[k].to(self.like)
-
-
 def _reward(settings: ObjectiveSettings, policy: Policy) -> Callable[[Tensor, list[str], Conditioning], Tensor]:
-    """(n, C, h, w) x_0, captions and conditioning -> (n,) scores with gradients by x_0. DiffpoError for a scorer without
-    gradients."""
+    """(n, C, h, w) x_0, captions and conditioning -> (n,) scores with gradients by x_0.
+
+    DiffpoError for a scorer without gradients.
+    """
     rollout, family = settings.rollout, policy.family
     if rollout.step_scorer is None:
         judge = Judge(rollout.scorers, policy.device)

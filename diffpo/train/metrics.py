@@ -77,8 +77,9 @@ def headline(metrics: dict[str, float]) -> str:
 class Meter:
     """Counts the samples that go through the network, forward and backward: what training costs, whatever the method.
 
-    A pass under gradients counts as one backward too (but not when it is repeated for a backward pass), and one through the encoder alone as a whole one; the second half
-    of a batch with classifier-free guidance counts. Over all processes.
+    A pass under gradients counts as one backward too, but not when a backward pass repeats it. One through the encoder
+    alone counts as a whole one, and so does the second half of a batch with classifier-free guidance. Over all
+    processes.
     """
 
     def __init__(self, network: Any, accelerator: Any) -> None:
