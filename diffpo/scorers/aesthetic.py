@@ -87,5 +87,5 @@ class Aesthetic:
         return {"aesthetic": self._value(by_transform(pixels, self.transform, "aesthetic"))}
 
     def _value(self, pixels: torch.Tensor) -> torch.Tensor:
-        features = self.model.encode_image(pixels.to(self.device), normalize=True).float()
-        return self.head(features)[:, 0]
+        features = self.model.encode_image(pixels.to(self.device), normalize=True)
+        return self.head(features.to(self.head[0].weight.dtype))[:, 0]
