@@ -49,6 +49,7 @@ class Direct:
         self.settings, self.conditions, self.seed, self.data = settings, conditions, seed, data
         self.family, self.device = policy.family, policy.device
         self.plan, self.times = sampler_plan(settings.rollout, policy.family.schedule(), policy.family.prediction)
+        self.shape = self.family.latent_shape(policy.network, conditions.resolution)
         self.rate = _reward(settings, policy)
         self._step = 0
 
@@ -76,8 +77,7 @@ class Direct:
         captions = [self.conditions.prompts[row] for row in rows]
         given = self.conditions(rows, self.settings.rollout.guidance)
         draws = [generator(self.seed, "reward noise", position) for position in positions]
-        shape = self.family.latent_shape(policy.network, self.conditions.resolution)
-        x = normal(draws, shape).to(self.device)
+        x = normal(draws, self.shape).to(self.device)
         scores = self._scores(policy, x, draws, given, captions)
         ceiling = self.settings.direct.ceiling
         capped = scores if ceiling is None else scores.clamp(max=ceiling)

@@ -59,7 +59,12 @@ def test_two_processes_of_four_equal_one_of_eight(tiny_sdxl, make_config, tmp_pa
     fresh = [*SGD, "train.steps=3", f"data.validation={pairs_parquet}"]
     resumed = [*SGD, "train.optimizer_args.momentum=0.9"]
     pixart, fp8 = make_pixart(tmp_path / "pixart"), [*SGD, "train.steps=2", "model.base_weights=fp8"]
-    where = {name: tmp_path / name for name in ("one", "two", "straight", "resumed", "whole", "small", "mine")}
+    names = ("one", "two", "straight", "resumed", "whole", "small", "mine", "rewarded", "rewarded_two")
+    where = {name: tmp_path / name for name in names}
+    (tmp_path / "prompts.txt").write_text("red cat\nblue dog\na bird\n")
+    reward = [*SGD, "objective.name=draft", "objective.direct.calls=null", "objective.rollout.steps=3", "train.steps=2"]
+    reward += ["objective.rollout.scorers=[on_policy:Redness]", f"data.prompts={tmp_path / 'prompts.txt'}"]
+    reward += ["data.train=null", "train.lr=30"]
     config = make_config(tiny_sdxl, *resumed, "train.batch_size=8", "train.steps=2", f"output={where['resumed']}")
     train(config)  # by one process; the two go on from it
     recipe, cache = str(tmp_path / "recipe.yaml"), tmp_path / "cache"  # empty: the two processes fill it together
@@ -70,6 +75,7 @@ def test_two_processes_of_four_equal_one_of_eight(tiny_sdxl, make_config, tmp_pa
         further,
         ["train", recipe, f"output={where['mine']}"],
         ["train", recipe, f"model.path={pixart}", *fp8, f"output={where['small']}"],
+        ["train", recipe, *reward, f"output={where['rewarded_two']}"],
     ]
     with lock.held(where["mine"]):
         said = launch(
@@ -90,6 +96,8 @@ def test_two_processes_of_four_equal_one_of_eight(tiny_sdxl, make_config, tmp_pa
     same(finished(where["straight"]), finished(where["resumed"]))
     train(make_config(pixart, *fp8, "train.batch_size=8", f"output={where['whole']}"))
     same(finished(where["whole"]), finished(where["small"]))
+    train(make_config(tiny_sdxl, *reward, "train.batch_size=8", f"output={where['rewarded']}"))
+    same(finished(where["rewarded"]), finished(where["rewarded_two"]))
 
 
 def test_sharded_and_whole_runs_continue_each_other(tiny_sdxl, make_config, tmp_path, pairs_parquet):
