@@ -1,6 +1,6 @@
 """Fast, exact sampling of diffusion models, with every solver as a table of numbers."""
 
-from . import forward
+from . import adjoint, forward, gradients
 from .adaptive import sample_adaptive
 from .cfgpp import CFGPlusPlus
 from .default import default_solver
@@ -58,11 +58,13 @@ __all__ = [
     "Transition",
     "VPDiscrete",
     "VPLinear",
+    "adjoint",
     "build_plan",
     "convert",
     "default_solver",
     "dynamic_threshold",
     "forward",
+    "gradients",
     "guide",
     "renoise",
     "sample",

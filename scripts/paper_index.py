@@ -16,6 +16,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "papers.md"
 YOURS = {
     "trajectory": {"rollout": {"scorers": ["pickscore"]}},
     "samples": {"rollout": {"scorers": ["pickscore"]}},
+    "reward": {"rollout": {"scorers": ["pickscore"]}},
     "pool": {"rollout": {"step_scorer": "runs/step-scorer"}},
 }
 
@@ -71,7 +72,8 @@ def table(names: list[str]) -> str:
     for name in names:
         found, preset = settings(name), methods.load(name)
         source = found.source if found.error == "squared" else f"{found.source}, {found.error} error"
-        cells = [f"[{name}](#{name})", cited(preset.paper.split(";")[0]), source, found.link, found.reference.policy]
+        link = "none" if found.source == "reward" else found.link
+        cells = [f"[{name}](#{name})", cited(preset.paper.split(";")[0]), source, link, found.reference.policy]
         rows.append([*cells, special(name).rstrip(".").replace("|", "\\|")])
     return Table(["method", "paper", "source", "link", "reference", "what is special"], rows).markdown()
 

@@ -1,5 +1,6 @@
 """Training of a published method for two updates on a tiny model."""
 
+import pytest
 from tiny import metrics_of, picture, png, write_parquet
 
 from diffpo import links, methods
@@ -20,6 +21,7 @@ ON_POLICY = (
     "objective.rollout.pool=2",
     "objective.rollout.threshold=0",
 )
+REWARD = ("objective.rollout.scorers=[on_policy:Redness]", "objective.rollout.step_scorer=null")
 # methods whose first loss compares errors, not rewards, or that know no reference
 FREE = {name for name in methods.names() if methods.load(name).settings.get("reference", {}).get("policy") == "none"}
 
@@ -54,12 +56,15 @@ def write_data(folder, captions=CAPTIONS):
 
 def run(name, model, make_config, data, *more):
     """Train ``name`` on ``model`` for two updates: it starts where policy and reference agree, and it moves."""
-    settings = ObjectiveSettings.model_validate(
-        {"name": name, "beta": 500, "rollout": {"scorers": ["shapes.total"], "step_scorer": "shapes.total"}}
+    direct = methods.load(name).settings.get("source") == "reward"
+    judges = (
+        {"scorers": ["on_policy:Redness"]} if direct else {"scorers": ["shapes.total"], "step_scorer": "shapes.total"}
     )
+    settings = ObjectiveSettings.model_validate({"name": name, "beta": 500, "rollout": judges})
     overrides = [f"objective.name={name}", "objective.beta=500", "train.steps=2", "train.lr=1e-3", "data.list_size=3"]
     if settings.on_policy:
         overrides += [f"data.prompts={data['prompts']}", *ON_POLICY]
+        overrides += [*REWARD, "objective.direct.calls=2"] if direct else []
         overrides += [] if settings.source == "self_play" else ["data.train=null"]
     if settings.users:
         overrides += ["data.columns.user=user_id"]
@@ -67,8 +72,14 @@ def run(name, model, make_config, data, *more):
     config = make_config(model, *overrides, *more, data=data["lists" if kind == "list" else "pairs"])
     train(config)
     first, second = metrics_of(config.output)
-    assert first["grad_norm"] > 0 and second["calls/backward"] == 2 * first["calls/backward"]
-    if name in FREE:
+    assert first["grad_norm"] > 0
+    if direct:
+        assert first["loss"] == pytest.approx(-settings.link_weight * first["rollout/score"]) != second["loss"]
+    else:
+        assert second["calls/backward"] == 2 * first["calls/backward"]
+    if direct:
+        pass
+    elif name in FREE:
         assert first["rewards/chosen"] < 0  # -(beta/2) err
     else:
         assert first["rewards/chosen"] == first["error/chosen_delta"] == 0.0

@@ -17,6 +17,18 @@ class Brightness:
         return {"shapes.total": np.array([np.asarray(image)[..., 0].mean() / 255 for image in images])}
 
 
+class Redness(Brightness):
+    """The same with gradients, under a name of its own."""
+
+    names = ("redness",)
+
+    def score(self, images, prompts):
+        return {"redness": super().score(images, prompts)["shapes.total"]}
+
+    def rate(self, pixels, prompts):
+        return {"redness": pixels[:, 0].mean((1, 2))}
+
+
 class StepBrightness:
     def __init__(self):
         self.calls = []

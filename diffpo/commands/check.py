@@ -121,7 +121,14 @@ def prompts(config: Config, say: Say, problems: list[str]) -> list[str]:
     judges = [*rollout.scorers, *([rollout.step_scorer] if rollout.step_scorer else [])]
     for spec in judges:
         try:
-            read_about(Path(spec).expanduser()) if is_folder(spec) else scorers.parse(spec)
+            found_spec = None if is_folder(spec) else scorers.parse(spec)
+            if found_spec is None:
+                read_about(Path(spec).expanduser())
+            elif config.objective.source == "reward" and not _may_have_gradient(found_spec.name):
+                problems.append(
+                    f"the scorer {spec} has no gradient, which source reward needs; these have one: "
+                    f"{', '.join(scorers.DIFFERENTIABLE)}, and folders of `diffpo train-scorer`"
+                )
         except DiffpoError as error:
             problems.append(str(error))
     say(f"scorers   {', '.join(judges) or 'none: the data are compared with samples'}")
@@ -132,9 +139,17 @@ def prompts(config: Config, say: Say, problems: list[str]) -> list[str]:
             say(f"{source}\n  prompts     {len(found)}, {len(set(found))} of them distinct")
         except DiffpoError as error:
             problems.append(str(error))
+    if config.objective.source == "reward":
+        say(f"sampling  new images in each update, {rollout.steps} model calls per image")
+        return found
     updates = "1 update" if rollout.updates == 1 else f"{rollout.updates} updates"
     say(f"sampling  rounds of {rollout.prompts} prompts, {rollout.steps} model calls per image, {updates} per round")
     return found
+
+
+def _may_have_gradient(name: str) -> bool:
+    """Whether the scorer is a differentiable one, or a class from outside, which says so when it is loaded."""
+    return name in scorers.DIFFERENTIABLE or scorers.is_outside(name)
 
 
 def describe(groups: Groups, data: Data, say: Say, problems: list[str]) -> None:

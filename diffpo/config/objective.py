@@ -101,6 +101,27 @@ class RolloutSettings(Section):
     """The first sampling step with a pool, counted from 0."""
 
 
+class DirectSettings(Section):
+    """Reward fine-tuning (source reward): the loss is minus the score of the policy's own images, and its gradient goes
+    through the scorer, the VAE and the sampler into what is trained."""
+
+    calls: int | None = Field(None, gt=0)
+    """The gradient goes through the last so many model calls of the sampler. null: all. Memory does not depend on it,
+    time does."""
+
+    truncation: Literal["fixed", "random", "one_step"] = "fixed"
+    """fixed: `calls` in each update (DRaFT-K). random: a number from 1 to `calls`, drawn for each update (AlignProp).
+    one_step: sampling stops at one of the last `calls` steps, drawn for each update, and the x_0 that is predicted
+    there is judged (ReFL)."""
+
+    copies: int = Field(1, gt=0)
+    """Of the finished image, noised to the last step's level anew, so many x_0 predictions are judged (DRaFT-LV, with
+    calls 1). 1: the image itself."""
+
+    ceiling: float | None = None
+    """Scores above this give no gradient (ReFL uses 2 with ImageReward). null: none."""
+
+
 class ReferenceSettings(Section):
     """The model that the policy is compared with, and how it follows the policy."""
 
@@ -131,10 +152,10 @@ class ObjectiveSettings(Section):
     """Strength of the implicit reward r = beta/2 (reference error - policy error), with errors as means over the
     dimensions. Larger values keep the policy nearer to the reference. Each preset has its own."""
 
-    source: Literal["forward", "inversion", "trajectory", "pool", "samples", "self_play"] = "forward"
-    """Where training states come from. forward: noised images of the data. inversion: inverted images of the data.
-    trajectory, pool: steps of the sampler. samples: the policy's images, noised. self_play: the data's image against
-    the reference's."""
+    source: Literal["forward", "inversion", "trajectory", "pool", "samples", "self_play", "reward"] = "forward"
+    """Where training states come from. forward: noised images of the data; inversion: inverted images of the data;
+    trajectory, pool: steps of the sampler; samples: the policy's images, noised; self_play: the data's image against
+    the reference's. reward: no regression; the gradient of a score goes through the sampler (`direct`)."""
 
     error: Literal["squared", "perceptual"] = "squared"
     """squared: of the network's output. perceptual: of features of the base UNet's encoder."""
@@ -147,7 +168,7 @@ class ObjectiveSettings(Section):
     """The link's keyword arguments, e.g. {smoothing: 0.1}."""
 
     link_weight: float = Field(1.0, gt=0)
-    """Factor of the link's loss."""
+    """Factor of the link's loss; of source reward, of the score."""
 
     sft: float = Field(0.0, ge=0)
     """Weight of fine-tuning on the chosen (liked, best) images, added to the link. 0: none."""
@@ -180,7 +201,10 @@ class ObjectiveSettings(Section):
     """Settings of source inversion."""
 
     rollout: RolloutSettings = RolloutSettings()
-    """Settings of the sources that sample: trajectory, pool, samples, self_play."""
+    """Settings of the sources that sample: trajectory, pool, samples, self_play, reward."""
+
+    direct: DirectSettings = DirectSettings()
+    """Settings of source reward."""
 
     reference: ReferenceSettings = ReferenceSettings()
     """The model that the policy is compared with."""
@@ -210,7 +234,7 @@ class ObjectiveSettings(Section):
 
     @property
     def on_policy(self) -> bool:
-        return self.source in ("trajectory", "pool", "samples", "self_play")
+        return self.source in ("trajectory", "pool", "samples", "self_play", "reward")
 
 
 def _faults(settings: dict[str, Any]) -> list[str]:
@@ -306,6 +330,8 @@ def _source(objective: ObjectiveSettings) -> str | None:
         )
     if not objective.on_policy:
         return None
+    if source == "reward":
+        return _direct(objective)
     if kind == "list" and source != "samples":
         return f"source {source} makes pairs, but link {objective.link} takes ranked lists: set source=samples"
     if source == "self_play":
@@ -338,4 +364,28 @@ def _source(objective: ObjectiveSettings) -> str | None:
         )
     if needs & {"gap", "scores"} and len(rollout.scorers) != 1:
         return f"link {objective.link} needs one score, but rollout.scorers names {len(rollout.scorers)}: keep one"
+    return None
+
+
+def _direct(objective: ObjectiveSettings) -> str | None:
+    """Of source reward, which has neither a link nor a reference."""
+    rollout, direct = objective.rollout, objective.direct
+    for key, default in {"link": "sigmoid", "clip": None, "divergence": "reverse_kl", "weighting": "uniform"}.items():
+        if getattr(objective, key) != default:
+            return f"{key} belongs to losses of errors, and source reward has none: leave {key} out"
+    if objective.winner_safeguard is not None or objective.error != "squared":
+        return "winner_safeguard and error belong to losses of errors, and source reward has none: leave them out"
+    if objective.reference.policy != "none":
+        return "source reward compares with no reference, which would be kept for nothing: set reference.policy=none"
+    if len(rollout.scorers) + (rollout.step_scorer is not None) != 1:
+        return (
+            "source reward follows one score: name it in rollout.scorers, e.g. [pickscore], or name a folder of "
+            "`diffpo train-scorer` in rollout.step_scorer"
+        )
+    if rollout.labels is not None:
+        return "rollout.labels are preferences between whole trajectories: set source=trajectory"
+    if direct.calls is not None and direct.calls > rollout.steps:
+        return f"direct.calls={direct.calls} is more than rollout.steps={rollout.steps}"
+    if direct.copies > 1 and (direct.truncation != "fixed" or direct.calls != 1):
+        return "direct.copies are noised to the level of the last call: set direct.calls=1 and direct.truncation=fixed"
     return None

@@ -132,6 +132,8 @@ def _problem(config: Config) -> str | None:
     from_data = not objective.on_policy or objective.source == "self_play"
     if from_data and data.train is None:
         return f"objective {objective.name} trains on data: set data.train"
+    if objective.source == "reward" and objective.sft and data.train is None:
+        return f"objective {objective.name} with objective.sft also trains on images of data: set data.train"
     if not from_data and data.prompts is None and objective.rollout.labels is None:
         return (
             f"objective {objective.name} (source {objective.source}) samples images for prompts: set data.prompts to a "

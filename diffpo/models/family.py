@@ -275,6 +275,10 @@ class Family(ForwardProcess, ABC):
     @torch.no_grad()
     def decode(self, x_0: Tensor) -> Tensor:
         """(n, C, h, w) scaled latents -> pixels (n, 3, H, W) float32, about [-1, 1]; the VAE must still be there."""
+        return self.decoded(x_0)
+
+    def decoded(self, x_0: Tensor) -> Tensor:
+        """`decode` with gradients by x_0."""
         config = self.vae_config
         latents = x_0.float() / config["scaling_factor"] + (config.get("shift_factor") or 0.0)
         with torch.autocast(self.pipe.vae.device.type, enabled=False):

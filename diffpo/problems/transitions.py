@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samplers import Grid, RectifiedFlow, VPDiscrete, build_plan
+from samplers import Grid, Plan, RectifiedFlow, VPDiscrete, build_plan
 from samplers.solvers.renoise import renoise
 from samplers.transition import Transition
 
@@ -39,9 +39,10 @@ class Step:
     transition: Transition
 
 
-def sampler_steps(settings: RolloutSettings, schedule: VPDiscrete | RectifiedFlow, prediction: str) -> list[Step]:
-    """The steps of ``settings``' sampler on the trailing grid of the model's timesteps, from noise to data. The last
-    one ends at sigma = 0. It has no noise, so it is nothing to train on.
+def sampler_plan(
+    settings: RolloutSettings, schedule: VPDiscrete | RectifiedFlow, prediction: str
+) -> tuple[Plan, list[int]]:
+    """``settings``' sampler on the trailing grid of the model's timesteps, from noise to sigma = 0, and its timesteps.
 
     ``renoise``: x' = alpha' x_0 + sigma' z with the network's x_0, as distilled models (LCM, DMD2, Turbo) sample.
     """
@@ -52,11 +53,14 @@ def sampler_steps(settings: RolloutSettings, schedule: VPDiscrete | RectifiedFlo
     grid = Grid(schedule, times=times / total, end="zero")
     solver, options = (renoise, {}) if settings.step == "renoise" else ("ddim", {"eta": settings.eta})
     plan = build_plan(schedule, solver, settings.steps, grid, prediction, **options)
+    return plan, [int(time) - 1 for time in times]
+
+
+def sampler_steps(settings: RolloutSettings, schedule: VPDiscrete | RectifiedFlow, prediction: str) -> list[Step]:
+    """The steps of `sampler_plan`. The last one ends at sigma = 0. It has no noise, so it is nothing to train on."""
+    plan, times = sampler_plan(settings, schedule, prediction)
     levels = zip(times, plan.alpha, plan.sigma, strict=False)  # the plan's last one is the end
-    return [
-        Step(int(time) - 1, float(alpha), float(sigma), plan.transition(k))
-        for k, (time, alpha, sigma) in enumerate(levels)
-    ]
+    return [Step(time, float(alpha), float(sigma), plan.transition(k)) for k, (time, alpha, sigma) in enumerate(levels)]
 
 
 @dataclass(frozen=True)

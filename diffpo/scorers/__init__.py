@@ -27,6 +27,7 @@ SCORERS = {
     "clip": "clip:ClipScore",
     "aesthetic": "aesthetic:Aesthetic",
 }
+DIFFERENTIABLE = ("pickscore", "hps", "clip", "aesthetic")  # those that have `rate`
 HOST = r"[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]"
 OUTSIDE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 URL = re.compile(rf"(https?://(?:{HOST})(?::([0-9]{{1,5}}))?)(?:/([A-Za-z0-9_.-]*))?")
@@ -49,7 +50,11 @@ class Scorer(Protocol):
 
     def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
         """``{name: float64 array of shape (n,)}`` for n PIL pictures and their n prompts; higher is better. NaN means
-        failure, except under the names in ``optional``."""
+        failure, except under the names in ``optional``.
+
+        A scorer that reward fine-tuning can follow has also ``rate(pixels, prompts)``: ``{name: (n,) tensor}`` for
+        pictures (n, 3, H, W) in [0, 1], with gradients by ``pixels``.
+        """
 
 
 class Spec(NamedTuple):

@@ -14,6 +14,7 @@ from PIL import Image
 from ..common.images import rgb
 from .clip import load_open_clip
 from .missing import missing
+from .tensors import by_transform
 
 BACKBONE = "ViT-L-14:openai"
 HEAD = ("trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth")
@@ -51,7 +52,8 @@ class Aesthetic:
     optional: frozenset[str] = frozenset()
 
     def __init__(self, model, transform, head, device: str = "cpu"):
-        self.model, self.transform, self.head = model.to(device).eval(), transform, head.to(device).eval()
+        self.model, self.transform = model.to(device).eval().requires_grad_(False), transform
+        self.head = head.to(device).eval().requires_grad_(False)
         self.device = device
 
     @classmethod
@@ -77,6 +79,13 @@ class Aesthetic:
 
     @torch.inference_mode()
     def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
-        pixels = torch.stack([self.transform(rgb(image)) for image in images]).to(self.device)
-        features = self.model.encode_image(pixels, normalize=True).float()
-        return {"aesthetic": self.head(features)[:, 0].double().cpu().numpy()}
+        pixels = torch.stack([self.transform(rgb(image)) for image in images])
+        return {"aesthetic": self._value(pixels).double().cpu().numpy()}
+
+    def rate(self, pixels: torch.Tensor, prompts: list[str]) -> dict[str, torch.Tensor]:
+        """`score` of (n, 3, H, W) in [0, 1], with gradients."""
+        return {"aesthetic": self._value(by_transform(pixels, self.transform, "aesthetic"))}
+
+    def _value(self, pixels: torch.Tensor) -> torch.Tensor:
+        features = self.model.encode_image(pixels.to(self.device), normalize=True)
+        return self.head(features.to(self.head[0].weight.dtype))[:, 0]

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..common.images import rgb
 from .missing import missing
+from .tensors import by_transform
 
 MODEL = "ViT-L-14:openai"
 
@@ -51,7 +52,8 @@ class ClipScore:
     optional: frozenset[str] = frozenset()
 
     def __init__(self, model, transform, tokenizer, device: str = "cpu"):
-        self.model, self.transform, self.tokenizer, self.device = model.to(device).eval(), transform, tokenizer, device
+        self.model, self.transform = model.to(device).eval().requires_grad_(False), transform
+        self.tokenizer, self.device = tokenizer, device
 
     @classmethod
     def load(cls, source: str | None, device: str) -> ClipScore:
@@ -64,7 +66,14 @@ class ClipScore:
 
     @torch.inference_mode()
     def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
-        pixels = torch.stack([self.transform(rgb(image)) for image in images]).to(self.device)
-        image_features = self.model.encode_image(pixels, normalize=True)
+        pixels = torch.stack([self.transform(rgb(image)) for image in images])
+        return {"clip": self._cosine(pixels, prompts).double().cpu().numpy()}
+
+    def rate(self, pixels: torch.Tensor, prompts: list[str]) -> dict[str, torch.Tensor]:
+        """`score` of (n, 3, H, W) in [0, 1], with gradients."""
+        return {"clip": self._cosine(by_transform(pixels, self.transform, "clip"), prompts)}
+
+    def _cosine(self, pixels: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        image_features = self.model.encode_image(pixels.to(self.device), normalize=True)
         text_features = self.model.encode_text(self.tokenizer(prompts).to(self.device), normalize=True)
-        return {"clip": (image_features * text_features).sum(1).double().cpu().numpy()}
+        return (image_features * text_features).sum(1)

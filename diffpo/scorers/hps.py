@@ -9,10 +9,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms.functional import InterpolationMode, normalize, pad, resize, to_tensor
+from torchvision.transforms.functional import normalize, to_tensor
 
 from ..common.images import rgb
 from .missing import missing
+from .tensors import whole
 
 ARCHITECTURE = "ViT-H-14"
 # of OpenAI's CLIP, as published
@@ -26,13 +27,7 @@ def preprocess(image: Image.Image, size: int) -> torch.Tensor:
     Not open_clip's own transform, which cuts the sides of a non-square picture off; and the tensor is resized, not the
     PIL picture (HPSv2, src/open_clip/transform.py).
     """
-    pixels = to_tensor(rgb(image))
-    height, width = pixels.shape[1:]
-    scale = size / max(height, width)
-    height, width = max(1, round(height * scale)), max(1, round(width * scale))
-    pixels = resize(pixels, [height, width], InterpolationMode.BICUBIC, antialias=True)
-    left, top = (size - width) // 2, (size - height) // 2
-    return normalize(pad(pixels, [left, top, size - width - left, size - height - top], fill=0), MEAN, STD)
+    return normalize(whole(to_tensor(rgb(image)), size), MEAN, STD)
 
 
 class HPS:
@@ -42,7 +37,7 @@ class HPS:
     optional: frozenset[str] = frozenset()
 
     def __init__(self, model, tokenizer, device: str = "cpu"):
-        self.model, self.tokenizer, self.device = model.to(device).eval(), tokenizer, device
+        self.model, self.tokenizer, self.device = model.to(device).eval().requires_grad_(False), tokenizer, device
 
     @classmethod
     def load(cls, source: str | None, device: str) -> HPS:
@@ -73,7 +68,14 @@ class HPS:
     @torch.inference_mode()
     def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
         size = self.model.visual.image_size[0]
-        pixels = torch.stack([preprocess(image, size) for image in images]).to(self.device)
-        image_features = self.model.encode_image(pixels, normalize=True)
+        pixels = torch.stack([preprocess(image, size) for image in images])
+        return {"hps": self._cosine(pixels, prompts).double().cpu().numpy()}
+
+    def rate(self, pixels: torch.Tensor, prompts: list[str]) -> dict[str, torch.Tensor]:
+        """`score` of (n, 3, H, W) in [0, 1], with gradients."""
+        return {"hps": self._cosine(normalize(whole(pixels, self.model.visual.image_size[0]), MEAN, STD), prompts)}
+
+    def _cosine(self, pixels: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        image_features = self.model.encode_image(pixels.to(self.device), normalize=True)
         text_features = self.model.encode_text(self.tokenizer(prompts).to(self.device), normalize=True)
-        return {"hps": (image_features * text_features).sum(1).double().cpu().numpy()}
+        return (image_features * text_features).sum(1)

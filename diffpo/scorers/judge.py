@@ -59,6 +59,39 @@ class Judge:
             columns.append(values)
         return torch.stack(columns, 1)
 
+    def require_gradients(self) -> None:
+        """DiffpoError that names the first scorer without `rate`, and those that have one."""
+        for key, number in self._columns:
+            if not callable(getattr(self._loaded[key], "rate", None)):
+                raise DiffpoError(
+                    f"{KEY}: {_named(key, number)} has no gradient, which source reward needs. These have one: "
+                    f"{', '.join(scorers.DIFFERENTIABLE)}, a folder of `diffpo train-scorer`, and a class of your own "
+                    f"with rate(pixels, prompts)"
+                )
+
+    def rate(self, pixels: Tensor, prompts: list[str]) -> Tensor:
+        """(n, len(names)) with gradients by ``pixels`` (n, 3, H, W) in [0, 1], after `require_gradients`. DiffpoError
+        for NaN and wrong shapes, naming scorer and prompt."""
+        import torch
+
+        found = {key: scorer.rate(pixels, prompts) for key, scorer in self._loaded.items()}
+        columns = []
+        for key, number in self._columns:
+            values = found[key].get(number)
+            if getattr(values, "shape", None) != (len(pixels),):
+                raise DiffpoError(
+                    f"{KEY}: rate of the scorer {_named(key, number)} returned {type(values).__name__} of shape "
+                    f"{tuple(getattr(values, 'shape', ()))} for {len(pixels)} images: it returns one number for each"
+                )
+            if not values.isfinite().all():
+                first = int((~values.isfinite()).nonzero()[0])
+                raise DiffpoError(
+                    f"{KEY}: rate of the scorer {_named(key, number)} returned {values[first].item()} for an image of "
+                    f"the prompt {prompts[first]!r}; leave out the prompt or the scorer"
+                )
+            columns.append(values)
+        return torch.stack(columns, 1)
+
 
 def _number(name: str, number: str | None, known: Sequence[str]) -> str:
     """The one of the scorer's numbers that is meant; DiffpoError if there are several, or none of that name."""

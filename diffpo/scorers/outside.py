@@ -57,6 +57,11 @@ class Outside:
             raise DiffpoError(f"the scorer {self.spec} returned {type(found).__name__}, not {{name: numbers}}")
         return {name: self._numbers(name, found, len(images)) for name in self.names}
 
+    @property
+    def rate(self) -> Any:
+        """The class's own `rate`; None if it has none."""
+        return getattr(self.inner, "rate", None)
+
     def _numbers(self, name: str, found: dict[str, Any], n: int) -> np.ndarray:
         if name not in found:
             raise DiffpoError(f"the scorer {self.spec} returned no number {name!r}, which its names list")

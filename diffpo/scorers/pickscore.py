@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..common.images import rgb
 from .missing import missing
+from .tensors import by_processor
 
 MODEL = "yuvalkirstain/PickScore_v1"
 PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -24,7 +25,7 @@ class PickScore:
     optional: frozenset[str] = frozenset()
 
     def __init__(self, model, processor, device: str = "cpu"):
-        self.model, self.processor, self.device = model.to(device).eval(), processor, device
+        self.model, self.processor, self.device = model.to(device).eval().requires_grad_(False), processor, device
 
     @classmethod
     def load(cls, source: str | None, device: str) -> PickScore:
@@ -45,12 +46,19 @@ class PickScore:
 
     @torch.inference_mode()
     def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
-        pixels = self.processor(images=[rgb(image) for image in images], return_tensors="pt")
+        pixels = self.processor(images=[rgb(image) for image in images], return_tensors="pt").pixel_values
+        return {"pickscore": self._cosine(pixels, prompts).double().cpu().numpy()}
+
+    def rate(self, pixels: torch.Tensor, prompts: list[str]) -> dict[str, torch.Tensor]:
+        """`score` of (n, 3, H, W) in [0, 1], with gradients."""
+        return {"pickscore": self._cosine(by_processor(pixels, self.processor.image_processor), prompts)}
+
+    def _cosine(self, pixels: torch.Tensor, prompts: list[str]) -> torch.Tensor:
         text = self.processor(text=prompts, padding=True, truncation=True, max_length=77, return_tensors="pt")
-        image_features = _projected(self.model.get_image_features(**pixels.to(self.device)))
+        image_features = _projected(self.model.get_image_features(pixel_values=pixels.to(self.device)))
         text_features = _projected(self.model.get_text_features(**text.to(self.device)))
         cosine = torch.nn.functional.cosine_similarity(image_features, text_features)
-        return {"pickscore": (self.model.logit_scale.exp() * cosine).double().cpu().numpy()}
+        return self.model.logit_scale.exp() * cosine
 
 
 def _projected(output) -> torch.Tensor:

@@ -190,6 +190,8 @@ def _feed(config: Config, sources: Sources, against: Reference, accelerator: Acc
     """The data through a source of regression problems, or the policy's own samples, or samples that people judged."""
     settings, train = config.objective, config.train
     per_update = train.batch_size * train.accumulation * accelerator.num_processes
+    if settings.source == "reward":
+        return _rewarded(config, sources, against.policy, per_update)
     if settings.on_policy:
         return _sampled(config, sources, against, Worker.of(accelerator), per_update)
     policy, batches = against.policy, sources.batches
@@ -208,6 +210,23 @@ def _feed(config: Config, sources: Sources, against: Reference, accelerator: Acc
     else:
         order = Curriculum(batches.groups, config.data, train.seed)
     return Offline(batches, source, lambda position: order.index(position, per_update))
+
+
+def _rewarded(config: Config, sources: Sources, policy: Policy, per_update: int) -> Feed:
+    """The policy's own images, with the gradient of their score."""
+    from ..rollout.direct import Direct
+
+    settings, seed = config.objective, config.train.seed
+    if config.train.gradient_checkpointing:
+        policy.family.pipe.vae.enable_gradient_checkpointing()
+    data = None
+    if settings.sft:
+        assert sources.batches is not None  # noqa: S101 (`Config` requires data.train for it)
+        order = Curriculum(sources.batches.groups, config.data, seed)
+        forward = Forward(policy.family, settings.forward)
+        data = Offline(sources.batches, forward, lambda position: order.index(position, per_update)).regression
+    assert sources.conditions is not None  # noqa: S101 (`Config` requires data.prompts)
+    return Direct(settings, sources.conditions, policy, seed, data)
 
 
 def _sampled(config: Config, sources: Sources, against: Reference, worker: Worker, per_update: int) -> Feed:

@@ -73,6 +73,8 @@ def headline(metrics: dict[str, float]) -> str:
     """For the progress bar."""
     if "loss" not in metrics:
         return "no valid pair in this round"
+    if "rewards/accuracies" not in metrics:
+        return f"loss {metrics['loss']:.3f} score {metrics['rollout/score']:.3f}"
     text = f"loss {metrics['loss']:.3f} accuracy {metrics['rewards/accuracies']:.2f}"
     return text + (f" margin {metrics['rewards/margins']:.3g}" if "rewards/margins" in metrics else "")
 
@@ -80,8 +82,8 @@ def headline(metrics: dict[str, float]) -> str:
 class Meter:
     """Counts the samples that go through the network, forward and backward, on all processes: the cost of training.
 
-    A pass with gradients also counts as one backward. A pass through the encoder alone counts as a whole one. The
-    second half of a batch with classifier-free guidance counts.
+    A pass with gradients also counts as one backward, but not when a backward pass repeats it. A pass through the
+    encoder alone counts as a whole one. The second half of a batch with classifier-free guidance counts.
     """
 
     def __init__(self, network: torch.nn.Module, accelerator: Accelerator) -> None:
@@ -98,8 +100,9 @@ class Meter:
         import torch
 
         if self._on:
+            again = torch._C._current_graph_task_id() != -1  # activations are computed again in a backward pass
             self._here[0] += len(args[0])
-            self._here[1] += len(args[0]) * torch.is_grad_enabled()
+            self._here[1] += len(args[0]) * (torch.is_grad_enabled() and not again)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

@@ -54,6 +54,7 @@ class Updater:
         self.settings, self.policy, self.objective = settings, policy, objective
         self.feed, self.accelerator = feed, accelerator
         self.per_update = settings.batch_size * settings.accumulation * accelerator.num_processes
+        self._direct = getattr(feed, "losses", None)  # of reward fine-tuning
         self.baseline = 0.0
         self.exploding = 0
 
@@ -80,11 +81,7 @@ class Updater:
             raise Diverged(
                 f"the {'loss' if not table.isfinite().all() else 'gradient'} is not finite at step {step + 1}"
             )
-        ratio = exploded(table)
-        self.exploding = self.exploding + 1 if ratio > EXPLODED else 0
-        if self.exploding == PATIENCE:
-            raise Diverged(f"the policy's error is {ratio:.3g} times the reference's at step {step + 1}", spoilt=True)
-        metrics |= summarize(table, self.policy.family.train_timesteps)
+        metrics |= self._judged(table, step) if self._direct is None else rewarded(table)
         metrics |= {"grad_norm": norm.item(), "lr": lr}
         try:
             optimizer.step()
@@ -97,19 +94,34 @@ class Updater:
         schedule.step()
         optimizer.zero_grad()
         self.objective.reference.after_update(step + 1)
-        self.baseline = table[:, MEAN_REWARD].double().mean().item()
         return metrics
+
+    def _judged(self, table: torch.Tensor, step: int) -> dict[str, float]:
+        """The metrics of groups; Diverged if their errors have exploded."""
+        ratio = exploded(table)
+        self.exploding = self.exploding + 1 if ratio > EXPLODED else 0
+        if self.exploding == PATIENCE:
+            raise Diverged(f"the policy's error is {ratio:.3g} times the reference's at step {step + 1}", spoilt=True)
+        self.baseline = table[:, MEAN_REWARD].double().mean().item()
+        return summarize(table, self.policy.family.train_timesteps)
 
     def _part(self, step: int, part: int) -> torch.Tensor | None:
         """Forward and backward of one batch; the table of its groups, or None if there is nothing to learn from."""
         settings, accelerator = self.settings, self.accelerator
         first = step * self.per_update
         first += (part * accelerator.num_processes + accelerator.process_index) * settings.batch_size
-        regression = self.feed.regression(range(first, first + settings.batch_size))
+        positions = range(first, first + settings.batch_size)
+        last = part == settings.accumulation - 1
+        sync = contextlib.nullcontext() if last else accelerator.no_sync(self.policy.network)
+        if self._direct is not None:
+            with sync:
+                losses, scores = self._direct(self.policy, positions)
+                accelerator.backward(losses.mean() / settings.accumulation)
+            return torch.stack([losses.detach().float(), scores.float()], 1)
+        regression = self.feed.regression(positions)
         if regression is None:
             return None
-        last = part == settings.accumulation - 1
-        with contextlib.nullcontext() if last else accelerator.no_sync(self.policy.network):
+        with sync:
             outcome = score(self.policy, self.objective, regression)
             baseline = torch.tensor(self.baseline, device=outcome.reward.device)
             losses = group_losses(outcome, self.objective.settings, baseline)
@@ -126,6 +138,12 @@ class Updater:
 
 
 MEAN_REWARD = 6  # column of the table below
+
+
+def rewarded(table: torch.Tensor) -> dict[str, float]:
+    """The metrics of reward fine-tuning, from losses and scores (n, 2)."""
+    loss, score = table.double().mean(0).tolist()
+    return {"loss": loss, "rollout/score": score}
 
 
 def rows(outcome: Outcome, losses: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

@@ -62,6 +62,7 @@ def compensated(
     rule = default_solver(calls, problem.guidance, problem.schedule, "zero")
     grid = rule.grid if base is None and grid is None else grid
     grid = grid if isinstance(grid, Grid) else Grid(problem.schedule, grid)
+    bases: Sequence[tuple[str | Callable[..., Plan], dict]]
     bases = [(rule.solver, rule.options), *BASES] if base is None else [(base, options)]
     batches, found = few(problem.fitting), []
     targets: list[list[torch.Tensor]] = []

@@ -1,6 +1,7 @@
 """How each official code's cases are run through `samplers`: one file per code, `run(setting, options) -> tensor`."""
 
 from . import (
+    adjoint_dpm,
     dc_solver,
     ddim,
     deis,
@@ -17,6 +18,7 @@ from . import (
 from .folder import Golden, Setting, Unsupported
 
 RUNNERS = {
+    "adjoint_dpm": adjoint_dpm.run,
     "dc_cpr": dc_solver.regression,
     "dc_solver": dc_solver.run,
     "dc_solver_diffusers": dc_solver.run_diffusers,

@@ -96,7 +96,7 @@ class Golden:
         return 1e-13 * float(self[case["out"]].abs().max())
 
     def run(self, case: dict) -> float:
-        """The largest absolute difference to the case's output.
+        """The largest absolute difference to the case's output, and to its gradient if it has one.
 
         Raises:
             Unsupported: no runner, or options that it does not know. AssertionError: another number of model calls.
@@ -111,4 +111,5 @@ class Golden:
             raise Unsupported(", ".join(f"{k}={v}" for k, v in options.items()))
         if setting.calls != case.get("nfe", 0):
             raise AssertionError(f"{setting.calls} model calls instead of {case['nfe']}")
-        return float((out - self[case["out"]].view(out.shape)).abs().max())
+        results = dict(zip(("out", "out_grad"), out if isinstance(out, tuple) else (out,), strict=False))
+        return max(float((each - self[case[key]].view(each.shape)).abs().max()) for key, each in results.items())

@@ -155,6 +155,13 @@ ON_POLICY = [
         note="6 images a prompt, each noised twice",
     ),
 ]
+FOLLOWED = ("objective.rollout.step_scorer=$SCORERS/pixel", GENTLE)
+OWN = "follows the slope of the step-aware scorer (see spo_trained); lr 1e-4"
+ON_POLICY += [
+    sampled("draft", *FOLLOWED, note=f"one call; {OWN}"),
+    sampled("alignprop", *FOLLOWED, note=OWN),
+    sampled("refl", *FOLLOWED, "objective.direct.calls=3", note=f"one of the last 3 of 10 steps; {OWN}"),
+]
 ROBUST = ("diffusion_dpo", "rdpo", "cdpo", "ipo", "exo")
 NOISY = [
     offline(f"{name}_flipped_{share}", f"data.train=$DATA/flipped-{share}.parquet", preset=name, main=False)

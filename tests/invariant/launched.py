@@ -8,11 +8,14 @@ A command that fails says so, and the next one follows.
 import json
 import os
 import sys
+from pathlib import Path
 
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 
 from diffpo import cli
+
+sys.path.append(str(Path(__file__).parents[1]))  # scorers of on_policy.py
 
 made = AcceleratorState.__init__
 

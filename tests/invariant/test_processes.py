@@ -81,12 +81,16 @@ class Launched:
     fp8 = (*SGD, "train.steps=2", "model.base_weights=fp8")
     mixed = ("data.buckets=true", *SGD, "train.steps=3", "data.caption_dropout=0.3")
     spo = (*on_policy.options("spo"), *SGD, "train.steps=3")
+    reward = (*SGD, "objective.name=draft", "objective.direct.calls=null", "objective.rollout.steps=3", "train.steps=2")
+    reward += ("objective.rollout.scorers=[on_policy:Redness]", "data.train=null", "train.lr=30")
 
     def __init__(self, folder: Path, model: Path, pairs: Path):
         self.folder, self.model, self.pairs = folder, model, pairs
         self.pixart, self.sizes = make_pixart(folder / "pixart"), mixed_sizes(folder / "mixed.parquet")
         # by one process; the two go on from it
         train(self.config(*self.resumed, "train.batch_size=8", "train.steps=2", self.output("resumed")))
+        (folder / "prompts.txt").write_text("red cat\nblue dog\na bird\n")
+        self.reward = (*self.reward, f"data.prompts={folder / 'prompts.txt'}")
         recipe, further = str(folder / "recipe.yaml"), (*self.resumed, "train.steps=4", self.output("resumed"))
         data = [f"data.train={self.sizes}", f"data.validation={self.sizes}", f"data.cache={folder / 'two sizes'}"]
         commands = [
@@ -98,6 +102,7 @@ class Launched:
             [f"model.path={self.pixart}", *self.fp8, self.output("small")],
             [*self.mixed, *data, "train.batch_size=2", self.output("sizes of two")],
             [*self.spo, self.output("spo of two")],
+            [*self.reward, self.output("reward of two")],
         ]
         with lock.held(folder / "mine"):
             self.said = launch(
@@ -166,6 +171,11 @@ def test_two_processes_share_out_sampling_and_judging(launched):
     assert manifest["pairs_per_update"] == 8
     one = launched.alone("spo of one", *launched.spo, "train.batch_size=8")
     on_policy.same(one, finished(launched.folder / "spo of two"))
+
+
+def test_two_processes_share_out_the_images_of_reward_fine_tuning(launched):
+    one = launched.alone("reward of one", *launched.reward, "train.batch_size=8")
+    same(one, finished(launched.folder / "reward of two"))
 
 
 def test_sharded_and_whole_runs_continue_each_other(tiny_sdxl, make_config, tmp_path, pairs_parquet):

@@ -25,7 +25,8 @@ ABOUT = "scorer.json"
 
 
 class StepScorer(Protocol):
-    """``score`` gives (n,) float32 on x_0's device, without gradients; higher is better.
+    """``score`` gives (n,) float32 on x_0's device, without gradients; higher is better. The scorers that `diffpo
+    train-scorer` trains have ``rate`` too, the same with gradients by the latents.
 
     x_t and x_0 (n, C, h, w): scaled latents at time t and the estimate of the clean ones from them; t (n,) integers,
     0 for finished pictures (then x_t is x_0); captions: n texts; cond: what `family.predict` takes, n rows.

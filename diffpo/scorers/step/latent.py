@@ -34,10 +34,13 @@ class _Enough(Exception):
     """Ends a forward pass after the last stage: the rest is half the work."""
 
 
-@torch.no_grad()
 def features(family: Any, network: nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
     """Mean and standard deviation over the positions of what each stage of the base model returns (a UNet's down blocks
-    and mid block; of a transformer, two blocks of its first half), (n, 2 x channels) float32."""
+    and mid block; of a transformer, two blocks of its first half), (n, 2 x channels) float32. With gradients by x_t if
+    it requires them."""
+    follow = torch.is_grad_enabled() and x_t.requires_grad
+    # what is computed again in the backward pass would be computed with the adapters on
+    again = follow and getattr(network, "is_gradient_checkpointing", False)
     seen: list[Tensor] = []
 
     def keep(module: nn.Module, _args: Any, output: Any) -> None:
@@ -48,12 +51,16 @@ def features(family: Any, network: nn.Module, x_t: Tensor, t: Tensor, cond: dict
 
     stages = family.stages(network)
     handles = [block.register_forward_hook(keep) for block in stages]
+    if again:
+        network.disable_gradient_checkpointing()
     try:
-        with trained.of(network).switched(None), contextlib.suppress(_Enough):
+        with trained.of(network).switched(None), torch.set_grad_enabled(follow), contextlib.suppress(_Enough):
             family.predict(network, x_t, t, cond)
     finally:
         for handle in handles:
             handle.remove()
+        if again:
+            network.enable_gradient_checkpointing()
     return torch.cat(seen, 1)
 
 
@@ -127,7 +134,7 @@ class LatentScorer:
         write_atomic(folder / steps.ABOUT, f"{text}\n".encode())
 
     def rate(self, x_t: Tensor, x_0: Tensor, t: Tensor, captions: Sequence[str], cond: dict[str, Tensor]) -> Tensor:
-        """`score` with gradients for the head."""
+        """`score` with gradients, for the head and by x_t."""
         return self.module(features(self.family, self.network, x_t, t, cond), self.family.text_features(cond), t)
 
     @torch.no_grad()

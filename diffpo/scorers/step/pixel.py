@@ -143,10 +143,10 @@ class StepAwareScorer:
         return (pixels - mean[:, None, None]) / std[:, None, None]
 
     def rate(self, x_t: Tensor, x_0: Tensor, t: Tensor, captions: Sequence[str], cond: dict[str, Tensor]) -> Tensor:
-        """`score` with gradients for the model (and none through the VAE)."""
+        """`score` with gradients, for the model and by x_0."""
         length = self.module.clip.text_model.config.max_position_embeddings
         text = self.tokenizer(list(captions), padding=True, truncation=True, max_length=length, return_tensors="pt")
-        pixels = self.prepare(self.family.decode(x_0))
+        pixels = self.prepare(self.family.decoded(x_0))
         return self.module(pixels, t, text.input_ids.to(pixels.device), text.attention_mask.to(pixels.device))
 
     @torch.no_grad()

@@ -28,7 +28,7 @@ def test_what_the_guide_calls_refused_is_refused_for_that_reason(composition, re
 
 def test_the_guide_names_every_key():
     assert EXAMPLES and REFUSED
-    keys = set(ObjectiveSettings.model_fields) - {"name", "forward", "inversion", "rollout"}
+    keys = set(ObjectiveSettings.model_fields) - {"name", "forward", "inversion", "rollout", "direct"}
     assert all(f"`{key}`" in GUIDE for key in keys)
 
 
