@@ -3,11 +3,11 @@
 Imports the rest of `samplers`, which imports nothing of it. Every method is a function `(problem, calls, ...) -> Plan`.
 """
 
-from .baseline import baseline
+from .baseline import baseline, classical
 from .compensation import compensated
 from .fit import Fitted, fit, ratio
 from .gits import gits_grid
-from .learn import Fit, best_classical, classical, learned
+from .learn import Fit, learned
 from .methods import METHODS
 from .problem import Batch, Problem, errors, reference
 from .ratios import RatioSurface, Searched, fit_surface, published_ratios
@@ -24,7 +24,6 @@ __all__ = [
     "RatioSurface",
     "Searched",
     "baseline",
-    "best_classical",
     "classical",
     "compensated",
     "errors",

@@ -7,10 +7,33 @@ from collections.abc import Callable
 import numpy as np
 
 from ..plan import Plan
-from .learn import classical
+from ..sample import build_plan
 from .problem import Problem, errors
 
+CLASSICAL: tuple[tuple[str, dict], ...] = (
+    ("dpmpp", {"order": 2}),
+    ("unipc", {"order": 2}),
+    ("unipc", {"order": 3}),
+    ("abm", {"order": 2}),
+    ("ipndm", {"order": 2}),
+    ("ipndm", {"order": 3}),
+    ("deis", {"order": 2}),
+)
+GRIDS = ("logsnr", "karras", "time", "beta")
 FINALISTS = 4
+
+
+def classical(problem: Problem, calls: int) -> list[Plan]:
+    """The plans that need no fitting, of this number of calls, to sigma = 0."""
+    schedule, prediction = problem.schedule, problem.prediction
+    plans = [build_plan(schedule, None, calls, prediction=prediction, guidance=problem.guidance, end="zero")]
+    for solver, options in CLASSICAL:
+        for kind in GRIDS:
+            try:
+                plans.append(build_plan(schedule, solver, calls, kind, prediction, **options))
+            except ValueError:  # more order than calls, or a grid that needs alpha > 0 at the start
+                continue
+    return plans
 
 
 def baseline(problem: Problem, calls: int, progress: Callable[[int, int], None] | None = None) -> Plan:

@@ -13,8 +13,7 @@ import numpy as np
 from .._names import unknown
 from ..origin import Origin, points_of
 from ..plan import Plan
-from .baseline import baseline, rms
-from .learn import classical
+from .baseline import baseline, classical, rms
 from .methods import METHODS
 from .problem import Problem, errors
 
@@ -54,8 +53,8 @@ def fit(
     """Fit a plan of so many calls, and measure it.
 
     Args:
-        method: a name in `samplers.calibrate.METHODS`, or a function `(problem, calls) -> Plan` with an optional
-            `progress`.
+        method: a name in `samplers.calibrate.METHODS`, or a function `(problem, calls) -> Plan`. If it takes `progress`
+            or `start`, it gets the one below, and the best classical plan.
         progress: called as `progress(done, total)` by methods that take long.
         model: the model's hash, for the origin. settings: further values for it.
 
@@ -63,7 +62,8 @@ def fit(
         ValueError: an unknown method (with the nearest one); a method that returns no plan, or one of another number of
             calls.
 
-    Warns: there are few samples, or the error on held-out samples is much larger than on the fitted ones.
+    Warns: there are few samples; the error on held-out samples is much larger than on the fitted ones, or not below
+        that of the best classical plan.
     """
     if isinstance(method, str):
         if method not in METHODS:
@@ -71,14 +71,16 @@ def fit(
         name, run = method, METHODS[method]
     else:
         name, run = getattr(method, "__name__", str(method)), method
-    options = {"progress": progress} if "progress" in inspect.signature(run).parameters else {}
     started = time.perf_counter()
-    plan = run(problem, calls, **options)
+    shown = progress if run is baseline else None
+    default, best = classical(problem, calls)[0], baseline(problem, calls, shown)
+    taken = inspect.signature(run).parameters
+    options = {key: value for key, value in {"start": best, "progress": progress}.items() if key in taken}
+    plan = best if run is baseline else run(problem, calls, **options)
     seconds = time.perf_counter() - started
     if not isinstance(plan, Plan) or len(plan) != calls:
         got = f"a plan of {len(plan)} calls" if isinstance(plan, Plan) else type(plan).__name__
         raise ValueError(f"method {name!r} returned {got}, not a plan of {calls} calls")
-    default, best = classical(problem, calls)[0], baseline(problem, calls)
     found = Fitted(
         plan=plan,
         fitted=errors(plan, problem.fitting, problem.prediction),
@@ -107,6 +109,12 @@ def fit(
             f"the plan was fitted to {origin.n_fitted} samples. Its error is {origin.fitted_error:.4g} on them and "
             f"{origin.heldout_error:.4g} on {origin.n_heldout} held-out ones: expect the latter. More samples bring "
             "the two together",
+            stacklevel=2,
+        )
+    if plan is not best and origin.heldout_error >= origin.classical_error:
+        warnings.warn(
+            f"the plan's error on held-out samples is {origin.heldout_error:.4g}, not below "
+            f"{origin.classical_error:.4g} of {best.name}: use that plan, or more than {origin.n_fitted} samples",
             stacklevel=2,
         )
     return replace(found, plan=replace(plan.for_prediction(problem.prediction), origin=origin))

@@ -11,7 +11,6 @@ result by the numbers and v standard normal, E[J'v v'J] = J'J, so one more backw
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,20 +20,9 @@ import torch
 from .._table import ANCHOR, HISTORY, ONE
 from ..grid import Nodes
 from ..plan import Plan
-from ..sample import build_plan
 from ..schedule import Schedule
-from .problem import Batch, Problem, errors
-
-CLASSICAL: tuple[tuple[str, dict], ...] = (
-    ("dpmpp", {"order": 2}),
-    ("unipc", {"order": 2}),
-    ("unipc", {"order": 3}),
-    ("abm", {"order": 2}),
-    ("ipndm", {"order": 2}),
-    ("ipndm", {"order": 3}),
-    ("deis", {"order": 2}),
-)
-GRIDS = ("logsnr", "karras", "time", "beta")
+from .baseline import baseline
+from .problem import Batch, Problem
 
 
 @dataclass(frozen=True)
@@ -61,29 +49,6 @@ class Fit:
     seed: int = 0
 
 
-def best_classical(problem: Problem, calls: int) -> Plan:
-    """The plan with the least root mean square error among the default rule and `CLASSICAL` on `GRIDS`: all are run on
-    the first fitting batch, the best four on the second as well."""
-    plans = classical(problem, calls)
-    squares = [np.square(errors(plan, problem.fitting[:1])) for plan in plans]
-    finalists = sorted(range(len(plans)), key=lambda i: squares[i].mean())[:4]
-    more = {i: np.square(errors(plans[i], problem.fitting[1:2] or problem.fitting)) for i in finalists}
-    return plans[min(finalists, key=lambda i: squares[i].mean() + more[i].mean())]
-
-
-def classical(problem: Problem, calls: int) -> list[Plan]:
-    """The plans that need no fitting, of this number of calls, to sigma = 0."""
-    schedule, prediction = problem.schedule, problem.prediction
-    plans = [build_plan(schedule, None, calls, prediction=prediction, guidance=problem.guidance, end="zero")]
-    for solver, options in CLASSICAL:
-        for kind in GRIDS:
-            try:
-                plans.append(build_plan(schedule, solver, calls, kind, prediction, **options))
-            except ValueError:  # more order than calls, or a grid that needs alpha > 0 at the start
-                continue
-    return plans
-
-
 def learned(
     problem: Problem,
     calls: int,
@@ -95,10 +60,8 @@ def learned(
 
     Args:
         problem: at least two fitting batches; each Gauss-Newton step takes one, so 16 to 64 samples in a batch.
-        start: a plan without noise whose numbers are fitted; None: `best_classical`.
+        start: a plan without noise whose numbers are fitted; None: `baseline`.
         progress: called as `progress(done, total)` after each step.
-
-    Warns: the fitted plan is not better than the start on the held-out batches: too few samples.
 
     Raises:
         ValueError: fewer than two fitting batches; a start with noise, with coefficients that vary over the sample, or
@@ -107,7 +70,7 @@ def learned(
     fit = fit or Fit()
     if len(problem.fitting) < 2:
         raise ValueError("a learned plan needs at least two fitting batches: one of them chooses among the steps")
-    start = (start or best_classical(problem, calls)).for_prediction(problem.prediction)
+    start = (start or baseline(problem, calls)).for_prediction(problem.prediction)
     if len(start) != calls:
         raise ValueError(f"the start {start.name!r} makes {len(start)} calls, not {calls}")
     if fit.iterations == 0:
@@ -116,9 +79,7 @@ def learned(
     aside = max(1, round(fit.validation * len(problem.fitting)))
     fitting, checking = problem.fitting[:-aside], problem.fitting[-aside:]
     delta = _gauss_newton(numbers, fitting, checking, fit, progress)
-    plan = numbers.plan(delta, f"learned {calls} from {start.name}")
-    _compare(start, plan, problem)
-    return plan
+    return numbers.plan(delta, f"learned {calls} from {start.name}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -339,15 +300,3 @@ def _loss(squares: np.ndarray, scale: float, robust: float) -> float:
     """Cauchy's loss; a sample that is lost (not finite) counts as a very bad one."""
     squares = np.nan_to_num(squares, nan=1e6, posinf=1e6)
     return float(np.log1p(squares / (robust**2 * scale)).mean())
-
-
-def _compare(start: Plan, plan: Plan, problem: Problem) -> None:
-    """Warns if the plan is not better than the start on the held-out batches."""
-    before, after = (float(np.median(errors(each, problem.heldout))) for each in (start, plan))
-    if after >= before:
-        count = sum(len(batch.noise) for batch in problem.fitting)
-        warnings.warn(
-            f"the learned plan has median error {after:.3g} on the held-out noises, not better than {before:.3g} of "
-            f"{start.name}, where it began: {count} fitting noises are too few, pass more",
-            stacklevel=3,
-        )

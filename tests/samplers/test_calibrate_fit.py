@@ -77,6 +77,14 @@ def test_few_samples_are_warned_of_with_the_error_to_expect(mixture):
         fit(many, "classical", 4)
 
 
+def test_a_plan_that_is_worse_than_a_classical_one_is_warned_of_with_both_errors(problem):
+    with pytest.warns(UserWarning) as caught:
+        found = fit(problem, lambda problem, calls: build_plan(SD, "ddim", calls, "time"), 5)
+    said, origin = " ".join(str(each.message) for each in caught), found.plan.origin
+    assert origin.heldout_error > origin.classical_error
+    assert f"{origin.heldout_error:.4g}" in said and f"{origin.classical_error:.4g}" in said
+
+
 def test_methods_that_are_none(problem):
     with pytest.raises(ValueError, match=r"clasical.*'classical'"):
         fit(problem, "clasical", 5)

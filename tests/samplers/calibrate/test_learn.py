@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -39,7 +38,7 @@ def problem(schedule: Schedule, prediction: str, batches: int = 5, size: int = 3
 def test_a_learned_plan_is_at_least_twice_as_accurate_on_new_noises(schedule, prediction, solver, grid):
     cases = problem(schedule, prediction)
     start = build_plan(schedule, solver, 5, grid, prediction, order=2)
-    plan = learned(cases, 5, start, Fit(iterations=20))
+    plan = learned(cases, 5, start)
     before, after = errors(start, cases.heldout), errors(plan, cases.heldout)
     assert len(plan) == 5
     assert np.median(after) < 0.5 * np.median(before)
@@ -96,21 +95,9 @@ def test_the_fit_does_not_look_at_the_held_out_noises():
     cases = problem(FLOW, "flow", 2, 8)
     start = build_plan(FLOW, "dpmpp", 4, "time", "flow")
     other = replace(cases, heldout=(batch(FLOW, "flow", 200, 8),))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        one, two = (learned(each, 4, start, Fit(iterations=6)) for each in (cases, other))
+    one, two = (learned(each, 4, start, Fit(iterations=6)) for each in (cases, other))
     np.testing.assert_array_equal(one.rows, two.rows)
     np.testing.assert_array_equal(one.t, two.t)
-
-
-def test_a_plan_that_is_worse_on_the_held_out_noises_is_named_with_its_error():
-    start, cases = build_plan(VP, "ipndm", 4, "karras", order=2), problem(VP, "epsilon", 2, 4)
-    case = cases.heldout[0]
-    exact = replace(case, target=start.run(case.model, case.noise))  # where the start cannot be improved
-    cases = replace(cases, heldout=(exact,))
-    with pytest.warns(UserWarning, match="held-out noises.*8 fitting noises are too few") as caught:
-        plan = learned(cases, 4, start, Fit(iterations=6))
-    assert f"{np.median(errors(plan, cases.heldout)):.3g}" in str(caught[0].message)
 
 
 @pytest.mark.parametrize(
