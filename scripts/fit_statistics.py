@@ -3,8 +3,8 @@
 
     python scripts/fit_statistics.py [--model tiny-sdxl tiny-dit] [--guidance 1 3 7.5] [--n 128] [--out DIR]
 
-The prompts are training prompts; the held-out ones are for measurements. The statistics are numbers per channel: per
-element they have noise that no plan is better for (docs/calibration.md). Takes minutes on one core.
+The prompts are training prompts; the held-out ones are for measurements. The statistics are numbers per channel, so
+that the files are small and fit every image size. Takes minutes on one core.
 """
 
 from __future__ import annotations

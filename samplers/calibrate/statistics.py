@@ -51,7 +51,7 @@ def estimate(
         levels: M; uniform in lambda. A level costs about five calls per sample and repeat.
         probes: random vectors per sample for the diagonal. 'exact': one per element of a sample.
         repeats: how many noises per target.
-        pooled: one number per channel, for samples of any size. It has far less noise than one number per element.
+        pooled: one number per channel, for samples of any size, averaged over its elements.
         progress: called as `progress(levels done, levels)`.
 
     Raises:
