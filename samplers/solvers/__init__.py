@@ -17,6 +17,7 @@ from .ancestral import dpm2_ancestral, dpmpp_2s_ancestral, dpmpp_sde, euler_ance
 from .ddim import ddim
 from .deis import deis
 from .dpmpp import dpmpp
+from .evodiff import evodiff
 from .pndm import pndm
 from .rungekutta import dpm2, euler, heun, runge_kutta
 from .sa import sa_solver
@@ -31,6 +32,7 @@ SOLVERS = {
         *(euler, heun, dpm2, runge_kutta),
         *(euler_ancestral, dpm2_ancestral, dpmpp_2s_ancestral, dpmpp_sde),
         *(reverse_diffusion, euler_maruyama, predictor_corrector),
+        evodiff,
     )
 }
 

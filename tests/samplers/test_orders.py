@@ -78,6 +78,8 @@ ORDERS = [  # solver, options, claimed order, calls
     ("reverse_diffusion", {"probability_flow": True}, 1, 160),
     ("euler_maruyama", {"probability_flow": True}, 1, 80),
     ("predictor_corrector", {"corrector": "none", "probability_flow": True}, 1, 160),
+    ("evodiff", {}, 1, 80),
+    ("evodiff", {"as_published": True, "lower_order_final": False}, 1, 80),
 ]
 WEAK = [  # solver, options, claimed weak order, calls
     ("ddim", {"eta": 1.0}, 1, 80),
