@@ -11,6 +11,7 @@ from .schedule import EDM, RectifiedFlow, Schedule, VPDiscrete, VPLinear
 from .solvers import SOLVERS
 from .solvers.afs import without_first_call
 from .solvers.denoise import then_denoise
+from .solvers.dualfast import dualfast
 from .solvers.renoise import renoise
 from .transition import Transition
 
@@ -55,6 +56,7 @@ __all__ = [
     "build_plan",
     "convert",
     "default_solver",
+    "dualfast",
     "dynamic_threshold",
     "forward",
     "guide",

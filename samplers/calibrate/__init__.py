@@ -4,5 +4,6 @@ Imports the rest of `samplers`, which imports nothing of it. Every method is a f
 """
 
 from .problem import Batch, Problem, errors, reference
+from .transport import Transport, fit_transport, latents_at
 
-__all__ = ["Batch", "Problem", "errors", "reference"]
+__all__ = ["Batch", "Problem", "Transport", "errors", "fit_transport", "latents_at", "reference"]

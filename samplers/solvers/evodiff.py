@@ -136,7 +136,9 @@ def evodiff(grid: Grid, steps: int, *, lower_order_final: bool = True, as_publis
     nodes = grid.nodes(intervals)
     alpha, sigma = nodes.alpha, nodes.sigma
     if sigma[-1] == 0.0 and not lower_order_final:
-        raise ValueError("lower_order_final=False calls the network at the end, which must be at sigma > 0: end='t_end'")
+        raise ValueError(
+            "lower_order_final=False calls the network at the end, which must be at sigma > 0: end='t_end'"
+        )
     rows = []
     for i in range(intervals):
         carry = sigma[i + 1] / sigma[i]
