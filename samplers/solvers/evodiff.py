@@ -119,9 +119,10 @@ def _projection(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 def evodiff(grid: Grid, steps: int, *, lower_order_final: bool = True, as_published: bool = False) -> Plan:
     """EVODiff of the authors' code; one call per step. It is a heuristic for few steps: its order is 1, because R and
-    zeta are not those of a Taylor expansion.
+    zeta are not those of a Taylor expansion. Where the steps in lambda change their length, R is away from 1 and the
+    result is biased: use the grid 'logsnr', which is not the default of flow models.
 
-    For noise schedules other than EDM's, every formula is written in sigma / alpha, so the result is the same.
+    The authors' formulas are for EDM's schedule. Here they are in sigma / alpha, so every schedule gets the same.
 
     Args:
         lower_order_final: the last step is of first order. Without it there is one more call at t_end, whose output
