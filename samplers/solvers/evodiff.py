@@ -3,6 +3,9 @@
 The weights are ratios of inner products of outputs, so no table of numbers can hold them. `EVODiffPlan` has the table
 of first-order steps (DDIM), and its `step` adds what depends on the state. So it has the same begin, step and run as
 any plan, and works in `sample`, `SolverScheduler`, `then_denoise` and image-to-image. It cannot be saved.
+
+Measured on the embedded SDXL (guidance 3, 24 held-out prompts, seed 0, distance to 60 calls), 5, 8 and 10 calls: 0.541,
+0.186, 0.127, where DDIM has 0.346, 0.222, 0.183 and the default rule 0.210, 0.118, 0.092. It does not help there.
 """
 
 from __future__ import annotations
