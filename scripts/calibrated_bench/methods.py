@@ -100,9 +100,7 @@ def _newer(world: World, calls: int) -> list[Candidate]:
 
 def _built(family: str, name: str, world: World, solver: str, calls: int, grid: str, options: dict) -> list[Candidate]:
     try:
-        return [
-            Candidate.of(family, name, build_plan(world.schedule, solver, calls, grid, world.prediction, **options))
-        ]
+        plan = build_plan(world.schedule, solver, calls, grid, world.prediction, **options)
     except ValueError:  # more order than calls, or a grid that needs alpha > 0 at the start
         return []
     return [Candidate.of(family, name, plan)]
