@@ -146,7 +146,9 @@ def flow_settings() -> dict[str, tuple[str, dict]]:
     found = {}
     for spacing in ("default", "karras", "exponential", "beta"):
         flags = FLAGS[spacing]
-        found |= {f"{kind} {spacing}": (kind, flags) for kind in ("FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete")}
+        found[f"FlowMatchEulerDiscrete {spacing}"] = ("FlowMatchEulerDiscrete", flags)
+        if spacing == "default":  # the only one that it has
+            found["FlowMatchHeunDiscrete default"] = ("FlowMatchHeunDiscrete", flags)
         for order in (2, 3):
             for kind in ("DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep", "DEISMultistep"):
                 found[f"{kind} {spacing} o{order}"] = (kind, {**flags, "solver_order": order})

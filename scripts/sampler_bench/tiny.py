@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 
@@ -26,21 +26,23 @@ class Tiny:
     schedule: Schedule
     prediction: str
     z: torch.Tensor
-    reference: ClassVar[tuple[str, str, dict]]  # solver, grid and options of the long run
+    reference: tuple[str, str, dict]  # solver, grid and options of the long run
+    reference_calls: int = REFERENCE_CALLS
 
     def model(self, x: torch.Tensor, label) -> torch.Tensor:
         raise NotImplementedError
 
     @cached_property
     def exact(self) -> dict[str, torch.Tensor]:
-        """The solution at both ends: 500 calls of third order to the smallest time, then one step to sigma = 0.
+        """The solution at both ends: `reference_calls` of third order to the smallest time, then one step to sigma = 0.
 
         The network is not defined below that time, so that step is part of the problem, the same for everybody.
         """
         solver, grid, options = self.reference
         common = {"schedule": self.schedule, "prediction": self.prediction}
         path = Grid(self.schedule, grid, end="t_end")
-        low = sample(self.model, self.z.double(), solver=solver, steps=REFERENCE_CALLS, grid=path, **common, **options)
+        steps = self.reference_calls
+        low = sample(self.model, self.z.double(), solver=solver, steps=steps, grid=path, **common, **options)
         last = Grid(self.schedule, times=[self.schedule.t_min], end="zero")
         return {"t_end": low, "zero": sample(self.model, low, solver="ddim", steps=1, grid=last, **common)}
 
