@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from ._table import ARRAYS
 from .plan import Plan
 from .plan_check import check_direction
-from .plan_file import MOST_BYTES, header_of, read_header
+from .plan_file import LAYOUT, header_of, read_header
 from .schedule import Array, RectifiedFlow, Schedule, VPDiscrete
 
 OF_PLAN = "of the plan"  # the beta_schedule of a config that knows no betas: the plan's own noise levels are used
@@ -32,7 +32,7 @@ def from_text(text: object) -> Plan:
         ValueError: the text is something else, or its table cannot run.
     """
     try:
-        values = json.loads(text) if isinstance(text, str) and len(text) <= MOST_BYTES else None
+        values = json.loads(text) if isinstance(text, str) and len(text) <= LAYOUT.most_bytes else None
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict) or set(values) != {"header", *ARRAYS}:
