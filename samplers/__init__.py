@@ -13,6 +13,7 @@ from .schedule import EDM, RectifiedFlow, Schedule, VPDiscrete, VPLinear
 from .solvers import SOLVERS
 from .solvers.afs import without_first_call
 from .solvers.denoise import then_denoise
+from .solvers.dualfast import dualfast
 from .solvers.renoise import renoise
 from .statistics import Statistics
 from .transition import Transition
@@ -62,6 +63,7 @@ __all__ = [
     "build_plan",
     "convert",
     "default_solver",
+    "dualfast",
     "dynamic_threshold",
     "forward",
     "gradients",

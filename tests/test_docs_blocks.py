@@ -185,7 +185,7 @@ def stand_in(arguments: list[str]) -> list[str]:
         calls = [] if "--plan" in rest else ["--steps", "2"]
         return [verb, *kept, *scored, "--n", "2", *calls]
     if verb == "calibrate":
-        return [verb, *rest, "--prompts", "shapes:train:4", "--method", "classical", "--n", "2", "--heldout", "2"]
+        return [verb, *rest, "--prompts", "shapes:train:4", "--method", "classical", "--n", "1", "--heldout", "1"]
     if verb not in docs_commands.CONFIGS:
         return [verb, *rest]
     config = yaml.safe_load((ROOT / next(word for word in rest if word.endswith(".yaml"))).read_text())

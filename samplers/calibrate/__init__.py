@@ -13,6 +13,7 @@ from .problem import Batch, Problem, errors, reference
 from .ratios import DCRatios, RatioSurface, fit_surface, published_ratios
 from .search import searched
 from .statistics import estimate
+from .transport import Transport, fit_transport, latents_at
 from .v3 import v3
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "GaussNewton",
     "Problem",
     "RatioSurface",
+    "Transport",
     "baseline",
     "classical",
     "compensated",
@@ -30,7 +32,9 @@ __all__ = [
     "estimate",
     "fit",
     "fit_surface",
+    "fit_transport",
     "gits_grid",
+    "latents_at",
     "learned",
     "published_ratios",
     "ratio",

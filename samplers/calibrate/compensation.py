@@ -14,6 +14,7 @@ import torch
 from ..default import default_solver
 from ..grid import Grid
 from ..plan import ANCHOR, HISTORY, ONE, Plan
+from ..solvers import find_solver
 from ..solvers.dc import compensate, with_predictor
 from .problem import Batch, Problem, errors
 from .trajectory import trajectory
@@ -63,7 +64,7 @@ def compensated(
     grid = rule.grid if base is None and grid is None else grid
     grid = grid if isinstance(grid, Grid) else Grid(problem.schedule, grid)
     bases: Sequence[tuple[str | Callable[..., Plan], dict]]
-    bases = [(rule.solver, rule.options), *BASES] if base is None else [(base, options)]
+    bases = [(rule.solver, rule.options), *BASES] if base is None else [(find_solver(base), options)]
     batches, found = first_batches(problem.fitting), []
     exact: list[list[torch.Tensor]] = []
     for solver, own in bases:

@@ -21,6 +21,7 @@ from .ddim import ddim
 from .deis import deis
 from .dpmpp import dpmpp
 from .ersde import er_sde
+from .evodiff import evodiff
 from .pndm import pndm
 from .renoise import renoise
 from .rungekutta import dpm2, euler, heun, runge_kutta
@@ -32,14 +33,12 @@ from .v3 import dpm_solver_v3
 SOLVERS = {
     solver.__name__: solver
     for solver in (
-        *(ddim, dpmpp, singlestep, unipc, sa_solver),
-        *(dpm_solver_v3,),
+        *(ddim, dpmpp, singlestep, unipc, sa_solver, dpm_solver_v3, dc_solver),
         *(abm, deis, lms, ipndm, pndm),
         *(euler, heun, dpm2, runge_kutta),
         *(euler_ancestral, dpm2_ancestral, dpmpp_2s_ancestral, dpmpp_sde),
-        dc_solver,
         *(reverse_diffusion, euler_maruyama, predictor_corrector),
-        *(er_sde, gradient_estimation),
+        *(er_sde, gradient_estimation, evodiff),
     )
 }
 

@@ -96,6 +96,8 @@ ORDERS = [  # solver, options, claimed order, calls
     *[("er_sde", {"order": p, "phi": "ode"}, p, 160) for p in (1, 2, 3)],
     ("er_sde", {"order": 3, "phi": "ode", "as_published": True}, 2, 160),
     ("gradient_estimation", {}, 1, 80),
+    ("evodiff", {}, 1, 80),
+    ("evodiff", {"as_published": True, "lower_order_final": False}, 1, 80),
 ]
 WEAK = [  # solver, options, claimed weak order, calls
     ("ddim", {"eta": 1.0}, 1, 80),

@@ -19,8 +19,9 @@ from samplers.stochastic import LangevinPlan
 from samplers.tail import tail
 
 SD = VPDiscrete.scaled_linear()
+NO_TABLE = ("predictor_corrector", "evodiff")  # their coefficients depend on the state
 PLANS = {
-    **{solver: lambda s=solver: build_plan(SD, s, 12) for solver in SOLVERS if solver != "predictor_corrector"},
+    **{solver: lambda s=solver: build_plan(SD, s, 12) for solver in SOLVERS if solver not in NO_TABLE},
     **{
         f"{solver} flow": lambda s=solver: build_plan(RectifiedFlow(3.0), s, 9, prediction="flow")
         for solver in ("ddim", "dpmpp", "unipc", "sa_solver", "abm", "lms", "pndm", "heun", "dpm2", "singlestep")

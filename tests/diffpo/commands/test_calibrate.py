@@ -1,6 +1,7 @@
 """`diffpo calibrate` and its plans: the model that is fitted to is the pipeline's, and bad input is named."""
 
 import hashlib
+import importlib
 import json
 import re
 import shutil
@@ -25,8 +26,12 @@ WORDS = {"dit": ("1", "207")}
 
 
 @pytest.fixture(autouse=True)
-def _short_references(monkeypatch):
+def _short(monkeypatch):
+    """Few reference calls and few classical plans: samplers' own tests have all of them."""
     monkeypatch.setattr(calibration_problem, "REFERENCE_CALLS", 12)
+    candidates = importlib.import_module("samplers.calibrate.baseline")  # not the function of that name
+    monkeypatch.setattr(candidates, "CLASSICAL", candidates.CLASSICAL[:2])
+    monkeypatch.setattr(candidates, "GRIDS", candidates.GRIDS[:2])
 
 
 @pytest.fixture(scope="module")
