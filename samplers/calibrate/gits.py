@@ -30,9 +30,11 @@ def gits_grid(problem: Problem, calls: int, *, fine: int = 60, coefficient: floa
         coefficient: see `shortest_path`.
 
     Raises:
-        ValueError: more calls than the fine grid has nodes.
+        ValueError: calls < 1, or more calls than the fine grid has nodes.
     """
-    if not 1 <= calls <= fine:
+    if calls < 1:
+        raise ValueError(f"calls must be at least 1, got {calls}")
+    if calls > fine:
         raise ValueError(f"the {fine} nodes of the fine grid leave no choice of {calls} calls: pass fine={2 * calls}")
     grid = default_solver(fine, problem.guidance, problem.schedule, "zero").grid
     plan = lms(grid or Grid(problem.schedule), fine, order=min(3, fine), space="flow")

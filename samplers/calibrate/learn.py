@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .._table import ANCHOR, HISTORY, ONE
 from ..grid import Nodes
 from ..plan import Plan
 from ..schedule import Schedule
 from .baseline import baseline
+from .combinations import combined, rows_of
 from .problem import Batch, Problem, mean_squares
 
 
@@ -130,19 +130,11 @@ class Numbers:
     def plan(self, delta: np.ndarray, name: str) -> Plan:
         t, rows = self.times(delta), self.rows(delta)
         nodes = Nodes.at(self.schedule, t)
-        calls = len(t)
-        table = np.zeros((calls, 2, HISTORY + calls))
-        past = np.zeros(calls + 1)  # x_k over the initial state and the outputs
-        past[0] = 1.0
-        for k, now in enumerate(rows):
-            share = now[0] / past[0]  # in x_k, instead of the initial state
-            table[k, :, ANCHOR] = share
-            table[k, :, HISTORY : HISTORY + k + 1] = (now - share * past)[k + 1 : 0 : -1]
-            past = now
+        table = rows_of(np.vstack([np.eye(1, len(t) + 1), rows]))
         end = self.start
         t, alpha = np.append(t, end.t[-1]), np.append(nodes.alpha, end.alpha[-1])
         sigma = np.append(nodes.sigma, end.sigma[-1])
-        reads = np.tile([0.0, 1.0], (calls, 1))
+        reads = np.tile([0.0, 1.0], (len(nodes.t), 1))
         return Plan(name, end.prediction, t, alpha, sigma, nodes.label, table, reads)
 
 
@@ -153,33 +145,6 @@ def _used(rows: np.ndarray) -> np.ndarray:
 
 def _angle(schedule: Schedule, t) -> np.ndarray:
     return np.arctan2(schedule.sigma(t), schedule.alpha(t))
-
-
-def combined(plan: Plan) -> np.ndarray:
-    """(K, K + 1): each next input over (initial state, m_0, ..., m_{K-1}), with m the network's outputs.
-
-    Raises:
-        ValueError: the plan adds noise or constants, or its coefficients vary over the sample.
-    """
-    if plan.stochastic or plan.rows.ndim > 3 or plan.reads.ndim > 2 or plan.rows[:, :, ONE].any():
-        raise ValueError(
-            f"plan {plan.name!r} adds noise or constants, or has coefficients that vary over the sample: pass another "
-            "start, such as ipndm"
-        )
-    calls = len(plan)
-    state = np.zeros((len(plan.start), calls + 1))
-    state[:, 0] = plan.start[:, 0]
-    now, anchor, *past = state
-    found = []
-    for k in range(calls):
-        of_now, of_output = plan.reads[k]
-        m = of_now * now
-        m[k + 1] += of_output
-        past = [m, *past]
-        values = np.array(past[: plan.rows.shape[2] - HISTORY])
-        now, anchor = (r[ANCHOR] * anchor + r[HISTORY : HISTORY + len(values)] @ values for r in plan.rows[k])
-        found.append(now)
-    return np.array(found)
 
 
 def result(numbers: Numbers, delta: np.ndarray, batch: Batch, changes: torch.Tensor | None = None) -> torch.Tensor:
