@@ -28,7 +28,7 @@ class Fitted:
     Attributes:
         plan: with its `origin`.
         fitted: (n_fitted,), of the plan on the samples that it was fitted to.
-        heldout: (n_heldout,), of the plan on samples that the fit did not see.
+        heldout: (n_heldout,), of the plan on samples that it was not fitted to.
         default, classical: (n_heldout,), on the same samples, of the default rule's plan and of the classical plan that
             is best on the fitted samples.
         names: of these two plans.

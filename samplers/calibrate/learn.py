@@ -33,7 +33,7 @@ class GaussNewton:
         iterations: Gauss-Newton steps, each on one batch of the problem; 0 returns the start.
         rate: length of the first steps, as a share of the Gauss-Newton step; it falls to 0 along a cosine.
         damping: added to the curvature, as a share of its diagonal. It keeps the numbers near the start where the
-            samples say little about them.
+            samples hardly determine them.
         reach: the longest step, as a share of the error: what it changes in the result, to first order.
         robust: samples whose error exceeds this many times the median count less (Cauchy's loss).
         validation: share of the fitting batches that only choose among the steps.

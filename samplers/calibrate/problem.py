@@ -39,7 +39,7 @@ class Problem:
         schedule: the network's noise schedule.
         prediction: what the network returns (prediction.py).
         fitting: what the numbers are fitted to.
-        heldout: noises and prompts that the fit does not see; at least one batch.
+        heldout: noises and prompts that nothing is fitted to; at least one batch.
         guidance: the scale of classifier-free guidance inside the models of the batches; 1 is none.
     """
 

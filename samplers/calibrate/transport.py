@@ -9,7 +9,7 @@ and the heights h are where the concave dual `E_z min_j (|z - y_j|^2 / 2 - psi_j
 is largest: its gradient is 1/n minus the mass of the cell. A short plan goes on from the latent at its level.
 
 The authors run annealed Langevin steps from there; here it is any solver of the package. A start is one of n stored
-states, so at most n pictures per prompt can come out, and the noise of a prompt no longer says which one.
+states, so at most n pictures per prompt can come out.
 Whether it helps on a trained model is not measured yet.
 """
 
