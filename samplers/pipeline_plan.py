@@ -46,6 +46,22 @@ def from_text(text: object) -> Plan:
     return plan
 
 
+def config_with(plan: Plan, guidance: float | None) -> dict:
+    """The options of a config that runs the plan: its text, and the guidance scale.
+
+    Warns: the plan was fitted at another guidance scale.
+    """
+    fitted_at = None if plan.origin is None else plan.origin.guidance
+    if guidance is not None and fitted_at is not None and abs(guidance - fitted_at) > 1e-6:
+        warnings.warn(
+            f"plan {plan.name!r} was fitted at guidance {fitted_at:g}, and the guidance is {guidance:g} now: it may be "
+            "no better than the default solver",
+            stacklevel=3,
+        )
+    scale = next((float(each) for each in (guidance, fitted_at) if each is not None), 5.0)
+    return {"plan": to_text(plan), "guidance": scale}
+
+
 def described_by(plan: Plan) -> dict:
     """The options of a config for the model that a plan was made for, as far as the plan determines them.
 
@@ -122,7 +138,7 @@ def compare(plan: Plan, schedule: Schedule, prediction: str) -> None:
     made_for = plan.prediction if origin is None else origin.prediction
     if made_for != prediction:
         warnings.warn(
-            f"plan {plan.name!r} was made for a network that predicts {made_for!r}, and this scheduler is configured for "
+            f"plan {plan.name!r} was made for a network that predicts {made_for!r}, and this scheduler is set up for "
             f"{prediction!r}: check that it belongs to this model",
             stacklevel=4,
         )
