@@ -113,7 +113,7 @@ class Statistics:
         """
         try:
             about, arrays = _arrays.read(path, LAYOUT)
-            return cls(**arrays, **_checked(about))
+            return cls(arrays["lam"], arrays["l"], arrays["s"], arrays["b"], **_checked(about))
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)!r}: {str(error)[:500]}") from None
 

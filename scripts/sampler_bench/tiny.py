@@ -26,7 +26,7 @@ class Tiny:
     """
 
     folder: ClassVar[str]  # in assets
-    reference: ClassVar[tuple[str, str, dict]]  # solver, grid and options of the long run
+    long_run: ClassVar[tuple[str, str, dict]]  # solver, grid and options of the solution with 500 calls
 
     def __init__(self, guidance: float, prompts: int = 64, seed: int = 0):
         self.name, self.guidance = f"{self.folder} g={guidance:g}", guidance
@@ -48,7 +48,7 @@ class Tiny:
 
         The network is not defined below that time, so that step is part of the problem, the same for everybody.
         """
-        solver, grid, options = self.reference
+        solver, grid, options = self.long_run
         common = {"schedule": self.schedule, "prediction": self.prediction}
         path = Grid(self.schedule, grid, end="t_end")
         low = sample(self.model, self.z.double(), solver=solver, steps=REFERENCE_CALLS, grid=path, **common, **options)
@@ -65,14 +65,14 @@ class Tiny:
 
 class TinySDXL(Tiny):
     folder = "tiny-sdxl"
-    reference = ("dpmpp", "logsnr", {"order": 3})
+    long_run = ("dpmpp", "logsnr", {"order": 3})
 
 
 class TinyDiT(Tiny):
     """PixArt-Sigma's pipeline with a flow model."""
 
     folder = "tiny-dit"
-    reference = ("abm", "time", {"order": 3})  # lambda is infinite at pure noise
+    long_run = ("abm", "time", {"order": 3})  # lambda is infinite at pure noise
 
     def __init__(self, guidance: float, prompts: int = 64, seed: int = 0):
         super().__init__(guidance, prompts, seed)
