@@ -238,9 +238,11 @@ def calibrate(
     lora: Lora = None,
     guidance: Guidance = Generation.guidance,
     calls: Annotated[int, typer.Option(min=1, help="Model calls per image that the plan is for.")] = 5,
-    method: Annotated[str, typer.Option(help="How the plan is fitted (docs/calibrate.md).")] = "learned",
+    method: Annotated[
+        str, typer.Option(help="learned, compensated, searched, v3 or classical (docs/calibrate.md).")
+    ] = "learned",
     n: Annotated[int, typer.Option("--n", min=1, help="Noises that the plan is fitted to.")] = 256,
-    heldout: Annotated[int, typer.Option(min=1, help="Noises that it is measured on, with prompts of their own.")] = 64,
+    heldout: Annotated[int, typer.Option(min=1, help="Noises that it is measured on, with other prompts.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of the noises.")] = 0,
     resolution: Annotated[
         int | None, typer.Option(min=8, help="Side of the images in pixels; by default the model's own.")
@@ -249,7 +251,7 @@ def calibrate(
     dtype: Dtype = Generation.dtype,
     device: Device = None,
 ) -> None:
-    """Fit a sampling plan to a model: fewer calls for the same images. Use it by --plan in generate and eval."""
+    """Fit a sampling plan, a solver of a few calls, to one model. Use it with --plan in generate and eval."""
     from .commands.calibrate import Calibration, run
 
     run(

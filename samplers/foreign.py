@@ -162,6 +162,6 @@ def _karras_range_of_unipc(config: dict) -> dict:
         betas = training_betas(kind, config["beta_start"], config["beta_end"], config["num_train_timesteps"])
         schedule = VPDiscrete(betas)
     except (TypeError, ValueError):
-        return {}  # `pipeline_config.check` names the wrong option
+        return {}  # `pipeline_check.check` names the wrong option
     ends = {"sigma_min": schedule.t_min, "sigma_max": schedule.t_max}
     return {name: float(schedule.noise_level(t)) for name, t in ends.items() if config.get(name) is None}

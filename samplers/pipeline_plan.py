@@ -11,10 +11,10 @@ from numpy.typing import ArrayLike
 from ._table import ARRAYS
 from .plan import Plan
 from .plan_check import check_direction
-from .plan_file import MOST_BYTES, header_of, read_header
+from .plan_file import LAYOUT, header_of, read_header
 from .schedule import Array, RectifiedFlow, Schedule, VPDiscrete
 
-OF_PLAN = "of the plan"  # the beta_schedule of a config that knows no betas: the plan's own noise levels are used
+OF_PLAN = "of the plan"  # the beta_schedule of a config without betas: the plan's own noise levels are used
 
 
 def to_text(plan: Plan) -> str:
@@ -32,7 +32,7 @@ def from_text(text: object) -> Plan:
         ValueError: the text is something else, or its table cannot run.
     """
     try:
-        values = json.loads(text) if isinstance(text, str) and len(text) <= MOST_BYTES else None
+        values = json.loads(text) if isinstance(text, str) and len(text) <= LAYOUT.most_bytes else None
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict) or set(values) != {"header", *ARRAYS}:
@@ -46,11 +46,27 @@ def from_text(text: object) -> Plan:
     return plan
 
 
+def config_with(plan: Plan, guidance: float | None) -> dict:
+    """The options of a config that runs the plan: its text, and the guidance scale.
+
+    Warns: the plan was fitted at another guidance scale.
+    """
+    fitted_at = None if plan.origin is None else plan.origin.guidance
+    if guidance is not None and fitted_at is not None and abs(guidance - fitted_at) > 1e-6:
+        warnings.warn(
+            f"plan {plan.name!r} was fitted at guidance {fitted_at:g}, and the guidance is {guidance:g} now: it may be "
+            "no better than the default solver",
+            stacklevel=3,
+        )
+    scale = next((float(each) for each in (guidance, fitted_at) if each is not None), 5.0)
+    return {"plan": to_text(plan), "guidance": scale}
+
+
 def described_by(plan: Plan) -> dict:
-    """The options of a config for the model that a plan was made for, as far as the plan tells.
+    """The options of a config for the model that a plan was made for, as far as the plan determines them.
 
     A flow's noise levels follow from the plan. Of betas only the levels at the plan's own calls are known, so the
-    config then says `OF_PLAN` in place of them.
+    config then has `OF_PLAN` in place of them.
     """
     first = int(plan.alpha.argmin())
     flow = np.allclose(plan.alpha + plan.sigma, 1.0, atol=1e-6) and first < len(plan)
@@ -95,7 +111,7 @@ class OwnLevels(Schedule):
         if (apart.min(-1) > 1e-5 * np.abs(self._label).max() + 1e-6).any():
             own = ", ".join(f"{x:g}" for x in self._label)
             raise ValueError(
-                f"the plan knows the noise levels of its own calls only, whose labels are {own}, not {label!r}: pass "
+                f"a plan has the noise levels of its own calls only, whose labels are {own}, not {label!r}: pass "
                 "the model's scheduler config to from_plan"
             )
         return self._t[apart.argmin(-1)]
@@ -122,7 +138,7 @@ def compare(plan: Plan, schedule: Schedule, prediction: str) -> None:
     made_for = plan.prediction if origin is None else origin.prediction
     if made_for != prediction:
         warnings.warn(
-            f"plan {plan.name!r} was made for a network that predicts {made_for!r}, and this scheduler's config says "
+            f"plan {plan.name!r} was made for a network that predicts {made_for!r}, and this scheduler is set up for "
             f"{prediction!r}: check that it belongs to this model",
             stacklevel=4,
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ._table import ANCHOR
-from .plan import Plan, State
+from .plan import Plan, State, randn
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +37,13 @@ class Run:
         if returned is state.input is not state.anchor:
             returned = returned.clone()  # so that an edit in place leaves the state alone
         return replace(self, k=self.k + 1, state=state, returned=returned, version=_version(returned))
+
+    def noise(self, state: State, generator, given: torch.Tensor | None) -> torch.Tensor | None:
+        """The noise of the next call, in the state's dtype; None if it adds none."""
+        if not self.plan.needs_noise(self.k):
+            return None
+        x = state.input
+        return (randn(x.shape, generator, x.device, x.dtype) if given is None else given).to(x.dtype)
 
     def state_at(self, sample: torch.Tensor) -> State:
         """The state to step from: this run's, in full precision, if the pipeline left the sample alone; else one at

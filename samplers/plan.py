@@ -284,7 +284,7 @@ class Plan(Table):
                 times turn round between its steps.
         """
         try:
-            about, arrays = plan_file.read(os.fspath(path))
+            about, arrays = plan_file.read(path)
             plan = Plan(about["name"], about["prediction"], origin=about["origin"], **arrays)
             check_direction(plan)
             return plan

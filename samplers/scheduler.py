@@ -22,10 +22,10 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutpu
 from .forward import add_noise
 from .grid import Grid, falling
 from .pipeline_config import PipelineConfig, chosen_by_name, chosen_by_rule, signature_of
-from .pipeline_plan import calls_differ, described_by, to_text
+from .pipeline_plan import calls_differ, config_with, described_by
 from .pipeline_run import Run
 from .placing import place, shifted
-from .plan import Plan, State, randn
+from .plan import Plan, State
 from .prediction import convert, dynamic_threshold
 from .sample import compiled, name_of
 from .tail import tail
@@ -81,15 +81,7 @@ class SolverScheduler(PipelineConfig):
         Warns: the plan was made for another noise schedule, prediction type or guidance scale.
         """
         found = plan if isinstance(plan, Plan) else Plan.load(plan)
-        fitted_at = None if found.origin is None else found.origin.guidance
-        if guidance is not None and fitted_at is not None and abs(guidance - fitted_at) > 1e-6:
-            warnings.warn(
-                f"plan {found.name!r} was fitted at guidance {fitted_at:g}, and the guidance is {guidance:g} now: it "
-                "may be no better than the default solver",
-                stacklevel=2,
-            )
-        scale = next((float(each) for each in (guidance, fitted_at) if each is not None), 5.0)
-        own = {"plan": to_text(found), "guidance": scale}
+        own = config_with(found, guidance)
         if config is None:
             return cls(**described_by(found), **own)
         return cls.from_config(config, solver=None, grid=None, **own)
@@ -285,7 +277,7 @@ class SolverScheduler(PipelineConfig):
             raise ValueError(f"all {len(run.plan)} steps are done: call set_timesteps before another run")
         state = run.state_at(sample)
         output = self._limited(run, state, model_output)
-        noise = _noise(run, state, generator, variance_noise)
+        noise = run.noise(state, generator, variance_noise)
         self._run = run.then(run.plan.step(run.k, state, output, noise), sample.dtype)
         return SchedulerOutput(prev_sample=self._run.returned) if return_dict else (self._run.returned,)
 
@@ -311,14 +303,6 @@ class SolverScheduler(PipelineConfig):
         if config.thresholding:
             return dynamic_threshold(x0, config.dynamic_thresholding_ratio, ceiling=max(1.0, config.sample_max_value))
         return x0.clamp(-config.clip_sample_range, config.clip_sample_range)
-
-
-def _noise(run: Run, state: State, generator, given: torch.Tensor | None) -> torch.Tensor | None:
-    """The noise of the run's next step, in the state's dtype; None if it adds none."""
-    if not run.plan.needs_noise(run.k):
-        return None
-    x = state.input
-    return (randn(x.shape, generator, x.device, x.dtype) if given is None else given).to(x.dtype)
 
 
 # A saved pipeline has the class's module, which must be imported before it is loaded. With this, `import samplers` is

@@ -1,26 +1,26 @@
 """Empirical model statistics, which DPM-Solver-v3 is built from: three coefficients per noise level, and their file.
 
-They are estimated by `samplers.calibrate.estimate`. A file is read without running any code of it.
+They are estimated by `samplers.calibrate.estimate`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import stat
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
-from ._files import write_whole
+from . import _arrays
 from ._names import unknown
 from .prediction import PREDICTIONS
 
-MOST_BYTES = 2**30  # of a file: 2,600 noise levels of latents 4 x 128 x 128 take half of it
+ARRAYS = {"lam": "F64", "l": "F32", "s": "F32", "b": "F32"}  # with their number formats in a file
+# 2,600 noise levels of latents 4 x 128 x 128 take half of the largest size
+LAYOUT = _arrays.Layout("statistics file", "samplers_statistics", ARRAYS, most_bytes=2**30)
+HEADER = {"samples": int, "guidance": int | float, "prediction": str, "model": str}
 FAR = 2.0  # of lambda outside the range of the statistics: e^2 = 7.4 times more or less noise
 
 
@@ -98,12 +98,11 @@ class Statistics:
     def save(self, path) -> None:
         """Write one safetensors file, l, s and b in float32. A file that is there is replaced once the new one is
         complete."""
-        arrays = {name: np.ascontiguousarray(getattr(self, name), np.float32) for name in ("l", "s", "b")}
+        arrays = {
+            name: np.asarray(getattr(self, name), "f8" if kind == "F64" else "f4") for name, kind in ARRAYS.items()
+        }
         about = {"version": 1} | {name: getattr(self, name) for name in HEADER}
-        content = save({"lam": self.lam, **arrays}, metadata={"samplers_statistics": json.dumps(about)})
-        if len(content) > MOST_BYTES:
-            raise ValueError(f"these statistics take {len(content)} bytes; at most {MOST_BYTES} can be saved")
-        write_whole(path, content)
+        _arrays.write(path, LAYOUT, arrays, json.dumps(about))
 
     @classmethod
     def load(cls, path) -> Statistics:
@@ -113,17 +112,10 @@ class Statistics:
             ValueError: the file is missing, truncated or something else. The message names it.
         """
         try:
-            _require_file(path)
-            with safe_open(os.fspath(path), framework="numpy") as f:
-                about = _header((f.metadata() or {}).get("samplers_statistics"))
-                if set(f.keys()) != set(ARRAYS):
-                    raise ValueError(f"statistics have the arrays {', '.join(ARRAYS)}, not {', '.join(f.keys())[:200]}")
-                return cls(**{name: f.get_tensor(name) for name in ARRAYS}, **about)
-        except SafetensorError:
-            raise ValueError(f"{os.fspath(path)!r}: not a file of statistics, or cut short") from None
-        except (ValueError, TypeError, OSError) as error:
-            reason = getattr(error, "strerror", None) or str(error)[:500]
-            raise ValueError(f"{os.fspath(path)!r}: {reason}") from None
+            about, arrays = _arrays.read(path, LAYOUT)
+            return cls(arrays["lam"], arrays["l"], arrays["s"], arrays["b"], **_checked(about))
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)!r}: {str(error)[:500]}") from None
 
     @classmethod
     def read_published(cls, folder, lam_start: float, lam_end: float, **about) -> Statistics:
@@ -140,9 +132,9 @@ class Statistics:
         for file, names in {"l.npz": ("l",), "sb.npz": ("s", "b")}.items():
             path = Path(folder) / file
             try:
-                _require_file(path)
+                _arrays.require_file(path, LAYOUT.most_bytes)
                 with zipfile.ZipFile(path) as parts:  # sizes before anything is unpacked
-                    if sum(parts.getinfo(f"{name}.npy").file_size for name in names) > MOST_BYTES:
+                    if sum(parts.getinfo(f"{name}.npy").file_size for name in names) > LAYOUT.most_bytes:
                         raise ValueError("its arrays are too large")
                 with np.load(path, allow_pickle=False) as arrays:
                     found |= {name: arrays[name] for name in names}
@@ -158,32 +150,15 @@ class Statistics:
         return replace(self, l=one, s=zero, b=zero)
 
 
-ARRAYS = ("lam", "l", "s", "b")
-HEADER = ("samples", "guidance", "prediction", "model")
-
-
-def _require_file(path) -> None:
-    status = os.stat(path)  # before it is opened: a pipe would wait for its writer
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("not a regular file")
-    if status.st_size > MOST_BYTES:
-        raise ValueError(f"a file of {status.st_size} bytes; statistics have at most {MOST_BYTES}")
-
-
-def _header(text: str | None) -> dict:
-    """The fields of a file's header.
+def _checked(about: dict) -> dict:
+    """The fields in a file's header.
 
     Raises:
-        ValueError: it is missing or has other fields.
+        ValueError: it has other fields, or values of another kind.
     """
-    try:
-        about = json.loads(text) if text is not None and len(text) < 10_000 else None
-    except (ValueError, RecursionError):
-        about = None
-    kinds = {"samples": int, "guidance": int | float, "prediction": str, "model": str}
-    if not isinstance(about, dict) or about.pop("version", None) != 1 or set(about) != set(HEADER):
-        raise ValueError("not a file of statistics (no header of version 1)")
-    for name, kind in kinds.items():
+    if about.pop("version") != 1 or set(about) != set(HEADER):
+        raise ValueError(f"the header of statistics must have version 1 and {', '.join(HEADER)}, nothing else")
+    for name, kind in HEADER.items():
         if not isinstance(about[name], kind):
             raise ValueError(f"its header has {name} {str(about[name])[:100]!r}")
     return about

@@ -15,53 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from tqdm.auto import tqdm
 
-from diffpo import models
-from diffpo.common.rng import generator, normal
+from diffpo.commands.calibration_problem import Samples, make_problem
 from diffpo.data.prompts import load_prompts
-from diffpo.problems.policy import Policy
-from diffpo.problems.regression import Conditioning
-from diffpo.weights import lora
-from samplers.calibrate import Batch, Problem, estimate, reference
+from diffpo.evaluate.generation import Generation
+from samplers.calibrate import estimate
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
-BATCH = 64
-
-
-def embedded(name: str, guidance: float, fitting: int, heldout: int = 1, calls: int = 100, seed: int = 0) -> Problem:
-    """An embedded model as a problem: training prompts to fit to, held-out prompts to measure on.
-
-    Args:
-        name: of a folder in assets. fitting, heldout: numbers of prompts, with one noise each.
-        calls: of the reference.
-    """
-    settings = models.named(str(ASSETS / name))
-    family = models.load(settings, "no", 32)
-    network = lora.network_of(family.pipe).requires_grad_(False).eval()
-    pixels = family.sample_size(family.pipe) * models.vae_factor(family.pipe)
-    shape, schedule = family.latent_shape(network, pixels), family.schedule()
-    sizes = torch.tensor([[pixels, pixels, 0, 0, pixels, pixels]], dtype=torch.float32)
-
-    def condition(texts):
-        return family.condition(family.encode_text(texts), sizes.repeat(len(texts), 1))
-
-    def batches(split: str, count: int) -> tuple[Batch, ...]:
-        prompts, made = load_prompts(f"shapes:{split}", count), []
-        for first in range(0, count, BATCH):
-            texts = prompts[first : first + BATCH]
-            noise = normal([generator(seed, split, first + i) for i in range(len(texts))], shape)
-            with torch.no_grad():
-                uncond = condition([None] * len(texts)) if guidance != 1 else None
-                given = Conditioning(condition(texts), uncond, guidance)
-
-            def model(x, label, given=given):
-                t = torch.as_tensor(label, dtype=torch.float32).expand(len(x))
-                return Policy(family, network).output(x, t, given).to(x.dtype)
-
-            made.append(Batch(model, noise, reference(model, noise, schedule, family.prediction, calls)))
-        return tuple(made)
-
-    return Problem(schedule, family.prediction, batches("train", fitting), batches("heldout", heldout), guidance)
 
 
 def main() -> None:
@@ -73,16 +34,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ASSETS / "calibrated")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    samples = Samples(tuple(load_prompts("shapes:train", args.n)), tuple(load_prompts("shapes:heldout", 1)))
     for name in args.model:
-        fingerprint = models.source_of(models.named(str(ASSETS / name))).fingerprint()
         for guidance in args.guidance:
             began = time.process_time()
-            problem = embedded(name, guidance, args.n)
+            generation = Generation(model=str(ASSETS / name), guidance=guidance, batch_size=64, device="cpu")
+            made = make_problem(generation, samples, lambda total: tqdm(total=total, desc="reference calls"))
             between = time.process_time()
-            found = estimate(problem, args.levels, pooled=True)
+            found = estimate(made.problem, args.levels, pooled=True)
             path = args.out / name / f"statistics-g{guidance:g}.safetensors"
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace(found, model=fingerprint).save(path)
+            replace(found, model=made.model_hash).save(path)
             took = f"{between - began:.0f} s for the targets, {time.process_time() - between:.0f} s for the statistics"
             print(f"{path}: {path.stat().st_size} bytes, {took}", flush=True)
 

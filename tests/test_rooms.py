@@ -52,6 +52,12 @@ def test_every_folder_is_a_room_and_samplers_stands_alone():
     assert not {each for name in MODULES if name.startswith("samplers") for each in imported(name) if "diffpo" in each}
 
 
+@pytest.mark.parametrize("above", ["samplers.calibrate", "samplers.comfyui"])
+def test_nothing_in_samplers_imports_what_is_above_it(above):
+    below = [name for name in MODULES if name.startswith("samplers") and not name.startswith(above)]
+    assert not [(name, each) for name in below for each in imported(name) if each.startswith(above)]
+
+
 def test_tests_mirror_the_rooms():
     folders = {path.name for path in (ROOT / "tests" / "diffpo").iterdir() if path.is_dir() and path.name[0] != "_"}
     assert folders <= set(ROOMS)

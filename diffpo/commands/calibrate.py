@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from samplers.calibrate import METHODS, Fitted, fit, ratio
-from samplers.calibrate.baseline import rms
+from samplers.calibrate.problem import rms
 
 from ..common.errors import DiffpoError
 from ..common.files import writing

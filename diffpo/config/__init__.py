@@ -6,9 +6,10 @@ Imports `methods`, `links` and `common`; no torch, so that `diffpo check` can re
 from __future__ import annotations
 
 from .data import PLACES, Columns, Data
-from .objective import ForwardSettings, InversionSettings, ObjectiveSettings, ReferenceSettings, RolloutSettings
+from .objective import ObjectiveSettings
 from .section import Section
 from .settings import Config, Log, Model, load_config, stored_identity
+from .sources import ForwardSettings, InversionSettings, ReferenceSettings, RolloutSettings
 from .step_scorer import ScorerConfig, ScorerTrain, StepScorerSettings
 from .training import Lora, Optimisation, Output, Train
 

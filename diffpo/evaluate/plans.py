@@ -53,7 +53,10 @@ def read(path: str) -> samplers.Plan:
 
 
 def scheduler(generation: Generation, config: Any) -> Any:
-    """The scheduler that runs the plan; prints what speaks against this plan. ``config``: of the model's scheduler."""
+    """The scheduler that runs the plan; prints why the plan may not suit the model.
+
+    ``config``: of the model's scheduler. DiffpoError: the plan cannot run with it.
+    """
     import samplers
 
     plan = read(generation.plan or "")

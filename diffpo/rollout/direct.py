@@ -158,13 +158,9 @@ def _reward(settings: ObjectiveSettings, policy: Policy) -> Callable[[Tensor, li
 
         return of_pictures
     scorer = load_step_scorer(rollout.step_scorer, family, policy.network)
-    rate = getattr(scorer, "rate", None)
+    rate, name = getattr(scorer, "rate", None), f"objective.rollout.step_scorer={rollout.step_scorer}"
     if rate is None:
-        raise DiffpoError(
-            f"objective.rollout.step_scorer={rollout.step_scorer} has no gradient, which source reward needs: name a "
-            "folder of `diffpo train-scorer`"
-        )
-    name = f"objective.rollout.step_scorer={rollout.step_scorer}"
+        raise DiffpoError(f"{name} has no gradient, which source reward needs: name a folder of `diffpo train-scorer`")
 
     def of_latents(x_0: Tensor, captions: list[str], given: Conditioning) -> Tensor:
         t = torch.zeros(len(x_0), dtype=torch.long, device=x_0.device)  # a finished picture

@@ -34,13 +34,21 @@ def by_transform(pixels: Tensor, transform: Any, scorer: str) -> Tensor:
 
 
 def by_processor(pixels: Tensor, processor: Any) -> Tensor:
-    """(n, 3, H, W) in [0, 1] through a CLIPImageProcessor's steps: to the shorter side, centre crop, normalised."""
+    """(n, 3, H, W) in [0, 1] through a CLIPImageProcessor's steps: to the shorter side, centre crop, normalised.
+
+    DiffpoError for a way of resizing that is not known here.
+    """
     if processor.do_resize:
         size = dict(processor.size)
         shorter = size.get("shortest_edge")
         wanted = [size["height"], size["width"]] if shorter is None else shorter
-        mode = MODES.get(int(getattr(processor, "resample", 3)), InterpolationMode.BICUBIC)
-        pixels = resize(pixels, wanted, mode, antialias=True).clamp(0, 1)
+        resample = int(getattr(processor, "resample", 3))
+        if resample not in MODES:
+            raise DiffpoError(
+                f"a scorer has no gradient: its {type(processor).__name__} has resample={resample}, and only 2 "
+                "(bilinear) and 3 (bicubic) are known here. Choose another scorer"
+            )
+        pixels = resize(pixels, wanted, MODES[resample], antialias=True).clamp(0, 1)
     if processor.do_center_crop:
         crop = dict(processor.crop_size)
         pixels = centre(pixels, crop["height"], crop["width"])

@@ -7,10 +7,10 @@ from .baseline import baseline, classical
 from .compensation import compensated
 from .fit import Fitted, fit, ratio
 from .gits import gits_grid
-from .learn import Fit, learned
+from .learn import GaussNewton, learned
 from .methods import METHODS
 from .problem import Batch, Problem, errors, reference
-from .ratios import RatioSurface, Searched, fit_surface, published_ratios
+from .ratios import DCRatios, RatioSurface, fit_surface, published_ratios
 from .search import searched
 from .statistics import estimate
 from .transport import Transport, fit_transport, latents_at
@@ -19,11 +19,11 @@ from .v3 import v3
 __all__ = [
     "METHODS",
     "Batch",
-    "Fit",
+    "DCRatios",
     "Fitted",
+    "GaussNewton",
     "Problem",
     "RatioSurface",
-    "Searched",
     "Transport",
     "baseline",
     "classical",

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..plan import Plan
 from ..sample import build_plan
-from .problem import Problem, errors
+from .problem import Problem, errors, rms
 
 CLASSICAL: tuple[tuple[str, dict], ...] = (
     ("dpmpp", {"order": 2}),
@@ -62,8 +62,3 @@ def baseline(problem: Problem, calls: int, progress: Callable[[int, int], None] 
         if progress is not None:
             progress(len(found) + len(best), total)
     return plans[min(best)[1]]
-
-
-def rms(values: np.ndarray) -> float:
-    """Root mean square."""
-    return float(np.sqrt(np.mean(np.square(values))))

@@ -14,19 +14,20 @@ import torch
 from ..default import default_solver
 from ..grid import Grid
 from ..plan import ANCHOR, HISTORY, ONE, Plan
+from ..solvers import find_solver
 from ..solvers.dc import compensate, with_predictor
 from .problem import Batch, Problem, errors
 from .trajectory import trajectory
 
 Loss = Callable[[torch.Tensor], torch.Tensor]  # of a ratio, a scalar
-TRAJECTORIES = 10  # as in the paper
+SAMPLES = 10  # as in the paper
 BASES: tuple[tuple[str, dict], ...] = (("ipndm", {"order": 2}), ("dpmpp", {"order": 2}))
 REACH = 0.5  # ratios lie within 1 +- REACH
 
 
 @dataclass(frozen=True, eq=False)
-class Compensated:
-    """A plan that is to be compensated, its predictor (see `compensate`) and the degree of the polynomial."""
+class Base:
+    """What is compensated: a plan, its predictor (see `compensate`) and the degree of the polynomial."""
 
     plan: Plan
     predictor: Plan
@@ -48,7 +49,7 @@ def compensated(
     """A classical solver with the ratios that suit the problem.
 
     Args:
-        problem: the first fitting batches are used, until they hold `TRAJECTORIES` samples.
+        problem: the first fitting batches are used, until they hold `SAMPLES` samples.
         base, options: a solver with one call per step and its options. None: the best of `BASES` and of what
             `default_solver` chooses, by the compensated plans' errors on these batches.
         grid: a name or a `Grid`. None: the schedule's default, or with no base the rule's own.
@@ -63,30 +64,29 @@ def compensated(
     grid = rule.grid if base is None and grid is None else grid
     grid = grid if isinstance(grid, Grid) else Grid(problem.schedule, grid)
     bases: Sequence[tuple[str | Callable[..., Plan], dict]]
-    bases = [(rule.solver, rule.options), *BASES] if base is None else [(base, options)]
-    batches, found = few(problem.fitting), []
-    targets: list[list[torch.Tensor]] = []
+    bases = [(rule.solver, rule.options), *BASES] if base is None else [(find_solver(base), options)]
+    batches, found = first_batches(problem.fitting), []
+    exact: list[list[torch.Tensor]] = []
     for solver, own in bases:
         plan, predictor = with_predictor(grid, calls, solver, own)
-        subject = Compensated(plan.for_prediction(problem.prediction), predictor.for_prediction(problem.prediction))
-        targets = targets or [trajectory(each, subject.plan, problem.schedule, problem.prediction) for each in batches]
-
-        found.append(subject.with_ratios(search_ratios(subject, batches, targets, least)))
+        subject = Base(plan.for_prediction(problem.prediction), predictor.for_prediction(problem.prediction))
+        exact = exact or [trajectory(each, subject.plan, problem.schedule, problem.prediction) for each in batches]
+        found.append(subject.with_ratios(search_ratios(subject, batches, exact, least)))
         if progress is not None:
             progress(len(found), len(bases))
     return found[0] if len(found) == 1 else min(found, key=lambda plan: float(errors(plan, batches).mean()))
 
 
-def few(batches: Sequence[Batch], samples: int = TRAJECTORIES) -> list[Batch]:
+def first_batches(batches: Sequence[Batch], samples: int = SAMPLES) -> list[Batch]:
     """The first batches that hold so many samples together, or all."""
     before = np.cumsum([0, *(len(batch.noise) for batch in batches)])
     return [batch for batch, count in zip(batches, before, strict=False) if count < samples]
 
 
 def search_ratios(
-    compensated: Compensated,
+    base: Base,
     batches: Sequence[Batch],
-    targets: Sequence[Sequence[torch.Tensor]],
+    exact: Sequence[Sequence[torch.Tensor]],
     minimise: Callable[[Loss], float],
 ) -> np.ndarray:
     """The ratios, step after step: each makes the state after its step closest to the exact one (sec. 3.3).
@@ -94,20 +94,20 @@ def search_ratios(
     The state is the one after the corrector, if the plan has one, which costs a model call per value of the loss.
 
     Args:
-        targets: per batch the exact states at the plan's K + 1 times, see `trajectory`.
+        exact: per batch the exact states at the plan's K + 1 times, see `trajectory`.
         minimise: finds the ratio with the least loss; the loss can be differentiated.
 
     Returns: (K,) ratios; 1 in the first steps, which have too little history.
     """
-    plan = compensated.plan
+    plan = base.plan
     ratios = np.ones(len(plan))
-    runs = [_Run(compensated, batch) for batch in batches]
+    runs = [_Run(base, batch) for batch in batches]
     for i in range(len(plan)):
         with torch.no_grad():
             for run in runs:
                 run.call(i)
-        if i >= compensated.dc_order:
-            ends = [target[i + 1] for target in targets]
+        if i >= base.dc_order:
+            ends = [states[i + 1] for states in exact]
 
             def loss(ratio, i=i, ends=ends):
                 gaps = [(run.corrected(i, ratio) - end).square() for run, end in zip(runs, ends, strict=True)]
@@ -147,8 +147,8 @@ def least(loss: Loss, reach: float = REACH) -> float:
 class _Run:
     """One batch on its way: the input of the next call, the newest value as it is, the compensated ones before."""
 
-    def __init__(self, compensated: Compensated, batch: Batch):
-        self.plan, self.predictor, self.dc_order = compensated.plan, compensated.predictor, compensated.dc_order
+    def __init__(self, base: Base, batch: Batch):
+        self.plan, self.predictor, self.dc_order = base.plan, base.predictor, base.dc_order
         self.model, self.x = batch.model, batch.noise
         self.new: torch.Tensor = batch.noise  # of no use before the first call
         self.old: list[torch.Tensor] = []  # newest first

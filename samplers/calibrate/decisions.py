@@ -17,10 +17,11 @@ from typing import Literal, get_args
 import numpy as np
 
 from ..grid import Nodes
-from ..plan import HISTORY, Plan
+from ..plan import ANCHOR, HISTORY, Plan
 from ..prediction import conversion
 from ..solvers.expint import ExpStep, through
 from ..solvers.line import Line
+from .combinations import rows_of
 
 Target = Literal["sample", "epsilon", "flow"]
 Relaxation = Literal["exact", "bh1", "bh2"]
@@ -105,14 +106,12 @@ def decided(nodes: Nodes, decisions: Sequence[Decision], name: str = "decided") 
         else:
             inputs.append(predicted)
             states.append(predicted)
-    rows = np.zeros((calls, 2, HISTORY + calls))
-    for i in range(calls):
-        carry = inputs[i + 1][0] / inputs[i][0] if inputs[i][0] else np.inf
-        if not abs(carry) < _STEEPEST:
-            raise ValueError(f"step {i} would multiply its state by {carry:.3g}: take other decisions")
-        weights = (inputs[i + 1] - carry * inputs[i])[1:]
+    rows = rows_of(np.array(inputs))
+    for i, row in enumerate(rows):
+        if not abs(row[0, ANCHOR]) < _STEEPEST:
+            raise ValueError(f"step {i} would multiply its state by {row[0, ANCHOR]:.3g}: take other decisions")
+        weights = row[:, HISTORY:]
         weights[np.abs(weights) < 1e-14 * np.abs(weights).max()] = 0.0  # rounding where a term cancels
-        rows[i, :, 0], rows[i, :, HISTORY : HISTORY + i + 1] = carry, weights[i::-1]
     width = 1 + max(np.flatnonzero(rows[:, 0, HISTORY:].any(axis=0)), default=0)
     reads = np.tile([0.0, 1.0], (calls, 1))
     return Plan(

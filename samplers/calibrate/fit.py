@@ -13,11 +13,11 @@ import numpy as np
 from .._names import unknown
 from ..origin import Origin, points_of
 from ..plan import Plan
-from .baseline import baseline, classical, rms
+from .baseline import baseline, classical
 from .methods import METHODS
-from .problem import Problem, errors
+from .problem import Problem, errors, rms
 
-FEW = 64  # samples
+ENOUGH = 64  # samples to fit to
 OVERFITTED = 1.5  # error on held-out samples / on those that the plan was fitted to
 
 
@@ -28,7 +28,7 @@ class Fitted:
     Attributes:
         plan: with its `origin`.
         fitted: (n_fitted,), of the plan on the samples that it was fitted to.
-        heldout: (n_heldout,), of the plan on samples that the fit did not see.
+        heldout: (n_heldout,), of the plan on samples that it was not fitted to.
         default, classical: (n_heldout,), on the same samples, of the default rule's plan and of the classical plan that
             is best on the fitted samples.
         names: of these two plans.
@@ -104,7 +104,7 @@ def fit(
         seconds=round(seconds, 3),
         settings={"classical": best.name, "default_error": rms(found.default), **(settings or {})},
     )
-    if origin.n_fitted < FEW or origin.heldout_error > OVERFITTED * origin.fitted_error:
+    if origin.n_fitted < ENOUGH or origin.heldout_error > OVERFITTED * origin.fitted_error:
         warnings.warn(
             f"the plan was fitted to {origin.n_fitted} samples. Its error is {origin.fitted_error:.4g} on them and "
             f"{origin.heldout_error:.4g} on {origin.n_heldout} held-out ones: expect the latter. More samples bring "

@@ -16,7 +16,7 @@ from ..grid import Grid
 from ..plan import Plan
 from ..prediction import convert
 from ..solvers.adams import lms
-from .problem import Batch, Problem
+from .problem import Batch, Problem, mean_squares
 
 COEFFICIENT = 1.15  # of the cost of later steps, as published
 
@@ -30,9 +30,11 @@ def gits_grid(problem: Problem, calls: int, *, fine: int = 60, coefficient: floa
         coefficient: see `shortest_path`.
 
     Raises:
-        ValueError: more calls than the fine grid has nodes.
+        ValueError: calls < 1, or more calls than the fine grid has nodes.
     """
-    if not 1 <= calls <= fine:
+    if calls < 1:
+        raise ValueError(f"calls must be at least 1, got {calls}")
+    if calls > fine:
         raise ValueError(f"the {fine} nodes of the fine grid leave no choice of {calls} calls: pass fine={2 * calls}")
     grid = default_solver(fine, problem.guidance, problem.schedule, "zero").grid
     plan = lms(grid or Grid(problem.schedule), fine, order=min(3, fine), space="flow")
@@ -44,8 +46,8 @@ def gits_grid(problem: Problem, calls: int, *, fine: int = 60, coefficient: floa
 def euler_errors(plan: Plan, batches: Sequence[Batch], prediction: str) -> np.ndarray:
     """(M, M) for the plan's M points: entry (i, j), i < j, is the error of one Euler step (DDIM) from point i to j.
 
-    It is the root mean square over the samples' own errors, each divided by the number of pixels' root: in units of x.
-    Below the diagonal it is 0. The plan makes one call per step and ends at sigma = 0 or t_end.
+    It is the root mean square over samples and their elements, in units of x. Below the diagonal it is 0.
+    The plan makes one call per step and ends at sigma = 0 or t_end.
     """
     points, count = len(plan.t), 0
     scale = plan.alpha + plan.sigma  # DDIM is Euler's method for x / scale against u = sigma / scale (solvers/line.py)
@@ -67,7 +69,7 @@ def euler_errors(plan: Plan, batches: Sequence[Batch], prediction: str) -> np.nd
         for i, slope in enumerate(slopes):
             for j in range(i + 1, points):
                 step = (scale[j] / scale[i]) * states[i] + (scale[j] * (u[j] - u[i])) * slope
-                squares[i, j] += float((step - states[j]).double().flatten(1).square().mean(1).sum())
+                squares[i, j] += float(mean_squares(step - states[j]).sum())
         count += len(batch.noise)
     return np.sqrt(squares / count)
 

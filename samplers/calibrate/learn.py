@@ -17,23 +17,23 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .._table import ANCHOR, HISTORY, ONE
 from ..grid import Nodes
 from ..plan import Plan
 from ..schedule import Schedule
 from .baseline import baseline
-from .problem import Batch, Problem
+from .combinations import combined, rows_of
+from .problem import Batch, Problem, mean_squares
 
 
 @dataclass(frozen=True)
-class Fit:
+class GaussNewton:
     """How a learned plan is fitted.
 
     Attributes:
         iterations: Gauss-Newton steps, each on one batch of the problem; 0 returns the start.
         rate: length of the first steps, as a share of the Gauss-Newton step; it falls to 0 along a cosine.
         damping: added to the curvature, as a share of its diagonal. It keeps the numbers near the start where the
-            samples say little about them.
+            samples hardly determine them.
         reach: the longest step, as a share of the error: what it changes in the result, to first order.
         robust: samples whose error exceeds this many times the median count less (Cauchy's loss).
         validation: share of the fitting batches that only choose among the steps.
@@ -53,7 +53,7 @@ def learned(
     problem: Problem,
     calls: int,
     start: Plan | None = None,
-    fit: Fit | None = None,
+    optimiser: GaussNewton | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Plan:
     """The plan of `calls` calls whose result is nearest to the problem's targets.
@@ -61,24 +61,28 @@ def learned(
     Args:
         problem: at least two fitting batches; each Gauss-Newton step takes one, so 16 to 64 samples in a batch.
         start: a plan without noise whose numbers are fitted; None: `baseline`.
+        optimiser: None: the defaults of `GaussNewton`.
         progress: called as `progress(done, total)` after each step.
 
     Raises:
         ValueError: fewer than two fitting batches; a start with noise, with coefficients that vary over the sample, or
             of another number of calls.
     """
-    fit = fit or Fit()
+    optimiser = optimiser or GaussNewton()
     if len(problem.fitting) < 2:
-        raise ValueError("a learned plan needs at least two fitting batches: one of them chooses among the steps")
+        raise ValueError(
+            f"a learned plan needs at least two fitting batches, got {len(problem.fitting)}: pass the samples in "
+            "smaller batches, since one batch only chooses among the steps"
+        )
     start = (start or baseline(problem, calls)).for_prediction(problem.prediction)
     if len(start) != calls:
-        raise ValueError(f"the start {start.name!r} makes {len(start)} calls, not {calls}")
-    if fit.iterations == 0:
+        raise ValueError(f"the start {start.name!r} makes {len(start)} calls, not {calls}: build it with as many calls")
+    if optimiser.iterations == 0:
         return start
     numbers = Numbers.of(start, problem.schedule)
-    aside = max(1, round(fit.validation * len(problem.fitting)))
+    aside = max(1, round(optimiser.validation * len(problem.fitting)))
     fitting, checking = problem.fitting[:-aside], problem.fitting[-aside:]
-    delta = _gauss_newton(numbers, fitting, checking, fit, progress)
+    delta = _gauss_newton(numbers, fitting, checking, optimiser, progress)
     return numbers.plan(delta, f"learned {calls} from {start.name}")
 
 
@@ -126,19 +130,11 @@ class Numbers:
     def plan(self, delta: np.ndarray, name: str) -> Plan:
         t, rows = self.times(delta), self.rows(delta)
         nodes = Nodes.at(self.schedule, t)
-        calls = len(t)
-        table = np.zeros((calls, 2, HISTORY + calls))
-        past = np.zeros(calls + 1)  # x_k over the initial state and the outputs
-        past[0] = 1.0
-        for k, now in enumerate(rows):
-            share = now[0] / past[0]  # in x_k, instead of the initial state
-            table[k, :, ANCHOR] = share
-            table[k, :, HISTORY : HISTORY + k + 1] = (now - share * past)[k + 1 : 0 : -1]
-            past = now
+        table = rows_of(np.vstack([np.eye(1, len(t) + 1), rows]))
         end = self.start
         t, alpha = np.append(t, end.t[-1]), np.append(nodes.alpha, end.alpha[-1])
         sigma = np.append(nodes.sigma, end.sigma[-1])
-        reads = np.tile([0.0, 1.0], (calls, 1))
+        reads = np.tile([0.0, 1.0], (len(nodes.t), 1))
         return Plan(name, end.prediction, t, alpha, sigma, nodes.label, table, reads)
 
 
@@ -149,30 +145,6 @@ def _used(rows: np.ndarray) -> np.ndarray:
 
 def _angle(schedule: Schedule, t) -> np.ndarray:
     return np.arctan2(schedule.sigma(t), schedule.alpha(t))
-
-
-def combined(plan: Plan) -> np.ndarray:
-    """(K, K + 1): each next input over (initial state, m_0, ..., m_{K-1}), with m the network's outputs.
-
-    Raises:
-        ValueError: the plan adds noise or constants, or its coefficients vary over the sample.
-    """
-    if plan.stochastic or plan.rows.ndim > 3 or plan.reads.ndim > 2 or plan.rows[:, :, ONE].any():
-        raise ValueError(f"plan {plan.name!r} adds noise, or has coefficients that vary over the sample")
-    calls = len(plan)
-    state = np.zeros((len(plan.start), calls + 1))
-    state[:, 0] = plan.start[:, 0]
-    now, anchor, *past = state
-    found = []
-    for k in range(calls):
-        of_now, of_output = plan.reads[k]
-        m = of_now * now
-        m[k + 1] += of_output
-        past = [m, *past]
-        values = np.array(past[: plan.rows.shape[2] - HISTORY])
-        now, anchor = (r[ANCHOR] * anchor + r[HISTORY : HISTORY + len(values)] @ values for r in plan.rows[k])
-        found.append(now)
-    return np.array(found)
 
 
 def result(numbers: Numbers, delta: np.ndarray, batch: Batch, changes: torch.Tensor | None = None) -> torch.Tensor:
@@ -228,20 +200,20 @@ def _gauss_newton(
     numbers: Numbers,
     fitting: Sequence[Batch],
     checking: Sequence[Batch],
-    fit: Fit,
+    optimiser: GaussNewton,
     progress: Callable[[int, int], None] | None,
 ) -> np.ndarray:
     """The numbers among those of all steps that have the least loss on `checking`."""
-    rng, probes = np.random.default_rng(fit.seed), torch.Generator().manual_seed(fit.seed)
+    rng, probes = np.random.default_rng(optimiser.seed), torch.Generator().manual_seed(optimiser.seed)
     size, times = numbers.size, np.arange(numbers.size) < len(numbers.gaps)
     squares = _squares(numbers, np.zeros(size), checking)
     typical = scale = float(np.median(squares))
     delta = best = np.zeros(size)
-    least = _loss(squares, scale, fit.robust)
+    least = _loss(squares, scale, optimiser.robust)
     gradient, curvature, weights = np.zeros(size), np.zeros((size, size)), np.zeros(2)
-    first = min(fit.iterations // 4, -(-2 * size // len(fitting[0].noise)))  # as many probes as make a full rank
-    rate, order = fit.rate, list[int]()
-    for i in range(fit.iterations):
+    first = min(optimiser.iterations // 4, -(-2 * size // len(fitting[0].noise)))  # as many probes as make a full rank
+    rate, order = optimiser.rate, list[int]()
+    for i in range(optimiser.iterations):
         order = order or rng.permutation(len(fitting)).tolist()
         slopes, probed, squares = _derivatives(numbers, delta, fitting[order.pop()], probes)
         lost = not np.isfinite(slopes).all() or np.median(squares) > 16.0 * typical
@@ -249,26 +221,26 @@ def _gauss_newton(
             delta, rate = best, 0.5 * rate
         else:
             typical = 0.7 * typical + 0.3 * float(np.median(squares))
-            weight = 1.0 / (1.0 + squares[:, None] / (fit.robust**2 * typical))
+            weight = 1.0 / (1.0 + squares[:, None] / (optimiser.robust**2 * typical))
             keep = np.array([0.5 if i > first else 1.0, 0.95])
             weights = keep * weights + 1.0
             gradient = keep[0] * gradient + (weight * slopes).mean(0)
             curvature = keep[1] * curvature + (weight * probed).T @ probed / len(probed)
         if i >= first and not lost:
             metric = curvature / weights[1]
-            metric = metric + np.diag(fit.damping * np.diag(metric) + 1e-12 * np.trace(metric) + typical * times)
+            metric = metric + np.diag(optimiser.damping * np.diag(metric) + 1e-12 * np.trace(metric) + typical * times)
             step = np.linalg.solve(metric, -gradient / weights[0])
             length = np.sqrt(step @ metric @ step)
-            cosine = 0.5 * (1.0 + np.cos(np.pi * (i - first) / (fit.iterations - first)))
-            delta = delta + rate * cosine * step * min(1.0, fit.reach * np.sqrt(typical) / max(length, 1e-300))
-        if (i + 1) % 5 == 0 or i + 1 == fit.iterations:
-            loss = _loss(_squares(numbers, delta, checking), scale, fit.robust)
+            cosine = 0.5 * (1.0 + np.cos(np.pi * (i - first) / (optimiser.iterations - first)))
+            delta = delta + rate * cosine * step * min(1.0, optimiser.reach * np.sqrt(typical) / max(length, 1e-300))
+        if (i + 1) % 5 == 0 or i + 1 == optimiser.iterations:
+            loss = _loss(_squares(numbers, delta, checking), scale, optimiser.robust)
             if loss < least:
                 best, least = delta, loss
             elif loss > least + 0.2:
                 delta, rate = best, 0.5 * rate
         if progress is not None:
-            progress(i + 1, fit.iterations)
+            progress(i + 1, optimiser.iterations)
     return best
 
 
@@ -286,14 +258,14 @@ def _derivatives(
         torch.autograd.grad(found, changes, value, retain_graph=value is gap)[0].double().cpu().numpy()
         for value in (gap, probe)
     )
-    return slopes / entries, probed / np.sqrt(entries), gap.double().flatten(1).square().mean(1).cpu().numpy()
+    return slopes / entries, probed / np.sqrt(entries), mean_squares(gap).cpu().numpy()
 
 
 def _squares(numbers: Numbers, delta: np.ndarray, batches: Sequence[Batch]) -> np.ndarray:
     """Mean square difference from the target, per sample."""
     with torch.no_grad():
         gaps = [result(numbers, delta, batch) - batch.target for batch in batches]
-    return torch.cat(gaps).double().flatten(1).square().mean(1).cpu().numpy()
+    return mean_squares(torch.cat(gaps)).cpu().numpy()
 
 
 def _loss(squares: np.ndarray, scale: float, robust: float) -> float:

@@ -39,7 +39,7 @@ class Problem:
         schedule: the network's noise schedule.
         prediction: what the network returns (prediction.py).
         fitting: what the numbers are fitted to.
-        heldout: noises and prompts that the fit does not see; at least one batch.
+        heldout: noises and prompts that nothing is fitted to; at least one batch.
         guidance: the scale of classifier-free guidance inside the models of the batches; 1 is none.
     """
 
@@ -74,5 +74,15 @@ def errors(plan: Plan, batches: Sequence[Batch], prediction: str | None = None) 
     for batch in batches:
         with torch.no_grad():
             result = plan.run(batch.model, batch.noise, prediction=prediction)
-        found.append((result - batch.target).double().flatten(1).square().mean(1).sqrt())
+        found.append(mean_squares(result - batch.target).sqrt())
     return torch.cat(found).cpu().numpy()
+
+
+def mean_squares(gap: torch.Tensor) -> torch.Tensor:
+    """The mean square of each sample, (batch,) float64."""
+    return gap.double().flatten(1).square().mean(1)
+
+
+def rms(values: np.ndarray) -> float:
+    """Root mean square."""
+    return float(np.sqrt(np.mean(np.square(values))))

@@ -19,7 +19,7 @@ DEGREES = (3, 2, 2)  # in step / calls, guidance, calls
 RIDGE = 1e-3
 
 
-class Searched(NamedTuple):
+class DCRatios(NamedTuple):
     """Ratios that a search found: (calls,) for one guidance scale. The first `dc_order` of them are 1 and not used."""
 
     guidance: float
@@ -58,7 +58,7 @@ class RatioSurface:
         return np.einsum("ni,j,k->nijk", a, b[0], c[0]).reshape(len(progress), -1)
 
 
-def fit_surface(searched: Sequence[Searched], ridge: float = RIDGE) -> RatioSurface:
+def fit_surface(found: Sequence[DCRatios], ridge: float = RIDGE) -> RatioSurface:
     """The surface through searched ratios, by ridge regression towards ratio 1.
 
     The degrees are those of the paper, or one less than the number of different values where that is lower.
@@ -69,21 +69,19 @@ def fit_surface(searched: Sequence[Searched], ridge: float = RIDGE) -> RatioSurf
     Raises:
         ValueError: nothing to fit.
     """
-    searched = [each for each in searched if len(each.ratios) > each.dc_order]
-    if not searched:
+    found = [each for each in found if len(each.ratios) > each.dc_order]
+    if not found:
         raise ValueError("no searched ratios to fit: pass searches with more calls than dc_order")
-    if len({each.dc_order for each in searched}) > 1:
+    if len({each.dc_order for each in found}) > 1:
         raise ValueError("the searched ratios are of different dc_order: fit a surface to each")
-    guidances, numbers = (
-        {float(v) for v in c} for c in ([e.guidance for e in searched], [len(e.ratios) for e in searched])
-    )
-    dc_order, longest = searched[0].dc_order, int(max(numbers))
+    guidances, numbers = ({float(v) for v in c} for c in ([e.guidance for e in found], [len(e.ratios) for e in found]))
+    dc_order, longest = found[0].dc_order, int(max(numbers))
     degrees = [min(d, n - 1) for d, n in zip(DEGREES, (longest - dc_order, len(guidances), len(numbers)), strict=True)]
     shape = tuple(d + 1 for d in degrees)
     ranges = (min(guidances), max(guidances)), (min(numbers), max(numbers))
     empty = RatioSurface(np.zeros(shape), *ranges, 1.0, dc_order)
     rows, values = [], []
-    for each in searched:
+    for each in found:
         steps = np.arange(dc_order + 1, len(each.ratios) + 1)
         rows.append(empty._basis(steps / len(each.ratios), each.guidance, len(each.ratios)))
         values.append(np.asarray(each.ratios, np.float64)[dc_order:] - 1.0)

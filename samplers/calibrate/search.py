@@ -43,7 +43,7 @@ class Candidate:
         return decided(nodes, self.decisions, f"searched({len(u)} calls)")
 
     def features(self) -> np.ndarray:
-        """What the predictor sees: each decision as 0 and 1, and the nodes' places in units of their mean gap."""
+        """What the predictor is given: each decision as 0 and 1, and the nodes' places in units of their mean gap."""
         chosen = [
             [float(value == option) for option in options]
             for decision in self.decisions

@@ -55,14 +55,19 @@ def estimate(
         progress: called as `progress(levels done, levels)`.
 
     Raises:
-        ValueError: fewer than three samples.
+        ValueError: fewer than three samples, or a number that is too small.
 
     Warns:
         UserWarning: too few samples; the message has the expected error and a better number.
     """
     samples = repeats * sum(len(batch.target) for batch in problem.fitting)
     if samples < 3 or not 1 <= repeats < samples:
-        raise ValueError(f"statistics need at least three samples and fewer repeats than that, got {samples}")
+        raise ValueError(
+            f"statistics need at least three samples, and fewer repeats than samples; these are {samples} with "
+            f"repeats={repeats}: take more noises in the fitting batches"
+        )
+    if levels < 1 or (probes != "exact" and int(probes) < 1):
+        raise ValueError(f"levels and probes must be at least 1 (or probes='exact'), got {levels} and {probes}")
     lam = np.linspace(*_range(problem.schedule), levels + 1)
     derivative = Derivative()
     l: list[np.ndarray] = []
@@ -204,7 +209,7 @@ def _directions(x: torch.Tensor, probes: int | str, seed: int) -> list[torch.Ten
         basis = torch.eye(x[0].numel(), dtype=x.dtype, device=x.device).reshape(-1, *x.shape[1:])
         return [v.expand_as(x) for v in basis]
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randint(0, 2, x.shape, generator=generator).mul(2).sub(1).to(x) for _ in range(max(1, int(probes)))]
+    return [torch.randint(0, 2, x.shape, generator=generator).mul(2).sub(1).to(x) for _ in range(int(probes))]
 
 
 def label(schedule: Schedule, lam: float, x: torch.Tensor) -> torch.Tensor:

@@ -9,29 +9,28 @@ and the heights h are where the concave dual `E_z min_j (|z - y_j|^2 / 2 - psi_j
 is largest: its gradient is 1/n minus the mass of the cell. A short plan goes on from the latent at its level.
 
 The authors run annealed Langevin steps from there; here it is any solver of the package. A start is one of n stored
-states, so at most n pictures per prompt can come out, and the noise of a prompt no longer says which one.
+states, so at most n pictures per prompt can come out.
 Whether it helps on a trained model is not measured yet.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
-from .._files import write_whole
+from .. import _arrays
 from ..forward import add_noise
 from ..grid import Grid
 from ..plan import Plan
 from ..sample import build_plan
 from ..schedule import Schedule
 
-_HEADER = "samplers_transport"
+LAYOUT = _arrays.Layout("transport", "samplers_transport", {"points": "F32", "heights": "F64"}, most_bytes=2**32)
 _CHUNK = 1024  # noises per matrix product
 
 
@@ -83,9 +82,8 @@ class Transport:
 
     def save(self, path) -> None:
         """Write one safetensors file; a file that is there is replaced once the new one is complete."""
-        header = {_HEADER: json.dumps({"version": 1, "t": self.t})}
-        arrays = {"points": self.points.contiguous(), "heights": self.heights.contiguous()}
-        write_whole(path, save(arrays, metadata=header))
+        arrays = {"points": self.points.float().cpu().numpy(), "heights": self.heights.double().cpu().numpy()}
+        _arrays.write(path, LAYOUT, arrays, json.dumps({"version": 1, "t": self.t}))
 
     @classmethod
     def load(cls, path) -> Transport:
@@ -95,12 +93,13 @@ class Transport:
             ValueError: the file is missing, is something else, or its latents and heights do not fit.
         """
         try:
-            with safe_open(os.fspath(path), framework="pt") as f:
-                about = json.loads((f.metadata() or {}).get(_HEADER, "null"))
-                if not isinstance(about, dict) or about.get("version") != 1 or not isinstance(about.get("t"), float):
-                    raise ValueError(f"not a transport of version 1 (no {_HEADER!r} in its header)")
-                return cls(f.get_tensor("points"), f.get_tensor("heights"), about["t"])
-        except (OSError, SafetensorError, ValueError) as error:
+            about, arrays = _arrays.read(path, LAYOUT)
+            if set(about) != {"version", "t"} or about["version"] != 1 or not isinstance(about["t"], float):
+                raise ValueError("the header of a transport must have version 1 and the time t, nothing else")
+            if not math.isfinite(about["t"]):
+                raise ValueError(f"its time t is {about['t']}, not a finite number")
+            return cls(torch.from_numpy(arrays["points"]), torch.from_numpy(arrays["heights"]), about["t"])
+        except ValueError as error:
             raise ValueError(f"{os.fspath(path)!r}: {str(error)[:500]}") from None
 
 

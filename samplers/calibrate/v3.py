@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -14,14 +13,6 @@ from ..solvers.v3 import dpm_solver_v3
 from ..statistics import Statistics
 from .problem import Problem, errors
 from .statistics import estimate
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """Nodes and options of dpm_solver_v3."""
-
-    grid: Grid
-    options: dict = field(default_factory=dict)
 
 
 def v3(
@@ -46,8 +37,8 @@ def v3(
     statistics = estimate(problem, pooled=True) if statistics is None else statistics
     best, least = None, np.inf
     every = list(candidates(problem, calls))
-    for done, one in enumerate(every, 1):
-        plan = dpm_solver_v3(one.grid, calls, statistics=statistics, **one.options).for_prediction(problem.prediction)
+    for done, (grid, options) in enumerate(every, 1):
+        plan = dpm_solver_v3(grid, calls, statistics=statistics, **options).for_prediction(problem.prediction)
         try:
             error = float(errors(plan, problem.fitting).mean())
         except FloatingPointError:  # it blows up
@@ -60,8 +51,8 @@ def v3(
     return best
 
 
-def candidates(problem: Problem, calls: int) -> Iterator[Candidate]:
-    """What `v3` tries."""
+def candidates(problem: Problem, calls: int) -> Iterator[tuple[Grid, dict]]:
+    """What `v3` tries: nodes, and options of dpm_solver_v3."""
     schedule = problem.schedule
     rule = default_solver(calls, problem.guidance, schedule, "zero").grid
     grids = [rule if rule is not None else Grid(schedule), Grid(schedule, "quadratic")]
@@ -71,4 +62,4 @@ def candidates(problem: Problem, calls: int) -> Iterator[Candidate]:
         for order in range(1, min(3, calls) + 1):
             for corrector in ("none", "full") if order == 1 else ("none", "pseudo", "full"):
                 for pseudo in (False, True) if order == 3 else (False,):
-                    yield Candidate(grid, {"order": order, "corrector": corrector, "pseudo": pseudo})
+                    yield grid, {"order": order, "corrector": corrector, "pseudo": pseudo}

@@ -1,4 +1,4 @@
-"""Custom nodes for ComfyUI: solvers, grids and plans of `samplers`. README.md here says how to install them.
+"""Custom nodes for ComfyUI: solvers, grids and plans of `samplers`. How to install them is in README.md.
 
 The folder works where it is and as a copy in ComfyUI/custom_nodes. It imports `samplers`, and `comfy` only when a node
 runs.

@@ -92,6 +92,9 @@ def plan_on(schedule: Schedule, sigmas, solver: str, options: dict, guidance: fl
     return build_plan(schedule, solver, grid=grid, prediction="sample", **options)
 
 
+# The first six parameters of the next two are those that ComfyUI passes; the others are what KSAMPLER adds.
+
+
 def by_solver(model, x, sigmas, extra_args=None, callback=None, disable=None, *, solver: str, options: dict):
     """ComfyUI's sampler function for a solver by name. '_cfg_pp' after the name is CFG++."""
     sampling = model_sampling(model)

@@ -25,16 +25,35 @@ import numpy as np
 from .._names import unknown
 from ..grid import Grid
 from ..plan import HISTORY, Plan
+from .adams import abm, gradient_estimation, ipndm, lms
+from .ddim import ddim
+from .deis import deis
+from .dpmpp import dpmpp
+from .ersde import er_sde
 from .expint import through
+from .rungekutta import euler
+from .sa import sa_solver
+from .unipc import unipc
+from .v3 import dpm_solver_v3
 
+_ONE_CALL = (ddim, euler, dpmpp, unipc, sa_solver, dpm_solver_v3, abm, deis, lms, ipndm, er_sde, gradient_estimation)
+BASES: dict[str, Callable[..., Plan]] = {solver.__name__: solver for solver in _ONE_CALL}
 WITHOUT_CORRECTOR: dict[str, dict] = {"unipc": {"corrector": False}, "sa_solver": {"corrector_order": 0}}
 
 
-def dc_solver(grid: Grid, steps: int, *, base: str = "unipc", ratios: tuple = (), dc_order: int = 2, **options) -> Plan:
+def dc_solver(
+    grid: Grid,
+    steps: int,
+    *,
+    base: str | Callable[..., Plan] = "unipc",
+    ratios: tuple = (),
+    dc_order: int = 2,
+    **options,
+) -> Plan:
     """A solver with dynamic compensation. One call per step.
 
     Args:
-        base: a solver in `SOLVERS` with one call per step. DC-Solver is 'unipc' with variant='bh1'.
+        base: a name in `BASES`, or any solver function with one call per step. DC-Solver is 'unipc' with variant='bh1'.
         ratios: rho, one number per step; those of the first `dc_order` steps have no effect. None given: all 1.
         dc_order: degree of the polynomial in time.
         options: those of the base.
@@ -48,15 +67,16 @@ def dc_solver(grid: Grid, steps: int, *, base: str = "unipc", ratios: tuple = ()
 
 def with_predictor(grid: Grid, steps: int, base: str | Callable[..., Plan], options: dict) -> tuple[Plan, Plan]:
     """The plan of a solver, and the one of its predictor alone, which is the same plan if it has no corrector."""
-    from . import find_solver  # this solver is one of them
-
-    build = base if callable(base) else find_solver(base)
+    if not callable(base) and base not in BASES:
+        raise unknown("solver with one model call per step", base, BASES)
+    build = base if callable(base) else BASES[base]
+    family = getattr(build, "func", build).__name__  # an alias is a partial function
     known = inspect.signature(build).parameters
     for option in options:
         if option not in known:
-            raise unknown(f"option of solver {base!r}", option, list(known)[2:])
+            raise unknown(f"option of solver {family!r}", option, list(known)[2:])
     plan = build(grid, steps, **options)
-    off = WITHOUT_CORRECTOR.get(build.__name__)
+    off = WITHOUT_CORRECTOR.get(family)
     return plan, plan if off is None else build(grid, steps, **options | off)
 
 

@@ -87,12 +87,12 @@ def dpm_solver_v3(
     else:
         integrals = exact(statistics)
     orders = climb(order, steps, lower_order_final)
-    problem = _Steps(nodes, statistics, integrals, max(orders) + 1)
+    maps = _Maps(nodes, statistics, integrals, max(orders) + 1)
     corrected = [
         corrector != "none" and (not half or nodes.t[i + 1] > 0.5 * grid.schedule.t_max) and i + 1 < steps
         for i in range(steps)
     ]
-    rows = _rows(problem, orders, pseudo, CORRECTORS[corrector], corrected)
+    rows = _rows(maps, orders, pseudo, CORRECTORS[corrector], corrected)
     l = statistics.at(np.where(np.isfinite(nodes.lam), nodes.lam, statistics.lam[0])[:steps])[0]
     reads = np.stack([np.zeros_like(l), -np.ones_like(l)], axis=1)  # f = (1 - l) y - x_0; at alpha = 0 it is -x_0
     there = np.isfinite(nodes.lam[:steps])
@@ -101,17 +101,17 @@ def dpm_solver_v3(
     return Plan(name, "sample", nodes.t, nodes.alpha, nodes.sigma, nodes.label[:steps], rows, reads)
 
 
-def _rows(problem: _Steps, orders: list[int], pseudo: bool, corrector, corrected: list[bool]) -> np.ndarray:
+def _rows(maps: _Maps, orders: list[int], pseudo: bool, corrector, corrected: list[bool]) -> np.ndarray:
     """The rows of predictor and corrector; see `unipc.predict_and_correct` for how two states become one row."""
-    nodes, steps = problem.nodes, len(orders)
+    nodes, steps = maps.nodes, len(orders)
     first = int(not np.isfinite(nodes.lam[0]))  # f at lambda = -inf gives no derivative
-    shape = problem.statistics.shape
+    shape = maps.statistics.shape
     rows = np.zeros((steps, 2, HISTORY + min(steps, max(orders) + 1), *shape))
     change = _Sum({}, 0.0)
     for i, order in enumerate(orders):
         p = max(1, min(order, i + 1 - first))
-        predicted = problem.step(i, [i - j for j in range(p)], pseudo)
-        carry = problem.pieces[i].carry
+        predicted = maps.step(i, [i - j for j in range(p)], pseudo)
+        carry = maps.pieces[i].carry
         rows[i, :, ANCHOR] = carry
         total = predicted.plus(change, carry)
         rows[i, :, ONE] = total.constant
@@ -123,7 +123,7 @@ def _rows(problem: _Steps, orders: list[int], pseudo: bool, corrector, corrected
             c = p + more
             if c > 1:
                 at = [i, i + 1, *(i - j for j in range(1, c - 1))]
-                change = problem.step(i, at, pseudo_too).plus(predicted, -1.0)
+                change = maps.step(i, at, pseudo_too).plus(predicted, -1.0)
     used = np.flatnonzero((rows != 0).any(axis=(0, 1, *range(3, rows.ndim))))
     return rows[:, :, : max(HISTORY + 1, used.max() + 1)]
 
@@ -149,7 +149,7 @@ class _Piece:
     source: float | np.ndarray
 
 
-class _Steps:
+class _Maps:
     """All steps of a grid, as linear maps of x_s and of the f of any nodes."""
 
     def __init__(self, nodes: Nodes, statistics: Statistics, integrals, orders: int):

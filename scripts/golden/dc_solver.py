@@ -4,7 +4,7 @@ import torch
 
 from samplers import Grid
 from samplers.calibrate import Batch
-from samplers.calibrate.compensation import Compensated, search_ratios
+from samplers.calibrate.compensation import Base, search_ratios
 from samplers.calibrate.ratios import published_ratios
 from samplers.solvers.dc import dc_solver, with_predictor
 
@@ -35,7 +35,7 @@ def run_diffusers(setting, options):
 def search(setting, options):
     settings = {name: options.pop(name, default) for name, default in VARIANTS.items()}
     plan, predictor = with_predictor(setting.grid("time_uniform"), setting.steps, "unipc", settings)
-    dc = Compensated(plan.for_prediction("epsilon"), predictor.for_prediction("epsilon"))
+    dc = Base(plan.for_prediction("epsilon"), predictor.for_prediction("epsilon"))
     reference = options.pop("reference")
     states, times = (setting.golden[f"{reference}.{name}"] for name in ("xs", "ts"))
     # the authors' state at a time is the one of the nearest label above

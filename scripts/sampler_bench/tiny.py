@@ -9,28 +9,39 @@ from typing import Self
 
 import torch
 
+from diffpo.commands.guided_model import PromptedModel
 from diffpo.data.prompts import load_prompts
 from diffpo.evaluate.generate import initial_noise
-from diffpo.models import load_pipeline
-from samplers import Grid, RectifiedFlow, Schedule, VPDiscrete, sample
+from diffpo.evaluate.generation import Generation
+from samplers import Grid, sample
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 REFERENCE_CALLS = 500
 
 
 class Tiny:
-    """What all have in common, of that which `compare.py` asks of a problem: z (prompts, 8, 8, 8) float32, exact."""
+    """A pipeline with held-out prompts, their embeddings (encoded once), their initial noises and a guidance scale.
 
-    name: str
-    guidance: float
-    schedule: Schedule
-    prediction: str
-    z: torch.Tensor
-    reference: tuple[str, str, dict]  # solver, grid and options of the long run
+    Of that which `compare.py` asks of a problem: z (prompts, 8, 8, 8) float32, `exact`, `model`, schedule, prediction.
+    """
+
+    folder: ClassVar[str]  # in assets
+    long_run: ClassVar[tuple[str, str, dict]]  # solver, grid and options of the solution with 500 calls
     reference_calls: int = REFERENCE_CALLS
 
+    def __init__(self, guidance: float, prompts: int = 64, seed: int = 0):
+        self.name, self.guidance = f"{self.folder} g={guidance:g}", guidance
+        self.texts = load_prompts("shapes:heldout", prompts)
+        generation = Generation(model=str(ASSETS / self.folder), guidance=guidance, device="cpu")
+        self.prompted = PromptedModel(generation, self.texts)
+        self.schedule, self.prediction = self.prompted.family.schedule(), self.prompted.family.prediction
+        self.z = torch.stack([initial_noise(self.prompted.shape, seed, i)[0] for i in range(prompts)])
+        self.guided = self.prompted.at(self.texts)
+
+    @torch.inference_mode()
     def model(self, x: torch.Tensor, label) -> torch.Tensor:
-        raise NotImplementedError
+        """The guided output; guidance 1 is the conditional model alone."""
+        return self.guided(x, label)
 
     @cached_property
     def exact(self) -> dict[str, torch.Tensor]:
@@ -38,7 +49,7 @@ class Tiny:
 
         The network is not defined below that time, so that step is part of the problem, the same for everybody.
         """
-        solver, grid, options = self.reference
+        solver, grid, options = self.long_run
         common = {"schedule": self.schedule, "prediction": self.prediction}
         path = Grid(self.schedule, grid, end="t_end")
         steps = self.reference_calls
@@ -50,80 +61,26 @@ class Tiny:
         """The same problem with the first prompts only, for a cheap look at many methods."""
         part = copy.copy(self)
         part.exact = {end: x[:prompts] for end, x in self.exact.items()}
-        part.z = self.z[:prompts]
+        part.z, part.guided = self.z[:prompts], self.prompted.at(self.texts[:prompts])
         return part
 
 
 class TinySDXL(Tiny):
-    """SDXL with held-out prompts, their embeddings (encoded once), their initial noises and a guidance scale."""
-
-    prediction = "epsilon"
-    reference = ("dpmpp", "logsnr", {"order": 3})
-
-    def __init__(self, guidance: float, prompts: int = 64, seed: int = 0):
-        self.name, self.guidance = f"tiny-sdxl g={guidance:g}", guidance
-        pipe = load_pipeline(str(ASSETS / "tiny-sdxl"), device="cpu")
-        self.unet = pipe.unet.eval()
-        config = pipe.scheduler.config
-        self.schedule = VPDiscrete.scaled_linear(config["beta_start"], config["beta_end"])
-        texts = load_prompts("shapes:heldout", prompts)
-        self.z = _noise(pipe.unet.config, prompts, seed)
-        with torch.inference_mode():
-            self.cond, self.empty, self.pooled, self.empty_pooled = pipe.encode_prompt(
-                texts, do_classifier_free_guidance=True
-            )
-        pixels = pipe.unet.config.sample_size * pipe.vae_scale_factor
-        self.ids = torch.tensor([pixels, pixels, 0, 0, pixels, pixels], dtype=torch.float32)
-
-    @torch.inference_mode()
-    def model(self, x: torch.Tensor, label) -> torch.Tensor:
-        """The guided noise prediction; guidance 1 is the conditional model alone. x may hold the first prompts only."""
-        n, twice = len(x), self.guidance != 1.0
-        states, pooled, rows = self.cond[:n], self.pooled[:n], x.float()
-        if twice:
-            states, pooled = torch.cat([self.empty[:n], states]), torch.cat([self.empty_pooled[:n], pooled])
-            rows = rows.repeat(2, 1, 1, 1)
-        added = {"text_embeds": pooled, "time_ids": self.ids.expand(len(rows), -1)}
-        label = torch.as_tensor(label, dtype=torch.float32)
-        out = self.unet(rows, label, encoder_hidden_states=states, added_cond_kwargs=added).sample
-        return (torch.lerp(*out.chunk(2), self.guidance) if twice else out).to(x.dtype)
+    folder = "tiny-sdxl"
+    long_run = ("dpmpp", "logsnr", {"order": 3})
 
 
 class TinyDiT(Tiny):
-    """PixArt-Sigma's pipeline with a flow model, set up like `TinySDXL`."""
+    """PixArt-Sigma's pipeline with a flow model."""
 
-    prediction = "flow"
-    reference = ("abm", "time", {"order": 3})  # lambda is infinite at pure noise
+    folder = "tiny-dit"
+    long_run = ("abm", "time", {"order": 3})  # lambda is infinite at pure noise
 
     def __init__(self, guidance: float, prompts: int = 64, seed: int = 0):
-        self.name, self.guidance = f"tiny-dit g={guidance:g}", guidance
-        pipe = load_pipeline(str(ASSETS / "tiny-dit"), device="cpu")
-        self.transformer = pipe.transformer.eval()
-        self.schedule = RectifiedFlow(pipe.scheduler.config["flow_shift"])
-        self.z = _noise(pipe.transformer.config, prompts, seed)
-        texts = [*load_prompts("shapes:heldout", prompts), ""]  # unconditional is the empty caption
-        with torch.inference_mode():
-            self.states, self.mask, _, _ = pipe.encode_prompt(texts, do_classifier_free_guidance=False)
+        super().__init__(guidance, prompts, seed)
         # tokens that no prompt uses are masked in every row: without them the result is the same, in less time
-        used = int(self.mask.sum(1).max())
-        self.states, self.mask = self.states[:, :used], self.mask[:, :used]
-
-    @torch.inference_mode()
-    def model(self, x: torch.Tensor, label) -> torch.Tensor:
-        """The guided flow, as `TinySDXL.model`."""
-        n, twice = len(x), self.guidance != 1.0
-        rows = [*range(n)] if not twice else [*[len(self.states) - 1] * n, *range(n)]
-        label = torch.as_tensor(label, dtype=torch.float32).expand(len(rows))
-        out = self.transformer(
-            x.float().repeat(1 + twice, 1, 1, 1),
-            encoder_hidden_states=self.states[rows],
-            encoder_attention_mask=self.mask[rows],
-            timestep=label,
-            added_cond_kwargs={"resolution": None, "aspect_ratio": None},
-        ).sample
-        return (torch.lerp(*out.chunk(2), self.guidance) if twice else out).to(x.dtype)
-
-
-def _noise(config, prompts: int, seed: int) -> torch.Tensor:
-    shape = (config.in_channels, config.sample_size, config.sample_size)
-    return torch.stack([initial_noise(shape, seed, i)[0] for i in range(prompts)])
+        rows = list(self.prompted.encoded.rows.values())
+        used = max(int(row["prompt_attention_mask"].sum()) for row in rows)
+        for row in rows:
+            row.update({name: value[:used] for name, value in row.items()})
+        self.guided = self.prompted.at(self.texts)

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+import typing
 from dataclasses import replace
 
 import numpy as np
@@ -130,6 +131,11 @@ def test_the_model_that_is_fitted_to_is_the_pipelines(tiny_folder, tmp_path, nam
         theirs = unpack(theirs, *batch.noise.shape[-2:])
     torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3)
     assert (ours - batch.noise).abs().max() > 0.1
+
+
+def test_the_help_names_every_method():
+    about = typing.get_type_hints(cli.calibrate, include_extras=True)["method"].__metadata__[0].help
+    assert all(name in about for name in METHODS)
 
 
 def test_a_calibration_writes_a_plan_that_says_where_it_comes_from(tiny_sd, prompts, plan_file, capsys):

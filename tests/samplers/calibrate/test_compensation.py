@@ -7,7 +7,7 @@ from ids import named
 
 from samplers import Grid, VPLinear, build_plan
 from samplers.calibrate import Batch, Problem, compensated, errors, reference
-from samplers.calibrate.compensation import Compensated, few, least, search_ratios
+from samplers.calibrate.compensation import Base, first_batches, least, search_ratios
 from samplers.calibrate.trajectory import trajectory
 from samplers.solvers.dc import with_predictor
 
@@ -56,7 +56,7 @@ def test_no_base_is_the_best_of_a_few_on_the_rules_grid(problem):
 def test_each_ratio_is_the_best_of_its_step(problem):
     """Independent of the search's own state: run the compensated plan and look at the state after each step."""
     plan, _ = with_predictor(Grid(VP, "time"), 6, "dpmpp", {"order": 2})
-    subject, only = Compensated(*[plan.for_prediction("epsilon")] * 2), problem.fitting[0]
+    subject, only = Base(*[plan.for_prediction("epsilon")] * 2), problem.fitting[0]
     exact = trajectory(only, plan, VP, "epsilon")
     ratios = search_ratios(subject, [only], [exact], least)
     assert (ratios[:2] == 1.0).all() and (ratios[2:] != 1.0).all()
@@ -106,7 +106,8 @@ def test_minimiser(function, minimum):
 
 def test_few_takes_whole_batches():
     batches = [Batch(None, torch.zeros(n, 1), None) for n in (4, 4, 4, 4)]
-    assert few(batches, 9) == batches[:3] and few(batches, 100) == batches and few(batches, 4) == batches[:1]
+    for samples, count in {9: 3, 100: 4, 4: 1}.items():
+        assert first_batches(batches, samples) == batches[:count]
 
 
 def test_the_loss_has_a_derivative(problem):
@@ -123,6 +124,6 @@ def test_the_loss_has_a_derivative(problem):
         gradients.append((at.grad.item(), numeric.item()))
         return 1.0
 
-    search_ratios(Compensated(plan, predictor), [only], [trajectory(only, plan, VP, "epsilon", 50)], watch)
+    search_ratios(Base(plan, predictor), [only], [trajectory(only, plan, VP, "epsilon", 50)], watch)
     assert len(gradients) == 3
     np.testing.assert_allclose(*zip(*gradients, strict=True), rtol=1e-5)

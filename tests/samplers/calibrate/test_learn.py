@@ -10,7 +10,7 @@ import torch
 
 from samplers import Plan, build_plan
 from samplers.analytic import GaussianMixture
-from samplers.calibrate import Batch, Fit, Problem, errors, learned, reference
+from samplers.calibrate import Batch, GaussNewton, Problem, errors, learned, reference
 from samplers.calibrate.learn import Numbers, combined, result
 from samplers.schedule import RectifiedFlow, Schedule, VPDiscrete
 
@@ -60,7 +60,7 @@ def test_the_numbers_of_a_classical_plan_are_that_plan(schedule, prediction, sol
 def test_without_iterations_the_plan_is_the_start():
     cases = problem(VP, "epsilon", 2, 4)
     start = build_plan(VP, "unipc", 4, prediction="epsilon")
-    assert learned(cases, 4, start, Fit(iterations=0)) is start
+    assert learned(cases, 4, start, GaussNewton(iterations=0)) is start
 
 
 def test_derivatives_per_sample_are_those_of_finite_differences():
@@ -84,7 +84,7 @@ def test_derivatives_per_sample_are_those_of_finite_differences():
 
 def test_a_saved_plan_gives_the_same_result(tmp_path):
     cases = problem(VP, "epsilon", 2)
-    plan = learned(cases, 4, build_plan(VP, "ipndm", 4, "karras", order=2), Fit(iterations=8))
+    plan = learned(cases, 4, build_plan(VP, "ipndm", 4, "karras", order=2), GaussNewton(iterations=8))
     plan.save(tmp_path / "plan.safetensors")
     case = cases.heldout[0]
     again = Plan.load(tmp_path / "plan.safetensors").run(case.model, case.noise)
@@ -95,7 +95,7 @@ def test_the_fit_does_not_look_at_the_held_out_noises():
     cases = problem(FLOW, "flow", 2, 8)
     start = build_plan(FLOW, "dpmpp", 4, "time", "flow")
     other = replace(cases, heldout=(batch(FLOW, "flow", 200, 8),))
-    one, two = (learned(each, 4, start, Fit(iterations=6)) for each in (cases, other))
+    one, two = (learned(each, 4, start, GaussNewton(iterations=6)) for each in (cases, other))
     np.testing.assert_array_equal(one.rows, two.rows)
     np.testing.assert_array_equal(one.t, two.t)
 
@@ -121,7 +121,7 @@ def test_a_model_without_gradient_is_refused():
     cases = problem(VP, "epsilon", 2, 2)
     frozen = tuple(replace(each, model=torch.no_grad()(each.model)) for each in cases.fitting)
     with pytest.raises(ValueError, match="no gradient by its input"):
-        learned(replace(cases, fitting=frozen), 3, build_plan(VP, "ddim", 3), Fit(iterations=1))
+        learned(replace(cases, fitting=frozen), 3, build_plan(VP, "ddim", 3), GaussNewton(iterations=1))
 
 
 def test_combined_rows_give_every_input_of_the_plan():

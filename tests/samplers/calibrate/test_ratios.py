@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from samplers.calibrate.ratios import Searched, fit_surface, published_ratios
+from samplers.calibrate.ratios import DCRatios, fit_surface, published_ratios
 
 RNG = np.random.default_rng(0)
 # in the authors' layout; a change of the ratio by a few tenths, as searches find
@@ -15,7 +15,7 @@ def known(calls, guidance):
     return published_ratios(KNOWN.ravel(), calls, guidance)
 
 
-DATA = [Searched(g, known(n, g)) for g in (1.0, 3.0, 5.0, 7.5) for n in (5, 8, 10, 15, 20)]
+DATA = [DCRatios(g, known(n, g)) for g in (1.0, 3.0, 5.0, 7.5) for n in (5, 8, 10, 15, 20)]
 
 
 def test_a_known_surface_is_recovered():
@@ -46,7 +46,7 @@ def test_the_ridge_resists_noise():
 
 
 def test_few_searches_make_a_surface_of_lower_degree():
-    surface = fit_surface([Searched(3.0, np.array([1.0, 1.0, 0.9, 1.1, 1.2]))], ridge=1e-12)
+    surface = fit_surface([DCRatios(3.0, np.array([1.0, 1.0, 0.9, 1.1, 1.2]))], ridge=1e-12)
     assert surface.coefficients.shape == (3, 1, 1)
     assert surface.ratios(5, 3.0) == pytest.approx([1.0, 1.0, 0.9, 1.1, 1.2], abs=1e-6)
     assert (surface.ratios(9, 30.0) == surface.ratios(9, 3.0)).all()  # outside the range: its nearest end
@@ -54,6 +54,6 @@ def test_few_searches_make_a_surface_of_lower_degree():
 
 def test_says_what_it_cannot_do():
     with pytest.raises(ValueError, match="more calls than dc_order"):
-        fit_surface([Searched(3.0, np.ones(2))])
+        fit_surface([DCRatios(3.0, np.ones(2))])
     with pytest.raises(ValueError, match="different dc_order"):
-        fit_surface([Searched(3.0, np.ones(8)), Searched(3.0, np.ones(8), dc_order=3)])
+        fit_surface([DCRatios(3.0, np.ones(8)), DCRatios(3.0, np.ones(8), dc_order=3)])
