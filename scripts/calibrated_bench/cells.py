@@ -17,7 +17,7 @@ import torch
 
 from samplers import Plan
 from samplers.calibrate import Problem, errors
-from samplers.calibrate.baseline import rms
+from samplers.calibrate.problem import rms
 
 from .methods import Candidate, calibrated, source_of, uncalibrated
 from .references import References

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from samplers import Plan, build_plan
 from samplers.calibrate import Problem, errors
-from samplers.calibrate.baseline import rms
 from samplers.calibrate.gits import gits_grid
+from samplers.calibrate.problem import rms
 
 SOLVERS = (("ipndm", {"order": 2}), ("ipndm", {"order": 3}), ("dpmpp", {"order": 2}), ("lms", {"order": 2}))
 

@@ -24,7 +24,7 @@ from diffpo.problems.regression import Conditioning
 from diffpo.weights import lora as lora_module
 from diffpo.weights import trained
 
-EMBEDDED = {"tiny-sdxl": TinySDXL.reference, "tiny-dit": TinyDiT.reference}
+EMBEDDED = {"tiny-sdxl": TinySDXL.long_run, "tiny-dit": TinyDiT.long_run}
 MODELS = (*EMBEDDED, *problems.MIXTURES)
 SELECT = 32  # prompts on which settings are chosen
 SCORES = ("total", "all_right")
@@ -164,7 +164,7 @@ class Embedded(World):
         found = _TinyPart()
         found.name, found.guidance, found.tally = self.name, self.guidance, self.tally
         found.schedule, found.prediction = self.schedule, self.prediction
-        found.reference, found.reference_calls = EMBEDDED[self.model_name], self.options.reference_calls
+        found.long_run, found.reference_calls = EMBEDDED[self.model_name], self.options.reference_calls
         found.policy = Policy(self.family, self.network)
         found.z = torch.stack([_noise(self.options.seed, split, first + i, shape) for i in range(count)])
         found.z = found.z.to(self.options.device)
@@ -195,9 +195,14 @@ class Embedded(World):
 
 
 class _TinyPart(Tiny):
+    """Some prompts of an `Embedded` world, which fills in what `Tiny` would load for itself."""
+
     policy: Policy
     given: Conditioning
     tally: Tally
+
+    def __init__(self) -> None:
+        pass
 
     def model(self, x: torch.Tensor, label) -> torch.Tensor:
         """The guided output; guidance 1 is the conditional model alone. It has gradients where x has."""
