@@ -4,8 +4,8 @@
 
 The idea: the network's own error is smaller at high noise, so an earlier prediction shows which way the present one is
 wrong. It costs no call. The formula and its place in DDIM, DPM-Solver and DPM-Solver++ are from a secondary description
-of the paper. The authors' schedule of c_t and their choice of tau could not be verified; here c_t grows linearly as t
-falls, and tau is an option.
+of the paper. The authors' schedule of c_t and their choice of tau could not be verified; here c_t grows linearly in t,
+and tau is an option.
 
 It is no better solver of the ODE. With the previous call as tau, a first-order solver stays first order, and the
 correction is the extrapolation of a second-order one with another weight. With the first call it solves another ODE.

@@ -41,8 +41,8 @@ def er_sde(
     """ER-SDE-Solver-1, -2 and -3 with data prediction; one call per step.
 
     Order `order` for phi='ode'; with noise weak order 1, or 2 for order 2 and 3 (measured on Gaussians). The integrals
-    are exact to rounding. The formulas are the paper's; they were not compared with outputs of its code. A step to
-    sigma = 0 returns x_0; a step from alpha = 0 is of first order.
+    are exact to rounding. The formulas were compared neither with the paper's text nor with outputs of its code. A step
+    to sigma = 0 returns x_0; a step from alpha = 0 is of first order.
 
     Args:
         order: 1, 2 or 3, how many values of x_0 are used.
