@@ -15,7 +15,9 @@ from accelerate.utils import DistributedType
 
 from diffpo import cli
 
-sys.path.append(str(Path(__file__).parents[1]))  # scorers of on_policy.py
+TESTS = Path(__file__).parents[1]
+# for the scorers of on_policy.py; the root first, since tests/ has folders of the packages' names
+sys.path += [str(TESTS.parent), str(TESTS)]
 
 made = AcceleratorState.__init__
 
