@@ -126,6 +126,7 @@ GENERATION: dict[str, Any] = {
     "model_config": ModelConfig,
     "family": Family,
     "lora": Lora,
+    "lora_weight": Annotated[float | None, typer.Option(help="Strength of the LoRA.", show_default="1")],
     "user_pairs": Annotated[
         str | None,
         typer.Option(
@@ -198,9 +199,18 @@ def evaluate(
     out: Out,
     model: Annotated[str | None, MODEL] = None,
     prompts: Annotated[str | None, PROMPTS] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=WHAT",
+            help="What to compare, repeatable; the first is compared with. WHAT is base, a LoRA[@WEIGHT], a run, a "
+            "folder of pictures, a plan, another model, or key=value,... of the options below. By default base and "
+            "--lora.",
+        ),
+    ] = None,
     images: Annotated[
         Path | None,
-        typer.Option(help="A folder with images/base and images/tuned to compare, instead of making images."),
+        typer.Option(help="A folder with images/ARM/... to compare, instead of making images."),
     ] = None,
     scorers: Annotated[
         list[str] | None,
@@ -219,13 +229,14 @@ def evaluate(
     n: Count = None,
     **making: Any,
 ) -> None:
-    """Compare base and tuned images: a table with intervals, a before/after picture and an HTML report."""
-    pictures = images or Generation(model=model or "", **making)  # no model is refused with the reason
-    from .evaluate import report
+    """Compare images of two or more arms: a table with intervals, one picture, an HTML report and one sentence."""
+    from .evaluate import arms, table
     from .evaluate.evaluate import Scoring, run, training_run
 
+    making["model"] = model or ""  # no model is refused with the reason
+    pictures = arms.read_arms(arm, making) if arm else images or Generation(**making)
     scoring = Scoring(tuple(scorers or Scoring.scorers), train_scorer, making["device"])
-    report.print_table(run(out, pictures, prompts, n, scoring, training_run(run_folder, making["lora"])))
+    table.show(run(out, pictures, prompts, n, scoring, training_run(run_folder, making["lora"])))
 
 
 @app.command()

@@ -65,14 +65,14 @@ def _run(out: Path, seed: int, n: int, overrides: tuple[str, ...], model: str) -
     console.print(Rule("train: Diffusion-DPO, a LoRA on the attention layers"))
     train(settings)
 
-    from ..evaluate import evaluate, report
+    from ..evaluate import evaluate, table
     from ..evaluate.generation import Generation
 
     console.print(Rule(f"eval: {n} held-out prompts, before and after, same noise"))
     pictures = Generation(settings.model.path, lora=str(out), steps=10, guidance=3.0, batch_size=64)
     scoring = evaluate.Scoring(train_scorer="shapes.total")
     evaluation = evaluate.run(out / "eval", pictures, "shapes:heldout", n, scoring)
-    report.print_table(evaluation)
+    table.show(evaluation)
     console.print(Rule(f"done in {time.time() - started:.0f} s"))
     lora = out / "pytorch_lora_weights.safetensors"
     command = "diffpo" if shutil.which("diffpo") else sys.argv[0]

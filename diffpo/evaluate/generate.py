@@ -125,7 +125,7 @@ def _generate(
             loaded = arm
             with ExitStack() as personal:
                 if arm.lora is not None:
-                    trained.load_into(pipe, arm.lora)
+                    trained.load_into(pipe, arm.lora, 1.0 if arm.lora_weight is None else arm.lora_weight)
                 if name in users:
                     personal.enter_context(_personalised(pipe, arm, users[name]))
                 bar = personal.enter_context(tqdm(total=len(rows), desc=f"{name} images", unit="image", delay=1))

@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 from ..common.errors import DiffpoError
 
-ARMS = ("base", "tuned")
+ARMS = ("base", "tuned")  # unless they are named
 CALLS = 20  # of the model for a picture, unless it is said
 # the keys of a manifest row that say how its picture was made, in their order there
-RECORDED: tuple[str, ...] = ("lora", "lora_hash", "user_pairs", "user_hash", "model", "model_hash", "steps", "solver")
-RECORDED += ("plan", "plan_hash", "guidance", "negative_prompt", "height", "width", "dtype")
+RECORDED: tuple[str, ...] = ("lora", "lora_hash", "lora_weight", "user_pairs", "user_hash", "model", "model_hash")
+RECORDED += ("steps", "solver", "plan", "plan_hash", "guidance", "negative_prompt", "height", "width", "dtype")
 # those that two pictures of one folder share: names of files may differ, their content may not
 COMPARED = tuple(key for key in RECORDED if key not in ("lora", "user_pairs", "model", "plan"))
-OF_ARM = {"lora_hash", "user_hash"}  # what base and tuned pictures differ in
+OF_ARM = {"lora_hash", "lora_weight", "user_hash"}  # what base and tuned pictures differ in
 
 
 Dtype = Literal["float32", "bfloat16", "float16"]  # of the model
@@ -29,7 +29,7 @@ class Generation:
     Attributes:
         model: a pipeline folder, a hub id or one file; ``model_config`` then gives the configs (`Model.config`).
         family: a model family from outside, as `Model.family`.
-        lora: a LoRA file or the folder of a run.
+        lora: a LoRA file or the folder of a run; ``lora_weight``: its strength, None is 1.
         user_pairs: pairs of the user to personalise for (objective/users.py).
         seed: the first of ``images_per_prompt`` seeds of every prompt.
         steps: model calls per picture; None is 20, or those of the plan.
@@ -46,6 +46,7 @@ class Generation:
     model_config: str | None = None
     family: str | None = None
     lora: str | None = None
+    lora_weight: float | None = None
     user_pairs: str | None = None
     seed: int = 0
     images_per_prompt: int = 1
@@ -72,6 +73,10 @@ class Generation:
             if isinstance(value := getattr(self, name), Path):
                 object.__setattr__(self, name, str(value))
         object.__setattr__(self, "guidance", float(self.guidance))
+        if self.lora_weight is not None:
+            if self.lora is None or not math.isfinite(self.lora_weight):
+                raise DiffpoError(f"the strength {self.lora_weight} of a LoRA: give a number, and the LoRA with --lora")
+            object.__setattr__(self, "lora_weight", None if self.lora_weight == 1 else float(self.lora_weight))
         if self.steps is None and self.plan is None:
             object.__setattr__(self, "steps", CALLS)
         for name in ("steps", "batch_size", "images_per_prompt"):
@@ -97,7 +102,7 @@ class Generation:
 
     def base(self) -> Generation:
         """The same without the LoRA."""
-        return replace(self, lora=None, lora_hash=None, user_pairs=None, user_hash=None)
+        return replace(self, lora=None, lora_hash=None, lora_weight=None, user_pairs=None, user_hash=None)
 
     def arms(self) -> dict[str, Generation]:
         """The arms that are compared: without the LoRA and, if there is one, with it."""

@@ -8,7 +8,8 @@ OUT/manifest.jsonl              one line per image: prompt, settings, hashes of 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from hashlib import file_digest
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,6 +22,8 @@ from ..common.images import ENCODED, BadRow, decode, read_file
 from ..common.text import plain, read_text
 from .generation import ARMS, COMPARED, OF_ARM, Generation
 
+ARM = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # the name of an arm, which is a folder's too
+
 # what the values of a row are; those not named here may be null or missing
 REQUIRED = {"prompt", "file", "index", "seed"}
 MADE_HERE = {"model", "model_hash", "steps", "guidance", "dtype"}  # what `diffpo generate` always says
@@ -28,7 +31,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("prompt", "file", "solver", "dtype", "model", "model_hash", "lora", "lora_hash"), str),
     **dict.fromkeys(("user_pairs", "user_hash", "plan", "plan_hash", "negative_prompt", "sha256"), str),
     **dict.fromkeys(("index", "seed", "steps", "height", "width"), int),
-    "guidance": (int, float),
+    **dict.fromkeys(("guidance", "lora_weight"), (int, float)),
     "versions": dict,
 }
 
@@ -67,8 +70,8 @@ def read_manifest(out: Path) -> list[dict]:
 
 
 def _problem(row: Any) -> str | None:
-    if not isinstance(row, dict) or row.get("arm") not in ARMS:
-        return f"expected an object with the arm {' or '.join(ARMS)}"
+    if not isinstance(row, dict) or not isinstance(row.get("arm"), str) or not ARM.fullmatch(row["arm"]):
+        return "expected an object with the name of an arm, such as base"
     own = "model_hash" in row  # made by `diffpo generate`
     for key, kinds in KINDS.items():
         value = row.get(key)
@@ -151,8 +154,10 @@ def check_comparable(out: Path, rows: list[dict]) -> None:
     """Raise if ``rows`` are of several runs, or if a picture is not the one that its row describes."""
     first: dict[tuple, dict] = {}
     for row in rows:
-        # the arms differ in the LoRA and in the user
-        for group, keys in (((row["arm"],), COMPARED), ((), set(COMPARED) - OF_ARM), ((row["index"],), ("prompt",))):
+        groups: list[tuple[tuple, Collection[str]]] = [((row["arm"],), COMPARED), ((row["index"],), ("prompt",))]
+        if row["arm"] in ARMS:  # these two differ in the LoRA and in the user; arms of other names may in anything
+            groups.append(((), set(COMPARED) - OF_ARM))
+        for group, keys in groups:
             example = first.setdefault(group, row)
             for key in sorted(keys):
                 if row.get(key) != example.get(key):

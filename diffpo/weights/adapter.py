@@ -123,8 +123,8 @@ class LoraWeights:
         lora_apply.check_lora(pipe, file)
 
     @staticmethod
-    def load_into(pipe: Any, file: Path) -> None:
-        lora_apply.load_lora(pipe, file)
+    def load_into(pipe: Any, file: Path, strength: float = 1.0) -> None:
+        lora_apply.load_lora(pipe, file, strength)
 
 
 @contextlib.contextmanager

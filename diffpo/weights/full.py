@@ -169,7 +169,9 @@ class WholeNetwork:
         check(pipe, file)
 
     @staticmethod
-    def load_into(pipe: Any, file: Path) -> None:
+    def load_into(pipe: Any, file: Path, strength: float = 1.0) -> None:
+        if strength != 1:
+            raise DiffpoError(f"{file} is a whole network, not a LoRA: it has no strength, here {strength:g}")
         check(pipe, file)
         read_into(network_of(pipe), file)
 

@@ -85,12 +85,13 @@ def check_lora(pipe: Any, path: str | Path) -> Changes:
     return lora_forms.read(path, lora_forms.parts_of(pipe))
 
 
-def load_lora(pipe: Any, path: str | Path) -> None:
+def load_lora(pipe: Any, path: str | Path, strength: float = 1.0) -> None:
     """Apply all of a LoRA to a pipeline, or raise DiffpoError as `check_lora`.
 
     A LoRA, DoRA or LoKr of the network becomes an adapter of peft's, as in training. What else there is (text encoders,
     LoHa, differences, kinds mixed in one file) is added to the weights themselves, rounded to their precision once; so
-    is a DoRA of convolutions in half precision, whose norms would be rounded in peft.
+    is a DoRA of convolutions in half precision, whose norms would be rounded in peft. So is any LoRA of another
+    ``strength`` than 1, which goes straight from the base (0) to the trained network (1).
     """
     network, changes = network_of(pipe), check_lora(pipe, path)
     for name, part in lora_forms.parts_of(pipe).items():
@@ -98,10 +99,10 @@ def load_lora(pipe: Any, path: str | Path) -> None:
         layers = lora_change.by_layer(changed) if part is network else None
         kind = lora_change.kind_of(layers)
         coarse = kind == "dora" and any(is_coarse(part.get_submodule(layer)) for layer in layers or ())
-        if layers and kind and not coarse:
+        if layers and kind and not coarse and strength == 1:
             _adapt(part, layers, kind)
         else:
-            lora_change.merge(part, changed)
+            lora_change.merge(part, changed, strength)
 
 
 def _adapt(network: torch.nn.Module, layers: dict[str, Change], kind: str) -> None:

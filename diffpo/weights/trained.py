@@ -81,8 +81,8 @@ class Weights(Protocol):
         """DiffpoError unless it belongs to the base model ``pipe`` and all of it can be applied."""
 
     @staticmethod
-    def load_into(pipe: Any, file: Path) -> None:
-        """Turn the base model ``pipe`` into the trained one, after `check`."""
+    def load_into(pipe: Any, file: Path, strength: float = 1.0) -> None:
+        """Turn the base model ``pipe`` into the trained one, after `check`; ``strength``: of a LoRA."""
 
 
 def load(config: Config, family: Family, device: Any) -> Weights:
@@ -127,7 +127,7 @@ def check(pipe: Any, path: str | Path) -> None:
     _kind(found).check(pipe, found)
 
 
-def load_into(pipe: Any, path: str | Path) -> None:
-    """Turn the base model ``pipe`` into the trained one, after `check`."""
+def load_into(pipe: Any, path: str | Path, strength: float = 1.0) -> None:
+    """Turn the base model ``pipe`` into the trained one, after `check`; ``strength``: of a LoRA."""
     found = find(path)
-    _kind(found).load_into(pipe, found)
+    _kind(found).load_into(pipe, found, strength)

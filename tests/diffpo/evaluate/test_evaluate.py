@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -8,7 +9,7 @@ from scipy import stats
 
 from diffpo import shapes
 from diffpo.common.errors import DiffpoError
-from diffpo.evaluate import evaluate, report
+from diffpo.evaluate import evaluate, scoring, table
 from diffpo.evaluate.generation import Generation
 
 _RELATION = [c for c in shapes.heldout_captions() if shapes.parse(c).relation]
@@ -35,9 +36,9 @@ def folder(tmp_path):
     return tmp_path
 
 
-def compare(folder, n=None, run_folder=None, **scoring):
-    scoring = evaluate.Scoring(**scoring)
-    return evaluate.run(folder / "eval", folder, folder / "prompts.txt", n, scoring, run_folder)
+def compare(folder, n=None, run_folder=None, **how):
+    how = scoring.Scoring(**how)
+    return evaluate.run(folder / "eval", folder, folder / "prompts.txt", n, how, run_folder)
 
 
 def test_folders_of_images_become_a_table_and_files(folder, capsys):
@@ -61,20 +62,20 @@ def test_folders_of_images_become_a_table_and_files(folder, capsys):
     signals = {row.scorer: row.training_signal for row in result.rows}
     assert (signals["shapes.total"], signals["shapes.following"]) == ("yes", "same scorer")
 
-    table = pq.read_table(folder / "eval" / "scores.parquet").to_pandas()
-    assert list(table.columns) == ["prompt_id", "seed", "arm", "scorer", "value"]
-    stored = table[(table.scorer == "shapes.appearance") & (table.arm == "base")].sort_values("prompt_id").value
+    stored = pq.read_table(folder / "eval" / "scores.parquet").to_pandas()
+    assert list(stored.columns) == ["prompt_id", "seed", "arm", "scorer", "value"]
+    stored = stored[(stored.scorer == "shapes.appearance") & (stored.arm == "base")].sort_values("prompt_id").value
     np.testing.assert_allclose(stored, expected["base"])
     summary = json.loads((folder / "eval" / "summary.json").read_text())
     assert summary["rows"][0]["scorer"] == "shapes.total" and summary["pairs"] == 12 and len(summary["worst"]) == 5
-    assert summary["best"][0]["difference"] == max(e["difference"] for e in result.by_prompt)
+    assert summary["best"][0]["difference"] == max(e["difference"] for e in result.by_prompt["tuned"])
     for name in ("grid.png", "report.html"):
         assert (folder / "eval" / name).stat().st_size > 1000
-    report.print_table(result)
+    table.show(result)
     printed = capsys.readouterr().out
     for row in result.rows:
         assert row.scorer in printed and f"{row.base:.4f}" in printed
-    assert result.by_prompt[-1]["prompt"] in printed
+    assert result.by_prompt["tuned"][-1]["prompt"] in printed
 
 
 def test_relation_counts_only_the_prompts_that_have_one(folder):
@@ -101,29 +102,42 @@ def test_seeds_of_a_prompt_are_one_cluster(folder):
     )  # the copies add nothing
 
 
-def test_nan_names_scorer_and_prompt(folder, monkeypatch):
+def test_nan_is_counted_and_the_rest_compared(folder, monkeypatch, capsys):
     class Broken:
         names = ("shapes",)
         optional = frozenset()
 
         def score(self, images, prompts):
-            return {"shapes": np.array([np.nan if prompt == CAPTIONS[7] else 1.0 for prompt in prompts])}
+            bright = [np.asarray(image).mean() for image in images]
+            return {"shapes": np.where([prompt == CAPTIONS[7] for prompt in prompts], np.nan, bright)}
 
-    monkeypatch.setattr(evaluate.scorers, "load", lambda *_: Broken())
-    with pytest.raises(DiffpoError, match=f"shapes gave nan for prompt 7.*{CAPTIONS[7]}"):
-        compare(folder)
+    monkeypatch.setattr(scoring.scorers, "load", lambda *_: Broken())
+    result = compare(folder)
+    assert result.row("shapes").n == 11 and 7 not in [entry["prompt_id"] for entry in result.by_prompt["tuned"]]
+    said = capsys.readouterr().out
+    assert re.search(r"shapes is NaN for 1 pictures of the arm tuned.*tuned/00007_0\.png \(prompt 7", said)
+    stored = pq.read_table(folder / "eval" / "scores.parquet").to_pandas()
+    assert stored[stored.value.isna()].prompt_id.tolist() == [7, 7]
+    assert len(json.loads((folder / "eval" / "summary.json").read_text())["left_out"]) == 2
 
 
-def test_a_missing_image_of_one_arm_is_named(folder):
+def test_a_missing_image_of_one_arm_is_counted(folder, capsys):
     (folder / "images" / "tuned" / "00003_0.png").unlink()
-    with pytest.raises(DiffpoError, match=r"tuned/00003_0\.png is missing"):
-        compare(folder)
+    assert compare(folder).row("shapes.total").n == 11
+    assert "tuned lacks 1 of 12 prompts and seeds (prompt 3, seed 0" in capsys.readouterr().out
 
 
-def test_a_truncated_image_is_named(folder):
+def test_a_truncated_image_is_counted(folder, capsys):
     path = folder / "images" / "tuned" / "00003_0.png"
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(DiffpoError, match=r"tuned/00003_0\.png"):
+    assert compare(folder).row("shapes.total").n == 11
+    assert re.search(r"1 pictures of the arm tuned cannot be read.*00003_0\.png", capsys.readouterr().out)
+
+
+def test_an_arm_without_a_picture_that_can_be_read_is_refused(folder):
+    for path in (folder / "images" / "tuned").iterdir():
+        path.write_bytes(b"x")
+    with pytest.raises(DiffpoError, match=r"no picture of the arm tuned can be read.*00000_0\.png"):
         compare(folder)
 
 
@@ -154,7 +168,7 @@ def test_what_is_not_given_is_named(folder, tiny_sd):
 
 def test_n_takes_the_first_prompts(folder):
     result = compare(folder, n=4)
-    assert [pair.index for pair in result.pairs] == [0, 1, 2, 3]
+    assert [item.index for item in result.items] == [0, 1, 2, 3]
 
 
 def test_folders_that_are_not_there(folder, tmp_path):
@@ -190,7 +204,8 @@ def test_pictures_of_any_suffix_are_compared_in_either_arm(folder, capsys):
     (folder / "images" / "base" / ".DS_Store").write_text("x")
     capsys.readouterr()
     assert compare(folder).row("shapes.appearance") == expected
-    assert "passed over 2 files: images/base/.DS_Store, images/tuned/notes.txt" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "images/tuned: passed over 1 file: notes.txt" in said and "base: passed over 1 file: .DS_Store" in said
 
 
 def test_two_pictures_of_one_prompt_and_seed_are_refused(folder):
@@ -200,12 +215,12 @@ def test_two_pictures_of_one_prompt_and_seed_are_refused(folder):
         compare(folder)
 
 
-def test_a_picture_that_needs_a_package_is_named(folder):
+def test_a_picture_that_needs_a_package_is_named(folder, capsys):
     path = folder / "images" / "tuned" / "00003_0.png"
     path.unlink()
     path.with_suffix(".heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
-    with pytest.raises(DiffpoError, match=r"tuned/00003_0\.heic: "):
-        compare(folder)
+    assert compare(folder).row("shapes.total").n == 11
+    assert re.search(r"tuned/00003_0\.heic", capsys.readouterr().out)
 
 
 def test_transparency_lies_on_white_and_photos_stand_upright(folder, capsys):

@@ -10,7 +10,7 @@ import pytest
 import samplers
 from diffpo import cli
 from diffpo.common.errors import DiffpoError
-from diffpo.evaluate import evaluate, generate, manifest, report
+from diffpo.evaluate import evaluate, generate, manifest, table
 from diffpo.evaluate.generation import COMPARED, RECORDED, Generation
 
 # every option with a value that is not its default, and the words that give it on the command line
@@ -18,6 +18,7 @@ OPTIONS = {
     "model": "a/model",
     "model_config": "sdxl",
     "lora": "runs/one",
+    "lora_weight": 0.25,
     "user_pairs": "pairs.parquet",
     "seed": 7,
     "images_per_prompt": 3,
@@ -52,7 +53,7 @@ def test_every_option_of_the_command_line_is_the_values(monkeypatch, verb, optio
     given = []
     monkeypatch.setattr(generate, "run", lambda *values: given.append(values) or [])
     monkeypatch.setattr(evaluate, "run", lambda *values: given.append(values))
-    monkeypatch.setattr(report, "print_table", lambda _: None)
+    monkeypatch.setattr(table, "show", lambda _: None)
     words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
     assert called(monkeypatch, verb, *words, "--prompts", "p.txt", "--out", "out", "--n", 4) == 0
     ((*values, n),) = [values[:4] for values in given]
@@ -85,8 +86,8 @@ def test_the_base_arm_is_the_same_without_the_lora():
     arms = full.arms()
     assert arms["tuned"] == full and list(arms) == ["base", "tuned"]
     differing = {key for key in asdict(full) if asdict(arms["base"])[key] != asdict(full)[key]}
-    assert differing == {"lora", "lora_hash", "user_pairs", "user_hash"}
-    assert list(replace(full, lora=None, user_pairs=None).arms()) == ["base"]
+    assert differing == {"lora", "lora_hash", "lora_weight", "user_pairs", "user_hash"}
+    assert list(replace(full, lora=None, lora_weight=None, user_pairs=None).arms()) == ["base"]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_pictures_of_other_settings_are_never_mixed(tmp_path, key):
     folder = manifest_of(tmp_path, made, arm="tuned", seed=7, file="images/tuned/00000_7.png")
     done = manifest.read_manifest(folder)
     manifest.check_same_run(folder, done, made.arms(), ["a cat"])
-    other = {"height": 72, "width": 72, "steps": 12, "guidance": 3.0}.get(key, "other")
+    other = {"height": 72, "width": 72, "steps": 12, "guidance": 3.0, "lora_weight": 0.5}.get(key, "other")
     with pytest.raises(DiffpoError, match=f"{key}="):
         manifest.check_same_run(folder, done, replace(made, **{key: other}).arms(), ["a cat"])
     with pytest.raises(DiffpoError, match="prompt='a cat'"):

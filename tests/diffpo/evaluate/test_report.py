@@ -15,10 +15,14 @@ from diffpo import cli
 from diffpo.commands import check
 from diffpo.common.errors import DiffpoError
 from diffpo.common.text import plain
-from diffpo.evaluate import charts, compare, evaluate, manifest, report
-from diffpo.evaluate.compare import Pair
+from diffpo.evaluate import charts, compare, items, manifest, picture, report, scoring
+from diffpo.evaluate.items import Item
 
 PROMPT = 'a "tricky" <b>prompt</b> & more'
+
+
+def item(index, prompt, base, tuned):
+    return Item(index, 0, prompt, {"base": base, "tuned": tuned})
 
 
 @pytest.fixture
@@ -27,7 +31,7 @@ def pairs(tmp_path):
     for index in range(3):
         for arm, colour in (("base", (200, 0, index)), ("tuned", (0, 0, 200 + index))):
             Image.new("RGB", (32, 32), colour).save(tmp_path / f"{arm}{index}.png")
-        made.append(Pair(index, 0, f"{PROMPT} {index}", tmp_path / f"base{index}.png", tmp_path / f"tuned{index}.png"))
+        made.append(item(index, f"{PROMPT} {index}", tmp_path / f"base{index}.png", tmp_path / f"tuned{index}.png"))
     return made
 
 
@@ -115,7 +119,7 @@ def test_training_curves_show_every_series_of_the_log(page, metrics):
 
 def test_large_evaluations_show_best_middle_and_worst(pairs, monkeypatch):
     monkeypatch.setattr(report, "_GRID_LIMIT", 3)
-    many = [Pair(i, 0, f"prompt {i}", pairs[0].base, pairs[0].tuned) for i in range(9)]
+    many = [item(i, f"prompt {i}", *pairs[0].pictures.values()) for i in range(9)]
     values = np.arange(9) / 10
     page = report.html(compare.summarise(many, {"clip": {"base": np.zeros(9), "tuned": values}}, None), [], [])
     assert re.findall(r'<b style="color:[^"]+">([-+.\d]+)</b>', page) == ["+0.800", "+0.400", "+0.000"]
@@ -123,12 +127,12 @@ def test_large_evaluations_show_best_middle_and_worst(pairs, monkeypatch):
 
 def test_before_after_picture_enlarges_by_whole_pixels(tmp_path):
     rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    Image.fromarray(picture).save(tmp_path / "a.png")
-    pair = Pair(0, 0, "a red circle on a white background", tmp_path / "a.png", tmp_path / "a.png")
+    pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    pair = item(0, "a red circle on a white background", tmp_path / "a.png", tmp_path / "a.png")
     evaluation = compare.summarise([pair] * 3, {"clip": {"base": np.zeros(3), "tuned": np.ones(3)}}, None)
-    grid = np.asarray(Image.open(BytesIO(report.grid_png(evaluation, cell=160))))
-    block = np.kron(picture, np.ones((5, 5, 1), np.uint8))  # 32 * 5 = 160: every pixel is a 5 x 5 block
+    grid = np.asarray(Image.open(BytesIO(picture.grid_png(evaluation, cell=160))))
+    block = np.kron(pixels, np.ones((5, 5, 1), np.uint8))  # 32 * 5 = 160: every pixel is a 5 x 5 block
     at = [
         (y, x)
         for y in range(grid.shape[0] - 159)
@@ -142,9 +146,9 @@ def test_before_after_picture_spans_best_to_worst(tmp_path):
     pairs, tuned = [], np.array([0.3, -0.2, 0.9, 0.1, 0.5])
     for i in range(5):
         Image.new("RGB", (32, 32), (40 * i + 20, 0, 0)).save(tmp_path / f"{i}.png")
-        pairs.append(Pair(i, 0, f"prompt {i}", tmp_path / f"{i}.png", tmp_path / f"{i}.png"))
+        pairs.append(item(i, f"prompt {i}", tmp_path / f"{i}.png", tmp_path / f"{i}.png"))
     evaluation = compare.summarise(pairs, {"clip": {"base": np.zeros(5), "tuned": tuned}}, None)
-    grid = np.asarray(Image.open(BytesIO(report.grid_png(evaluation, columns=3, cell=32))))
+    grid = np.asarray(Image.open(BytesIO(picture.grid_png(evaluation, columns=3, cell=32))))
     reds = [tuple(p) for p in grid[-20] if p[1] == 0 and p[2] == 0 and p[0] > 0]
     assert list(dict.fromkeys(int(r[0]) for r in reds)) == [100, 20, 60]  # +0.9 (2), +0.3 (0), -0.2 (1)
 
@@ -200,7 +204,7 @@ def odd(tmp_path):
         out, error = (TextIOWrapper(BytesIO(), encoding) for _ in range(2))
         words = ["diffpo", "eval", "--images", str(tmp_path), "--out", str(tmp_path / "[bold]out[/]")]
         with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
-            patch.setattr(evaluate.scorers, "load", lambda spec, device=None: Brightness())
+            patch.setattr(scoring.scorers, "load", lambda spec, device=None: Brightness())
             patch.setattr("sys.stdout", out)
             patch.setattr("sys.stderr", error)
             patch.setattr("sys.argv", words)
@@ -239,7 +243,7 @@ def test_eval_shows_any_text_in_any_encoding(odd, encoding):
 @pytest.mark.parametrize("width", [1, 30, 160])
 def test_lines_of_a_picture_keep_to_its_width(text, width):
     font = ImageFont.load_default(13)
-    lines = report._wrap(text, font, width)
+    lines = picture.wrap(text, font, width)
     assert 1 <= len(lines) <= 4
     for line in lines:
         line = line.removesuffix(" ...")
@@ -264,7 +268,8 @@ def test_lines_of_a_picture_keep_to_its_width(text, width):
         {"seed": -(2**63)},
         {"seed": "0"},
         {"arm": ["base"]},
-        {"arm": "other"},
+        {"arm": "../base"},
+        {"arm": ""},
     ],
     ids=repr,
 )
@@ -326,7 +331,8 @@ def test_scorers_get_texts_that_a_tokenizer_reads(tmp_path, monkeypatch):
             assert prompts == ["a \ufffd b"] * len(images)
             return super().score(images, prompts)
 
-    monkeypatch.setattr(evaluate.scorers, "load", lambda spec, device=None: Reading())
+    monkeypatch.setattr(scoring.scorers, "load", lambda spec, device=None: Reading())
     manifest_of(tmp_path, ["a \ud800 b"])
-    (pair,) = evaluate.find_pairs(tmp_path, manifest.read_manifest(tmp_path))
-    assert evaluate.score_pairs([pair], ["clip"], "cpu") and pair.prompt == "a \ud800 b"
+    found = {name: items.of_folder(folder, None) for name, folder in items.in_folder(tmp_path).items()}
+    (one,) = items.joined(found, None, None)
+    assert scoring.score([one], ["base", "tuned"], scoring.Scoring(("clip",))).values and one.prompt == "a \ud800 b"

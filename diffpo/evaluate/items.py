@@ -1,0 +1,180 @@
+"""What is compared: prompts and seeds, with the picture that each arm has for them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ..common.errors import DiffpoError
+from ..common.images import is_picture, passed_over
+from ..common.text import plain, read_text
+from ..data.prompts import load_prompts
+from .generation import ARMS
+from .manifest import ARM, check_comparable, read_manifest
+
+
+@dataclass(frozen=True)
+class Item:
+    """One prompt and seed, with the picture of every arm that has one.
+
+    Attributes:
+        index: number of the prompt. Items of one prompt are not independent.
+        pictures: path by arm.
+    """
+
+    index: int
+    seed: int
+    prompt: str
+    pictures: dict[str, Path]
+
+
+class Found(NamedTuple):
+    """A picture with its number and text."""
+
+    index: int
+    seed: int
+    prompt: str
+    path: Path
+
+
+def in_folder(folder: Path) -> dict[str, Path]:
+    """The arms in a folder of `diffpo generate`, or of images/ARM folders: base and tuned first, others by name."""
+    if not folder.is_dir():
+        raise DiffpoError(f"there is no folder {folder} with images to compare")
+    if rows := read_manifest(folder):
+        names = {row["arm"] for row in rows}
+    else:
+        names = {each.name for each in folder.glob("images/*") if each.is_dir() and not each.name.startswith(".")}
+    if wrong := sorted(name for name in names if not ARM.fullmatch(name)):
+        raise DiffpoError(f"{folder}/images/{wrong[0]}: name the folder of an arm with letters, digits, '.', '_', '-'")
+    if not names:
+        raise DiffpoError(f"{folder} holds no images: put them into images/base and images/tuned")
+    first = [name for name in ARMS if name in names]
+    return {name: folder / "images" / name for name in [*first, *sorted(names - {*first})]}
+
+
+def of_folder(folder: Path, texts: Sequence[str] | None) -> list[Found]:
+    """The pictures of one arm in a folder. A manifest.jsonl gives their texts, also that of the folder whose images/ARM
+    this is; else a file's name gives the number of its text among ``texts``, ``<prompt index>_<seed>``, or a text file
+    of the same name is beside it. Other files are counted and named.
+
+    Raises DiffpoError that names the folder or file.
+    """
+    if not folder.is_dir():
+        raise DiffpoError(f"there is no folder {folder} with images to compare")
+    for home in (folder, folder.parent.parent):
+        if rows := read_manifest(home) if (home / "manifest.jsonl").is_file() else []:
+            names = sorted({row["arm"] for row in rows})
+            if home != folder:
+                rows = [row for row in rows if row["arm"] == folder.name]
+            elif len(names) > 1:
+                raise DiffpoError(f"{folder} holds the arms {', '.join(names)}; name one: {folder}/images/{names[0]}")
+            if rows:
+                if texts is not None:
+                    rows = [row for row in rows if row["prompt"] in {*texts}]
+                check_comparable(home, rows)
+                return of_rows(home, rows)
+    return _unlisted(folder, texts)
+
+
+def of_rows(folder: Path, rows: Iterable[Mapping[str, Any]]) -> list[Found]:
+    return [Found(row["index"], row["seed"], row["prompt"], folder / row["file"]) for row in rows]
+
+
+def _unlisted(folder: Path, texts: Sequence[str] | None) -> list[Found]:
+    found: dict[tuple[int, int], Found] = {}
+    beside: list[Found] = []
+    others = []
+    captions: dict[str, int] = {}
+    files = sorted(each for each in folder.iterdir() if not each.is_dir())
+    stems = {each.stem for each in files if is_picture(each.name)}
+    for path in files:
+        text = path.with_suffix(".txt")
+        if path.name.startswith(".") or not is_picture(path.name):
+            if path != text or path.stem not in stems:
+                others.append(path.name)
+        elif text.is_file():
+            prompt = " ".join(read_text(text).split())
+            captions[prompt] = captions.get(prompt, -1) + 1
+            beside.append(Found(len(beside), captions[prompt], prompt, path))
+        else:
+            digits = re.fullmatch(r"([0-9]{1,9})(?:_([0-9]{1,18}))?", path.stem)
+            if not digits:
+                raise DiffpoError(
+                    f"cannot use {path}: name it <prompt index>_<seed>.png, or write its text into {text.name}"
+                )
+            index, seed = int(digits[1]), int(digits[2] or 0)
+            if texts is None:
+                raise DiffpoError(f"{folder} holds no manifest.jsonl; give the texts of its images with --prompts")
+            if index >= len(texts):
+                raise DiffpoError(
+                    f"{path} has no prompt: there are {len(texts)} prompts, counted from 0. Give all prompts with "
+                    f"--prompts"
+                )
+            twin = found.setdefault((index, seed), Found(index, seed, texts[index], path)).path
+            if twin != path:
+                raise DiffpoError(f"{twin} and {path} are the same prompt and seed; delete one of them")
+    if others:
+        print(f"{folder}: passed over {passed_over(others)}")
+    if not found and not beside:
+        raise DiffpoError(f"{folder} holds no images")
+    return [*found.values(), *beside]
+
+
+def joined(arms: Mapping[str, Sequence[Found]], texts: Sequence[str] | None, n: int | None) -> list[Item]:
+    """The items of which at least two arms have a picture, of the first ``n`` prompts. Arms are matched by the text and
+    the seed; prints how many pictures an arm lacks.
+
+    ``texts``: give the prompts' numbers; None: the arms do, the first one's before all. DiffpoError if an arm has
+    nothing in common with the first.
+    """
+    numbers: dict[tuple[str, int], int] = {}  # of a text, and which of several equal ones it is
+    counts: dict[str, int] = {}
+    for index, text in enumerate(texts or ()):
+        numbers[text, counts.get(text, 0)] = index
+        counts[text] = counts.get(text, 0) + 1
+    tables = {name: _by_text(found) for name, found in arms.items()}
+    items: dict[tuple[int, int], Item] = {}
+    used, after = {*numbers.values()}, max((each.index for found in arms.values() for each in found), default=0) + 1
+    for name, table in tables.items():
+        for (text, which, seed), each in table.items():
+            if (text, which) not in numbers:
+                if each.index in used:
+                    after += 1
+                numbers[text, which] = after if each.index in used else each.index
+                used.add(numbers[text, which])
+            index = numbers[text, which]
+            items.setdefault((index, seed), Item(index, seed, text, {})).pictures[name] = each.path
+    kept = [items[key] for key in sorted(items) if n is None or key[0] < n]
+    first = next(iter(arms))
+    for name, found in arms.items():
+        own = [item for item in kept if name in item.pictures]
+        if name != first and not any(first in item.pictures for item in own):
+            example = f", such as {plain(found[0].prompt, 100)!r} with seed {found[0].seed}" if found else ""
+            raise DiffpoError(
+                f"the arms {first} and {name} have no prompt and seed in common: those of {name}{example} cannot be "
+                f"compared. Make both from the same prompts and seeds"
+            )
+    for name in arms:
+        if lacking := [item for item in kept if name not in item.pictures]:
+            example = f"prompt {lacking[0].index}, seed {lacking[0].seed}, {plain(lacking[0].prompt, 60)!r}"
+            print(
+                f"the arm {name} lacks {len(lacking)} of {len(kept)} prompts and seeds ({example}); they are left out"
+            )
+    return [item for item in kept if len(item.pictures) > 1]
+
+
+def _by_text(found: Sequence[Found]) -> dict[tuple[str, int, int], Found]:
+    """By text, which of several equal texts, and seed."""
+    which: dict[str, dict[int, int]] = {}
+    for each in sorted(found):
+        own = which.setdefault(each.prompt, {})
+        own.setdefault(each.index, len(own))
+    return {(each.prompt, which[each.prompt][each.index], each.seed): each for each in sorted(found)}
+
+
+def prompts_of(prompts: Any) -> list[str] | None:
+    return None if prompts is None else load_prompts(prompts)

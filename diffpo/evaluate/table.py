@@ -1,0 +1,79 @@
+"""What an evaluation looks like in the terminal: the table, diversity, the best and worst prompts."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from ..common import tables
+from ..common.text import plain
+
+if TYPE_CHECKING:
+    from .compare import Comparison, Evaluation
+
+AXES = {"following": "prompt following", "appearance": "appearance"}
+SHOWN = 1000  # characters of a text
+
+
+def columns(evaluation: Evaluation) -> tuple[str, ...]:
+    """Of the table; of two arms it needs no column that names the second."""
+    first, *others = evaluation.arms
+    names = (first, others[0]) if len(others) == 1 else ("arm", first, "arm's mean")
+    return ("score", *names, "difference [95 %]", "win rate [95 %]", "n", "trained on?")
+
+
+def section(scorer: str) -> tuple[str, str]:
+    """Rows of one section stand together: a total, the two axes that must not be mixed up, their parts."""
+    name, _, key = scorer.partition(".")
+    return name, "axes" if key in AXES else "total" if key == "total" else "parts"
+
+
+def cells(row: Comparison, several: bool = False) -> tuple[str, ...]:
+    """The row as texts, in the order of `columns`; ``several``: there are more than two arms."""
+    d, w = row.difference, row.win_rate
+    return (
+        plain(row.scorer, 100),
+        *([row.arm] if several else []),
+        f"{row.base:.4f}",
+        f"{row.tuned:.4f}",
+        f"{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]",
+        f"{w.value:.1%} [{w.low:.1%}, {w.high:.1%}]",
+        str(row.n),
+        row.training_signal,
+    )
+
+
+def diversity_text(evaluation: Evaluation) -> str:
+    first, *_ = evaluation.arms
+    base = evaluation.diversity[first]
+    several = len(evaluation.items) > evaluation.prompts
+    between = "seeds of one prompt" if several else "pictures of different prompts"
+    numbers = [
+        f"{arm} {value:.4f}" + (f" ({value / base - 1:+.1%})" if arm != first and base > 0 else "")
+        for arm, value in evaluation.diversity.items()
+    ]
+    return f"diversity (mean pixel distance between {between}): {', '.join(numbers)}"
+
+
+def title(evaluation: Evaluation) -> str:
+    first, *others = evaluation.arms
+    return f"{', '.join(others)} against {first}: {len(evaluation.items)} pictures each of {evaluation.prompts} prompts"
+
+
+def show(evaluation: Evaluation) -> None:
+    """The table, diversity, the best and worst five prompts and the files, to the terminal."""
+    console, rows, several = tables.console(), evaluation.rows, len(evaluation.arms) > 2
+    names = columns(evaluation)
+    table = tables.Table(names, [cells(row, several) for row in rows], title(evaluation))
+    bold = [number for number, row in enumerate(rows) if row.scorer == evaluation.primary]
+    kind = (lambda row: row.scorer) if several else (lambda row: section(row.scorer))
+    ends = [number for number, (row, after) in enumerate(pairwise(rows)) if kind(row) != kind(after)]
+    console.print(table.terminal(left=(0, *([1] if several else []), len(names) - 1), bold=bold, rule_after=ends))
+    console.print(diversity_text(evaluation))
+    for arm, ranked in evaluation.by_prompt.items():
+        for which, entries in (("best", ranked[:5]), ("worst", ranked[::-1][:5])):
+            console.print(f"{which} prompts by {plain(evaluation.primary, 100)}, {arm} - {evaluation.arms[0]}:")
+            for entry in entries:
+                console.print(f"  {entry['difference']:+.4f}  {plain(entry['prompt'], SHOWN)}")
+    for name, path in evaluation.files.items():
+        console.print(f"{name}: {plain(path, 5000)}", soft_wrap=True)
