@@ -92,7 +92,7 @@ def summarise(
     if not rows:
         raise DiffpoError(f"no prompt has any of the scores {', '.join(scores)}; name other scorers")
     names = [row.scorer for row in rows]
-    primary = train_scorer if train_scorer in names else names[0]
+    primary = train_scorer if train_scorer is not None and train_scorer in names else names[0]
     return Evaluation(
         arms=arms,
         items=list(items),
@@ -105,7 +105,9 @@ def summarise(
     )
 
 
-def _compared(name: str, arm: str, base: np.ndarray, tuned: np.ndarray, ids: np.ndarray, train_scorer: str | None):
+def _compared(
+    name: str, arm: str, base: np.ndarray, tuned: np.ndarray, ids: np.ndarray, train_scorer: str | None
+) -> Comparison | None:
     """A line of the table; None if no picture has the score in both arms."""
     scored = ~(np.isnan(base) | np.isnan(tuned))
     if not scored.any():
@@ -134,8 +136,8 @@ def _by_prompt(items: Sequence[Item], scores: dict[str, np.ndarray], first: str,
     """Per prompt, the means over its seeds and the difference; best first."""
     groups: dict[int, list[int]] = {}
     scored = ~(np.isnan(scores[first]) | np.isnan(scores[arm]))
-    for k in np.flatnonzero(scored):
-        groups.setdefault(items[k].index, []).append(int(k))
+    for k in np.flatnonzero(scored).tolist():
+        groups.setdefault(items[k].index, []).append(k)
     entries = []
     for index, ks in groups.items():
         base, tuned = float(scores[first][ks].mean()), float(scores[arm][ks].mean())

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..common.errors import DiffpoError
 from ..common.images import is_picture, passed_over
@@ -31,7 +31,8 @@ class Item:
     pictures: dict[str, Path]
 
 
-class Found(NamedTuple):
+@dataclass(frozen=True, order=True)
+class Found:
     """A picture with its number and text."""
 
     index: int
