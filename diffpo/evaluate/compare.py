@@ -6,19 +6,18 @@ The first arm is the one that the others are compared with.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from ..common.errors import DiffpoError
-from . import statistics
+from . import statistics, verdict
+from .bradley_terry import bradley_terry
 from .items import Item
-from .manifest import open_image
+from .looks import Looks, look
 from .statistics import Estimate
-
-_DIVERSITY_IMAGES, _DIVERSITY_SIZE = 512, 64  # more or larger pictures take minutes and change little
+from .verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,7 @@ class Comparison:
     Attributes:
         base, tuned: means of the first arm and of this one, over the ``n`` pictures that both have.
         difference: tuned - base.
+        p: that the win rate is 1/2; of several arms after Holm's correction over them.
         training_signal: yes, same scorer, or no.
     """
 
@@ -37,6 +37,7 @@ class Comparison:
     tuned: float
     difference: Estimate
     win_rate: Estimate
+    p: float
     n: int
     training_signal: str
 
@@ -49,7 +50,9 @@ class Evaluation:
         arms: their names; the first is compared with.
         rows: by score, and within a score by arm.
         primary: the score that sorts the prompts.
-        diversity: by arm.
+        strengths: by score and arm, log-strengths of mean 0 (`bradley_terry`); only for three arms and more.
+        looks: signals, diversity and distances.
+        verdict: which arm to use.
         by_prompt: by arm but the first: prompts, sorted by the difference of the primary score, best first.
         scores: by score and arm, (n,) each for n ``items``; NaN where there is none.
         files: what was written, by name.
@@ -60,7 +63,9 @@ class Evaluation:
     scores: dict[str, dict[str, np.ndarray]]
     rows: list[Comparison]
     primary: str
-    diversity: dict[str, float]
+    strengths: dict[str, dict[str, Estimate]]
+    looks: Looks
+    verdict: Verdict
     by_prompt: dict[str, list[dict]]
     files: dict[str, Path]
 
@@ -69,57 +74,87 @@ class Evaluation:
         return next(row for row in self.rows if row.scorer == scorer and arm in (None, row.arm))
 
     @property
+    def diversity(self) -> dict[str, float]:
+        """The mean of each arm's."""
+        return {
+            arm: float(np.nanmean(each)) if np.isfinite(each).any() else float("nan")
+            for arm, each in self.looks.diversity.items()
+        }
+
+    @property
     def prompts(self) -> int:
         """The number of prompts."""
         return len({item.index for item in self.items})
 
 
 def summarise(
-    items: Sequence[Item], scores: dict[str, dict[str, np.ndarray]], train_scorer: str | None = None
+    items: Sequence[Item],
+    scores: dict[str, dict[str, np.ndarray]],
+    train_scorer: str | None = None,
+    looks: Looks | None = None,
 ) -> Evaluation:
     """The statistics of given scores; the order of the arms is that in ``scores``. A picture whose score is NaN in
-    either arm is left out of that row. DiffpoError if there is no row."""
+    either arm is left out of that row. ``looks``: None looks at the pictures. DiffpoError if there is no row."""
     ids = np.array([item.index for item in items])
     arms = tuple(dict.fromkeys(arm for by_arm in scores.values() for arm in by_arm))
-    rows = [
-        row
-        for name, by_arm in scores.items()
-        for arm in arms[1:]
-        if arms[0] in by_arm
-        and arm in by_arm
-        and (row := _compared(name, arm, by_arm[arms[0]], by_arm[arm], ids, train_scorer))
-    ]
+    rows: list[Comparison] = []
+    for name, by_arm in scores.items():
+        own = [_compared(name, (arms[0], arm), by_arm, ids, train_scorer) for arm in arms[1:]]
+        there = [row for row in own if row]
+        adjusted = statistics.holm([row.p for row in there]).tolist() if there else []
+        rows += [replace(row, p=p) for row, p in zip(there, adjusted, strict=True)]
     if not rows:
         raise DiffpoError(f"no prompt has any of the scores {', '.join(scores)}; name other scorers")
-    names = [row.scorer for row in rows]
+    names = list(dict.fromkeys(row.scorer for row in rows))
     primary = train_scorer if train_scorer is not None and train_scorer in names else names[0]
+    looks = look(items, arms) if looks is None else looks
+    measured = verdict.Measured(
+        scores={name: scores[name] for name in names if arms[0] in scores[name]},
+        prompt_id=ids,
+        base=arms[0],
+        trained=train_scorer,
+        related=frozenset(name for name in names if _training_signal(name, train_scorer) == "same scorer"),
+        signals=looks.signals,
+        distance=looks.distance,
+        diversity=looks.diversity,
+    )
     return Evaluation(
         arms=arms,
         items=list(items),
         scores=scores,
         rows=rows,
         primary=primary,
-        diversity=_diversity(items, arms),
-        by_prompt={arm: _by_prompt(items, scores[primary], arms[0], arm) for arm in arms[1:]},
+        strengths={name: _strengths(scores[name], ids) for name in names} if len(arms) > 2 else {},
+        looks=looks,
+        verdict=verdict.judge(measured),
+        by_prompt={arm: _by_prompt(items, scores[primary], arms[0], arm) for arm in arms[1:] if arm in scores[primary]},
         files={},
     )
 
 
+def _strengths(by_arm: dict[str, np.ndarray], ids: np.ndarray) -> dict[str, Estimate]:
+    return dict(zip(by_arm, bradley_terry(np.stack(list(by_arm.values()), 1), ids), strict=True))
+
+
 def _compared(
-    name: str, arm: str, base: np.ndarray, tuned: np.ndarray, ids: np.ndarray, train_scorer: str | None
+    name: str, arms: tuple[str, str], scores: dict[str, np.ndarray], ids: np.ndarray, train_scorer: str | None
 ) -> Comparison | None:
     """A line of the table; None if no picture has the score in both arms."""
+    if not {*arms} <= scores.keys():
+        return None
+    base, tuned = (scores[arm] for arm in arms)
     scored = ~(np.isnan(base) | np.isnan(tuned))
     if not scored.any():
         return None
     base, tuned, ids = base[scored], tuned[scored], ids[scored]
     return Comparison(
         scorer=name,
-        arm=arm,
+        arm=arms[1],
         base=float(base.mean()),
         tuned=float(tuned.mean()),
         difference=statistics.mean_difference(base, tuned, ids),
         win_rate=statistics.win_rate(base, tuned, ids),
+        p=statistics.p_value(base, tuned, ids),
         n=len(base),
         training_signal=_training_signal(name, train_scorer),
     )
@@ -144,20 +179,3 @@ def _by_prompt(items: Sequence[Item], scores: dict[str, np.ndarray], first: str,
         text = {"prompt_id": index, "prompt": items[ks[0]].prompt}
         entries.append({**text, "base": base, "tuned": tuned, "difference": tuned - base})
     return sorted(entries, key=lambda e: (-e["difference"], e["prompt_id"]))
-
-
-def _diversity(items: Sequence[Item], arms: Sequence[str]) -> dict[str, float]:
-    """Of each arm, over the first pictures that all arms have; NaN where there are none."""
-    small: dict[str, list[np.ndarray]] = {arm: [] for arm in arms}
-    ids: list[int] = []
-    size = 0
-    for item in [item for item in items if all(arm in item.pictures for arm in arms)][:_DIVERSITY_IMAGES]:
-        try:
-            opened = [open_image(item.pictures[arm]) for arm in arms]
-        except DiffpoError:  # the scorers counted it
-            continue
-        size = size or min(_DIVERSITY_SIZE, *(side for image in opened for side in image.size))
-        for arm, image in zip(arms, opened, strict=True):
-            small[arm].append(np.asarray(image.resize((size, size), Image.Resampling.BOX)))
-        ids.append(item.index)
-    return {arm: statistics.diversity(np.stack(small[arm]) / 255, ids) if ids else float("nan") for arm in arms}

@@ -144,6 +144,10 @@ def _parquet(compared: Sequence[Item], scores: Scores) -> bytes:
     return buffer.getvalue()
 
 
+def _adjusted(evaluation: Evaluation) -> list[dict]:
+    return [{"arms": list(pair), "p": p} for pair, p in evaluation.verdict.adjusted.items()]
+
+
 def _json(evaluation: Evaluation, scores: Scores) -> bytes:
     first, *others = evaluation.arms
     best = evaluation.by_prompt[others[0]]
@@ -151,6 +155,10 @@ def _json(evaluation: Evaluation, scores: Scores) -> bytes:
         "arms": [first, *others],
         "rows": [asdict(row) for row in evaluation.rows],
         "primary": evaluation.primary,
+        "verdict": asdict(replace(evaluation.verdict, adjusted={})) | {"p": _adjusted(evaluation)},
+        "strengths": {
+            name: {arm: asdict(each) for arm, each in by_arm.items()} for name, by_arm in evaluation.strengths.items()
+        },
         "diversity": evaluation.diversity,
         "best": best[:5],
         "worst": best[::-1][:5],

@@ -19,7 +19,8 @@ def columns(evaluation: Evaluation) -> tuple[str, ...]:
     """Of the table; of two arms it needs no column that names the second."""
     first, *others = evaluation.arms
     names = (first, others[0]) if len(others) == 1 else ("arm", first, "arm's mean")
-    return ("score", *names, "difference [95 %]", "win rate [95 %]", "n", "trained on?")
+    p = [] if len(others) == 1 else ["p"]
+    return ("score", *names, "difference [95 %]", "win rate [95 %]", *p, "n", "trained on?")
 
 
 def section(scorer: str) -> tuple[str, str]:
@@ -38,9 +39,23 @@ def cells(row: Comparison, several: bool = False) -> tuple[str, ...]:
         f"{row.tuned:.4f}",
         f"{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]",
         f"{w.value:.1%} [{w.low:.1%}, {w.high:.1%}]",
+        *([p_text(row.p)] if several else []),
         str(row.n),
         row.training_signal,
     )
+
+
+def p_text(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else "<0.001"
+
+
+def strengths_text(evaluation: Evaluation, score: str) -> str:
+    """The arms in the order of their strength on a score; empty for two arms."""
+    if score not in evaluation.strengths:
+        return ""
+    ranked = sorted(evaluation.strengths[score].items(), key=lambda each: -each[1].value)
+    numbers = [f"{arm} {each.value:+.2f} [{each.low:+.2f}, {each.high:+.2f}]" for arm, each in ranked]
+    return f"strengths (Bradley-Terry, logits) on {plain(score, 100)}: {', '.join(numbers)}"
 
 
 def diversity_text(evaluation: Evaluation) -> str:
@@ -48,11 +63,12 @@ def diversity_text(evaluation: Evaluation) -> str:
     base = evaluation.diversity[first]
     several = len(evaluation.items) > evaluation.prompts
     between = "seeds of one prompt" if several else "pictures of different prompts"
+    what = {"pixels": "pixel distance"}.get(evaluation.looks.features, f"distance of {evaluation.looks.features}")
     numbers = [
         f"{arm} {value:.4f}" + (f" ({value / base - 1:+.1%})" if arm != first and base > 0 else "")
         for arm, value in evaluation.diversity.items()
     ]
-    return f"diversity (mean pixel distance between {between}): {', '.join(numbers)}"
+    return f"diversity (mean {what} between {between}): {', '.join(numbers)}"
 
 
 def title(evaluation: Evaluation) -> str:
@@ -61,7 +77,7 @@ def title(evaluation: Evaluation) -> str:
 
 
 def show(evaluation: Evaluation) -> None:
-    """The table, diversity, the best and worst five prompts and the files, to the terminal."""
+    """The table, diversity, the best and worst five prompts, the files and the verdict, to the terminal."""
     console, rows, several = tables.console(), evaluation.rows, len(evaluation.arms) > 2
     names = columns(evaluation)
     table = tables.Table(names, [cells(row, several) for row in rows], title(evaluation))
@@ -69,6 +85,9 @@ def show(evaluation: Evaluation) -> None:
     kind = (lambda row: row.scorer) if several else (lambda row: section(row.scorer))
     ends = [number for number, (row, after) in enumerate(pairwise(rows)) if kind(row) != kind(after)]
     console.print(table.terminal(left=(0, *([1] if several else []), len(names) - 1), bold=bold, rule_after=ends))
+    if several:
+        console.print("p: that the win rate is 1/2, after Holm's correction over the arms")
+        console.print(strengths_text(evaluation, evaluation.verdict.score))
     console.print(diversity_text(evaluation))
     for arm, ranked in evaluation.by_prompt.items():
         for which, entries in (("best", ranked[:5]), ("worst", ranked[::-1][:5])):
@@ -77,3 +96,6 @@ def show(evaluation: Evaluation) -> None:
                 console.print(f"  {entry['difference']:+.4f}  {plain(entry['prompt'], SHOWN)}")
     for name, path in evaluation.files.items():
         console.print(f"{name}: {plain(path, 5000)}", soft_wrap=True)
+    for finding in evaluation.verdict.findings:
+        console.print(f"hacking: {plain(finding, 1000)}")
+    console.print(plain(evaluation.verdict.sentence, 1000))
