@@ -222,6 +222,12 @@ def evaluate(
     train_scorer: Annotated[
         str | None, typer.Option(help="The score that the training pairs were labelled by, such as shapes.total.")
     ] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="What diversity is measured in: dinov2, clip, shapes or module:Class.", show_default="pixels"
+        ),
+    ] = None,
     run_folder: Annotated[
         Path | None,
         typer.Option("--run", help="Folder of the training run whose curves to show; by default that of the LoRA."),
@@ -235,7 +241,7 @@ def evaluate(
 
     making["model"] = model or ""  # no model is refused with the reason
     pictures = arms.read_arms(arm, making) if arm else images or Generation(**making)
-    scoring = Scoring(tuple(scorers or Scoring.scorers), train_scorer, making["device"])
+    scoring = Scoring(tuple(scorers or Scoring.scorers), train_scorer, features, making["device"])
     table.show(run(out, pictures, prompts, n, scoring, training_run(run_folder, making["lora"])))
 
 

@@ -14,16 +14,19 @@ from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 
+from .. import scorers
 from ..common import lock
 from ..common.errors import DiffpoError
 from ..common.text import plain
-from . import charts, generate, items, picture, report, scoring
+from ..scorers import features
+from . import charts, generate, items, picture, report
 from .arms import Pictures
 from .compare import Evaluation, summarise
 from .generation import Generation
 from .items import Found, Item
+from .looks import Looks, look
 from .manifest import check_comparable, json_bytes, read_manifest, save
-from .scoring import Scores, Scoring
+from .scoring import Scores, Scoring, check_scoring, forget_parts, score_items
 
 FILES = ("scores.parquet", "summary.json", "grid.png", "report.html")
 COLUMNS = ["prompt_id", "seed", "arm", "scorer", "value"]  # of scores.parquet
@@ -35,7 +38,7 @@ def run(
     arms: Mapping[str, Pictures] | Generation | str | Path,
     prompts: str | Path | Sequence[str] | None = None,
     n: int | None = None,
-    how: Scoring = BY_SHAPES,
+    scoring: Scoring = BY_SHAPES,
     run_folder: Path | None = None,
 ) -> Evaluation:
     """Compare the pictures of several arms with those of the first, and write the files above into ``out``.
@@ -49,7 +52,7 @@ def run(
     and left out of the rows that it belongs to. Raises DiffpoError if nothing is left of an arm.
     """
     out = Path(out)
-    scoring.check(how)
+    check_scoring(scoring)
     named, legacy = _named(arms)
     made = {name: each for name, each in named.items() if isinstance(each, Generation)}
     if made and prompts is None:
@@ -68,14 +71,15 @@ def run(
             else:
                 found[name] = items.of_rows(out, (row for row in rows if row["arm"] == name))
         compared = items.joined(found, texts, n)
-        scores = scoring.score(compared, list(named), how, out)
-        evaluation = replace(summarise(compared, scores.values, how.train_scorer), files=files)
+        scores = score_items(compared, list(named), scoring, out)
+        looks = _looks(compared, list(named), scoring)
+        evaluation = replace(summarise(compared, scores.values, scoring.train_scorer, looks), files=files)
         save(files["scores.parquet"], _parquet(compared, scores))
         save(files["summary.json"], _json(evaluation, scores))
         save(files["grid.png"], picture.grid_png(evaluation))
         manifest = rows or (read_manifest(legacy) if legacy else [])
         save(files["report.html"], report.html(evaluation, manifest, charts.read_metrics(run_folder)).encode())
-        scoring.forget(out)
+        forget_parts(out)
     return evaluation
 
 
@@ -98,6 +102,13 @@ def _named(arms: Mapping[str, Pictures] | Generation | str | Path) -> tuple[dict
             "mine=runs/mine"
         )
     return named, folder
+
+
+def _looks(compared: Sequence[Item], arms: Sequence[str], scoring: Scoring) -> Looks:
+    if scoring.features is None:
+        return look(compared, arms)
+    made = features.load(scoring.features, scoring.device or scorers.default_device(scoring.features))
+    return look(compared, arms, made.embed, made.name)
 
 
 def training_run(folder: str | Path | None, lora: str | None) -> Path | None:

@@ -22,6 +22,7 @@ from ..common.files import writing
 from ..common.images import named, remarks
 from ..common.names import hint
 from ..common.text import plain, whole
+from ..scorers import features
 from .items import Item
 from .manifest import open_image
 
@@ -36,11 +37,13 @@ class Scoring:
     Attributes:
         scorers: as for `diffpo.scorers.load`.
         train_scorer: the score that labelled the training pairs, if it is known.
+        features: what diversity is measured in (`diffpo.scorers.features.load`); None: small pictures.
         device: None is each scorer's own default.
     """
 
     scorers: tuple[str, ...] = ("shapes",)
     train_scorer: str | None = None
+    features: str | None = None
     device: str | None = None
 
 
@@ -70,7 +73,7 @@ class Scores:
         ]
 
 
-def check(scoring: Scoring) -> None:
+def check_scoring(scoring: Scoring) -> None:
     """Load every scorer once before the first picture is made, so that missing weights are reported at once."""
     if not scoring.scorers:
         raise DiffpoError("no scorer named; for example --scorers shapes")
@@ -78,6 +81,8 @@ def check(scoring: Scoring) -> None:
     if twice := [name for name in names if names.count(name) > 1]:
         raise DiffpoError(f"two of the scorers give the number {twice[0]!r}; compare them in two folders (--out)")
     _check_train_scorer(scoring.train_scorer, names)
+    if scoring.features is not None:
+        features.load(scoring.features)
 
 
 def _check_train_scorer(train_scorer: str | None, names: list[str]) -> None:
@@ -89,7 +94,7 @@ def _check_train_scorer(train_scorer: str | None, names: list[str]) -> None:
         raise DiffpoError(f"unknown training scorer {train_scorer!r}: {hint(train_scorer, parts)}")
 
 
-def score(items: Sequence[Item], arms: Sequence[str], scoring: Scoring, out: Path | None = None) -> Scores:
+def score_items(items: Sequence[Item], arms: Sequence[str], scoring: Scoring, out: Path | None = None) -> Scores:
     """The scores of all pictures. ``out``: where to keep what is finished; None keeps nothing.
 
     DiffpoError if a scorer cannot be loaded or gives wrong shapes, or if no picture of an arm can be used.
@@ -122,8 +127,8 @@ def score(items: Sequence[Item], arms: Sequence[str], scoring: Scoring, out: Pat
     return found
 
 
-def forget(out: Path) -> None:
-    """Delete what `score` kept, once the scores are written."""
+def forget_parts(out: Path) -> None:
+    """Delete what `score_items` kept, once the scores are written."""
     shutil.rmtree(out / PARTS, ignore_errors=True)
 
 

@@ -141,7 +141,7 @@ def test_three_arms_are_compared_with_the_first(tmp_path):
     grey(tmp_path, "mixed", levels + np.where(np.arange(40) < 10, 9, -9))
     arms = {name: tmp_path / name for name in ("dark", "light", "mixed")}
     texts = [f"prompt {k}" for k in range(40)]
-    result = evaluate.run(tmp_path / "out", arms, texts, how=Scoring(("on_policy:Brightness",)))
+    result = evaluate.run(tmp_path / "out", arms, texts, scoring=Scoring(("on_policy:Brightness",)))
     (score,) = {row.scorer for row in result.rows}
     light, mixed = result.row(score, "light"), result.row(score, "mixed")
     assert light.win_rate.value == 1 and mixed.win_rate.value == pytest.approx(0.25)
@@ -153,9 +153,9 @@ def test_arms_may_differ_in_everything(tmp_path, tiny_sdxl):
     """Settings are recorded by arm, an arm is added to a finished folder, and a changed arm is refused."""
     arms = read_arms(["base", "fast=steps=2", "small=height=16,width=16"], {"model": str(tiny_sdxl), "steps": 3})
     scoring = Scoring(("on_policy:Brightness",))
-    evaluate.run(tmp_path / "out", dict(list(arms.items())[:2]), ["a", "b"], how=scoring)
+    evaluate.run(tmp_path / "out", dict(list(arms.items())[:2]), ["a", "b"], scoring=scoring)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("images/*/*.png")}
-    evaluate.run(tmp_path / "out", arms, ["a", "b"], how=scoring)
+    evaluate.run(tmp_path / "out", arms, ["a", "b"], scoring=scoring)
     assert before == {path: path.stat().st_mtime_ns for path in before}
     rows = {(row["arm"], row["steps"], row["height"]) for row in manifest.read_manifest(tmp_path / "out")}
     assert rows == {("base", 3, None), ("fast", 2, None), ("small", 3, 16)}

@@ -14,7 +14,7 @@ from tiny import metrics_of
 from diffpo import scorers
 from diffpo.common.errors import DiffpoError
 from diffpo.evaluate import evaluate
-from diffpo.evaluate.evaluate import Scoring
+from diffpo.evaluate.scoring import Scoring
 from diffpo.scorers.judge import Judge
 from diffpo.scorers.step import base, load
 from diffpo.train.loop import train
@@ -73,7 +73,7 @@ def test_eval_takes_a_url(images, tmp_path):
         (tmp_path / "images" / arm).mkdir(parents=True)
         for i in range(4):
             images[(i + shift) % 7].save(tmp_path / "images" / arm / f"{i:05d}_0.png")
-    given = {"pictures": tmp_path, "prompts": ["a", "b", "c", "d"]}
+    given = {"arms": tmp_path, "prompts": ["a", "b", "c", "d"]}
     with served(Brightness(), max_images=3) as server:
         found = evaluate.run(tmp_path / "out", scoring=Scoring((server.url,), "shapes.total"), **given)
         with pytest.raises(DiffpoError, match=r"two of the scorers give the number 'shapes\.total'"):
