@@ -236,13 +236,16 @@ def evaluate(
     **making: Any,
 ) -> None:
     """Compare images of two or more arms: a table with intervals, one picture, an HTML report and one sentence."""
+    from .common import processes
     from .evaluate import arms, table
     from .evaluate.evaluate import Scoring, run, training_run
 
     making["model"] = model or ""  # no model is refused with the reason
     pictures = arms.read_arms(arm, making) if arm else images or Generation(**making)
     scoring = Scoring(tuple(scorers or Scoring.scorers), train_scorer, features, making["device"])
-    table.show(run(out, pictures, prompts, n, scoring, training_run(run_folder, making["lora"])))
+    found = run(out, pictures, prompts, n, scoring, training_run(run_folder, making["lora"]))
+    if processes.here().main:
+        table.show(found)
 
 
 @app.command()

@@ -15,7 +15,7 @@ from io import BytesIO
 from pathlib import Path
 
 from .. import scorers
-from ..common import lock
+from ..common import processes
 from ..common.errors import DiffpoError
 from ..common.text import plain
 from ..scorers import features
@@ -48,6 +48,8 @@ def run(
     images/ARM/<prompt index>_<seed>.png. ``prompts``: needed to make pictures, and for pictures without texts; the
     first ``n`` count. ``run_folder``: see `training_run`.
 
+    Under `accelerate launch` each process makes and scores its share, and the main process writes the files.
+
     What cannot be compared (a picture that an arm lacks, that cannot be read, or whose score is NaN) is counted, said,
     and left out of the rows that it belongs to. Raises DiffpoError if nothing is left of an arm.
     """
@@ -61,7 +63,8 @@ def run(
     run_folder = run_folder or (training_run(None, loras[0]) if len(loras) == 1 else None)
     files = {name: out / name for name in FILES}
     _check_target(files)
-    with lock.held(out):
+    ours = processes.here()
+    with ours.lock(out):
         texts = items.prompts_of(prompts)
         found: dict[str, list[Found]] = {}
         rows = generate.run(made, prompts, out, n) if made and prompts is not None else []
@@ -74,6 +77,9 @@ def run(
         scores = score_items(compared, list(named), scoring, out)
         looks = _looks(compared, list(named), scoring)
         evaluation = replace(summarise(compared, scores.values, scoring.train_scorer, looks), files=files)
+        ours.wait()  # until all have read the others' scores
+        if not ours.main:
+            return evaluation
         save(files["scores.parquet"], _parquet(compared, scores))
         save(files["summary.json"], _json(evaluation, scores))
         save(files["grid.png"], picture.grid_png(evaluation))

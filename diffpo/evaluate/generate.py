@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import models
-from ..common import lock
+from ..common import processes
 from ..common.errors import DiffpoError
 from ..common.files import writing
 from ..common.imports import search_working_directory
+from ..common.processes import Processes
 from ..common.text import plain
 from ..common.threads import Threads
 from ..data.prompts import load_prompts
@@ -30,7 +31,7 @@ from ..weights import lora as lora_module
 from ..weights import trained
 from . import plans
 from .generation import Generation
-from .manifest import check_same_run, image_path, intact, line, read_manifest, save
+from .manifest import check_same_run, image_path, intact, line, manifest_file, read_manifest, save, write_manifest
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -52,6 +53,8 @@ def run(
 ) -> list[dict[str, Any]]:
     """Generate the pictures of ``arms``, e.g. of `Generation.arms`, into ``out``; intact pictures are kept.
 
+    Under `accelerate launch` each process makes its share of them.
+
     ``prompts``: anything that `diffpo.data.prompts.load_prompts` reads, of which the first ``n`` count. Returns the
     manifest rows of this call, arm by arm. Raises DiffpoError if ``out`` is in use or was made with other settings, if
     a model or LoRA cannot be loaded, or for a NaN image.
@@ -67,17 +70,32 @@ def run(
         for index, prompt in enumerate(prompts)
         for seed in arm.seeds
     }
-    with lock.held(out):
+    ours = processes.here()
+    with ours.lock(out):
         done = read_manifest(out)
         check_same_run(out, done, arms, prompts)
-        finished = {(r["arm"], r["index"], r["seed"]): r for r in done if intact(out, r)}
-        # rewritten whole before anything is added, so that a half-written last line does not swallow the next one
-        save(out / "manifest.jsonl", b"".join(line(row) for row in finished.values()))
+        finished = {_key(row): row for row in done if intact(out, row)}
+        ours.wait()  # until all have read it
+        if ours.main:
+            # rewritten whole before anything is added, so that a half-written last line does not swallow the next one
+            write_manifest(out, finished.values())
+        ours.wait()
         missing = [row for key, row in wanted.items() if key not in finished]
-        if missing:
-            for row in _generate(missing, arms, users, out):
-                finished[row["arm"], row["index"], row["seed"]] = row
+        if own := ours.share(missing):
+            for row in _generate(own, arms, users, out, ours):
+                finished[_key(row)] = row
+        ours.wait()
+        if ours.count > 1 and missing:
+            finished = {_key(row): row for row in read_manifest(out)}
+            ours.wait()
+            if ours.main:
+                write_manifest(out, finished.values())
+            ours.wait()
     return [finished[key] for key in wanted]
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, int, int]:
+    return row["arm"], row["index"], row["seed"]
 
 
 def _identified(arms: Mapping[str, Generation]) -> tuple[dict[str, Generation], dict[str, Any]]:
@@ -104,7 +122,7 @@ def _base(generation: Generation) -> Any:
 
 
 def _generate(
-    missing: list[dict], arms: dict[str, Generation], users: dict[str, Any], out: Path
+    missing: Sequence[dict], arms: dict[str, Generation], users: dict[str, Any], out: Path, ours: Processes
 ) -> Iterator[dict[str, Any]]:
     """Make the missing images, one batch at a time; yields each row once its image and manifest line are on disk."""
     from tqdm.auto import tqdm
@@ -128,12 +146,13 @@ def _generate(
                     trained.load_into(pipe, arm.lora, 1.0 if arm.lora_weight is None else arm.lora_weight)
                 if name in users:
                     personal.enter_context(_personalised(pipe, arm, users[name]))
-                bar = personal.enter_context(tqdm(total=len(rows), desc=f"{name} images", unit="image", delay=1))
+                about = {"desc": f"{name} images", "unit": "image", "delay": 1, "disable": not ours.main}
+                bar = personal.enter_context(tqdm(total=len(rows), **about))
                 rest = iter(rows)
                 while batch := list(islice(rest, arm.batch_size)):
                     images = paint(pipe, arm, [Picture(row["index"], row["seed"], row["prompt"]) for row in batch])
                     for row, image in zip(batch, images, strict=True):
-                        yield _keep(row, image, out)
+                        yield _keep(row, image, out, manifest_file(out, ours))
                     bar.update(len(batch))
                     threads.adapt()
 
@@ -147,14 +166,14 @@ def _personalised(pipe: Any, arm: Generation, pairs: Any) -> Any:
     return users.painting_for(lora_module.network_of(pipe), taste)
 
 
-def _keep(row: dict[str, Any], image: Image.Image, out: Path) -> dict[str, Any]:
+def _keep(row: dict[str, Any], image: Image.Image, out: Path, manifest_file: Path) -> dict[str, Any]:
     """The row with its file and hash, once both are on disk."""
     buffer = BytesIO()
     image.save(buffer, "PNG")
     path = image_path(out, row["arm"], row["index"], row["seed"])
     save(path, buffer.getvalue())
     row = {**row, "file": path.relative_to(out).as_posix(), "sha256": sha256(buffer.getvalue()).hexdigest()}
-    with writing(out / "manifest.jsonl"), open(out / "manifest.jsonl", "ab") as manifest:
+    with writing(manifest_file), open(manifest_file, "ab") as manifest:
         manifest.write(line(row))
     return row
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from hashlib import file_digest
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,6 +19,7 @@ from PIL import Image
 from ..common.errors import DiffpoError
 from ..common.files import write_atomic, writing
 from ..common.images import ENCODED, BadRow, decode, read_file
+from ..common.processes import Processes
 from ..common.text import plain, read_text
 from .generation import ARMS, COMPARED, OF_ARM, Generation
 
@@ -40,6 +41,22 @@ def image_path(out: Path, arm: str, index: int, seed: int) -> Path:
     return Path(out) / "images" / arm / f"{index:05d}_{seed}.png"
 
 
+def manifest_file(out: Path, ours: Processes) -> Path:
+    """Where a process adds its rows: with several, each has a part of its own."""
+    return out / ("manifest.jsonl" if ours.count == 1 else f"manifest-{ours.rank}.jsonl")
+
+
+def write_manifest(out: Path, rows: Iterable[dict]) -> None:
+    """All rows as one file; parts of several processes are deleted."""
+    save(out / "manifest.jsonl", b"".join(line(row) for row in rows))
+    for part in _parts(out):
+        part.unlink()
+
+
+def _parts(out: Path) -> list[Path]:
+    return sorted(out.glob("manifest-[0-9]*.jsonl"))
+
+
 def save(path: Path, data: bytes) -> None:
     """All of ``data`` or nothing."""
     with writing(path):
@@ -47,12 +64,19 @@ def save(path: Path, data: bytes) -> None:
 
 
 def read_manifest(out: Path) -> list[dict]:
-    """The rows of OUT/manifest.jsonl, the last one per image; a half-written last line is left out.
+    """The rows of OUT/manifest.jsonl and of parts that several processes left, the last one per image; a half-written
+    last line is left out.
 
     DiffpoError that names the line, if a value is missing or of another type, or names a file outside of ``out``.
     """
-    path = Path(out) / "manifest.jsonl"
-    rows = {}
+    out, rows = Path(out), {}
+    for path in [out / "manifest.jsonl", *_parts(out)]:
+        for row in _rows(path):
+            rows[row["arm"], row["index"], row["seed"]] = row
+    return list(rows.values())
+
+
+def _rows(path: Path) -> Iterator[dict]:
     *lines, last = _text(path).split("\n")  # not splitlines: a prompt may hold U+2028
     if last and _is_json(last):
         lines.append(last)  # otherwise a write was interrupted
@@ -65,8 +89,7 @@ def read_manifest(out: Path) -> list[dict]:
             raise DiffpoError(
                 f"{path}:{number} is not a manifest line ({plain(error, 200)}); move the folder away and start again"
             ) from None
-        rows[row["arm"], row["index"], row["seed"]] = row
-    return list(rows.values())
+        yield row
 
 
 def _problem(row: Any) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from .. import scorers
+from ..common import processes
 from ..common.errors import DiffpoError
 from ..common.files import writing
 from ..common.images import named, remarks
@@ -54,11 +55,13 @@ class Scores:
     Attributes:
         unreadable: the pictures of each arm that could not be read, with the reason.
         nan: by score and arm, the pictures whose number came out as NaN or infinite.
+        notes: conversions of the pictures (`common.images.decode`).
     """
 
     values: dict[str, dict[str, np.ndarray]]
     unreadable: dict[str, list[str]] = field(default_factory=dict)
     nan: dict[tuple[str, str], list[str]] = field(default_factory=dict)
+    notes: Counter[str] = field(default_factory=Counter)
 
     def gaps(self) -> list[str]:
         """What is missing, in sentences."""
@@ -97,34 +100,49 @@ def _check_train_scorer(train_scorer: str | None, names: list[str]) -> None:
 def score_items(items: Sequence[Item], arms: Sequence[str], scoring: Scoring, out: Path | None = None) -> Scores:
     """The scores of all pictures. ``out``: where to keep what is finished; None keeps nothing.
 
-    DiffpoError if a scorer cannot be loaded or gives wrong shapes, or if no picture of an arm can be used.
+    Of several processes each scores a share, and all get all scores. DiffpoError if a scorer cannot be loaded or gives
+    wrong shapes, or if no picture of an arm can be used.
     """
+    ours = processes.here()
+    if ours.count > 1 and out is not None:
+        for _ in _rows(ours.share(items), arms, scoring, out, Scores({})):
+            pass
+        ours.wait()
+    found = Scores({})
+    for scorer, arm, rows in _rows(items, arms, scoring, out, found):
+        _collect(found, scorer, arm, items, rows)
+    if ours.main:
+        for line in [*remarks(found.notes), *found.gaps()]:
+            print(line)
+    return found
+
+
+def _rows(
+    items: Sequence[Item], arms: Sequence[str], scoring: Scoring, out: Path | None, found: Scores
+) -> Iterator[tuple[Any, str, list[dict[str, float] | None]]]:
+    """For each scorer and arm a row of numbers for every item, None where there is none; kept in ``out``."""
     from tqdm.auto import tqdm
 
-    found = Scores({})
-    notes: list[Counter[str]] = [Counter() for _ in scoring.scorers]  # every scorer reads the same pictures
-    total = sum(len(item.pictures) for item in items)
-    for spec, own_notes in zip(scoring.scorers, notes, strict=True):
+    ours, total = processes.here(), sum(len(item.pictures) for item in items)
+    for number, spec in enumerate(scoring.scorers):
         scorer = scorers.load(spec, scoring.device or scorers.default_device(spec))
-        shown = plain(spec.partition("=")[0], 60)
-        with tqdm(total=total, desc=f"scoring by {shown}", unit="image", delay=1) as bar:
+        about = {"desc": f"scoring by {plain(spec.partition('=')[0], 60)}", "unit": "image", "delay": 1}
+        notes = found.notes if number == 0 else Counter()  # every scorer reads the same pictures
+        with tqdm(total=total, disable=not ours.main, **about) as bar:
             for arm in arms:
-                kept = _Kept(None if out is None else out / PARTS, spec, arm)
+                kept = _Kept(None if out is None else out / PARTS, spec, arm, ours.rank)
                 own = [item for item in items if arm in item.pictures]
                 rows = {id(item): row for item in own if (row := kept.get(item))}
                 todo = [item for item in own if id(item) not in rows]
                 bar.update(len(rows))
                 for start in range(0, len(todo), BATCH):
                     batch = todo[start : start + BATCH]
-                    for item, row in zip(batch, _scored(scorer, batch, arm, found, own_notes), strict=True):
+                    for item, row in zip(batch, _scored(scorer, batch, arm, found, notes), strict=True):
                         if row is not None:
                             rows[id(item)] = row
                             kept.add(item, row)
                     bar.update(len(batch))
-                _collect(found, scorer, arm, items, [rows.get(id(item)) for item in items])
-    for line in [*remarks(notes[0]), *found.gaps()]:
-        print(line)
-    return found
+                yield scorer, arm, [rows.get(id(item)) for item in items]
 
 
 def forget_parts(out: Path) -> None:
@@ -174,23 +192,25 @@ def _collect(found: Scores, scorer: Any, arm: str, items: Sequence[Item], rows: 
 
 
 class _Kept:
-    """The finished scores of one scorer and arm: a line for each picture, known by its file and its prompt."""
+    """The finished scores of one scorer and arm: a line for each picture, known by its file and its prompt. Every
+    process adds to a file of its own and reads those of all."""
 
-    def __init__(self, folder: Path | None, spec: str, arm: str) -> None:
+    def __init__(self, folder: Path | None, spec: str, arm: str, rank: int) -> None:
         self.arm, self.path = arm, None
         self.rows: dict[str, dict[str, float]] = {}
         if folder is None:
             return
-        self.path = folder / f"{sha256(f'{spec} {arm}'.encode()).hexdigest()[:16]}.jsonl"
-        if self.path.is_file():
-            *lines, last = self.path.read_bytes().split(b"\n")
+        name = sha256(f"{spec} {arm}".encode()).hexdigest()[:16]
+        self.path = folder / f"{name}-{rank}.jsonl"
+        for path in sorted(folder.glob(f"{name}-*.jsonl")):
+            *lines, last = path.read_bytes().split(b"\n")
             for line in lines:
                 try:
                     key, row = json.loads(line)
                     self.rows[key] = {name: float(value) for name, value in row.items()}
                 except (ValueError, TypeError, AttributeError):  # half written; that picture is scored again
                     continue
-            if last:
+            if last and path == self.path:
                 self._append(b"\n")
 
     def get(self, item: Item) -> dict[str, float] | None:

@@ -194,3 +194,36 @@ def test_one_arm_is_no_comparison(tmp_path):
     grey(tmp_path / "images", "only", [1, 2])
     with pytest.raises(DiffpoError, match="only one arm, only"):
         evaluate.run(tmp_path / "out", tmp_path, ["a", "b"])
+
+
+def test_a_process_scores_its_share_and_reads_the_others(tmp_path, monkeypatch):
+    """Of three processes the last has only two pictures of seven to score itself; then it has the numbers of all."""
+    from on_policy import Brightness
+
+    from diffpo.common.processes import Processes
+    from diffpo.evaluate import scoring
+
+    grey(tmp_path, "one", range(0, 70, 10))
+    grey(tmp_path, "two", range(1, 71, 10))
+    found = {name: items.of_folder(tmp_path / name, list("abcdefg")) for name in ("one", "two")}
+    joined = items.joined(found, None, None)
+    whole = scoring.score_items(joined, ["one", "two"], Scoring(("on_policy:Brightness",))).values
+    seen: list[str] = []
+
+    class Counting(Brightness):
+        def score(self, images, prompts):
+            seen.extend(prompts)
+            return super().score(images, prompts)
+
+    monkeypatch.setattr(scoring.scorers, "load", lambda *_: Counting())
+    monkeypatch.setattr(Processes, "wait", lambda self: None)
+    for rank, own in ((0, "abcdefg" * 2), (1, ""), (2, "")):  # the first does not wait here, so it goes on to the rest
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        seen.clear()
+        found = scoring.score_items(joined, ["one", "two"], Scoring(("on_policy:Brightness",)), tmp_path / "out")
+        assert sorted(seen) == sorted(own)
+        for name, by_arm in whole.items():
+            for arm, values in by_arm.items():
+                np.testing.assert_array_equal(found.values[name][arm], values)
+    assert [list(Processes(rank, 3).share(range(7))) for rank in range(3)] == [[0, 3, 6], [1, 4], [2, 5]]
