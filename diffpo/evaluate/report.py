@@ -14,7 +14,7 @@ from ..common.text import plain
 from . import charts
 from .manifest import open_image
 from .picture import fit
-from .table import AXES, SHOWN, cells, columns, diversity_text, section, title
+from .table import AXES, SHOWN, columns, diversity_text, lines, section, title
 
 if TYPE_CHECKING:
     from .compare import Evaluation
@@ -67,13 +67,13 @@ def _grid(evaluation: Evaluation) -> list[tuple[str, list[dict[str, Any]]]]:
 def _rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     """The lines of the table: their texts, an axis's name, a bar of the win rate, and classes for the style."""
     found, previous = [], None
-    for row in evaluation.rows:
+    for row, texts in lines(evaluation):
         new = previous is not None and section(row.scorer) != previous
         previous, rate = section(row.scorer), row.win_rate
         classes = ["new"] * new + ["primary"] * (row.scorer == evaluation.primary)
         found.append(
             {
-                "cells": cells(row, len(evaluation.arms) > 2),
+                "cells": texts,
                 "axis": AXES.get(row.scorer.partition(".")[2]),
                 "bar": Markup(charts.interval_bar(rate.value, rate.low, rate.high)),  # noqa: S704, numbers only
                 "classes": " ".join(classes),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..common import tables
 from ..common.text import plain
 
@@ -16,11 +18,11 @@ SHOWN = 1000  # characters of a text
 
 
 def columns(evaluation: Evaluation) -> tuple[str, ...]:
-    """Of the table; of two arms it needs no column that names the second."""
+    """Of the table. Two arms share a line; of more, each has one."""
     first, *others = evaluation.arms
-    names = (first, others[0]) if len(others) == 1 else ("arm", first, "arm's mean")
-    p = [] if len(others) == 1 else ["p"]
-    return ("score", *names, "difference [95 %]", "win rate [95 %]", *p, "n", "trained on?")
+    if len(others) == 1:
+        return ("score", first, others[0], "difference [95 %]", "win rate [95 %]", "n", "trained on?")
+    return ("score", "arm", "mean", "difference [95 %]", "win rate [95 %]", "p", "n", "trained on?")
 
 
 def section(scorer: str) -> tuple[str, str]:
@@ -29,20 +31,27 @@ def section(scorer: str) -> tuple[str, str]:
     return name, "axes" if key in AXES else "total" if key == "total" else "parts"
 
 
-def cells(row: Comparison, several: bool = False) -> tuple[str, ...]:
-    """The row as texts, in the order of `columns`; ``several``: there are more than two arms."""
-    d, w = row.difference, row.win_rate
-    return (
-        plain(row.scorer, 100),
-        *([row.arm] if several else []),
-        f"{row.base:.4f}",
-        f"{row.tuned:.4f}",
-        f"{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]",
-        f"{w.value:.1%} [{w.low:.1%}, {w.high:.1%}]",
-        *([p_text(row.p)] if several else []),
-        str(row.n),
-        row.training_signal,
-    )
+def lines(evaluation: Evaluation) -> list[tuple[Comparison, tuple[str, ...]]]:
+    """Each comparison with its texts, in the order of `columns`. Of more than two arms the first line of a score is the
+    first arm's, which has a mean only."""
+    several, previous = len(evaluation.arms) > 2, None
+    found: list[tuple[Comparison, tuple[str, ...]]] = []
+    for row in evaluation.rows:
+        d, w = row.difference, row.win_rate
+        numbers = (f"{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]", f"{w.value:.1%} [{w.low:.1%}, {w.high:.1%}]")
+        if not several:
+            means = (plain(row.scorer, 100), f"{row.base:.4f}", f"{row.tuned:.4f}")
+            found.append((row, (*means, *numbers, str(row.n), row.training_signal)))
+            continue
+        if row.scorer != previous:
+            first = evaluation.arms[0]
+            values = evaluation.scores[row.scorer][first]
+            mean = f"{np.nanmean(values):.4f}"
+            about = (str(int(np.isfinite(values).sum())), row.training_signal)
+            found.append((row, (plain(row.scorer, 100), first, mean, "", "", "", *about)))
+            previous = row.scorer
+        found.append((row, ("", row.arm, f"{row.tuned:.4f}", *numbers, p_text(row.p), str(row.n), "")))
+    return found
 
 
 def p_text(p: float) -> str:
@@ -78,12 +87,12 @@ def title(evaluation: Evaluation) -> str:
 
 def show(evaluation: Evaluation) -> None:
     """The table, diversity, the best and worst five prompts, the files and the verdict, to the terminal."""
-    console, rows, several = tables.console(), evaluation.rows, len(evaluation.arms) > 2
-    names = columns(evaluation)
-    table = tables.Table(names, [cells(row, several) for row in rows], title(evaluation))
-    bold = [number for number, row in enumerate(rows) if row.scorer == evaluation.primary]
+    console, several = tables.console(), len(evaluation.arms) > 2
+    names, rows = columns(evaluation), lines(evaluation)
+    table = tables.Table(names, [texts for _, texts in rows], title(evaluation))
+    bold = [number for number, (row, _) in enumerate(rows) if row.scorer == evaluation.primary]
     kind = (lambda row: row.scorer) if several else (lambda row: section(row.scorer))
-    ends = [number for number, (row, after) in enumerate(pairwise(rows)) if kind(row) != kind(after)]
+    ends = [number for number, ((row, _), (after, _)) in enumerate(pairwise(rows)) if kind(row) != kind(after)]
     console.print(table.terminal(left=(0, *([1] if several else []), len(names) - 1), bold=bold, rule_after=ends))
     if several:
         console.print("p: that the win rate is 1/2, after Holm's correction over the arms")
