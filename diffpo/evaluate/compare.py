@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -72,6 +73,18 @@ class Evaluation:
     def row(self, scorer: str, arm: str | None = None) -> Comparison:
         """The line of a score; of several arms the first one's unless ``arm`` is named."""
         return next(row for row in self.rows if row.scorer == scorer and arm in (None, row.arm))
+
+    def table(self) -> list[dict[str, Any]]:
+        """`rows` as flat rows of texts and numbers, for ``pandas.DataFrame``: intervals have columns of their own."""
+        flat = []
+        for row in self.rows:
+            values = {"scorer": row.scorer, "arm": row.arm, "against": self.arms[0]}
+            values |= {"mean": row.tuned, "mean_against": row.base}
+            for name in ("difference", "win_rate"):
+                estimate = getattr(row, name)
+                values |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+            flat.append(values | {"p": row.p, "n": row.n, "training_signal": row.training_signal})
+        return flat
 
     @property
     def diversity(self) -> dict[str, float]:

@@ -227,3 +227,19 @@ def test_a_process_scores_its_share_and_reads_the_others(tmp_path, monkeypatch):
             for arm, values in by_arm.items():
                 np.testing.assert_array_equal(found.values[name][arm], values)
     assert [list(Processes(rank, 3).share(range(7))) for rank in range(3)] == [[0, 3, 6], [1, 4], [2, 5]]
+
+
+def test_the_library_gives_what_the_command_gives(tmp_path, tiny_sdxl):
+    """Flat rows for pandas, from arms by name, for a model with options of its own."""
+    import pandas
+
+    from diffpo.evaluate.library import evaluate as compare
+
+    grey(tmp_path, "there", [10, 200])
+    arms = {"there": tmp_path / "there", "made": "steps=2"}
+    options = {"scorers": ("on_policy:Brightness",), "model": str(tiny_sdxl), "guidance": 1.0}
+    found = compare(arms, ["a", "b"], out=tmp_path / "out", **options)
+    frame = pandas.DataFrame(found.table())
+    row = found.rows[0]
+    assert frame.loc[0, ["arm", "against", "mean_against"]].tolist() == ["made", "there", row.base]
+    assert (frame.win_rate_low <= frame.win_rate).all() and frame.n.tolist() == [2] * len(frame)
