@@ -33,7 +33,7 @@ def main(prompts: str, out: str, scorer: str = "aesthetic", seeds: int = 2) -> N
     )
     for row in found.table():
         print(
-            f"{row['scorer']}: {row['arm']} wins {row['win_rate']:.1%} [{row['win_rate_low']:.1%}, {row['win_rate_high']:.1%}]"
+            row["scorer"], row["arm"], f"{row['win_rate']:.1%} [{row['win_rate_low']:.1%}, {row['win_rate_high']:.1%}]"
         )
     print(found.verdict.sentence)
 

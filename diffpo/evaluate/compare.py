@@ -78,7 +78,7 @@ class Evaluation:
         """`rows` as flat rows of texts and numbers, for ``pandas.DataFrame``: intervals have columns of their own."""
         flat = []
         for row in self.rows:
-            values = {"scorer": row.scorer, "arm": row.arm, "against": self.arms[0]}
+            values: dict[str, Any] = {"scorer": row.scorer, "arm": row.arm, "against": self.arms[0]}
             values |= {"mean": row.tuned, "mean_against": row.base}
             for name in ("difference", "win_rate"):
                 estimate = getattr(row, name)
