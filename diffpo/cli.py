@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from .common.errors import DiffpoError
 from .common.text import plain
 from .common.threads import set_waiting
-from .evaluate.generation import Generation
+from .evaluation.generation import Generation
 
 INTERRUPTED = "\ninterrupted; run the same command again to continue from what is finished"
 
@@ -187,7 +187,7 @@ def generate(
 ) -> None:
     """Make images with the base model and, with --lora, the tuned one: same prompts, same noise."""
     pictures = Generation(model=model, **making)
-    from .evaluate.generate import run
+    from .evaluation.generate import run
 
     rows = run(pictures.arms(), prompts, out, n)
     print(f"{len(rows)} images in {out / 'images'}, described by {out / 'manifest.jsonl'}")
@@ -237,8 +237,8 @@ def evaluate(
 ) -> None:
     """Compare images of two or more arms: a table with intervals, one picture, an HTML report and one sentence."""
     from .common import processes
-    from .evaluate import arms, table
-    from .evaluate.evaluate import Scoring, run, training_run
+    from .evaluation import arms, table
+    from .evaluation.evaluate import Scoring, run, training_run
 
     making["model"] = model or ""  # no model is refused with the reason
     pictures = arms.read_arms(arm, making) if arm else images or Generation(**making)

@@ -18,8 +18,8 @@ import numpy as np
 from diffpo import scorers
 from diffpo.commands.quickstart import ROOT
 from diffpo.common import tables
-from diffpo.evaluate import generate, manifest, statistics
-from diffpo.evaluate.generation import Generation
+from diffpo.evaluation import generate, manifest, statistics
+from diffpo.evaluation.generation import Generation
 
 SCORES = ("total", "following", "appearance", "all_right")
 

@@ -29,8 +29,8 @@ from PIL import Image
 from diffpo.commands.quickstart import ROOT
 from diffpo.common import tables
 from diffpo.config import load_config
-from diffpo.evaluate import generate, statistics
-from diffpo.evaluate.generation import ARMS, Generation
+from diffpo.evaluation import generate, statistics
+from diffpo.evaluation.generation import ARMS, Generation
 from diffpo.shapes import oracle
 from diffpo.train.loop import train
 

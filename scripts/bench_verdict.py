@@ -32,9 +32,9 @@ import transformers
 from diffpo.commands.quickstart import ROOT
 from diffpo.common import tables
 from diffpo.config import load_config
-from diffpo.evaluate import evaluate, generate
-from diffpo.evaluate.generation import Generation
-from diffpo.evaluate.scoring import Scoring
+from diffpo.evaluation import evaluate, generate
+from diffpo.evaluation.generation import Generation
+from diffpo.evaluation.scoring import Scoring
 from diffpo.export import export
 from diffpo.train.loop import train
 

@@ -28,9 +28,8 @@ def main(prompts: str, out: str, scorer: str = "aesthetic", seeds: int = 2) -> N
             for seed in range(seeds):
                 if not (path := folder / f"{index}_{seed}.png").exists():
                     pipeline(prompt, seed).save(path)
-    found = diffpo.evaluate(
-        {name: Path(out, name) for name in PIPELINES}, texts, out=Path(out, "eval"), scorers=[scorer]
-    )
+    arms = {name: Path(out, name) for name in PIPELINES}
+    found = diffpo.evaluate(arms, texts, out=Path(out, "eval"), scorers=[scorer])
     for row in found.table():
         print(
             row["scorer"], row["arm"], f"{row['win_rate']:.1%} [{row['win_rate_low']:.1%}, {row['win_rate_high']:.1%}]"

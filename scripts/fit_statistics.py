@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from diffpo.commands.calibration_problem import Samples, make_problem
 from diffpo.data.prompts import load_prompts
-from diffpo.evaluate.generation import Generation
+from diffpo.evaluation.generation import Generation
 from samplers.calibrate import estimate
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"

@@ -15,8 +15,8 @@ from tiny import metrics_of
 import samplers
 from diffpo import links, scorers
 from diffpo.config import ObjectiveSettings
-from diffpo.evaluate import generate
-from diffpo.evaluate.generation import Generation
+from diffpo.evaluation import generate
+from diffpo.evaluation.generation import Generation
 from diffpo.train.loop import train
 from diffpo.weights import lora_file
 

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # from the top down
-ROOMS = ["cli", "commands", "train", "export", "evaluate", "rollout", "scorers", "objective", "problems", "weights"]
+ROOMS = ["cli", "commands", "train", "export", "evaluation", "rollout", "scorers", "objective", "problems", "weights"]
 ROOMS += ["models", "data", "config", "links", "methods", "shapes", "common"]
 
 

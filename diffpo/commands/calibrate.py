@@ -22,8 +22,8 @@ from ..common.tables import Table, console
 from ..common.text import plain
 from ..common.threads import Threads
 from ..data.prompts import load_prompts
-from ..evaluate.generation import Dtype, Generation
-from ..evaluate.plans import printed_warnings
+from ..evaluation.generation import Dtype, Generation
+from ..evaluation.plans import printed_warnings
 from .calibration_problem import Calibrated, Samples, make_problem
 
 if TYPE_CHECKING:

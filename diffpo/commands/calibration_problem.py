@@ -10,7 +10,7 @@ from samplers.calibrate import Batch, Problem, reference
 from samplers.calibrate.problem import REFERENCE_CALLS
 
 from ..common.rng import generator, normal
-from ..evaluate.generation import Generation
+from ..evaluation.generation import Generation
 from .guided_model import PromptedModel
 
 if TYPE_CHECKING:

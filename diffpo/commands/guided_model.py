@@ -11,8 +11,8 @@ from torch import Tensor
 from .. import models
 from ..common.errors import DiffpoError
 from ..common.text import plain
-from ..evaluate import generate
-from ..evaluate.generation import Generation
+from ..evaluation import generate
+from ..evaluation.generation import Generation
 from ..problems.policy import Policy
 from ..problems.regression import Conditioning
 from ..weights import lora as lora_module

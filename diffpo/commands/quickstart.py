@@ -13,7 +13,7 @@ from ..common import lock
 from ..common.errors import DiffpoError
 
 if TYPE_CHECKING:
-    from ..evaluate.compare import Evaluation
+    from ..evaluation.compare import Evaluation
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,8 +65,8 @@ def _run(out: Path, seed: int, n: int, overrides: tuple[str, ...], model: str) -
     console.print(Rule("train: Diffusion-DPO, a LoRA on the attention layers"))
     train(settings)
 
-    from ..evaluate import evaluate, table
-    from ..evaluate.generation import Generation
+    from ..evaluation import evaluate, table
+    from ..evaluation.generation import Generation
 
     console.print(Rule(f"eval: {n} held-out prompts, before and after, same noise"))
     pictures = Generation(settings.model.path, lora=str(out), steps=10, guidance=3.0, batch_size=64)

@@ -14,8 +14,8 @@ from ..common.errors import DiffpoError
 from ..common.files import write_atomic
 from ..common.text import markdown, plain, read_text
 from ..config import Config
-from ..evaluate.charts import read_metrics
-from ..evaluate.manifest import read_manifest
+from ..evaluation.charts import read_metrics
+from ..evaluation.manifest import read_manifest
 from ..models import family_class, pipeline_class
 from ..models.file_header import is_one
 from ..weights import full

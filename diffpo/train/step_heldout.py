@@ -13,7 +13,7 @@ from torch import Tensor
 from ..common.tables import Table
 from ..config import ScorerTrain
 from ..data.batches import Batch, Batches
-from ..evaluate.statistics import mean_difference, win_rate
+from ..evaluation.statistics import mean_difference, win_rate
 from ..models.family import Family
 from ..problems.forward import Forward
 from ..problems.policy import Policy

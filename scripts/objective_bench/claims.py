@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from diffpo.common.tables import Table
-from diffpo.evaluate import statistics
+from diffpo.evaluation import statistics
 
 from .data import FLIPS
 from .methods import ROBUST

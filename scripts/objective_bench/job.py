@@ -18,8 +18,8 @@ import numpy as np
 
 from diffpo.commands.quickstart import ROOT
 from diffpo.config import Config, load_config
-from diffpo.evaluate import statistics
-from diffpo.evaluate.generation import Generation
+from diffpo.evaluation import statistics
+from diffpo.evaluation.generation import Generation
 
 from .data import MODEL, PAIRS, VALIDATION
 from .methods import Method
@@ -136,7 +136,7 @@ def tail(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def draw(lora: Path | None, indices: Iterable[int], seed: int = 0) -> dict[str, Any]:
     """Pictures of held-out prompts, (n, H, W, 3) in 0..1, and their scores by name."""
-    from diffpo.evaluate import generate
+    from diffpo.evaluation import generate
     from diffpo.scorers.shapes import ShapesScorer
     from diffpo.shapes import heldout_captions
     from diffpo.weights import trained

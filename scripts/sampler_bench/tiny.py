@@ -11,8 +11,8 @@ import torch
 
 from diffpo.commands.guided_model import PromptedModel
 from diffpo.data.prompts import load_prompts
-from diffpo.evaluate.generate import initial_noise
-from diffpo.evaluate.generation import Generation
+from diffpo.evaluation.generate import initial_noise
+from diffpo.evaluation.generation import Generation
 from samplers import Grid, sample
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"

@@ -37,7 +37,7 @@ def generate(pipe, prompts: list[str], seeds: list[int], steps: int, batch: int 
 
 def base_table(pipe, folder: Path, **options) -> str:
     """Share of held-out prompts with each attribute right, as Markdown; some of the pictures go into grid.png."""
-    from diffpo.evaluate.statistics import wilson
+    from diffpo.evaluation.statistics import wilson
 
     prompts = heldout_captions(PROMPTS)
     images = generate(pipe, prompts, [SEED * 10_000 + i for i in range(PROMPTS)], STEPS, **options)

@@ -173,7 +173,7 @@ def _prepare(image_processor):
 
 @torch.no_grad()
 def card(folder: Path, model, processor, steps: int, bind_steps: int, n: int = 1000) -> None:
-    from diffpo.evaluate.statistics import wilson
+    from diffpo.evaluation.statistics import wilson
 
     rng = np.random.default_rng(SEED + 4)
     scenes = [parse(caption) for caption in heldout_captions(n)]

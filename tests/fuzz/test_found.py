@@ -16,7 +16,7 @@ from diffpo.config import Data, load_config
 from diffpo.data.cache import Cache
 from diffpo.data.groups import load_groups
 from diffpo.data.prompts import load_prompts
-from diffpo.evaluate.manifest import read_manifest
+from diffpo.evaluation.manifest import read_manifest
 from diffpo.rollout.labels import read_labels
 from diffpo.scorers.step.base import read_about
 from diffpo.train import checkpoint, claim

@@ -8,7 +8,7 @@ from junk import AWKWARD, damaged, lines, mutated, values
 
 from diffpo.common.errors import DiffpoError
 from diffpo.data.prompts import load_prompts
-from diffpo.evaluate.manifest import read_manifest
+from diffpo.evaluation.manifest import read_manifest
 from diffpo.rollout.labels import Label, read_labels
 from diffpo.scorers.step.base import read_about
 

@@ -18,8 +18,8 @@ from diffpo import cli
 from diffpo.commands import calibrate, calibration_problem
 from diffpo.commands.calibrate import Calibration, Samples, split
 from diffpo.common.errors import DiffpoError
-from diffpo.evaluate import generate
-from diffpo.evaluate.generation import Generation
+from diffpo.evaluation import generate
+from diffpo.evaluation.generation import Generation
 from samplers.calibrate import METHODS
 
 SIDE = 16  # pixels

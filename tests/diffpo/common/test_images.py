@@ -14,7 +14,7 @@ from diffpo.common.errors import DiffpoError
 from diffpo.common.images import BadRow, decode, is_picture, read_file, rgb, suffixes
 from diffpo.config import Data
 from diffpo.data.groups import load_groups
-from diffpo.evaluate.manifest import open_image
+from diffpo.evaluation.manifest import open_image
 
 
 def encoded(image, kind="PNG", **options):

@@ -182,8 +182,8 @@ def test_a_file_is_no_folder(tmp_path):
 def test_every_verb_that_writes_refuses_a_folder_in_use(tiny_sd, make_config, make_scorer_config, tmp_path, trained):
     from diffpo.commands import quickstart
     from diffpo.commands.collect import collect
-    from diffpo.evaluate import evaluate, generate
-    from diffpo.evaluate.generation import Generation
+    from diffpo.evaluation import evaluate, generate
+    from diffpo.evaluation.generation import Generation
     from diffpo.export import export
     from diffpo.train.loop import train
     from diffpo.train.step_scorer import train_scorer

@@ -12,8 +12,8 @@ from PIL import Image, ImageChops
 from diffpo import models
 from diffpo.common.errors import DiffpoError
 from diffpo.config import Lora, Model
-from diffpo.evaluate import generate
-from diffpo.evaluate.generation import Generation
+from diffpo.evaluation import generate
+from diffpo.evaluation.generation import Generation
 from diffpo.models.identity import base_identity
 from diffpo.problems.policy import Policy
 from diffpo.problems.regression import Conditioning

@@ -12,8 +12,8 @@ from diffpo.config import Lora, Model, ObjectiveSettings
 from diffpo.data.batches import Batches
 from diffpo.data.groups import load_groups
 from diffpo.data.judgement import Judgement
-from diffpo.evaluate import generate
-from diffpo.evaluate.generation import Generation
+from diffpo.evaluation import generate
+from diffpo.evaluation.generation import Generation
 from diffpo.models.identity import base_identity
 from diffpo.models.released import UNET_XL
 from diffpo.objective.reference import Reference

@@ -12,8 +12,8 @@ from diffpo import models
 from diffpo.commands import check
 from diffpo.common.errors import DiffpoError
 from diffpo.config import Model
-from diffpo.evaluate import generate
-from diffpo.evaluate.generation import Generation
+from diffpo.evaluation import generate
+from diffpo.evaluation.generation import Generation
 from diffpo.export import export
 from diffpo.problems.policy import Policy
 from diffpo.problems.regression import Conditioning

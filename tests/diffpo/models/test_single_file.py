@@ -14,8 +14,8 @@ from diffpo import models
 from diffpo.commands import check
 from diffpo.common.errors import DiffpoError
 from diffpo.config import Model
-from diffpo.evaluate import generate
-from diffpo.evaluate.generation import Generation
+from diffpo.evaluation import generate
+from diffpo.evaluation.generation import Generation
 from diffpo.export import export
 from diffpo.models import single_file
 from diffpo.train.loop import train

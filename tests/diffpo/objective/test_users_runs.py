@@ -11,8 +11,8 @@ from tiny import metrics_of, pick_a_pic_rows, picture, png, write_parquet
 
 from diffpo.commands.check import check
 from diffpo.common.errors import DiffpoError
-from diffpo.evaluate import generate
-from diffpo.evaluate.generation import Generation
+from diffpo.evaluation import generate
+from diffpo.evaluation.generation import Generation
 from diffpo.objective import users
 from diffpo.train.loop import train
 from diffpo.weights import lora_file

@@ -13,8 +13,8 @@ from tiny import metrics_of
 
 from diffpo import scorers
 from diffpo.common.errors import DiffpoError
-from diffpo.evaluate import evaluate
-from diffpo.evaluate.scoring import Scoring
+from diffpo.evaluation import evaluate
+from diffpo.evaluation.scoring import Scoring
 from diffpo.scorers.judge import Judge
 from diffpo.scorers.step import base, load
 from diffpo.train.loop import train

@@ -9,8 +9,8 @@ from tiny import make_sd
 from whole_networks import file_of, move, ready, same
 
 from diffpo.common.errors import DiffpoError
-from diffpo.evaluate import generate
-from diffpo.evaluate.generation import Generation
+from diffpo.evaluation import generate
+from diffpo.evaluation.generation import Generation
 from diffpo.export import export
 from diffpo.models.identity import base_identity
 from diffpo.train.checkpoint import disk_errors

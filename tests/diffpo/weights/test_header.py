@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from diffpo.common.errors import DiffpoError
 from diffpo.common.text import markdown, plain
-from diffpo.evaluate import charts
+from diffpo.evaluation import charts
 from diffpo.export import card
 from diffpo.objective import users
 from diffpo.scorers.step import base as steps

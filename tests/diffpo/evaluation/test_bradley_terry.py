@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from diffpo.evaluate.bradley_terry import bradley_terry, win_probabilities, won
+from diffpo.evaluation.bradley_terry import bradley_terry, win_probabilities, won
 
 
 def scores_of(strengths, n, seed=0):

@@ -9,8 +9,8 @@ from scipy import stats
 
 from diffpo import shapes
 from diffpo.common.errors import DiffpoError
-from diffpo.evaluate import evaluate, scoring, table
-from diffpo.evaluate.generation import Generation
+from diffpo.evaluation import evaluate, scoring, table
+from diffpo.evaluation.generation import Generation
 
 _RELATION = [c for c in shapes.heldout_captions() if shapes.parse(c).relation]
 _EQUAL = [c for c in shapes.heldout_captions() if not shapes.parse(c).relation]

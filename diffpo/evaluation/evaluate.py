@@ -1,6 +1,6 @@
 """Arms against the first of them, image by image: scores, paired statistics, one table, one picture and one report.
 
-OUT/images/..., manifest.jsonl   pictures that were made for it (see `diffpo.evaluate.generate`)
+OUT/images/..., manifest.jsonl   pictures that were made for it (see `diffpo.evaluation.generate`)
 OUT/scores.parquet               prompt_id, seed, arm, scorer, value
 OUT/summary.json                 the table, diversity, worst and best prompts
 OUT/grid.png, report.html        to look at

@@ -15,8 +15,8 @@ from diffpo import cli
 from diffpo.commands import check
 from diffpo.common.errors import DiffpoError
 from diffpo.common.text import plain
-from diffpo.evaluate import charts, compare, items, manifest, picture, report, scoring
-from diffpo.evaluate.items import Item
+from diffpo.evaluation import charts, compare, items, manifest, picture, report, scoring
+from diffpo.evaluation.items import Item
 
 PROMPT = 'a "tricky" <b>prompt</b> & more'
 

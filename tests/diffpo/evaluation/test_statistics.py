@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffpo.evaluate.statistics import (
+from diffpo.evaluation.statistics import (
     diversity,
     holm,
     mean_difference,

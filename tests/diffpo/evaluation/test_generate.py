@@ -12,8 +12,8 @@ from PIL import Image
 from diffpo.common.errors import DiffpoError
 from diffpo.config import Lora
 from diffpo.data.prompts import load_prompts
-from diffpo.evaluate import evaluate, generate, manifest
-from diffpo.evaluate.generation import Generation
+from diffpo.evaluation import evaluate, generate, manifest
+from diffpo.evaluation.generation import Generation
 from diffpo.models.identity import base_identity
 from diffpo.weights.lora import add_lora, save_lora
 from diffpo.weights.lora_file import FILE_NAME

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
 
-from diffpo.evaluate.signals import distance, diversity, features, signals
+from diffpo.evaluation.signals import distance, diversity, features, signals
 
 
 def picture(seed=0, side=64):

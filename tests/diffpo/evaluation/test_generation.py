@@ -10,8 +10,8 @@ import pytest
 import samplers
 from diffpo import cli
 from diffpo.common.errors import DiffpoError
-from diffpo.evaluate import evaluate, generate, manifest, table
-from diffpo.evaluate.generation import COMPARED, RECORDED, Generation
+from diffpo.evaluation import evaluate, generate, manifest, table
+from diffpo.evaluation.generation import COMPARED, RECORDED, Generation
 
 # every option with a value that is not its default, and the words that give it on the command line
 OPTIONS = {

@@ -9,10 +9,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from diffpo.common.errors import DiffpoError
-from diffpo.evaluate import evaluate, items, manifest
-from diffpo.evaluate.arms import read_arms
-from diffpo.evaluate.generation import Generation
-from diffpo.evaluate.scoring import Scoring
+from diffpo.evaluation import evaluate, items, manifest
+from diffpo.evaluation.arms import read_arms
+from diffpo.evaluation.generation import Generation
+from diffpo.evaluation.scoring import Scoring
 from samplers import VPDiscrete, build_plan
 
 COMMON = {"model": "a/model", "steps": 20, "guidance": 5.0, "solver": "unipc"}
@@ -182,7 +182,7 @@ def test_scoring_goes_on_after_an_interruption(tmp_path, monkeypatch):
             return super().score(images, prompts)
 
     seen_twice = False
-    monkeypatch.setattr("diffpo.evaluate.scoring.scorers.load", lambda *_: Counting())
+    monkeypatch.setattr("diffpo.evaluation.scoring.scorers.load", lambda *_: Counting())
     with pytest.raises(KeyboardInterrupt):
         evaluate.run(tmp_path / "out", arms, texts)
     seen_twice = True
@@ -201,7 +201,7 @@ def test_a_process_scores_its_share_and_reads_the_others(tmp_path, monkeypatch):
     from on_policy import Brightness
 
     from diffpo.common.processes import Processes
-    from diffpo.evaluate import scoring
+    from diffpo.evaluation import scoring
 
     grey(tmp_path, "one", range(0, 70, 10))
     grey(tmp_path, "two", range(1, 71, 10))
@@ -233,7 +233,7 @@ def test_the_library_gives_what_the_command_gives(tmp_path, tiny_sdxl):
     """Flat rows for pandas, from arms by name, for a model with options of its own."""
     import pandas
 
-    from diffpo.evaluate.library import evaluate as compare
+    from diffpo.evaluation.library import evaluate as compare
 
     grey(tmp_path, "there", [10, 200])
     arms = {"there": tmp_path / "there", "made": "steps=2"}

@@ -32,7 +32,7 @@ class Measured:
         prompt_id: (n,).
         base: the arm that the others are compared with.
         trained: the score that the arms were trained on, if it is known; ``related``: other numbers of that scorer.
-        signals: as scores, of `diffpo.evaluate.signals.signals`; none is better high or low.
+        signals: as scores, of `diffpo.evaluation.signals.signals`; none is better high or low.
         distance: of each arm but the base, (n,): how far its pictures are from the base's of the same item.
         diversity: of each arm, (prompts,), in the same features as ``distance``.
     """

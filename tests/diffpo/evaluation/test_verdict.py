@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from diffpo.evaluate.statistics import needed
-from diffpo.evaluate.verdict import Measured, deciding, hacking, judge
+from diffpo.evaluation.statistics import needed
+from diffpo.evaluation.verdict import Measured, deciding, hacking, judge
 
 PROMPTS = np.arange(300)
 
