@@ -1,7 +1,8 @@
 """Scorers: pictures and their prompts in, numbers out.
 
-`load` takes a name in `SCORERS` (``judge=FILE.yaml`` and ``sum=...`` have settings), ``http://HOST:PORT`` of `diffpo serve-scorer`, or ``package.module:Class`` of a scorer
-of your own. Naming one of your own imports its module, which runs it; `Scorer` defines what the class must have.
+`load` takes a name in `SCORERS` (``judge=FILE.yaml`` and ``sum=TERMS`` have settings), ``http://HOST:PORT`` of
+`diffpo serve-scorer`, or ``package.module:Class`` of a scorer of your own. Naming one of your own imports its module,
+which runs it; `Scorer` defines what the class must have.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ from .server.protocol import NAME
 
 QUESTION = 'Does this figure show "{prompt}"? Please answer yes or no.'
 WHICH = (
-    'The first and the second image were made for the text "{prompt}". Which of them is better, if you judge how well it '
-    "shows the text and how well it is made? Answer with one word: first or second."
+    'The first and the second image were made for the text "{prompt}". Which of them is better, if you judge how well '
+    "it shows the text and how well it is made? Answer with one word: first or second."
 )
 SPACE = " \t\r\n▁Ġ"  # around a token, the last two as some tokenizers write a space
 MANY, SHARE = 4, 0.25  # from how many questions on, and which share of nonsense, a judge is refused
@@ -166,7 +166,7 @@ class VlmJudge:
         settings, orders = self.settings, []
         for pairs, first in (
             (zip(images, others, strict=True), settings.first),
-            (zip(others, images), settings.second),
+            (zip(others, images, strict=True), settings.second),
         ):
             replies = self._ask([list(pair) for pair in pairs], settings.better, prompts, 1, True)
             worth = {settings.first: 0.0, settings.second: 0.0, first: 1.0}
