@@ -21,7 +21,7 @@ from ..common.text import plain
 from ..config.reader import read
 from .server.protocol import NAME
 
-TERM = re.compile(r"(?P<scorer>[A-Za-z_][\w.-]*?)(?:\*(?P<weight>-?[0-9.]+(?:e-?[0-9]+)?))?")
+TERM = re.compile(r"(?P<scorer>[A-Za-z_][\w.:-]*?)(?:\*(?P<weight>-?[0-9.]+(?:e-?[0-9]+)?))?")
 SHAPE = "write sum=pickscore*0.02+hps*1, or sum=FILE.yaml with terms (docs/score.md)"
 
 

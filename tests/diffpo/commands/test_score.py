@@ -223,7 +223,7 @@ def test_numbers_of_other_weights_are_not_mixed(folder, tmp_path):
     found = scored(folder, tmp_path / "out", f"sum={settings}")
     assert values(found, "sum")["3.png"] == ("xxxx", 60.0)
     settings.write_text(f"terms: [{{scorer: {MEAN}, weight: 3}}]")
-    with pytest.raises(DiffpoError, match="holds sum of the scorer .* may give other numbers"):
+    with pytest.raises(DiffpoError, match=r"holds sum of the scorer .* may give other numbers"):
         scored(folder, tmp_path / "out", f"sum={settings}")
 
 
