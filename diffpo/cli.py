@@ -242,7 +242,8 @@ def score(
     device: Device = None,
 ) -> None:
     """Score pictures from anywhere: a folder, parquet or text tables, webdataset shards, a data set of the hub."""
-    from .commands.score import Scoring, report, run
+    from .commands.score import Scoring, run
+    from .commands.score_results import report
     from .scorers.pictures import Where
 
     where = Where(tuple(image or ()), prompt, split, n)
