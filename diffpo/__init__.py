@@ -1,6 +1,7 @@
 """Align image diffusion models with preferences. Each folder is a room; `tests/test_rooms.py` lists their order.
 
-`evaluate(arms, prompts, out=...)` is `diffpo eval` for other programs. What it needs is imported when it is called.
+`evaluate` and `score` are `diffpo eval` and `diffpo score` for other programs. What they need is imported when they are
+called.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .commands.score import Scores
     from .evaluation.compare import Evaluation
 
 
@@ -16,3 +18,12 @@ def evaluate(*arguments: Any, **options: Any) -> Evaluation:
     from .evaluation.library import evaluate as run
 
     return run(*arguments, **options)
+
+
+def score(source: str, out: str, **options: Any) -> Scores:
+    """Score pictures from anywhere, as `diffpo score` does. Options are the fields of `commands.score.Scoring`."""
+    from pathlib import Path
+
+    from .commands.score import Scoring, run
+
+    return run(Scoring(str(source), Path(out), **options))
