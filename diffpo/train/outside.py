@@ -63,14 +63,18 @@ class Outside:
         self._accelerator.trackers = []
 
 
-def _start(accelerator: Accelerator, config: Config) -> None:
-    """Start accelerate's trackers, under the name of the run's folder."""
+def missing(names: Sequence[str]) -> list[str]:
+    """The trackers of accelerate whose packages are not installed."""
     from accelerate.tracking import filter_trackers
 
+    return [name for name in names if not filter_trackers([name])]
+
+
+def _start(accelerator: Accelerator, config: Config) -> None:
+    """Start accelerate's trackers, under the name of the run's folder."""
     names = list(dict.fromkeys(config.log.trackers))
-    for name in names:
-        if not filter_trackers([name]):
-            raise DiffpoError(f"log.trackers={name} needs its package: pip install {name}")
+    for name in missing(names):
+        raise DiffpoError(f"log.trackers={name} needs its package: pip install {name}")
     accelerator.log_with = names
     try:
         accelerator.init_trackers(config.output.name, dict(_flat(config.model_dump(mode="json"))))
