@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from .. import methods, models
 from ..common.errors import DiffpoError
+from ..common.run_folder import BEST
 from ..common.threads import Threads
 from ..common.worker import Worker
 from ..config import Config
@@ -95,7 +96,7 @@ def finish(run: Run[Config], learner: Learner, sources: Sources) -> None:
     """Write what was trained, with its model card."""
     step = run.step
     if learner.looks is not None and (best := learner.looks.chosen()) is not None:
-        learner.weights.restore(run.output / stop.BEST, learner.policy.family.component)
+        learner.weights.restore(run.output / BEST, learner.policy.family.component)
         step = best
     write = learner.writer(step)
     if run.main:

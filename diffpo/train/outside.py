@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import DiffpoError
+from ..common.run_folder import SAMPLES
 from ..common.text import plain
 from ..config import Config
 
@@ -52,7 +53,7 @@ class Outside:
             if hasattr(tracker, "log_images"):
                 tracker.log_images({"samples": list(images)}, step=step)
             elif hasattr(tracker, "log_artifact"):
-                for path in sorted((self._output / "samples").glob(f"{step:06d}_*.png"))[:SHOWN]:
+                for path in sorted((self._output / SAMPLES).glob(f"{step:06d}_*.png"))[:SHOWN]:
                     tracker.log_artifact(str(path), "samples")
 
     def close(self) -> None:

@@ -19,6 +19,7 @@ from samplers import build_plan
 from .. import scorers
 from ..common.errors import DiffpoError
 from ..common.files import write_atomic
+from ..common.run_folder import SAMPLES
 from ..common.text import plain
 from ..common.worker import Worker
 from ..config import SampleSettings
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
     from ..problems.policy import Policy
 
-FOLDER = "samples"
 SIDE = 32  # pixels of the pictures that are kept for distances
 
 
@@ -111,7 +111,7 @@ class Samples:
         rows = sorted(self.worker.gather(rows), key=lambda row: row[0])
         self.shown = [image for _, image, _ in rows]
         if not self.worker.quiet:
-            _save(output / FOLDER, step, self.shown)
+            _save(output / SAMPLES, step, self.shown)
         scores = {name: np.array([found[name] for _, _, found in rows]) for name in self.names}
         return Look(step, scores, signals.signals(self.shown), signals.features(self.shown, SIDE).astype(np.float32))
 

@@ -12,6 +12,7 @@ from .. import scorers
 from ..common import files
 from ..common.errors import DiffpoError
 from ..common.names import hint
+from ..common.run_folder import BEST
 from ..common.worker import Worker
 from ..config import Config, StopSettings
 from ..evaluate import signals, statistics
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from .run import Run
-
-BEST = "best"  # folder of the run with what is trained as it was at the best look
 
 
 class StopRule:

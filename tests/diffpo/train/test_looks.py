@@ -126,6 +126,15 @@ def test_a_stopped_run_writes_its_best_look_and_stays_stopped(tiny_sdxl, make_co
     assert len(metrics_of(config.output)) == 4
 
 
+def test_a_run_that_ended_before_its_first_checkpoint_may_start_again(tiny_sdxl, make_config, options):
+    config = make_config(tiny_sdxl, *options, "train.steps=1")
+    for name in ("samples", "best"):
+        (config.output / name).mkdir(parents=True)
+    (config.output / "config.yaml").write_text(config.to_yaml())
+    train(config)
+    assert len(metrics_of(config.output)) == 1
+
+
 def test_no_gain_ends_a_run_of_a_few_prompts(tiny_sdxl, make_config, options):
     rule = ("train.stop_when.train_scorer=redness", "train.stop_when.patience=2", "log.samples.every=1")
     config = make_config(tiny_sdxl, *options, *rule, "train.steps=8")
