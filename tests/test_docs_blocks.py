@@ -193,6 +193,8 @@ def stand_in(arguments: list[str]) -> list[str]:
     small = SMALL | (ROLLOUT if "rollout" in config.get("objective", {}) else {})
     if not config["model"]["path"].startswith("assets/") and "model.path" not in given:
         small |= {"model.path": TINY, "model.variant": "null"}
+    if any(key.startswith("log.samples.") for key in given):
+        small |= {"log.samples.n": "2", "log.samples.steps": "2"}
     if verb == "train-scorer":
         small = {key: value for key, value in small.items() if key != "train.gradient_checkpointing"}
     return [verb, *rest, *(f"{key}={value}" for key, value in small.items())]

@@ -28,12 +28,14 @@ def bradley_terry(scores, prompt_id, confidence: float = 0.95) -> list[Estimate]
     """
     wins = won(scores, prompt_id)
     prompts = len(wins)
-    total = wins.sum(0)
-    strengths, information = fit(total)
+    strengths, information = fit(wins.sum(0))
     # the score of a prompt: wins minus expected wins of every arm in it
-    expected = (wins + wins.transpose(0, 2, 1)) * win_probabilities(strengths)
-    residuals = (wins - expected).sum(2)
-    meat = residuals.T @ residuals * prompts / max(1, prompts - 1)
+    p = win_probabilities(strengths)
+    residuals = (wins - (wins + wins.transpose(0, 2, 1)) * p).sum(2)
+    prior = -PRIOR * (p**2 + p.T**2)  # of the further wins, which count as prompts of their own
+    np.fill_diagonal(prior, 0)
+    prior -= np.diag(prior.sum(1))
+    meat = residuals.T @ residuals * prompts / max(1, prompts - 1) + prior
     inverse = np.linalg.pinv(information)
     errors = np.sqrt(np.maximum(np.diag(inverse @ meat @ inverse), 0))
     quantile = stdtrit(max(1, prompts - 1), 0.5 + confidence / 2)

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 LEAST_ERROR = 0.5  # of a resample, as a share of the standard error of the data
+LEAST_EFFECT = 0.5  # a design effect that few prompts gave by chance must not make of seeds more than they are
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class _Trials:
 
 def _trials(base, tuned, prompt_id) -> _Trials:
     """The trials of pairs (n,): n p (1 - p) / v / design effect, where v is the variance of a win and the design effect
-    the ratio of the cluster-robust variance of the rate to that of independent pairs (Kish 1965), never below 1."""
+    the ratio of the cluster-robust variance of the rate to that of independent pairs (Kish 1965)."""
     base, tuned = np.asarray(base, float), np.asarray(tuned, float)
     wins = (tuned > base) + 0.5 * (tuned == base)
     if not len(wins):
@@ -84,7 +85,7 @@ def _trials(base, tuned, prompt_id) -> _Trials:
         # every pair came out alike: the data cannot say how much the seeds of a prompt differ, so assume not at all
         return _Trials(rate, float(prompts), prompts, False)
     correction = prompts / (prompts - 1) * (n - 1) / n  # both variances lack a degree of freedom
-    effect = max(1.0, correction * float(np.sum(residuals**2)) / independent)
+    effect = max(LEAST_EFFECT, correction * float(np.sum(residuals**2)) / independent)
     estimated = prompts < n or bool(np.any(tuned == base))
     return _Trials(rate, n * n * rate * (1 - rate) / independent / effect, prompts, estimated)
 
@@ -154,9 +155,9 @@ def mean_difference(
     """Mean of ``tuned - base`` (n,) with the studentised interval of a bootstrap that resamples whole prompts.
 
     Each resample gives (mean* - mean) / se*, whose quantiles take the place of Student's (Efron and Tibshirani 1993,
-    sec. 12.5). So skewed scores and few prompts are covered too, which quantiles of mean* are not. se* is taken to be
-    at least `LEAST_ERROR` se: with few prompts that differ at all, some resamples have hardly any spread. The seed is
-    fixed, so the same scores always give the same interval.
+    sec. 12.5). So skewed scores and few prompts are covered, which quantiles of mean* are not (docs/statistics.md).
+    Two guards: an end is never nearer than Student's, and se* counts as `LEAST_ERROR` se at least, because a resample
+    of few prompts that differ at all may have no spread. The seed is fixed, so equal scores give equal intervals.
     """
     difference = np.asarray(tuned, float) - np.asarray(base, float)
     sums, counts = _clusters(difference, prompt_id)
@@ -172,7 +173,8 @@ def mean_difference(
         found.append((means - mean) / np.maximum(np.sqrt(spread) / pairs, LEAST_ERROR * error))
     tail = (1 - confidence) / 2
     low, high = np.quantile(np.concatenate(found), [tail, 1 - tail])
-    return Estimate(mean, float(mean - high * error), float(mean - low * error))
+    student = stdtrit(len(sums) - 1, 1 - tail)
+    return Estimate(mean, float(mean - max(high, student) * error), float(mean + max(-low, student) * error))
 
 
 def _times(rng: np.random.Generator, prompts: int, resamples: int) -> np.ndarray:

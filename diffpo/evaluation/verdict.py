@@ -6,7 +6,7 @@ Everything here works on arrays; no picture is opened.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import NamedTuple
 
@@ -81,7 +81,8 @@ def judge(measured: Measured, alpha: float = 0.05) -> Verdict:
 
     One score decides (`deciding`). On it every two arms are compared by `statistics.p_value`, and Holm's correction
     over all these pairs keeps the probability of any false difference at ``alpha``. Arms with `hacking` findings are
-    left out, and the others are ordered by their strength (`bradley_terry`).
+    left out, unless the score is of another scorer than the one that they were trained on and they beat the base on it.
+    The others are ordered by their strength (`bradley_terry`).
 
     - The strongest arm that is shown to beat the base is to be used. Arms that it is not shown to beat are named.
     - The base is to be kept if it is shown to beat all others, or if all others are left out.
@@ -107,10 +108,14 @@ def judge(measured: Measured, alpha: float = 0.05) -> Verdict:
     found = hacking(measured, alpha)
     table = np.stack([np.asarray(measured.scores[score][arm], float) for arm in arms], 1)
     strength = {arm: s.value for arm, s in zip(arms, bradley_terry(table, measured.prompt_id), strict=True)}
-    usable = sorted((arm for arm in arms if arm not in found), key=lambda arm: -strength[arm])
-    sentence, arm, needed = _Standing(measured, score, rates, adjusted, alpha, usable).conclusion()
-    if found:
-        sentence += f" Left out for signs of hacking: {_listed(list(found))}."
+    standing = _Standing(measured, score, rates, adjusted, alpha, sorted(arms, key=lambda arm: -strength[arm]))
+    independent = score != measured.trained and score not in measured.related
+    left_out = [arm for arm in found if not (independent and standing.beats(arm, measured.base))]
+    sentence, arm, needed = standing.without(left_out).conclusion()
+    if left_out:
+        sentence += f" Left out for signs of hacking: {_listed(left_out)}."
+    if arm in found:
+        sentence += f" But {arm} shows signs of hacking too: look at its pictures."
     if score == measured.trained:
         sentence += f" But {score} is what was trained on: judge with another scorer."
     findings = [sentence for sentences in found.values() for sentence in sentences]
@@ -135,6 +140,9 @@ class _Standing:
     adjusted: Mapping[tuple[str, str], float]
     alpha: float
     order: list[str]
+
+    def without(self, arms: list[str]) -> _Standing:
+        return replace(self, order=[arm for arm in self.order if arm not in arms])
 
     def rate(self, one: str, other: str) -> Estimate | None:
         """The win rate of ``one`` over ``other``."""

@@ -62,6 +62,15 @@ def test_an_arm_whose_trained_score_rises_while_another_falls_is_flagged_and_lef
     assert hacking(measured(scores)) == {}
 
 
+def test_signs_of_hacking_are_stated_but_decide_nothing_against_a_gain_on_another_scorer():
+    scores = {"clip": arms(1, a=0.6), "pick": arms(a=0.6), "aesthetic": arms(2, a=-0.5)}
+    verdict = judge(measured(scores, trained="pick"))
+    assert (verdict.arm, verdict.flagged) == ("a", ["a"]) and "signs of hacking" in verdict.sentence
+    # another number of the scorer that was trained on is no such witness
+    verdict = judge(measured(scores, trained="pick", related=frozenset({"clip", "aesthetic"})))
+    assert (verdict.arm, verdict.flagged) == ("base", ["a"])
+
+
 def test_a_worse_arm_is_no_hack_unless_its_trained_score_is_up():
     scores = {"trained": arms(worse=-0.5), "unseen": arms(1, worse=-0.5)}
     assert hacking(measured(scores, trained="trained")) == {}
