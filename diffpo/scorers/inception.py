@@ -7,6 +7,7 @@ pytorch-fid.
 
 from __future__ import annotations
 
+from hashlib import file_digest
 from pathlib import Path
 
 import numpy as np
@@ -180,7 +181,11 @@ class Inception:
         path = Path(source).expanduser() if source else Path(torch.hub.get_dir()) / "checkpoints" / Path(URL).name
         if not path.is_file():
             raise DiffpoError(f"the Inception network of FID is not at {path}. {ADVICE}")
-        return cls(load_weights(path), device)
+        with open(path, "rb") as file:
+            digest = file_digest(file, "sha256").hexdigest()
+        # the published file's name ends in the start of its own hash
+        name = "inception" if digest.startswith(Path(URL).stem[-8:]) else f"inception={digest[:8]}"
+        return cls(load_weights(path), device, name)
 
     @torch.inference_mode()
     def embed(self, images: list[Image.Image]) -> np.ndarray:

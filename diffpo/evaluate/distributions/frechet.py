@@ -15,7 +15,7 @@ import numpy as np
 from ...common.errors import DiffpoError
 from ...common.text import plain
 from ..statistics import Estimate
-from .sample import around, checked, error_of_mean
+from .sample import Labels, around, checked
 
 
 @dataclass(frozen=True)
@@ -66,34 +66,39 @@ def distance(one: Gaussian, other: Gaussian) -> float:
 def fid(x, y, groups=None, reference_groups=None) -> Estimate:
     """The Fréchet distance of features ``x`` (n, d) to ``y``, (m, d) or a `Gaussian`, with a 95 % interval.
 
-    The interval is that of the first-order influence of each picture (infinitesimal jackknife), summed within
-    ``groups``. It covers the expected distance at this n, which is larger than that of infinitely many pictures; see
-    `extrapolated`. The share of a `Gaussian` is taken as exact. DiffpoError as for `sample.checked`.
+    The interval is that of the first-order influence of each picture (infinitesimal jackknife), summed within groups
+    (`sample.Labels`). It covers the expected distance at this n, which is larger than that of infinitely many pictures;
+    see `extrapolated`. A `Gaussian` is taken as exact. DiffpoError as for `sample.checked`.
     """
     x = checked(x)
     one = Gaussian.of(x)
     other = y if isinstance(y, Gaussian) else Gaussian.of(checked(y, "the reference features"))
     value = distance(one, other)
-    variance = error_of_mean(_influence(x, one, other), groups) ** 2
+    labels = Labels.of(len(x), 0 if isinstance(y, Gaussian) else len(y), groups, reference_groups)
+    moved = np.bincount(labels.mine, weights=_influence(x, one, other) / len(x), minlength=labels.count)
     if not isinstance(y, Gaussian):
-        variance += error_of_mean(_influence(np.asarray(y, np.float64), other, one), reference_groups) ** 2
-    return around(value, float(np.sqrt(variance)))
+        influence = _influence(np.asarray(y, np.float64), other, one) / len(y)
+        moved += np.bincount(labels.reference, weights=influence, minlength=labels.count)
+    return around(value, float(np.sqrt(np.sum(moved**2) * labels.count / (labels.count - 1))))
 
 
-def extrapolated(x, y, seed: int = 0, sizes: int = 6, repeats: int = 4) -> float:
+def extrapolated(x, y, groups=None, reference_groups=None, sizes: int = 6, repeats: int = 4) -> float:
     """The distance at infinitely many pictures (Chong and Forsyth 2020, "Effectively Unbiased FID"): the line through
-    the distances of random parts of both sets, from 40 % to all, against 1 / part, at 0. A `Gaussian` stays whole."""
-    x, rng = checked(x), np.random.default_rng(seed)
+    the distances of random parts of the groups of both sets, from 40 % to all, against 1 / part, at 0. A `Gaussian`
+    stays whole."""
+    x, rng = checked(x), np.random.default_rng(0)  # fixed: the same features give the same number
+    fixed = isinstance(y, Gaussian)
+    labels = Labels.of(len(x), 0 if fixed else len(y), groups, reference_groups)
     inverse, values = [], []
     for part in np.linspace(0.4, 1, sizes):
         for _ in range(repeats if part < 1 else 1):
-            one = x[rng.permutation(len(x))[: max(2, round(part * len(x)))]]
-            other = y
-            if not isinstance(y, Gaussian):
-                other = Gaussian.of(np.asarray(y)[rng.permutation(len(y))[: max(2, round(part * len(y)))]])
-            inverse.append(len(x) / len(one))
-            values.append(distance(Gaussian.of(one), other))
-    return float(np.polyfit(inverse, values, 1)[1])
+            drawn = rng.permutation(labels.count) < part * labels.count
+            one, other = x[drawn[labels.mine]], y if fixed else np.asarray(y)[drawn[labels.reference]]
+            if len(one) < 2 or (not fixed and len(other) < 2):
+                continue
+            inverse.append(1 / part)
+            values.append(distance(Gaussian.of(one), other if fixed else Gaussian.of(other)))
+    return float(np.polyfit(inverse, values, 1)[1]) if len(set(inverse)) > 1 else values[-1]
 
 
 def _influence(x: np.ndarray, mine: Gaussian, other: Gaussian) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..statistics import Estimate
-from .sample import around, error_of_mean, pair, share
+from .sample import Labels, around, error_of_mean, pair, share
 
 K = 3  # of precision and recall
 K_DENSITY = 5  # of density and coverage
@@ -23,9 +23,10 @@ def precision_recall(x, y, groups=None, reference_groups=None, k: int = K) -> di
     real. ``recall``: the share of the reference in a ball of ``x``, that is how much of the variety is there.
     """
     x, y = pair(x, y)
+    labels = Labels.of(len(x), len(y), groups, reference_groups)
     return {
-        "precision": share(_inside(x, y, radii(y, k)), groups),
-        "recall": share(_inside(y, x, radii(x, k)), reference_groups),
+        "precision": share(_inside(x, y, radii(y, k)), labels.mine),
+        "recall": share(_inside(y, x, radii(x, k)), labels.reference),
     }
 
 
@@ -36,15 +37,15 @@ def density_coverage(x, y, groups=None, reference_groups=None, k: int = K_DENSIT
     ``coverage``: the share of balls of the reference that hold a picture of ``x``.
     """
     x, y = pair(x, y)
-    radius = radii(y, k)
+    labels, radius = Labels.of(len(x), len(y), groups, reference_groups), radii(y, k)
     counts, covered = np.zeros(len(x)), np.zeros(len(y), bool)
     for start in range(0, len(x), ROWS):
         near = squares(x[start : start + ROWS], y) < radius
         counts[start : start + ROWS] = near.sum(1) / k
         covered |= near.any(0)
     return {
-        "density": around(float(counts.mean()), error_of_mean(counts, groups)),
-        "coverage": share(covered, reference_groups),
+        "density": around(float(counts.mean()), error_of_mean(counts, labels.mine)),
+        "coverage": share(covered, labels.reference),
     }
 
 

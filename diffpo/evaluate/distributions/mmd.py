@@ -1,6 +1,7 @@
 """Maximum mean discrepancies of two sets of features: KID and CMMD.
 
-Both are estimated without bias (Gretton et al. 2012, equation 3), over all pairs of pictures. The interval comes from
+Both are estimated without bias (Gretton et al. 2012, equation 3), over all pairs of pictures of different prompts. (A
+prompt with pictures in both sets, or with several in one, would pull the estimate down or up.) The interval comes from
 a bootstrap over pictures or whole prompts, in which a picture is never paired with its own copy.
 """
 
@@ -11,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..statistics import Estimate
-from .sample import around, pair, resampled
+from .sample import Labels, around, pair
 
 ROWS = 1024  # of a kernel matrix in memory
 SIGMA, SCALE = 10.0, 1000.0  # of CMMD
@@ -47,30 +48,22 @@ def cmmd(x, y, groups=None, reference_groups=None, as_published: bool = False) -
 
 def _estimate(x, y, kernel: Kernel, groups, reference_groups, with_itself: bool = False) -> Estimate:
     """The squared MMD with the interval of the bootstrap's standard deviation."""
-    rng = np.random.default_rng(0)  # fixed: the same features give the same interval
-    weights = [
-        np.concatenate([np.ones((1, len(each))), resampled(group, len(each), rng)])
-        for each, group in ((x, groups), (y, reference_groups))
-    ]
-    within = [_within(each, weight, kernel, with_itself) for each, weight in zip((x, y), weights, strict=True)]
-    between = _sums(x, y, weights[0], weights[1], kernel) / (weights[0].sum(1) * weights[1].sum(1))
-    values = within[0] + within[1] - 2 * between
-    return around(values[0], float(np.std(values[1:], ddof=1)))
+    labels = Labels.of(len(x), len(y), groups, reference_groups)
+    mine, reference = labels.resampled(np.random.default_rng(0))  # fixed: the same features give the same interval
+    sides = ((x, mine, labels.mine), (y, reference, labels.reference))
+    means = [_mean(left, right, kernel, with_itself) for left, right in ((sides[0],) * 2, (sides[1],) * 2, sides)]
+    values = means[0] + means[1] - 2 * means[2]
+    return around(float(values[0]), float(np.nanstd(values[1:], ddof=1)))
 
 
-def _within(x: np.ndarray, weights: np.ndarray, kernel: Kernel, with_itself: bool) -> np.ndarray:
-    """(r,) the mean of the kernel over pairs of different pictures of ``x``, for each row of ``weights`` (r, n)."""
-    total, pairs = _sums(x, x, weights, weights, kernel), weights.sum(1) ** 2
-    if with_itself:
-        return total / pairs
-    diagonal = np.array([kernel(each[None], each[None])[0, 0] for each in x])
-    return (total - (weights**2) @ diagonal) / (pairs - (weights**2).sum(1))
-
-
-def _sums(x: np.ndarray, y: np.ndarray, left: np.ndarray, right: np.ndarray, kernel: Kernel) -> np.ndarray:
-    """(r,) sum_ij left[r, i] kernel(x_i, y_j) right[r, j], a few rows of the kernel at a time."""
-    total = np.zeros(len(left))
+def _mean(left: tuple, right: tuple, kernel: Kernel, with_itself: bool) -> np.ndarray:
+    """(r,) the weighted mean of the kernel over pairs of pictures of different groups, or of all; a few rows of the
+    kernel at a time. ``left``, ``right``: features (n, d), weights (r, n), groups (n,)."""
+    (x, mine, group), (y, other, reference) = left, right
+    total, weight = np.zeros(len(mine)), np.zeros(len(mine))
     for start in range(0, len(x), ROWS):
         block = slice(start, start + ROWS)
-        total += ((left[:, block] @ kernel(x[block], y)) * right).sum(1)
-    return total
+        counted = np.ones((len(x[block]), len(y)), bool) if with_itself else group[block, None] != reference[None]
+        total += ((mine[:, block] @ np.where(counted, kernel(x[block], y), 0)) * other).sum(1)
+        weight += ((mine[:, block] @ counted) * other).sum(1)
+    return np.divide(total, weight, out=np.full(len(total), np.nan), where=weight > 0)

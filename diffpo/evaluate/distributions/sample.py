@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import sqrt
 from statistics import NormalDist
 
@@ -36,23 +37,33 @@ def pair(x, y) -> tuple[np.ndarray, np.ndarray]:
     return x, y
 
 
-def numbered(groups, n: int) -> np.ndarray:
-    """(n,) numbers 0, 1, ... of the groups, such as prompts, whose pictures are not independent. None: every picture
-    is a group of its own."""
-    if groups is None:
-        return np.arange(n)
-    found = np.unique(np.asarray(groups), return_inverse=True)[1].reshape(-1)
-    if len(found) != n:
-        raise ValueError(f"{len(found)} groups for {n} pictures")
-    return found
+@dataclass(frozen=True)
+class Labels:
+    """The group, such as the prompt, of each picture of two sets, as numbers below ``count``. A number that occurs in
+    both sets is one prompt in both, so that its pictures are not independent either."""
 
+    mine: np.ndarray
+    reference: np.ndarray
+    count: int
 
-def resampled(groups, n: int, rng: np.random.Generator) -> np.ndarray:
-    """(RESAMPLES, n) how often each picture occurs in samples of whole groups, drawn with replacement."""
-    group = numbered(groups, n)
-    count = int(group.max()) + 1
-    drawn = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-    return drawn[:, group].astype(float)
+    @classmethod
+    def of(cls, n: int, m: int, groups=None, reference_groups=None) -> Labels:
+        """From anything comparable, (n,) and (m,). None, or the same for all, makes each picture a group of its own."""
+        parts = []
+        for size, given, side in ((n, groups, "picture"), (m, reference_groups, "reference")):
+            names = [] if given is None else [str(each) for each in given]
+            if given is not None and len(names) != size:
+                raise ValueError(f"{len(names)} groups for {size} pictures")
+            parts.append(names if len(set(names)) > 1 else [f"\0{side} {number}" for number in range(size)])
+        number = np.unique(parts[0] + parts[1], return_inverse=True)[1].reshape(-1)
+        return cls(number[:n], number[n:], int(number.max()) + 1)
+
+    def resampled(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """(1 + RESAMPLES, n) and (.., m) how often each picture counts: first once each, then as in samples of whole
+        groups, drawn with replacement."""
+        drawn = rng.multinomial(self.count, np.full(self.count, 1 / self.count), size=RESAMPLES)
+        drawn = np.concatenate([np.ones((1, self.count), int), drawn]).astype(float)
+        return drawn[:, self.mine], drawn[:, self.reference]
 
 
 def around(value: float, error: float) -> Estimate:
@@ -60,22 +71,19 @@ def around(value: float, error: float) -> Estimate:
     return Estimate(float(value), float(value - Z * error), float(value + Z * error))
 
 
-def error_of_mean(values: np.ndarray, groups) -> float:
-    """Standard error of the mean of ``values`` (n,), from the sums of groups. Infinite for a single group."""
-    group = numbered(groups, len(values))
-    count = int(group.max()) + 1
-    if count < 2:
-        return float("inf")
+def error_of_mean(values: np.ndarray, group: np.ndarray) -> float:
+    """Standard error of the mean of ``values`` (n,), which are independent between groups (n,) only."""
     sums = np.bincount(group, weights=values - values.mean())
+    count = len(np.unique(group))
     return sqrt(count / (count - 1) * float(np.sum(sums**2))) / len(values)
 
 
-def share(hits: np.ndarray, groups) -> Estimate:
+def share(hits: np.ndarray, group: np.ndarray) -> Estimate:
     """The share of true values in ``hits`` (n,), with Wilson's interval for n over the design effect of the groups
     (Kish 1965), as `statistics.win_rate` has it."""
-    hits, group = np.asarray(hits, float), numbered(groups, len(hits))
+    hits = np.asarray(hits, float)
     n, rate = len(hits), float(np.mean(hits))
-    sums, count = np.bincount(group, weights=hits - rate), int(group.max()) + 1
+    sums, count = np.bincount(group, weights=hits - rate), len(np.unique(group))
     independent = float(np.sum((hits - rate) ** 2))
     effect = max(1.0, float(np.sum(sums**2)) / independent) if independent > 0 else n / count
     return Estimate(rate, *wilson(rate * n / effect, n / effect, CONFIDENCE))
