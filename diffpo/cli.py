@@ -114,7 +114,7 @@ Family = Annotated[
 ]
 PROMPTS = typer.Option(
     help="A text file with one prompt per line; .json, .jsonl, .csv, .tsv or .parquet with a column prompt, caption or "
-    "text, or FILE:COLUMN; or shapes:heldout[:N]. Sets by name, with NAME=FILE for a local copy: everyday, composition, "
+    "text, or FILE:COLUMN; or shapes:heldout[:N]. Sets by name, or NAME=FILE for a local copy: everyday, composition, "
     "parti, hpdv2, drawbench, pickapic-unique, geneval, dpg, t2i-compbench, genai-bench."
 )
 Out = Annotated[Path, typer.Option(help="Output folder; run the same command again to continue.")]

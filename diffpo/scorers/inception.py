@@ -213,7 +213,8 @@ def load_weights(path: Path) -> InceptionV3:
             raise ValueError(f"it has no {lacking[0]}, {len(lacking)} missing in all")
         model.load_state_dict({name: state[name] for name in wanted})
     except Exception as error:  # torch and safetensors raise a dozen types for damaged files
-        raise DiffpoError(f"cannot load {path} as the Inception network of FID: {plain(error, 200)}. {ADVICE}") from None
+        reason = plain(error, 200)
+        raise DiffpoError(f"cannot load {path} as the Inception network of FID: {reason}. {ADVICE}") from None
     if tuple(state.get("fc.weight", torch.zeros(1008, 1)).shape)[:1] != (1008,):
         raise DiffpoError(
             f"{path} is torchvision's Inception-v3 (1000 classes); FID is defined with that of 2015-12-05. {ADVICE}"

@@ -22,6 +22,7 @@ from .frechet import Gaussian
 
 CACHE = Path("~/.cache/diffpo/features")
 
+
 @dataclass(frozen=True)
 class Distances:
     """How far a set of pictures is from a reference set.
@@ -67,11 +68,12 @@ def compare(x, y, name: str = "features", groups=None, reference_groups=None) ->
     size, width = np.shape(x)
     reference = None if isinstance(y, Gaussian) else len(y)
     limit = frechet.extrapolated(x, y, *both)
-    return Distances(name, size, reference, width, numbers, limit, _notes(numbers["fid"], limit, size, reference, width))
+    notes = _notes(numbers["fid"], limit, size if reference is None else min(size, reference), width)
+    return Distances(name, size, reference, width, numbers, limit, notes)
 
 
-def _notes(fid: Estimate, limit: float, size: int, reference: int | None, width: int) -> tuple[str, ...]:
-    least = size if reference is None else min(size, reference)
+def _notes(fid: Estimate, limit: float, least: int, width: int) -> tuple[str, ...]:
+    """``least``: the number of pictures of the smaller set."""
     found = []
     if least <= width:
         found.append(
@@ -80,8 +82,8 @@ def _notes(fid: Estimate, limit: float, size: int, reference: int | None, width:
         )
     if fid.value - limit > fid.value - fid.low:
         found.append(
-            f"FID depends on the number of pictures: extrapolated to infinitely many it is about {limit:.3g} instead of "
-            f"{fid.value:.3g}. Compare only FIDs of equal numbers of pictures."
+            f"FID depends on the number of pictures: extrapolated to infinitely many it is about {limit:.3g} instead "
+            f"of {fid.value:.3g}. Compare only FIDs of equal numbers of pictures."
         )
     return tuple(found)
 

@@ -48,7 +48,8 @@ def embed(pictures: Pictures, features: Any, cache: Path) -> Embedded:
     vectors, rows, bad, start = _kept(path)
     todo = pictures.encoded(start)
     saved, fresh = time.monotonic(), False
-    with tqdm(total=len(pictures), initial=start, desc=f"{features.name}, {pictures.name}", unit="image", delay=1) as bar:
+    what = f"{plain(features.name, 60)} of {plain(pictures.name, 60)}"
+    with tqdm(total=len(pictures), initial=start, desc=what, unit="image", delay=1) as bar:
         try:
             while batch := list(islice(todo, BATCH)):
                 good = list(_decoded(batch, bad))

@@ -42,7 +42,7 @@ class Gaussian:
             reason = getattr(error, "strerror", None) or plain(error, 200)
             raise DiffpoError(f"cannot read {path} as statistics, an .npz with mu and sigma: {reason}") from None
         if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-            raise DiffpoError(f"{path}: mu has the shape {mean.shape} and sigma {covariance.shape}, not (d,) and (d, d)")
+            raise DiffpoError(f"{path}: the shapes of mu and sigma are {mean.shape} and {covariance.shape}")
         if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
             raise DiffpoError(f"{path} has numbers that are not finite")
         return cls(mean, covariance)

@@ -23,8 +23,8 @@ OWN_NAME = re.compile(r"([0-9]{1,9})_[0-9]{1,18}")  # <prompt index>_<seed>, as 
 class Pictures:
     """``cells``: what `common.images.content` reads, one for each picture; ``roots``: folders that cells may name.
 
-    ``groups``: equal for pictures of one prompt; None if that is not known. ``digest``: a hash of the list of files with
-    their sizes and times, so that features that were computed before can be found again.
+    ``groups``: equal for pictures of one prompt; None if that is not known. ``digest``: a hash of the list of files, their
+    sizes and times, so that features that were computed before can be found again.
     """
 
     name: str
@@ -97,7 +97,7 @@ def read(source: str | Path) -> Pictures:
     if (path / "manifest.jsonl").is_file() and (path / "images").is_dir():
         arms = sorted(each.name for each in (path / "images").iterdir() if each.is_dir())
         if len(arms) > 1:
-            raise DiffpoError(f"{name} holds several arms ({', '.join(arms)}); name one, such as {name}/images/{arms[0]}")
+            raise DiffpoError(f"{name} holds several arms ({', '.join(arms)}); name one: {name}/images/{arms[0]}")
     cells = [each.relative_to(path).as_posix() for each in found]
     matches = [OWN_NAME.fullmatch(each.stem) for each in found]
     own = sum(match is not None for match in matches) > len(found) / 2
@@ -132,11 +132,13 @@ def _parquet(name: str, files: Sequence[Path], column: str | None) -> Pictures:
         chosen = column or next((each for each in IMAGE if each in names), None)
         if chosen not in names:
             shown = plain(", ".join(names), 300)
-            raise DiffpoError(f"{name} has no column {chosen or 'image'}; it has {shown}. Name it as FILE.parquet:COLUMN")
+            lacks = f"{name} has no column {chosen or 'image'}; it has {shown}"
+            raise DiffpoError(f"{lacks}. Name it as FILE.parquet:COLUMN")
         prompt = next((each for each in PROMPT if each in names), None)
         groups = None
         if prompt:
-            groups = [str(value) for path in files for value in pq.read_table(path, columns=[prompt])[prompt].to_pylist()]
+            tables = [pq.read_table(path, columns=[prompt])[prompt] for path in files]
+            groups = [str(value) for table in tables for value in table.to_pylist()]
         cells = _Column(files, chosen)
     except (pa.ArrowException, OSError) as error:
         raise DiffpoError(f"cannot read {name}: {plain(error, 200)}") from None
@@ -150,7 +152,8 @@ def _shards(name: str, files: Sequence[Path], column: str | None) -> Pictures:
     table, _ = shards(files)
     image = next((each for each in IMAGE if each in table.column_names), None)
     if image is None:
-        raise DiffpoError(f"{name} has no member KEY.png or KEY.jpg in its samples, only {', '.join(table.column_names)}")
+        shown = plain(", ".join(table.column_names), 300)
+        raise DiffpoError(f"{name} has no member KEY.png or KEY.jpg in its samples; its fields are {shown}")
     prompt = next((each for each in PROMPT if each in table.column_names), None)
     rows = [row for row in table if row[image] is not None]
     groups = [str(row[prompt]) for row in rows] if prompt else None
