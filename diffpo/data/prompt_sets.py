@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +129,11 @@ def entries(source: str) -> list[Entry]:
     if wanted.id:  # the file has a line for each question; the first says what the prompt is
         found = list({entry.id: entry for entry in reversed(found)}.values())[::-1]
     return found
+
+
+def fetch_file(name: str, file: str) -> Path:
+    """Another file of the place of a set. DiffpoError if it cannot be had."""
+    return _fetched(name, replace(SETS[name], files=(file,)))[0]
 
 
 def fetch_command(name: str) -> str:

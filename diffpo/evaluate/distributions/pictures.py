@@ -23,7 +23,7 @@ OWN_NAME = re.compile(r"([0-9]{1,9})_[0-9]{1,18}")  # <prompt index>_<seed>, as 
 class Pictures:
     """``cells``: what `common.images.content` reads, one for each picture; ``roots``: folders that cells may name.
 
-    ``groups``: equal for pictures of one prompt; None if that is not known. ``digest``: a hash of the list of files, their
+    ``groups``: equal for pictures of one prompt; None if that is not known. ``digest``: a hash of the files' names,
     sizes and times, so that features that were computed before can be found again.
     """
 
