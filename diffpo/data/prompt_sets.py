@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +132,14 @@ def entries(source: str) -> list[Entry]:
 
 
 def fetch_file(name: str, file: str) -> Path:
-    """Another file of the place of a set. DiffpoError if it cannot be had."""
-    return _fetched(name, replace(SETS[name], files=(file,)))[0]
+    """Another file of the place of a set on the hub. DiffpoError with the command that fetches it if it cannot be
+    had."""
+    repository = SETS[name].place.partition(":")[2]
+    try:
+        return _from_hub(repository, file)
+    except Exception as error:  # as in `_fetched`
+        command = f"hf download --repo-type dataset {repository} {file}"
+        raise DiffpoError(f"cannot fetch {file} of {repository}: {_reason(error)}. Run `{command}`") from None
 
 
 def fetch_command(name: str) -> str:
@@ -176,8 +182,12 @@ def _fetched(name: str, wanted: PromptSet) -> list[Path]:
     except DiffpoError:
         raise
     except Exception as error:  # the HTTP client and its exceptions depend on the version of huggingface_hub
-        reason = plain(" ".join(str(error).split()), 200) or type(error).__name__
-        raise DiffpoError(f"cannot fetch the prompts of {name} from {repository}: {reason}. {_advice(name)}") from None
+        what = f"cannot fetch the prompts of {name} from {repository}: {_reason(error)}"
+        raise DiffpoError(f"{what}. {_advice(name)}") from None
+
+
+def _reason(error: Exception) -> str:
+    return plain(" ".join(str(error).split()), 200).rstrip(".") or type(error).__name__
 
 
 def _from_hub(repository: str, file: str) -> Path:

@@ -194,7 +194,7 @@ def _prompts_beside(path: Path) -> dict[int, str]:
 
 # ---- GenAI-Bench
 
-_SKILLS = ("attribute", "scene", "spatial relation", "action relation", "part relation", "basic")
+_SKILLS: tuple[str, ...] = ("attribute", "scene", "spatial relation", "action relation", "part relation", "basic")
 _SKILLS += ("counting", "comparison", "differentiation", "negation", "universal", "advanced")
 
 
@@ -228,7 +228,9 @@ def _genai(path: Path, skills: str | Path | None) -> Results:
 def show(results: Results) -> None:
     """The table and the notes, to the terminal."""
     console = tables.console()
-    rows = [(plain(each.name, 80), _interval(each), "" if each.n is None else str(each.n)) for each in results.scores]
+    rows: list[Sequence[object]] = []
+    for each in results.scores:
+        rows.append((plain(each.name, 80), _interval(each), "" if each.n is None else str(each.n)))
     console.print(tables.Table((results.benchmark, "value [95 %]", "n"), rows).terminal())
     for note in results.notes:
         console.print(note)

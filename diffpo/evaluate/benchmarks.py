@@ -50,9 +50,7 @@ def _geneval(entries: Sequence[Entry], images: int) -> dict[str, tuple[int, ...]
 
 def _dpg(entries: Sequence[Entry], images: int) -> dict[str, tuple[int, ...]]:
     if images != 4:
-        raise DiffpoError(
-            f"DPG-Bench takes four pictures of a prompt in one file; leave out --images-per-prompt={images}"
-        )
+        raise DiffpoError(f"DPG-Bench takes 4 pictures of a prompt in one file; leave out --images-per-prompt={images}")
     return {f"{_file_name(entry.id)}.png": (number, 0, 1, 2, 3) for number, entry in enumerate(entries)}
 
 

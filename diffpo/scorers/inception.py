@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from hashlib import file_digest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +81,8 @@ class BlockC(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        row, column = {"size": (1, 7), "padding": (0, 3)}, {"size": (7, 1), "padding": (3, 0)}
+        row: dict[str, Any] = {"size": (1, 7), "padding": (0, 3)}
+        column: dict[str, Any] = {"size": (7, 1), "padding": (3, 0)}
         self.branch1x1 = Conv(768, 192, 1)
         self.branch7x7_1, self.branch7x7_2 = Conv(768, width, 1), Conv(width, width, **row)
         self.branch7x7_3 = Conv(width, 192, **column)
@@ -115,7 +117,8 @@ class BlockE(nn.Module):
 
     def __init__(self, into: int, largest: bool) -> None:
         super().__init__()
-        row, column = {"size": (1, 3), "padding": (0, 1)}, {"size": (3, 1), "padding": (1, 0)}
+        row: dict[str, Any] = {"size": (1, 3), "padding": (0, 1)}
+        column: dict[str, Any] = {"size": (3, 1), "padding": (1, 0)}
         self.largest = largest
         self.branch1x1 = Conv(into, 320, 1)
         self.branch3x3_1 = Conv(into, 384, 1)
@@ -207,16 +210,15 @@ def load_weights(path: Path) -> InceptionV3:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        model = InceptionV3()
+        if "fc.weight" in state and len(state["fc.weight"]) != 1008:
+            raise ValueError("it is torchvision's network of 1000 classes; FID is defined with that of 2015-12-05")
+        with torch.device("meta"):  # without drawing weights that are replaced at once
+            model = InceptionV3()
         wanted = model.state_dict()
         if lacking := sorted(set(wanted) - set(state)):
             raise ValueError(f"it has no {lacking[0]}, {len(lacking)} missing in all")
-        model.load_state_dict({name: state[name] for name in wanted})
+        model.load_state_dict({name: state[name].to(wanted[name].dtype) for name in wanted}, assign=True)
     except Exception as error:  # torch and safetensors raise a dozen types for damaged files
         reason = plain(error, 200)
         raise DiffpoError(f"cannot load {path} as the Inception network of FID: {reason}. {ADVICE}") from None
-    if tuple(state.get("fc.weight", torch.zeros(1008, 1)).shape)[:1] != (1008,):
-        raise DiffpoError(
-            f"{path} is torchvision's Inception-v3 (1000 classes); FID is defined with that of 2015-12-05. {ADVICE}"
-        )
     return model

@@ -53,7 +53,8 @@ class _Column(Sequence):
 
         self.column = column
         self.groups: list[tuple[Path, int, int, int]] = []  # file, row group, first row, rows
-        self.rows, self.at, self.cells = 0, -1, []
+        self.rows, self.at = 0, -1
+        self.cells: list[Any] = []
         for path in paths:
             about = pq.ParquetFile(path).metadata
             for number in range(about.num_row_groups):
@@ -130,7 +131,7 @@ def _parquet(name: str, files: Sequence[Path], column: str | None) -> Pictures:
     try:
         names = pq.ParquetFile(files[0]).schema_arrow.names
         chosen = column or next((each for each in IMAGE if each in names), None)
-        if chosen not in names:
+        if chosen is None or chosen not in names:
             shown = plain(", ".join(names), 300)
             lacks = f"{name} has no column {chosen or 'image'}; it has {shown}"
             raise DiffpoError(f"{lacks}. Name it as FILE.parquet:COLUMN")

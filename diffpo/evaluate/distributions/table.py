@@ -15,7 +15,7 @@ BETTER = {"fid": "lower", "kid": "lower", "cmmd": "lower"}
 COLUMNS = ("features", "distance", "value [95 %]", "better", "pictures", "reference")
 
 
-def rows(found: Sequence[Distances]) -> list[tuple[str, ...]]:
+def rows(found: Sequence[Distances]) -> list[Sequence[object]]:
     """One row of texts for each number, in the order of COLUMNS."""
     return [
         (

@@ -141,7 +141,7 @@ def test_kid_and_cmmd_are_zero_on_average_for_equal_distributions():
 
 
 def test_prompts_in_both_sets_do_not_pull_kid_down():
-    """Pictures of one prompt are alike, in both sets. Their pairs are left out, else KID of equal models is negative."""
+    """Pictures of a prompt are alike, in both sets. With pairs of them KID of equal models is negative."""
     rng, blind, aware = np.random.default_rng(0), [], []
     prompts = np.arange(12)
     for _ in range(80):
