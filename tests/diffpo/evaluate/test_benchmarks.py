@@ -222,7 +222,7 @@ def test_genai_bench_results(tmp_path, capsys):
     assert found["all"]["value"] == pytest.approx(np.mean([0.1, 0.3, 0.9])) and found["all"]["n"] == 3
     skills["basic"] = [7]
     (tmp_path / "genai_skills.json").write_text(json.dumps(skills))
-    with pytest.raises(DiffpoError, match="4 prompts.*prompt 7"):
+    with pytest.raises(DiffpoError, match=r"4 prompts.*prompt 7"):
         benchmark_results.read("genai-bench", tmp_path, tmp_path / "genai_skills.json")
     with pytest.raises(DiffpoError, match=r"genai_skills\.json"):
         benchmark_results.read("genai-bench", tmp_path)  # offline: the command that fetches it
