@@ -124,6 +124,11 @@ Device = Annotated[str | None, typer.Option(help="cuda, cpu or another torch dev
 Lora = Annotated[str | None, typer.Option(help="A LoRA file, or the folder of a training run.")]
 Guidance = Annotated[float, typer.Option(help="Classifier-free guidance scale.")]
 Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Precision of the model.")]
+SCORERS_HELP = (
+    "shapes (the default), pickscore, hps, hps2.0, imagereward, mps, clip or aesthetic; NAME=SOURCE for local weights; "
+    "judge=FILE.yaml; sum=A*0.5+B; http://HOST:PORT of `diffpo serve-scorer`; module:Class of your own. Repeatable."
+)
+SOURCE_HELP = "A folder of pictures, a table (.parquet, .jsonl, .csv), a .tar shard, a folder of these, or a hub id."
 # for the fields of `Generation`, except the model: generate requires it, and eval does not
 GENERATION: dict[str, Any] = {
     "model_config": ModelConfig,
@@ -205,13 +210,7 @@ def evaluate(
         Path | None,
         typer.Option(help="A folder with images/base and images/tuned to compare, instead of making images."),
     ] = None,
-    scorers: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="shapes (the default), pickscore, hps, clip or aesthetic; NAME=SOURCE for local weights; "
-            "http://HOST:PORT of `diffpo serve-scorer`; module:Class of your own. Repeatable."
-        ),
-    ] = None,
+    scorers: Annotated[list[str] | None, typer.Option(help=SCORERS_HELP)] = None,
     train_scorer: Annotated[
         str | None, typer.Option(help="The score that the training pairs were labelled by, such as shapes.total.")
     ] = None,
@@ -232,6 +231,31 @@ def evaluate(
 
 
 measures.add_to(app, makes_pictures)
+
+
+@app.command()
+def score(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help=SOURCE_HELP)],
+    out: Out,
+    scorers: Annotated[list[str] | None, typer.Option(help=SCORERS_HELP)] = None,
+    image: Annotated[
+        list[str] | None, typer.Option(help="Column with pictures; by default all with a usual name. Repeatable.")
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="Column with prompts, if it has no usual name.")] = None,
+    split: Annotated[str, typer.Option(help="The split, where the source has several.")] = "train",
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Use only the first N pictures or rows.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time; it does not change the numbers.")] = 16,
+    device: Device = None,
+) -> None:
+    """Score pictures from anywhere: a folder, parquet or text tables, webdataset shards, a data set of the hub."""
+    from .commands.score import Scoring, run
+    from .commands.score_results import report
+    from .scorers.pictures import Where
+
+    where = Where(tuple(image or ()), prompt, split, n)
+    found = run(Scoring(source, out, tuple(scorers or Scoring.scorers), where, batch_size, device))
+    if found.rows:  # only the first of several processes has the table
+        report(found)
 
 
 @app.command()

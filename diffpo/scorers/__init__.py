@@ -1,7 +1,8 @@
 """Scorers: pictures and their prompts in, numbers out.
 
-`load` takes a name in `SCORERS`, ``http://HOST:PORT`` of `diffpo serve-scorer`, or ``package.module:Class`` of a scorer
-of your own. Naming one of your own imports its module, which runs it; `Scorer` defines what the class must have.
+`load` takes a name in `SCORERS` (``judge=FILE.yaml`` and ``sum=TERMS`` have settings), ``http://HOST:PORT`` of
+`diffpo serve-scorer`, or ``package.module:Class`` of a scorer of your own. Naming one of your own imports its module,
+which runs it; `Scorer` defines what the class must have.
 """
 
 from __future__ import annotations
@@ -24,10 +25,16 @@ SCORERS = {
     "shapes": "shapes:ShapesScorer",
     "pickscore": "pickscore:PickScore",
     "hps": "hps:HPS",
+    "hps2.0": "hps:HPS20",
+    "imagereward": "imagereward:ImageReward",
+    "mps": "mps:MPS",
     "clip": "clip:ClipScore",
     "aesthetic": "aesthetic:Aesthetic",
+    "judge": "vlm:VlmJudge",
+    "sum": "ensemble:Sum",
 }
-DIFFERENTIABLE = ("pickscore", "hps", "clip", "aesthetic")  # those that have `rate`
+# those that have `rate`; a sum has it if its terms do
+DIFFERENTIABLE = ("pickscore", "hps", "hps2.0", "imagereward", "mps", "clip", "aesthetic")
 HOST = r"[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]"
 OUTSIDE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 URL = re.compile(rf"(https?://(?:{HOST})(?::([0-9]{{1,5}}))?)(?:/([A-Za-z0-9_.-]*))?")
@@ -43,10 +50,12 @@ class Scorer(Protocol):
         names: of its numbers, e.g. ("sharpness",); letters, digits, ".", "_" and "-".
         optional: the names whose numbers may be NaN, which means that the prompt does not ask for them. A class of your
             own may leave this out.
+        reads_prompt: False if the numbers do not depend on the prompts, which may then be empty. It may be left out.
     """
 
     names: tuple[str, ...]
     optional: frozenset[str]
+    reads_prompt: bool
 
     def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
         """``{name: float64 array of shape (n,)}`` for n PIL pictures and their n prompts; higher is better. NaN means
@@ -87,6 +96,8 @@ def parse(spec: str) -> Spec:
         found = Spec(f"{module}:{attribute}", source or None, number or None)
         _class(found.name)
         return found
+    if given in SCORERS:  # hps2.0
+        return Spec(given, source or None)
     name, dot, _ = given.partition(".")
     if name not in SCORERS:
         raise DiffpoError(f"unknown scorer {name!r}: {hint(name, SCORERS)}")
@@ -113,7 +124,7 @@ def split_url(spec: str) -> tuple[str, str | None]:
 
 def default_device(spec: str) -> str:
     """Where the scorer runs if no device is given: on CUDA where there is one."""
-    if is_url(spec) or spec.partition("=")[0] == "shapes":
+    if is_url(spec) or spec.partition("=")[0] in ("shapes", "judge"):
         return "cpu"  # spares the import
     import torch
 

@@ -15,6 +15,7 @@ from ..common.images import rgb
 from .clip import load_open_clip
 from .missing import missing
 from .tensors import by_transform
+from .weights import read_state
 
 BACKBONE = "ViT-L-14:openai"
 HEAD = ("trl-lib/ddpo-aesthetic-predictor", "aesthetic-model.pth")
@@ -33,12 +34,7 @@ def head(width: int = 768) -> torch.nn.Sequential:
 
 def load_head(path: str | Path) -> torch.nn.Sequential:
     """The head from a .safetensors or .pth file with the published names (``layers.0.weight``, ...)."""
-    if str(path).endswith(".safetensors"):
-        from safetensors.torch import load_file
-
-        state = load_file(path)
-    else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_state(path)
     state = {key.removeprefix("layers."): value.float() for key, value in state.items()}
     model = head(state["0.weight"].shape[1])
     model.load_state_dict(state)
@@ -50,6 +46,7 @@ class Aesthetic:
 
     names: tuple[str, ...] = ("aesthetic",)
     optional: frozenset[str] = frozenset()
+    reads_prompt = False
 
     def __init__(self, model, transform, head, device: str = "cpu"):
         self.model, self.transform = model.to(device).eval().requires_grad_(False), transform

@@ -5,31 +5,25 @@ Pictures travel as PNG and numbers with all their digits, so a remote scorer giv
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import json
 import math
 import sys
 import time
 from collections.abc import Iterator
-from functools import partial
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, IncompleteRead
-from io import BufferedReader, BytesIO, RawIOBase
+from http.client import HTTPException, IncompleteRead
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image
 
 from ..common.errors import DiffpoError
-from ..common.images import rgb
 from ..common.names import hint
 from ..common.text import plain
+from .exchange import as_line, exchange, png
 from .server.protocol import NAME, PROTOCOL
 
 TIMEOUT = 300.0  # s for a request and its answer; requests of other processes go first
 WAITS = (1.0, 3.0, 9.0)  # s before the second, third and last attempt
-ANSWER = 2**20  # bytes that an answer may have, headers included
 NUMBERS = 256  # different numbers that a server may give
 LARGEST = 3.4e38  # of a number: training computes with float32
 EMPTY = len(json.dumps({"images": [], "prompts": []}))
@@ -79,7 +73,7 @@ class HttpScorer:
         texts: list[str] = []
         size = EMPTY
         for image, prompt in zip(images, prompts, strict=True):
-            picture = _png(image)
+            picture = png(image)
             more = len(picture) + len(json.dumps(prompt)) + 6  # quotes and commas
             if EMPTY + more > self.max_bytes:
                 raise DiffpoError(
@@ -126,7 +120,7 @@ class HttpScorer:
                 again, reason = True, _sentence(data) or "status 503"
             except (OSError, HTTPException, ValueError) as error:  # ValueError: of chunks with a negative length
                 again = isinstance(error, (ConnectionError, TimeoutError, IncompleteRead))
-                reason = f"no answer within {TIMEOUT:g} s" if isinstance(error, TimeoutError) else _text(error)
+                reason = f"no answer within {TIMEOUT:g} s" if isinstance(error, TimeoutError) else as_line(error)
             wait = next(waits, None)
             if wait is None or not again:
                 attempts = f" ({len(WAITS) + 1} attempts)" if again else ""
@@ -139,22 +133,10 @@ class HttpScorer:
             time.sleep(wait)
 
     def _send(self, path: str, content: dict | None) -> tuple[int, bytes]:
-        """Status and content of the answer. No proxy of the environment is asked, and no redirection followed."""
+        """Status and content of the answer."""
         data = None if content is None else json.dumps(content).encode()
-        address, end = urlsplit(self.url), time.monotonic() + TIMEOUT
-        assert address.hostname is not None  # noqa: S101 (`scorers.load` has matched the URL)
-        kind = HTTPSConnection if address.scheme == "https" else HTTPConnection
-        with contextlib.closing(kind(address.hostname, address.port, timeout=TIMEOUT)) as connection:
-            connection.connect()
-            connection.sock.settimeout(_left(end))
-            connection.response_class = partial(_Response, end=end)  # type: ignore[assignment]  # it is only called
-            headers = {"Content-Type": "application/json", "Connection": "close", "User-Agent": "diffpo"}
-            connection.request("GET" if data is None else "POST", path, data, headers)
-            with connection.getresponse() as response:
-                answer = response.read(ANSWER)
-                if response.length:  # http.client is silent if the connection ended early
-                    raise IncompleteRead(answer, response.length)
-                return response.status, answer
+        status, _, answer = exchange(self.url, path, data, {}, TIMEOUT)
+        return status, answer
 
     def _understood(self, status: int, data: bytes) -> dict:
         answer = _read(data)
@@ -168,50 +150,6 @@ class HttpScorer:
         return answer
 
 
-class _Response(HTTPResponse):
-    """An answer that must come until ``end``."""
-
-    def __init__(self, sock: Any, *args: Any, end: float, **options: Any) -> None:
-        super().__init__(sock, *args, **options)
-        self.fp = BufferedReader(_Received(self.fp.detach(), sock, end))
-
-
-class _Received(RawIOBase):
-    """At most ANSWER bytes from a socket until ``end``. http.client alone waits for each of them anew, and reads any
-    number of "100 Continue"."""
-
-    def __init__(self, raw: Any, sock: Any, end: float) -> None:
-        self.raw, self.sock, self.end, self.size = raw, sock, end, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        self.sock.settimeout(_left(self.end))
-        count = self.raw.readinto(buffer)
-        self.size += count
-        if self.size > ANSWER:
-            raise HTTPException(f"it answers with more than {ANSWER} bytes")
-        return count
-
-    def close(self) -> None:
-        self.raw.close()
-        super().close()
-
-
-def _left(end: float) -> float:
-    left = end - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left
-
-
-def _png(image: Image.Image) -> str:
-    buffer = BytesIO()
-    rgb(image).save(buffer, "PNG", compress_level=1)  # five times as fast as the default, a tenth larger
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
 def _read(data: bytes) -> dict[str, Any] | None:
     try:
         answer = json.loads(data)
@@ -223,12 +161,7 @@ def _read(data: bytes) -> dict[str, Any] | None:
 def _sentence(data: bytes) -> str:
     """The server's own sentence on what is wrong, if its answer has one."""
     said = (_read(data) or {}).get("error")
-    return _text(said) if isinstance(said, str) else ""
-
-
-def _text(error: object) -> str:
-    """One line that is fit for a terminal."""
-    return plain(getattr(error, "strerror", None) or error) or type(error).__name__
+    return as_line(said) if isinstance(said, str) else ""
 
 
 def _shown(value: object) -> str:

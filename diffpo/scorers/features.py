@@ -183,9 +183,9 @@ class ShapesTower(_Batched):
         return self.processor(images=[image], return_tensors="pt").pixel_values
 
     def _vectors(self, pixels: torch.Tensor) -> torch.Tensor:
-        from .pickscore import _projected
+        from .pickscore import projected
 
-        return _projected(self.model.get_image_features(pixel_values=pixels))
+        return projected(self.model.get_image_features(pixel_values=pixels))
 
 
 class _Outside:

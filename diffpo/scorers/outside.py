@@ -50,6 +50,7 @@ class Outside:
             raise DiffpoError(f"the scorer {spec} gives no number {number!r}: {hint(number, names)}")
         self.names: tuple[str, ...] = (number,) if number else tuple(names)
         self.optional = frozenset(optional)
+        self.reads_prompt = bool(getattr(self.inner, "reads_prompt", True))
 
     def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
         found = self.inner.score(images, prompts)

@@ -55,12 +55,12 @@ class PickScore:
 
     def _cosine(self, pixels: torch.Tensor, prompts: list[str]) -> torch.Tensor:
         text = self.processor(text=prompts, padding=True, truncation=True, max_length=77, return_tensors="pt")
-        image_features = _projected(self.model.get_image_features(pixel_values=pixels.to(self.device)))
-        text_features = _projected(self.model.get_text_features(**text.to(self.device)))
+        image_features = projected(self.model.get_image_features(pixel_values=pixels.to(self.device)))
+        text_features = projected(self.model.get_text_features(**text.to(self.device)))
         cosine = torch.nn.functional.cosine_similarity(image_features, text_features)
         return self.model.logit_scale.exp() * cosine
 
 
-def _projected(output) -> torch.Tensor:
+def projected(output) -> torch.Tensor:
     """The projected features (n, d): transformers 4 returns them, transformers 5 wraps them as ``pooler_output``."""
     return output if isinstance(output, torch.Tensor) else output.pooler_output

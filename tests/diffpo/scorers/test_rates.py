@@ -4,9 +4,9 @@ Weights cannot be downloaded here, so the networks are tiny random ones of the s
 """
 
 import numpy as np
-import open_clip
 import pytest
 import step_scorers
+import tiny_scorers
 import torch
 from PIL import Image
 from torchvision.transforms import Compose, Grayscale, ToTensor
@@ -14,37 +14,19 @@ from torchvision.transforms.functional import to_tensor
 
 from diffpo import scorers
 from diffpo.common.errors import DiffpoError
-from diffpo.scorers import aesthetic, hps, tensors
-from diffpo.scorers.clip import ClipScore
+from diffpo.scorers import hps, tensors
 from diffpo.scorers.judge import Judge
-from diffpo.scorers.pickscore import PickScore
 from diffpo.scorers.step.latent import LatentScorer
 from diffpo.scorers.step.pixel import StepAwareScorer
 
 PROMPTS = ["a red circle", "two squares"]
-NAMES = ("pickscore", "hps", "clip", "aesthetic")
+NAMES = ("pickscore", "hps", "hps2.0", "imagereward", "mps", "clip", "aesthetic")
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """made(name): a scorer with a tiny random network."""
-    from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
-
-    torch.manual_seed(0)
-    vision = {"image_size": 32, "layers": 2, "width": 64, "head_width": 32, "patch_size": 8}
-    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
-    model = open_clip.CLIP(embed_dim=24, vision_cfg=vision, text_cfg=text).eval()
-    model.visual.image_size = (32, 32)
-    transform, tokenizer = open_clip.image_transform(32, is_train=False), open_clip.get_tokenizer("ViT-B-32")
-    folder = step_scorers.make_clip(tmp_path_factory.mktemp("clip"))
-    processor = CLIPProcessor(CLIPImageProcessor.from_pretrained(folder), CLIPTokenizer.from_pretrained(folder))
-    pick = PickScore(CLIPModel.from_pretrained(folder), processor)
-    return {
-        "pickscore": pick,
-        "hps": hps.HPS(model, tokenizer),
-        "clip": ClipScore(model, transform, tokenizer),
-        "aesthetic": aesthetic.Aesthetic(model, transform, aesthetic.head(24)),
-    }.__getitem__
+    return tiny_scorers.make(tmp_path_factory.mktemp("scorers")).__getitem__
 
 
 def smooth(size, seed=0):
@@ -63,7 +45,7 @@ def test_equal_to_the_scores_of_pictures(made, name, size):
     scorer, images = made(name), [smooth(size, seed) for seed in range(2)]
     expected = scorer.score(images, PROMPTS)[name]
     found = scorer.rate(torch.stack([to_tensor(image) for image in images]), PROMPTS)[name]
-    scale = 1e-6 if name == "hps" else 1e-2 * max(1.0, abs(expected).max())  # hps resizes tensors in both
+    scale = 1e-6 if name.startswith("hps") else 1e-2 * max(1.0, abs(expected).max())  # hps resizes tensors in both
     assert found.detach().numpy() == pytest.approx(expected, abs=scale)
 
 
@@ -90,7 +72,7 @@ def test_prepared_pictures_are_pils_within_a_level_or_two(made, size):
 @pytest.mark.parametrize("name", NAMES)
 def test_slopes_are_those_of_finite_differences(made, name):
     scorer = made(name)
-    network = {"aesthetic": (scorer.model, getattr(scorer, "head", None))}.get(name, (scorer.model,))
+    network = [part for part in vars(scorer).values() if isinstance(part, torch.nn.Module)]
     try:
         for each in network:
             each.double()
@@ -137,7 +119,9 @@ def test_step_aware_scorers_have_slopes_by_the_latents(tiny_sd, tiny_clip, kind)
 
 def test_the_judge_names_a_scorer_without_gradient():
     judge = Judge(["shapes.total"])
-    with pytest.raises(DiffpoError, match=r"shapes\.total has no gradient.*pickscore, hps, clip, aesthetic"):
+    with pytest.raises(
+        DiffpoError, match=r"shapes\.total has no gradient.*pickscore, hps, hps2\.0, imagereward, mps, clip, aesthetic"
+    ):
         judge.require_gradients()
 
 

@@ -1,0 +1,226 @@
+"""Numbers for pictures from anywhere.
+
+OUT/scores.parquet   key, prompt, scorer, value, state; one row for each picture and number
+OUT/summary.json     what was scored by which scorers, the table, and the pictures that could not be read
+OUT/parts/           what is finished while a run goes on: the same command continues from it
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import timedelta
+from hashlib import blake2b
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import scorers
+from ..common import lock
+from ..common.errors import DiffpoError
+from ..common.files import writing
+from ..common.images import BadRow, remarks
+from ..common.text import plain, whole
+from ..common.worker import ALONE, Worker
+from ..scorers.pictures import SCORES, Item, Pictures, Where, find, texts
+from .score_results import PARTS, Known, Scores, check_target, known, merge
+
+AHEAD = 3  # batches that are decoded while one is scored
+WORDS = "no prompt"
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What is scored, and how.
+
+    Attributes:
+        source: a folder of pictures, a table, shards, or a data set of the hub (`diffpo.scorers.pictures`).
+        out: folder of the results. One that holds results of the same source is continued.
+        scorers: as for `diffpo.scorers.load`.
+        where: columns, split, and how many.
+        batch_size: pictures at a time; it does not change the numbers.
+        device: None is each scorer's own default.
+    """
+
+    source: str
+    out: Path
+    scorers: tuple[str, ...] = ("shapes",)
+    where: Where = field(default_factory=Where)
+    batch_size: int = 16
+    device: str | None = None
+
+
+def run(scoring: Scoring) -> Scores:
+    """Score every picture by every scorer. Under `accelerate launch` each process takes its share.
+
+    Pictures that were scored before are not scored again, unless they have changed. Raises DiffpoError for a source
+    without pictures, missing weights, a scorer that needs prompts where there are none, and a folder ``out`` of another
+    source.
+    """
+    worker, wait = _processes()
+    out = Path(scoring.out)
+    if worker.index:
+        wait()  # the first process checks everything, and copies what must be copied
+        return _share(scoring, worker, wait, Checked({}, {}))
+    checked = _checked(scoring, find(scoring.source, scoring.where))
+    with lock.held(out):
+        check_target(out, scoring.source, checked.specs)
+        with writing(out):
+            (out / PARTS).mkdir(parents=True, exist_ok=True)
+        return _share(scoring, worker, wait, checked)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """``specs``: {number: the scorer that gives it, with a hash of its settings' file}. ``loaded``: {spec: the scorer},
+    if there is only one; of several, each is loaded when its turn comes."""
+
+    specs: dict[str, str]
+    loaded: dict[str, Any]
+
+
+def _checked(scoring: Scoring, pictures: Pictures) -> Checked:
+    """Loads each scorer once, so that missing weights and prompts are reported before the first picture is scored."""
+    if not scoring.scorers:
+        raise DiffpoError("no scorer named; for example --scorers aesthetic")
+    specs: dict[str, str] = {}
+    loaded = {}
+    for spec in scoring.scorers:
+        scorer = _loaded(scoring, spec)
+        if getattr(scorer, "reads_prompt", True) and not pictures.has_prompts:
+            name = plain(spec.partition("=")[0], 60)
+            raise DiffpoError(f"the scorer {name} needs prompts. {pictures.lacking}, or leave out this scorer")
+        for number in scorer.names:
+            if number in specs:
+                raise DiffpoError(f"two of the scorers give the number {number!r}; use two folders (--out)")
+            specs[number] = _identity(spec)
+        loaded = {spec: scorer} if len(scoring.scorers) == 1 else {}
+    return Checked(specs, loaded)
+
+
+def _loaded(scoring: Scoring, spec: str) -> scorers.Scorer:
+    return scorers.load(spec, scoring.device or scorers.default_device(spec))
+
+
+def _share(scoring: Scoring, worker: Worker, wait: Any, checked: Checked) -> Scores:
+    """The work of one process; the first one merges, and has the result."""
+    out, pictures = Path(scoring.out), find(scoring.source, scoring.where, worker.quiet)
+    earlier, bad, notes = known(out), dict[str, str](), Counter[str]()
+    if not worker.index:
+        wait()
+    with open(out / PARTS / f"{worker.index}.jsonl", "ab") as file:
+        file.write(b"\n")  # a killed run may have left half a line
+        for spec in scoring.scorers:
+            scorer = checked.loaded.get(spec) or _loaded(scoring, spec)
+            bad |= _by_one(scorer, spec, Share(pictures, scoring.batch_size, worker, earlier, file, notes))
+    unreadable = dict(worker.gather(list(bad.items())))
+    wait()
+    if worker.index:
+        wait()
+        return Scores([], len(pictures), unreadable, out / SCORES)
+    for line in remarks(notes):
+        print(line)
+    result = merge(out, pictures, unreadable, checked.specs, scoring.where.part)
+    wait()
+    return result
+
+
+@dataclass
+class Share:
+    """What one process works on. ``known``: numbers of earlier runs; ``file``: where new ones go; ``notes``: what was
+    converted in the pictures."""
+
+    pictures: Pictures
+    batch_size: int
+    worker: Worker
+    known: Known
+    file: Any
+    notes: Counter[str]
+
+
+def _processes() -> tuple[Worker, Any]:
+    """This process among those of `accelerate launch`, and a function that waits for all of them."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return ALONE, lambda: None
+    from accelerate import PartialState
+
+    state = PartialState(timeout=timedelta(hours=24))  # shares end at different times
+    return Worker(state.device, state.process_index, state.num_processes), state.wait_for_everyone
+
+
+def _identity(spec: str) -> str:
+    source = Path(spec.partition("=")[2])
+    if source.suffix in (".yaml", ".yml") and source.is_file():
+        return f"{spec} {blake2b(source.read_bytes(), digest_size=8).hexdigest()}"
+    return spec
+
+
+def _by_one(scorer: scorers.Scorer, spec: str, share: Share) -> dict[str, str]:
+    """Score this process's pictures by one scorer, and append the numbers to the file. Returns {key: reason} of those
+    that were left out."""
+    from tqdm.auto import tqdm
+
+    needs = getattr(scorer, "reads_prompt", True)
+    first, bad, worker = not share.notes, dict[str, str](), share.worker
+    total = len(range(worker.index, len(share.pictures), worker.count))
+
+    def left() -> Iterator[Item]:
+        for item in share.pictures.items(worker.index, worker.count):
+            if all((name, item.key, item.state) in share.known for name in scorer.names):
+                bar.update()
+            else:
+                yield item
+
+    description = f"scoring by {plain(spec.partition('=')[0], 60)}"
+    with tqdm(total=total, desc=description, unit="image", delay=1, disable=worker.quiet) as bar:
+        for batch in _decoded(share.pictures, left(), share.batch_size):
+            good = []
+            for item, read in batch:
+                if isinstance(read, BadRow):
+                    bad[item.key] = plain(read, 300)
+                elif needs and not read[1]:
+                    bad[item.key] = WORDS
+                else:
+                    good.append((item, *read))
+                    share.notes.update(read[0].info.get("notes", ()) if first else ())
+            _append(scorer, good, share.file)
+            bar.update(len(batch))
+    return bad
+
+
+def _append(scorer: scorers.Scorer, good: list[tuple[Item, Any, str | None]], file: Any) -> None:
+    """Score pictures and write their numbers, null for NaN."""
+    if not good:
+        return
+    found = scorer.score([image for _, image, _ in good], texts([prompt for *_, prompt in good]))
+    for name in scorer.names:
+        for (item, _, prompt), value in zip(good, np.asarray(found[name], np.float64), strict=True):
+            row = (name, item.key, item.state, prompt and whole(prompt), float(value) if np.isfinite(value) else None)
+            file.write(json.dumps(row).encode() + b"\n")
+    file.flush()
+
+
+def _decoded(pictures: Pictures, items: Iterable[Item], size: int) -> Iterator[list[tuple[Item, Any]]]:
+    """Batches of items and what was read of each (picture and prompt, or the BadRow), decoded ahead in threads."""
+
+    def read(item: Item) -> Any:
+        try:
+            return pictures.read(item)
+        except BadRow as problem:
+            return problem
+
+    source = iter(items)
+    with ThreadPoolExecutor(4) as pool:
+        waiting: list[list[tuple[Item, Future]]] = []
+        while True:
+            while len(waiting) < AHEAD and (chunk := list(islice(source, size))):
+                waiting.append([(item, pool.submit(read, item)) for item in chunk])
+            if not waiting:
+                return
+            yield [(item, future.result()) for item, future in waiting.pop(0)]

@@ -1,0 +1,245 @@
+"""Pictures to score, wherever they lie: a folder, parquet or text tables, webdataset shards, a data set of the hub.
+
+| source | key of a picture | where its prompt lies |
+| --- | --- | --- |
+| folder with manifest.jsonl | the file, relative to the folder | manifest.jsonl, of `diffpo generate` or eval |
+| folder of pictures | the same | NAME.txt beside NAME.png |
+| .parquet, .jsonl, .csv, a folder of them, a hub id | FILE:ROW:COLUMN | a column |
+| .tar shards | SHARD:MEMBER | KEY.txt, or a key of KEY.json |
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..common.errors import DiffpoError
+from ..common.images import BadRow, ShardMember, content, decode, is_picture
+from ..common.names import hint
+from ..common.text import plain, read_text, whole
+from ..config import Data
+from ..data.files import Shards
+from ..data.prompts import NAMES
+from ..data.source import METADATA, SAVED, SAVED_SPLITS, SIDES, open_source
+
+IMAGES = ("image", "file_name", "jpg_0", "jpg_1", "image_0", "image_1", "chosen", "rejected", "chosen_file_name")
+IMAGES += ("rejected_file_name", "path1", "path2", "images", "image_path", "file_path")
+ROWS = (".parquet", ".tar")
+SCORES = "scores.parquet"  # written by `diffpo score` and eval, no source of pictures
+LONGEST = 2**20  # bytes of a prompt's file
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where pictures and prompts lie in a source.
+
+    Attributes:
+        images: columns of the pictures; by default every column with a usual name (`IMAGES`).
+        prompt: column of the prompts; by default the first with a usual name.
+        split: of a source that has several.
+        n: only the first n pictures or rows.
+    """
+
+    images: tuple[str, ...] = ()
+    prompt: str | None = None
+    split: str = "train"
+    n: int | None = None
+
+    @property
+    def part(self) -> bool:
+        """Whether it means a part of the source's pictures."""
+        return self.n is not None or bool(self.images) or self.split != "train"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A picture that can be read later. ``state`` changes when the file, its prompt's file or its column does."""
+
+    key: str
+    state: str
+    place: Any
+
+
+class Pictures:
+    """The pictures of a source. ``has_prompts``: whether any prompts lie there; ``lacking``: a sentence on where they
+    are looked for."""
+
+    has_prompts: bool
+    lacking: str
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def items(self, start: int, step: int) -> Iterator[Item]:
+        """Every ``step``-th picture from the one with number ``start`` on."""
+        raise NotImplementedError
+
+    def read(self, item: Item) -> tuple[Image.Image, str | None]:
+        """RGB picture and prompt (None: it has none). BadRow if the picture cannot be read."""
+        raise NotImplementedError
+
+
+def find(source: str, where: Where, quiet: bool = True) -> Pictures:
+    """The pictures of ``source``. DiffpoError if it cannot be read, has no pictures, or lacks a column."""
+    path = Path(source).expanduser()
+    if path.is_dir() and not _holds_rows(path):
+        if where.images or where.prompt:
+            raise DiffpoError(f"{source} is a folder of pictures without columns: leave out --image and --prompt")
+        return _Folder(path, where.n)
+    return _Table(source, where, quiet)
+
+
+def _holds_rows(folder: Path) -> bool:
+    if (folder / "manifest.jsonl").is_file():
+        return False
+    names = [each.name for each in folder.iterdir() if each.name != SCORES]
+    known = {*METADATA, *SAVED, SAVED_SPLITS}
+    if any(name in known or name.lower().endswith(ROWS) for name in names) or set(SIDES) <= set(names):
+        return True
+    return any(each.is_dir() and any(each.glob(f"*{suffix}")) for each in folder.iterdir() for suffix in ROWS)
+
+
+class _Folder(Pictures):
+    """Pictures in a folder and below. Links to folders are not followed, and hidden files are not read."""
+
+    def __init__(self, folder: Path, n: int | None) -> None:
+        self.folder = folder
+        self.lacking = f"Put the prompt of NAME.png into NAME.txt beside it in {folder}"
+        self.prompts = _manifest(folder)
+        names = list(self.prompts) if self.prompts else sorted(_names(folder))
+        self.names = names[:n]
+        if not names:
+            raise DiffpoError(f"{folder} has no pictures, tables or shards: name another folder or file")
+        self.has_prompts = bool(self.prompts) or any(self._text(name).is_file() for name in self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def items(self, start: int, step: int) -> Iterator[Item]:
+        for name in self.names[start::step]:
+            said = self.prompts[name] if self.prompts else _stat(self._text(name))
+            yield Item(whole(name), _digest(_stat(self.folder / name), said), name)
+
+    def read(self, item: Item) -> tuple[Image.Image, str | None]:
+        image = decode(content(item.place, [self.folder.resolve()]))
+        if self.prompts:
+            return image, self.prompts[item.place]
+        try:
+            return image, read_text(self._text(item.place), LONGEST).strip() or None
+        except FileNotFoundError:
+            return image, None
+        except (OSError, ValueError) as error:
+            raise BadRow("cannot read the prompt", getattr(error, "strerror", None) or error) from None
+
+    def _text(self, name: str) -> Path:
+        return (self.folder / name).with_suffix(".txt")
+
+
+def _names(folder: Path) -> Iterator[str]:
+    for base, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name[0] != "." and not os.path.islink(os.path.join(base, name))]
+        for name in names:
+            if name[0] != "." and is_picture(name):
+                yield (Path(base) / name).relative_to(folder).as_posix()
+
+
+def _manifest(folder: Path) -> dict[str, str]:
+    """{file: prompt} of manifest.jsonl, the last one per file; a half-written last line is left out."""
+    path = folder / "manifest.jsonl"
+    if not path.is_file():
+        return {}
+    found = {}
+    try:
+        *lines, last = read_text(path).split("\n")
+    except (OSError, ValueError) as error:
+        raise DiffpoError(f"cannot read {path}: {plain(error, 200)}") from None
+    for number, line in enumerate([*lines, last], 1):
+        try:
+            row = json.loads(line)
+            file, prompt = row["file"], row["prompt"]
+            good = isinstance(file, str) and isinstance(prompt, str)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            good = False
+        if good:
+            found[file] = prompt
+        elif line.strip() and number <= len(lines):
+            raise DiffpoError(f"{path}:{number} is not a line with a file and its prompt: correct or remove it")
+    return found
+
+
+class _Table(Pictures):
+    """Rows with pictures in one or more columns."""
+
+    def __init__(self, source: str, where: Where, quiet: bool) -> None:
+        try:
+            found = open_source(source, where.split, Data(train=source, resolution=8, limit=where.n), quiet)
+        except DiffpoError as error:
+            advice = "data.train_split=NAME or data.validation_split=NAME"
+            raise DiffpoError(str(error).replace(advice, "--split NAME")) from None
+        names = list(found.rows.column_names)
+        self.images = where.images or tuple(name for name in IMAGES if name in names)
+        lower = {name.lower(): name for name in reversed(names)}
+        self.prompt = where.prompt or next((lower[name] for name in NAMES if name in lower), None)
+        there = plain(", ".join(names), 1000)
+        for name in (*self.images, *([self.prompt] if self.prompt else [])):
+            if name not in names:
+                raise DiffpoError(f"{source} has no column {name!r}: {hint(name, names)}")
+        if not self.images:
+            raise DiffpoError(f"{source} has no column of pictures among {there}; name it with --image NAME")
+        self.has_prompts = self.prompt is not None
+        self.lacking = f"{source} has the columns {there}: name that of the prompts with --prompt NAME"
+        used = list(dict.fromkeys([*self.images, *([self.prompt] if self.prompt else [])]))
+        self.rows, self.roots = found.rows.select_columns(used), found.roots
+        path = Path(source).expanduser()
+        self.name = path.name if path.exists() else source
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+        # a change of any file of rows, or another choice of the prompts, makes all pictures new
+        self.state = _digest(where.split, self.prompt, *(_stat(each) for each in files if not is_picture(each.name)))
+
+    def __len__(self) -> int:
+        return len(self.rows) * len(self.images)
+
+    def items(self, start: int, step: int) -> Iterator[Item]:
+        for number in range(start, len(self), step):
+            row, place = divmod(number, len(self.images))
+            column, key = self.images[place], ""
+            if isinstance(self.rows, Shards):
+                cell = self.rows[row][column]
+                key = f"{cell.shard.name}:{cell.name}" if isinstance(cell, ShardMember) else ""
+            yield Item(key or f"{self.name}:{row}:{column}", self.state, (row, column))
+
+    def read(self, item: Item) -> tuple[Image.Image, str | None]:
+        row, column = item.place
+        values = self.rows[row]
+        cell = values[column]
+        if isinstance(cell, list):
+            raise BadRow("a list of pictures in one cell", column)
+        image = decode(content(cell, self.roots))
+        prompt = values[self.prompt] if self.prompt else None
+        if prompt is not None and not isinstance(prompt, str):
+            raise BadRow("the prompt is not text", repr(prompt)[:100])
+        return image, prompt.strip() or None if prompt else None
+
+
+def _stat(path: Path) -> str:
+    try:
+        about = path.stat()
+    except OSError:
+        return "none"
+    return f"{about.st_size} {about.st_mtime_ns}"
+
+
+def _digest(*parts: object) -> str:
+    return blake2b("\0".join(map(str, parts)).encode(errors="replace"), digest_size=8).hexdigest()
+
+
+def texts(prompts: Sequence[str | None]) -> list[str]:
+    """Prompts as scorers take them: none is empty, and half characters are replaced."""
+    return [whole(prompt or "") for prompt in prompts]

@@ -1,0 +1,36 @@
+"""Scorers of one's own for the tests of `diffpo score`: what they were asked is kept in ``CALLS``."""
+
+import numpy as np
+
+CALLS = []  # (prompt, brightness) of every picture that was scored
+STOP = []  # after so many pictures the run is interrupted, once
+
+
+def brightness(image):
+    return float(np.asarray(image.convert("L"), np.float64).mean())
+
+
+class Mean:
+    """The brightness; prompts are not read."""
+
+    names = ("mean",)
+    reads_prompt = False
+
+    def score(self, images, prompts):
+        found = [brightness(image) for image in images]
+        CALLS.extend(zip(prompts, found, strict=True))
+        if STOP and len(CALLS) > STOP[0]:
+            STOP.clear()
+            raise KeyboardInterrupt
+        return {"mean": np.array(found)}
+
+
+class Long:
+    """Brightness and the length of the prompt; NaN for black pictures."""
+
+    names = ("long.sum", "long.prompt")
+
+    def score(self, images, prompts):
+        light = np.array([brightness(image) for image in images])
+        length = np.array([len(prompt) for prompt in prompts], float)
+        return {"long.sum": np.where(light > 0, light + length, np.nan), "long.prompt": length}
