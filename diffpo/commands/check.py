@@ -234,6 +234,7 @@ def environment(config: Config) -> list[str]:
     from ..models import storage
     from ..train import claim
     from ..train.build import make_optimizer
+    from ..train.outside import missing
 
     problems, network = [], models.load(config.model).meta_network()
     tests: list[Callable[[], object]] = [
@@ -252,4 +253,5 @@ def environment(config: Config) -> list[str]:
         problems.append("train.precision=fp16 needs a GPU, which this machine lacks; use bf16 or no")
     if config.log.tensorboard and not importlib.util.find_spec("tensorboard"):
         problems.append('log.tensorboard needs tensorboard: pip install "diffpo[trackers]"')
+    problems += [f"log.trackers={name} needs its package: pip install {name}" for name in missing(config.log.trackers)]
     return problems

@@ -3,3 +3,5 @@
 CONFIG_NAME = "config.yaml"
 METRICS_NAME = "metrics.jsonl"
 CHECKPOINT = "checkpoint-"  # before the number of the step
+SAMPLES = "samples"  # folder of the pictures that were sampled while training
+BEST = "best"  # folder with what is trained as it was at the best look

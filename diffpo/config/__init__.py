@@ -8,10 +8,10 @@ from __future__ import annotations
 from .data import PLACES, Columns, Data
 from .objective import ObjectiveSettings
 from .section import Section
-from .settings import Config, Log, Model, load_config, stored_identity
+from .settings import Config, Log, Model, SampleSettings, load_config, stored_identity
 from .sources import ForwardSettings, InversionSettings, ReferenceSettings, RolloutSettings
 from .step_scorer import ScorerConfig, ScorerTrain, StepScorerSettings
-from .training import Lora, Optimisation, Output, Train
+from .training import Lora, Optimisation, Output, StopSettings, Train
 
 __all__ = [
     "PLACES",
@@ -28,10 +28,12 @@ __all__ = [
     "Output",
     "ReferenceSettings",
     "RolloutSettings",
+    "SampleSettings",
     "ScorerConfig",
     "ScorerTrain",
     "Section",
     "StepScorerSettings",
+    "StopSettings",
     "Train",
     "load_config",
     "stored_identity",

@@ -50,11 +50,41 @@ class Model(Section):
     """diffusers' attention backend, e.g. flash or xformers. null: its default."""
 
 
+class SampleSettings(Section):
+    """Pictures that are sampled while training, always for the same prompts and noise, into OUTPUT/samples."""
+
+    prompts: str
+    """Prompts that are not trained on: a file as for data.prompts, or shapes:heldout."""
+
+    n: int = Field(16, gt=0)
+    """The first so many prompts. The stop rule needs more (docs/statistics.md)."""
+
+    every: int = Field(100, gt=0)
+    """Updates between two looks. There is one before the first update and one after the last."""
+
+    steps: int = Field(20, gt=0)
+    """Model calls for a picture, by the default solver."""
+
+    guidance: float = 5.0
+    """Scale of classifier-free guidance. 1: none."""
+
+    scorers: list[str] = Field(default_factory=list)
+    """Scorers as in `diffpo eval`, e.g. [pickscore, hps]. They stay in memory. Their means and their win rates over the
+    first look go into the metrics."""
+
+
 class Log(Section):
     """Where metrics go, beside metrics.jsonl in the output folder."""
 
     tensorboard: bool = False
     """Also write TensorBoard files, into OUTPUT/tensorboard. Needs the extra `trackers`."""
+
+    trackers: list[Literal["wandb", "trackio", "mlflow", "swanlab"]] = Field(default_factory=list)
+    """Also send metrics and pictures there, through accelerate. Their packages are installed separately, and each has
+    its own settings in the environment."""
+
+    samples: SampleSettings | None = None
+    """Sample pictures while training. null: none."""
 
 
 class Config(Section):
@@ -102,6 +132,7 @@ class Config(Section):
         del settings["objective"]["rollout"]["labels"]
         del settings["model"]["attention"]
         free = ["compile", "gradient_checkpointing", "checkpoint_every", "checkpoint_keep", "eval_every", "eval_pairs"]
+        free.append("stop_when")
         if self.train.lr_schedule == "constant":
             free.append("steps")
         for key in [*free, "batch_size", "accumulation"]:  # their product is compared when a checkpoint is read
@@ -146,6 +177,11 @@ def _problem(config: Config) -> str | None:
             f"lora.kind={config.lora.kind} needs the base model's full weights: set model.base_weights=full or "
             f"lora.kind=lora"
         )
+    if (stop := config.train.stop_when) is not None:
+        if config.log.samples is None or not config.log.samples.scorers:
+            return "train.stop_when judges pictures: set log.samples.prompts and log.samples.scorers"
+        if stop.train_scorer is None and not (objective.on_policy and objective.rollout.scorers):
+            return "train.stop_when must know which score is trained on: set train.stop_when.train_scorer=NAME"
     if config.train.compile and config.model.base_weights == "fp8":
         return "train.compile does not work with model.base_weights=fp8: set train.compile=false"
     if objective.users and config.lora is None:

@@ -88,6 +88,21 @@ class Optimisation(Section):
         return self
 
 
+class StopSettings(Section):
+    """When training ends early, by the pictures of `log.samples` (docs/statistics.md): when they show that the score
+    that is trained on is being gamed, or when they get no better. The best look is what is written."""
+
+    train_scorer: str | None = None
+    """The score that is trained on, e.g. pickscore, as `log.samples.scorers` names it. null: the first of
+    objective.rollout.scorers."""
+
+    patience: int = Field(3, gt=0)
+    """Stop after so many looks in a row of which none is shown to be better than the best before."""
+
+    false_alarms: float = Field(0.05, gt=0, lt=1)
+    """The probability of stopping for hacking where there is none, over all looks of the run together."""
+
+
 class Train(Optimisation):
     """How the policy is trained."""
 
@@ -105,3 +120,6 @@ class Train(Optimisation):
 
     eval_pairs: int = Field(256, gt=0)
     """Pairs of data.validation to measure on."""
+
+    stop_when: StopSettings | None = None
+    """Stop early. null: never."""

@@ -64,6 +64,7 @@ class Sources:
     conditions: PromptConditions | None
     held_out: HeldOut | None
     tastes: users.Tastes | None = None  # of the training data's users
+    samples: PromptConditions | None = None  # of the prompts of `log.samples`
 
     @property
     def hash(self) -> str:
@@ -118,6 +119,12 @@ def load_data(config: Config, family: Family, accelerator: Accelerator) -> Sourc
     if prompts:
         conditions = PromptConditions(prompts, data, family, worker)
         captions |= set(conditions.captions)
+    samples = None
+    if config.log.samples is not None:
+        samples = PromptConditions(
+            load_prompts(config.log.samples.prompts)[: config.log.samples.n], data, family, worker
+        )
+        captions |= set(samples.captions)
     if long := models.too_long(family.pipe, sorted(captions)):
         say(f"captions: {long}")
     accelerator.wait_for_everyone()
@@ -127,12 +134,13 @@ def load_data(config: Config, family: Family, accelerator: Accelerator) -> Sourc
         if objective.users:
             tastes[name] = users.read_tastes(each)
             each.further = tastes[name].condition
-    family.free_encoders(keep_vae=objective.on_policy or not all(each.cached for each in batches.values()))
+    decodes = objective.on_policy or samples is not None
+    family.free_encoders(keep_vae=decodes or not all(each.cached for each in batches.values()))
     held_out = None
     if "validation" in batches:
         # without gradients twice the pairs fit
         held_out = HeldOut(batches["validation"], config.train.eval_pairs, 2 * config.train.batch_size, accelerator)
-    return Sources(batches.get("train"), conditions, held_out, tastes.get("train"))
+    return Sources(batches.get("train"), conditions, held_out, tastes.get("train"), samples)
 
 
 def make_optimizer(settings: Optimisation, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:

@@ -60,6 +60,7 @@ def check(config: Config, family: Family, accelerator: Accelerator) -> None:
         "objective.users": bool(objective.users),
         f"model.base_weights={config.model.base_weights}": config.model.base_weights != "full",
         "train.compile": config.train.compile,
+        "log.samples": config.log.samples is not None,
         "fsdp_activation_checkpointing (train.gradient_checkpointing=true does it)": plugin.activation_checkpointing,
         "fsdp_offload_params": isinstance(plugin.cpu_offload, CPUOffloadPolicy),
     }

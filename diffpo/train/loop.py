@@ -18,14 +18,16 @@ from tqdm.auto import tqdm
 
 from .. import methods, models
 from ..common.errors import DiffpoError
+from ..common.run_folder import BEST
 from ..common.threads import Threads
+from ..common.worker import Worker
 from ..config import Config
 from ..export.card import write_card
 from ..models import identity
 from ..objective import users
 from ..problems.policy import Policy
 from ..weights import lora_file, sharding, trained
-from . import distributed
+from . import distributed, stop
 from .build import Sources, load_data, make_accelerator, make_objective, make_optimizer, make_schedule
 from .claim import check_folder
 from .metrics import Meter, Watch, headline
@@ -58,8 +60,12 @@ def train(config: Config) -> Path:
 def repeat(run: Run[Config], learner: Learner, sources: Sources) -> None:
     """The training loop: update, measure, log; `Run.steps` saves and stops."""
     settings, held_out, meter, objective = run.config.train, sources.held_out, learner.meter, learner.update.objective
+    looks = learner.looks
     parameters = distributed.parameters(learner.optimizer)
     watch, empty = Watch(tqdm.write), 0
+    if looks is not None:
+        with meter.paused():
+            looks.begin(run)
     with Threads(run.accelerator.device.type, (each.numel() for each in parameters)) as threads:
         for step in run.steps():
             started, done = time.perf_counter(), step + 1
@@ -70,6 +76,11 @@ def repeat(run: Run[Config], learner: Learner, sources: Sources) -> None:
             if held_out and (done % settings.eval_every == 0 or done == settings.steps):
                 with meter.paused():
                     metrics |= held_out.measure(learner.policy, objective)
+            images: list[Any] = []
+            if looks is not None and looks.due(done, settings.steps):
+                with meter.paused():
+                    more, images = looks.look(run, done, learner.writer)
+                metrics |= more
             empty = 0 if "loss" in metrics else empty + 1
             if empty == EMPTY_ROUNDS:
                 raise DiffpoError(
@@ -78,12 +89,16 @@ def repeat(run: Run[Config], learner: Learner, sources: Sources) -> None:
                 )
             if run.main and not objective.reference.free:  # there is nothing that errors could have risen above
                 watch.look(done, metrics)
-            run.log(metrics, headline(metrics))
+            run.log(metrics, headline(metrics), images)
 
 
 def finish(run: Run[Config], learner: Learner, sources: Sources) -> None:
     """Write what was trained, with its model card."""
-    write = learner.writer(run.step)
+    step = run.step
+    if learner.looks is not None and (best := learner.looks.chosen()) is not None:
+        learner.weights.restore(run.output / BEST, learner.policy.family.component)
+        step = best
+    write = learner.writer(step)
     if run.main:
         if run.config.objective.users:
             users.save(run.output / lora_file.USERS_FILE_NAME, learner.policy.network, run.config.data.resolution)
@@ -103,6 +118,7 @@ class Learner:
     schedule: LRScheduler
     meter: Meter
     about: dict[str, Any]
+    looks: stop.Looks | None = None
 
     def origin(self, sources: Sources) -> dict[str, Any]:
         """What the run starts from; resuming compares it."""
@@ -129,6 +145,8 @@ class Learner:
             state["users"] = self.policy.network.user_tokens.state_dict()
         if accelerator.scaler is not None:
             state["scaler"] = accelerator.scaler.state_dict()
+        if self.looks is not None:
+            state["looks"] = self.looks.state()
         return state
 
     def load(self, folder: Path, state: dict[str, Any]) -> None:
@@ -142,6 +160,8 @@ class Learner:
             scaler.load_state_dict(state["scaler"])
         self.update.load(state["update"])
         self.meter.load(state["calls"])
+        if self.looks is not None:
+            self.looks.load(state.get("looks", {}))
 
 
 def make_learner(run: Run[Config]) -> tuple[Learner, Sources]:
@@ -179,4 +199,5 @@ def make_learner(run: Run[Config]) -> tuple[Learner, Sources]:
         "data_hash": sources.hash,
         "pairs_per_update": update.per_update,
     }
-    return Learner(config, bare, weights, update, optimizer, schedule, meter, about), sources
+    looks = stop.make(config, sources.samples, bare, Worker.of(accelerator)) if sources.samples else None
+    return Learner(config, bare, weights, update, optimizer, schedule, meter, about, looks), sources

@@ -1,4 +1,4 @@
-"""What a run reports while it runs: metrics.jsonl always, tensorboard if wanted, and warnings."""
+"""What a run reports while it runs: metrics.jsonl always, other trackers if wanted (outside.py), and warnings."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..common.errors import DiffpoError
 from ..common.files import write_atomic
 from ..common.run_folder import METRICS_NAME
 
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
     from torch import Tensor
+
+    from .outside import Outside
 
 BINS = 5  # timestep bins, equally wide
 
@@ -131,10 +132,10 @@ class Meter:
 
 
 class Tracker:
-    """Appends one JSON line per step to ``output``/metrics.jsonl; after a resume, lines beyond ``step`` are dropped
-    first."""
+    """Appends one JSON line per step to ``output``/metrics.jsonl, and sends it to ``outside``; after a resume, lines
+    beyond ``step`` are dropped first."""
 
-    def __init__(self, output: Path, step: int, tensorboard: bool) -> None:
+    def __init__(self, output: Path, step: int, outside: Outside | None = None) -> None:
         path = output / METRICS_NAME
         kept: list[str] = []
         if path.exists():
@@ -146,27 +147,25 @@ class Tracker:
                     continue
         write_atomic(path, "".join(line + "\n" for line in kept).encode())
         self._file = open(path, "a", encoding="utf-8")
-        self._writer = None
-        if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError:
-                raise DiffpoError('log.tensorboard needs tensorboard: pip install "diffpo[trackers]"') from None
-            self._writer = SummaryWriter(str(output / "tensorboard"), purge_step=step + 1)
+        self._outside = outside
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         # JSON has no NaN: null marks it
         values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._file.write(json.dumps({"step": step, "time": round(time.time(), 2), **values}) + "\n")
         self._file.flush()
-        if self._writer:
-            for name, value in metrics.items():
-                self._writer.add_scalar(name, value, step)
+        if self._outside:
+            self._outside.log(step, metrics)
+
+    def show(self, step: int, images: Sequence[Any]) -> None:
+        """PIL pictures, to the trackers that show them."""
+        if self._outside and images:
+            self._outside.show(step, images)
 
     def close(self) -> None:
         self._file.close()
-        if self._writer:
-            self._writer.close()
+        if self._outside:
+            self._outside.close()
 
 
 class Watch:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -31,6 +31,7 @@ from ..common.text import plain
 from ..config import Config, Optimisation, ScorerConfig
 from . import checkpoint, distributed
 from .metrics import Tracker
+from .outside import Outside
 from .update import Diverged, Stuck
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Run(Generic[ConfigT]):
         self.accelerator, self.main = accelerator, accelerator.is_main_process
         self.step = 0
         self._saved: int | None = None  # the step of the newest checkpoint
+        self._ended = False
         self._keep = getattr(config.train, "checkpoint_keep", 1)
 
     def say(self, text: str) -> None:
@@ -129,8 +131,8 @@ class Run(Generic[ConfigT]):
         with checkpoint.disk_errors(self.output), contextlib.ExitStack() as stack:
             if self.main:
                 write_atomic(self.output / CONFIG_NAME, self.config.to_yaml().encode())
-                tensorboard = isinstance(self.config, Config) and self.config.log.tensorboard
-                tracker = stack.enter_context(contextlib.closing(Tracker(self.output, self.step, tensorboard)))
+                outside = Outside(self.config, self.accelerator, self.step) if isinstance(self.config, Config) else None
+                tracker = stack.enter_context(contextlib.closing(Tracker(self.output, self.step, outside)))
             self._tracker, name = tracker, plain(self.output.name, 40)
             self._interrupted = stack.enter_context(interruption(self.accelerator))
             options = {"initial": self.step, "desc": name, "unit": "step", "delay": 1, "disable": not self.main}
@@ -145,22 +147,28 @@ class Run(Generic[ConfigT]):
     def steps(self) -> Iterator[int]:
         """The numbers of the updates to make, from 0. After each it saves if that is due.
 
-        Raises Interrupted after SIGINT or SIGTERM, once the step is saved.
+        Raises Interrupted after SIGINT or SIGTERM, once the step is saved. After `end` there are no more.
         """
-        while self.step < self.settings.steps:
+        while self.step < self.settings.steps and not self._ended:
             yield self.step
             self.step += 1
-            stop = self._interrupted()
-            if stop or self.step % self.settings.checkpoint_every == 0 or self.step == self.settings.steps:
+            stop, last = self._interrupted(), self._ended or self.step == self.settings.steps
+            if stop or last or self.step % self.settings.checkpoint_every == 0:
                 self.save()
-            if stop and self.step < self.settings.steps:
+            if stop and not last:
                 where = f"step {self.step} is saved in {self.output}"
                 raise Interrupted(f"interrupted: {where}; the same command resumes there")
 
-    def log(self, metrics: dict[str, float], headline: str) -> None:
-        """Of the update at hand; ``headline`` stands behind the progress bar."""
+    def end(self) -> None:
+        """Make the step at hand the last one; before the first step: make none. All processes call it alike."""
+        self._ended = True
+
+    def log(self, metrics: dict[str, float], headline: str, images: Sequence[Any] = ()) -> None:
+        """Of the update at hand; ``headline`` stands behind the progress bar. ``images``: PIL pictures, for trackers
+        that show them; they are in OUTPUT/samples too."""
         if self._tracker:
             self._tracker.log(self.step + 1, metrics)
+            self._tracker.show(self.step + 1, images)
             self._bar.set_postfix_str(headline, refresh=False)
             self._bar.update()
 

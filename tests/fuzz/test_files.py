@@ -171,7 +171,7 @@ def test_config_and_metrics_of_a_run(run, tmp_path_factory, data):
         lambda each: "\n".join(each).encode()
     )
     (folder / "metrics.jsonl").write_bytes(data.draw(damaged(lines) | rows))
-    tracker = Tracker(folder, 2, False)
+    tracker = Tracker(folder, 2)
     tracker.close()
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         assert json.loads(line)["step"] <= 2

@@ -123,7 +123,7 @@ def test_json_lines_without_end_or_of_another_form(tmp_path):
 @pytest.mark.parametrize("line", [b"\xff", b"7", b"{}", b'{"step": null}', DEEP.encode()])
 def test_metrics_of_another_form_are_dropped(tmp_path, line):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b"\n")
-    Tracker(tmp_path, 2, False).close()
+    Tracker(tmp_path, 2).close()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n'
 
 

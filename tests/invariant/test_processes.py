@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import on_policy
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from tiny import metrics_of, pick_a_pic_rows, picture, png, write_parquet
 from tiny_transformers import make_pixart
@@ -83,6 +85,8 @@ class Launched:
     spo = (*on_policy.options("spo"), *SGD, "train.steps=3")
     reward = (*SGD, "objective.name=draft", "objective.direct.calls=null", "objective.rollout.steps=3", "train.steps=2")
     reward += ("objective.rollout.scorers=[on_policy:Redness]", "data.train=null", "train.lr=30")
+    stopped = (*SGD, "log.samples.every=2", "log.samples.steps=2", "log.samples.scorers=[on_policy:Redness]")
+    stopped += ("train.stop_when.train_scorer=redness", "train.stop_when.patience=1")
 
     def __init__(self, folder: Path, model: Path, pairs: Path):
         self.folder, self.model, self.pairs = folder, model, pairs
@@ -91,6 +95,7 @@ class Launched:
         train(self.config(*self.resumed, "train.batch_size=8", "train.steps=2", self.output("resumed")))
         (folder / "prompts.txt").write_text("red cat\nblue dog\na bird\n")
         self.reward = (*self.reward, f"data.prompts={folder / 'prompts.txt'}")
+        self.stopped = (*self.stopped, f"log.samples.prompts={folder / 'prompts.txt'}")
         recipe, further = str(folder / "recipe.yaml"), (*self.resumed, "train.steps=4", self.output("resumed"))
         data = [f"data.train={self.sizes}", f"data.validation={self.sizes}", f"data.cache={folder / 'two sizes'}"]
         commands = [
@@ -103,6 +108,7 @@ class Launched:
             [*self.mixed, *data, "train.batch_size=2", self.output("sizes of two")],
             [*self.spo, self.output("spo of two")],
             [*self.reward, self.output("reward of two")],
+            [*self.stopped, self.output("stopped of two")],
         ]
         with lock.held(folder / "mine"):
             self.said = launch(
@@ -142,6 +148,17 @@ def test_two_processes_of_four_equal_one_of_eight(launched):
         launched.alone("whole", f"model.path={launched.pixart}", *launched.fp8, "train.batch_size=8"),
         finished(launched.folder / "small"),
     )
+
+
+def test_two_processes_sample_the_same_pictures_and_stop_at_the_same_step(launched):
+    """Three prompts for two processes: their shares differ."""
+    one, two = (launched.folder / f"stopped of {name}" for name in ("one", "two"))
+    same(launched.alone(one.name, *launched.stopped, "train.batch_size=8"), finished(two))
+    assert len(metrics_of(two)) == 2 and "train.stop_when" in launched.said
+    names = [sorted(path.name for path in (each / "samples").iterdir()) for each in (one, two)]
+    assert names[0] == names[1] and len(names[0]) == 6
+    pictures = [np.asarray(Image.open(each / "samples" / names[0][-1]), int) for each in (one, two)]
+    assert np.abs(pictures[0] - pictures[1]).max() <= 2
 
 
 def test_two_processes_go_on_from_a_checkpoint_of_one(launched):
