@@ -18,7 +18,11 @@ def add_to(app: typer.Typer, makes_pictures: Callable[[Callable[..., None]], Cal
 
 def distance(
     pictures: Annotated[
-        str, typer.Argument(metavar="PICTURES", help="A folder of pictures, a folder or file of .parquet or .tar.")
+        str,
+        typer.Argument(
+            metavar="PICTURES",
+            help="A folder of pictures, a table (.parquet, .jsonl), a .tar shard, a folder of these; OUT/images/ARM.",
+        ),
     ],
     reference: Annotated[
         str, typer.Argument(metavar="REFERENCE", help="The same of real pictures; or statistics for FID, FILE.npz.")

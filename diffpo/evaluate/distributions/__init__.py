@@ -17,7 +17,7 @@ from ...common.images import named
 from ..manifest import json_bytes, save
 from ..statistics import Estimate
 from . import features as embedding
-from . import frechet, manifold, mmd, pictures
+from . import frechet, manifold, mmd
 from .frechet import Gaussian
 
 CACHE = Path("~/.cache/diffpo/features")
@@ -98,7 +98,7 @@ def run(
 ) -> list[Distances]:
     """The distances of the pictures in ``source`` to those in ``reference``, one result for each of ``features``.
 
-    ``source``, ``reference``: see `pictures.read`; the reference may be a statistics file (.npz). ``features``: see
+    ``source``, ``reference``: see `features.find`; the reference may be a statistics file (.npz). ``features``: see
     `diffpo.scorers.features.load`. ``out``: a JSON file to write. Features are kept in ``cache``. Unreadable pictures
     are counted and left out. DiffpoError as for `compare`, and if a source or the features cannot be read.
     """
@@ -107,27 +107,23 @@ def run(
 
     if not features:
         raise DiffpoError("no features named; for example --features inception")
-    mine = pictures.read(source)
+    mine = embedding.find(source)
     fixed = Gaussian.read(reference) if str(reference).endswith(".npz") else None
-    other = None if fixed else pictures.read(reference)
+    other = None if fixed else embedding.find(reference)
     found = []
     for spec in features:
         loaded = kinds.load(spec, device or scorers.default_device(spec))
         one = embedding.embed(mine, loaded, Path(cache))
         two = embedding.embed(other, loaded, Path(cache)) if other else None
-        for each, name in ((one, mine.name), (two, getattr(other, "name", ""))):
-            if each is not None and each.bad and spec == features[0]:
+        for part, each in ((mine, one), (other, two)):
+            if part and each and each.bad and spec == features[0]:
                 first = named([f"{file} ({reason})" for file, reason in each.bad.items()])
-                print(f"{name}: {len(each.bad)} pictures cannot be read and are left out: {first}")
-        found.append(
-            compare(
-                one.vectors,
-                fixed if two is None else two.vectors,
-                loaded.name,
-                one.groups(mine),
-                None if two is None or other is None else two.groups(other),
-            )
-        )
+                print(f"{part.name}: {len(each.bad)} pictures cannot be read and are left out: {first}")
+        vectors = np.concatenate(one.vectors)
+        if two is None:
+            found.append(compare(vectors, fixed, loaded.name, one.groups))
+        else:
+            found.append(compare(vectors, np.concatenate(two.vectors), loaded.name, one.groups, two.groups))
     if out is not None:
         about = {"pictures": mine.name, "reference": other.name if other else str(reference)}
         save(Path(out), json_bytes(about | {"distances": [asdict(each) for each in found]}, indent=1) + b"\n")

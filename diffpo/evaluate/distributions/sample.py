@@ -9,10 +9,9 @@ from statistics import NormalDist
 import numpy as np
 
 from ...common.errors import DiffpoError
-from ..statistics import Estimate, wilson
+from ..statistics import Estimate, win_rate
 
-CONFIDENCE = 0.95
-Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
+Z = NormalDist().inv_cdf(0.975)  # of a 95 % interval
 RESAMPLES = 200
 
 
@@ -59,15 +58,15 @@ class Labels:
         return cls(number[:n], number[n:], int(number.max()) + 1)
 
     def resampled(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """(1 + RESAMPLES, n) and (.., m) how often each picture counts: first once each, then as in samples of whole
-        groups, drawn with replacement."""
+        """(1 + RESAMPLES, n) and (1 + RESAMPLES, m) how often each picture counts: first once each, then as in samples
+        of whole groups, drawn with replacement."""
         drawn = rng.multinomial(self.count, np.full(self.count, 1 / self.count), size=RESAMPLES)
         drawn = np.concatenate([np.ones((1, self.count), int), drawn]).astype(float)
         return drawn[:, self.mine], drawn[:, self.reference]
 
 
 def around(value: float, error: float) -> Estimate:
-    """``value`` with the normal interval of its standard error."""
+    """``value`` with the normal 95 % interval of its standard error."""
     return Estimate(float(value), float(value - Z * error), float(value + Z * error))
 
 
@@ -79,11 +78,5 @@ def error_of_mean(values: np.ndarray, group: np.ndarray) -> float:
 
 
 def share(hits: np.ndarray, group: np.ndarray) -> Estimate:
-    """The share of true values in ``hits`` (n,), with Wilson's interval for n over the design effect of the groups
-    (Kish 1965), as `statistics.win_rate` has it."""
-    hits = np.asarray(hits, float)
-    n, rate = len(hits), float(np.mean(hits))
-    sums, count = np.bincount(group, weights=hits - rate), len(np.unique(group))
-    independent = float(np.sum((hits - rate) ** 2))
-    effect = max(1.0, float(np.sum(sums**2)) / independent) if independent > 0 else n / count
-    return Estimate(rate, *wilson(rate * n / effect, n / effect, CONFIDENCE))
+    """The share of true values in ``hits`` (n,), with the clustered Wilson interval of `statistics.win_rate`."""
+    return win_rate(np.full(len(hits), 0.5), np.asarray(hits, float), group)

@@ -14,7 +14,7 @@ from diffpo.common.errors import DiffpoError
 from diffpo.data.prompt_sets import Entry
 from diffpo.evaluate import benchmark_results, benchmarks
 from diffpo.evaluate.generation import Generation
-from diffpo.evaluate.statistics import wilson
+from diffpo.evaluate.statistics import win_rate
 
 RECORD = {"tag": "counting", "include": [{"class": "clock", "count": 2}], "prompt": "a photo of two clocks"}
 
@@ -151,8 +151,8 @@ def test_geneval_results(tmp_path):
     assert found["overall (mean over tasks)"].value == pytest.approx(0.5)
     assert found["pictures"].value == 0.5 and found["pictures"].n == 16
     assert found["prompts with a correct picture"].value == 0.75
-    # by hand: residuals of the prompts of single_object are +1 and -1, so the design effect is 2 / 1.5
-    assert (found["single_object"].low, found["single_object"].high) == pytest.approx(wilson(6 * 0.75, 8 * 0.75))
+    expected = win_rate(np.zeros(8), [1, 1, 1, 1, 1, 1, -1, -1], [0] * 4 + [1] * 4)  # clustered by prompt
+    assert (found["single_object"].low, found["single_object"].high) == (expected.low, expected.high)
     for content, words in {'{"tag": "x"}': ":1.*correct", "[]": ":1", "{": ":1.*JSON", "": "no results"}.items():
         (tmp_path / "results.jsonl").write_text(content)
         with pytest.raises(DiffpoError, match=rf"results\.jsonl.*{words}|{words}"):

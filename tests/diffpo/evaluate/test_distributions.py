@@ -195,8 +195,11 @@ def test_precision_recall_density_coverage_of_known_sets():
 
 def test_share_counts_equal_pictures_of_a_prompt_once():
     hits = np.array([1, 0, 1, 1, 0, 1, 1, 1], bool)
-    labels = Labels.of(16, 0, np.repeat(np.arange(8), 2))
-    assert share(np.repeat(hits, 2), labels.mine) == share(hits, Labels.of(8, 0).mine)
+    once = share(hits, Labels.of(8, 0).mine)
+    twice = [share(np.repeat(hits, 2), Labels.of(16, 0, groups).mine) for groups in (np.repeat(np.arange(8), 2), None)]
+    assert once.value == twice[0].value == twice[1].value == 0.75
+    widths = [each.high - each.low for each in (once, *twice)]
+    assert widths[1] > 0.99 * widths[0] > 1.2 * widths[2]
 
 
 @pytest.mark.parametrize("x", [[[1.0, 2.0]], [[1.0, np.nan], [0.0, 1.0]], [1.0, 2.0], np.zeros((3, 0))])
