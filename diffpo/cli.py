@@ -18,6 +18,8 @@ INTERRUPTED = "\ninterrupted; run the same command again to continue from what i
 
 try:
     import typer
+
+    from .commands import measures
 except KeyboardInterrupt:
     print(INTERRUPTED, file=sys.stderr)
     sys.exit(130)
@@ -112,7 +114,8 @@ Family = Annotated[
 ]
 PROMPTS = typer.Option(
     help="A text file with one prompt per line; .json, .jsonl, .csv, .tsv or .parquet with a column prompt, caption or "
-    "text, or FILE:COLUMN; or shapes:heldout[:N]."
+    "text, or FILE:COLUMN; or shapes:heldout[:N]. Sets by name, or NAME=FILE for a local copy: everyday, composition, "
+    "parti, hpdv2, drawbench, pickapic-unique, geneval, dpg, t2i-compbench, genai-bench."
 )
 Out = Annotated[Path, typer.Option(help="Output folder; run the same command again to continue.")]
 Count = Annotated[int | None, typer.Option("--n", min=1, help="Use only the first N prompts.")]
@@ -245,6 +248,9 @@ def evaluate(
     found = run(out, pictures, prompts, n, scoring, training_run(run_folder, making["lora"]))
     if processes.here().main:
         table.show(found)
+
+
+measures.add_to(app, makes_pictures)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""Prompts from a file, from the embedded world, or from a list."""
+"""Prompts from a file, from a published set, from the embedded world, or from a list."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import DiffpoError
+from ..common.names import hint
 from ..common.text import LIMIT, plain, read_text
+from . import prompt_sets
 
 # of the prompts' column or key, in upper or lower case; the first match is taken
 NAMES = ("prompt", "caption", "text", "prompts", "captions", "texts")
 TABLES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 READ = (
     "give a text file with one prompt per line, a .json, .jsonl, .csv, .tsv or .parquet file with a column prompt, "
-    "caption or text (or FILE:COLUMN), or shapes:heldout:N"
+    "caption or text (or FILE:COLUMN), the name of a set, or shapes:heldout:N"
 )
 
 
 def load_prompts(source: str | Path | Sequence[str], n: int | None = None) -> list[str]:
-    """The first ``n`` (default: all) prompts of a file, of the embedded world (``shapes:heldout``, ``shapes:train``,
-    ``shapes:heldout:512``), or of a list.
+    """The first ``n`` (default: all) prompts of a file, of a published set (`prompt_sets.NAMES`, or NAME=PATH), of the
+    embedded world (``shapes:heldout``, ``shapes:train``, ``shapes:heldout:512``), or of a list.
 
     A text file has one prompt per line. ``.json`` is a list of texts, a list of objects with a key of `NAMES`, or an
     object of such lists (HPSv2's styles). ``.jsonl`` has a text or an object per line; ``.csv``, ``.tsv`` and
@@ -33,6 +35,8 @@ def load_prompts(source: str | Path | Sequence[str], n: int | None = None) -> li
         prompts = list(source)
     elif name.startswith("shapes:"):
         prompts, n = _shapes_prompts(name, n)
+    elif prompt_sets.named(name) and not _exists(Path(name)):
+        prompts = list(prompt_sets.prompts(name))
     else:
         prompts = _file_prompts(name)
     if not prompts:
@@ -73,6 +77,9 @@ def _file_prompts(name: str) -> list[Any]:
         return [line.strip() for line in read_text(path).split("\n") if line.strip()]
     except (OSError, ValueError, RuntimeError) as error:  # not UTF-8, NUL in the name, unknown ~user
         reason = getattr(error, "strerror", None) or plain(error, 300)
+        word = name.partition("=")[0]
+        if re.fullmatch(r"[\w-]+", word):  # as a set is named
+            reason += f", and no set of prompts has that name: {hint(word, prompt_sets.NAMES)}"
         raise DiffpoError(f"cannot read prompts from {name}: {reason}; {READ}") from None
 
 

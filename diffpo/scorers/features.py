@@ -26,7 +26,12 @@ if TYPE_CHECKING:
     from PIL import Image
 
 # file here and class in it, which is made by its `load(source, device)`
-FEATURES = {"dinov2": "features:DinoV2", "clip": "features:ClipTower", "shapes": "features:ShapesTower"}
+FEATURES = {
+    "dinov2": "features:DinoV2",
+    "clip": "features:ClipTower",
+    "shapes": "features:ShapesTower",
+    "inception": "inception:Inception",
+}
 DINO = "facebook/dinov2-base"
 TINY_CLIP = Path(__file__).parents[2] / "assets" / "tiny-clip"
 AT_ONCE = 32  # pictures in a batch
@@ -51,7 +56,7 @@ class Features(Protocol):
 
 def load(spec: str, device: str = "cpu") -> Features:
     """The features that ``spec`` names: ``dinov2[=FOLDER or hub id]``, ``clip[=ARCHITECTURE:WEIGHTS]`` of open_clip,
-    ``shapes`` (trained on the embedded world), or ``package.module:Class[=SOURCE]``.
+    ``shapes`` (trained on the embedded world), ``inception[=FILE]`` of FID, or ``package.module:Class[=SOURCE]``.
 
     DiffpoError for an unknown name, for weights that are not at hand, and for a class that gives no features.
     """

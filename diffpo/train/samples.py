@@ -25,9 +25,9 @@ from ..common.worker import Worker
 from ..config import SampleSettings
 from ..data.batches import PIXELS
 from ..data.cache import content_key
-from ..evaluate import signals
-from ..evaluate.generate import initial_noise
-from ..evaluate.statistics import win_rate
+from ..evaluation import signals
+from ..evaluation.generate import initial_noise
+from ..evaluation.statistics import win_rate
 from ..rollout.prompts import PromptConditions
 from ..rollout.round import LATENTS
 from ..scorers.step.base import pictures

@@ -15,8 +15,8 @@ from ..common.names import hint
 from ..common.run_folder import BEST
 from ..common.worker import Worker
 from ..config import Config, StopSettings
-from ..evaluate import signals, statistics
-from ..evaluate.verdict import Measured, deciding, hacking
+from ..evaluation import signals, statistics
+from ..evaluation.verdict import Measured, deciding, hacking
 from ..problems.policy import Policy
 from ..rollout.prompts import PromptConditions
 from .samples import Look, Samples

@@ -6,7 +6,7 @@ import bench_statistics as bench
 import numpy as np
 import pytest
 
-from diffpo.evaluate.statistics import mean_difference, win_rate
+from diffpo.evaluation.statistics import mean_difference, win_rate
 
 CLUSTERED = bench.Design(4, 0.5)
 N = 400

@@ -15,8 +15,8 @@ from tiny import metrics_of
 
 from diffpo.common.errors import DiffpoError
 from diffpo.config import StopSettings
-from diffpo.evaluate import generate
-from diffpo.evaluate.generation import Generation
+from diffpo.evaluation import generate
+from diffpo.evaluation.generation import Generation
 from diffpo.train import metrics as track
 from diffpo.train.loop import train
 from diffpo.train.run import Interrupted

@@ -1,0 +1,92 @@
+"""The verbs that measure sets of pictures: `distance`, `benchmark` and `read-benchmark`."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+Benchmark = Literal["geneval", "dpg", "t2i-compbench", "genai-bench"]
+
+
+def add_to(app: typer.Typer, makes_pictures: Callable[[Callable[..., None]], Callable[..., None]]) -> None:
+    """Add the verbs to the command line; ``makes_pictures``: its decorator for verbs that make pictures."""
+    app.command()(distance)
+    app.command()(makes_pictures(benchmark))
+    app.command("read-benchmark")(read_benchmark)
+
+
+def distance(
+    pictures: Annotated[
+        str,
+        typer.Argument(
+            metavar="PICTURES",
+            help="A folder of pictures, a table (.parquet, .jsonl), a .tar shard, a folder of these; OUT/images/ARM.",
+        ),
+    ],
+    reference: Annotated[
+        str, typer.Argument(metavar="REFERENCE", help="The same of real pictures; or statistics for FID, FILE.npz.")
+    ],
+    features: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="inception (the default), clip, dinov2 or shapes; NAME=SOURCE for local weights; module:Class of your "
+            "own. CMMD is that of clip=ViT-L-14-336:openai. Repeatable."
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the numbers.")] = None,
+    cache: Annotated[Path, typer.Option(help="Folder where features are kept, for the next time.")] = Path(
+        "~/.cache/diffpo/features"
+    ),
+    device: Annotated[
+        str | None, typer.Option(help="cuda, cpu or another torch device; by default cuda if there is one.")
+    ] = None,
+) -> None:
+    """Distance of two sets of pictures: FID, KID, CMMD, precision and recall, with intervals."""
+    from ..evaluation import distributions
+    from ..evaluation.distributions import table
+
+    table.show(distributions.run(pictures, reference, features or ["inception"], out, cache, device))
+    if out:
+        print(f"numbers: {out}")
+
+
+def benchmark(
+    name: Annotated[Benchmark, typer.Argument(metavar="BENCHMARK", help="geneval, dpg, t2i-compbench or genai-bench.")],
+    model: Annotated[str, typer.Option(help="A pipeline folder, a hub id, or one .safetensors file.")],
+    out: Annotated[Path, typer.Option(help="Output folder; run the same command again to continue.")],
+    prompts: Annotated[
+        str | None, typer.Option(help="Local copy of the benchmark's prompts; by default they are downloaded.")
+    ] = None,
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Use only the first N prompts.")] = None,
+    **making: Any,
+) -> None:
+    """Make pictures in the folder layout of a benchmark, for its official scorer."""
+    from ..evaluation import benchmarks
+    from ..evaluation.generation import Generation
+
+    layout = benchmarks.LAYOUTS[name]
+    if making["images_per_prompt"] == 1:
+        making["images_per_prompt"] = layout.images
+    for line in benchmarks.make(name, Generation(model=model, **making), out, prompts, n):
+        print(line)
+
+
+def read_benchmark(
+    name: Annotated[Benchmark, typer.Argument(metavar="BENCHMARK", help="geneval, dpg, t2i-compbench or genai-bench.")],
+    results: Annotated[
+        Path, typer.Argument(metavar="RESULTS", help="What the official scorer wrote: a file, or the folder of it.")
+    ],
+    skills: Annotated[
+        Path | None, typer.Option(help="genai_skills.json, for the skills of genai-bench; by default downloaded.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the numbers.")] = None,
+) -> None:
+    """Read the official scorer's results of a benchmark into a table with intervals."""
+    from ..evaluation import benchmark_results as results_of
+
+    found = results_of.read(name, results, skills)
+    results_of.show(found)
+    if out:
+        results_of.write(found, out)
+        print(f"numbers: {out}")
