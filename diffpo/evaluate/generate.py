@@ -8,7 +8,7 @@ interrupted run continued.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
@@ -28,7 +28,7 @@ from ..common.threads import Threads
 from ..data.prompts import load_prompts
 from ..weights import lora as lora_module
 from ..weights import trained
-from . import plans
+from . import paths, plans
 from .generation import Generation
 from .manifest import check_same_run, image_path, intact, line, read_manifest, save
 
@@ -73,7 +73,11 @@ def run(
         finished = {(r["arm"], r["index"], r["seed"]): r for r in done if intact(out, r)}
         # rewritten whole before anything is added, so that a half-written last line does not swallow the next one
         save(out / "manifest.jsonl", b"".join(line(row) for row in finished.values()))
-        missing = [row for key, row in wanted.items() if key not in finished]
+        missing = [
+            finished.get(key, row)  # a finished one whose path is wanted is painted again, and not written
+            for key, row in wanted.items()
+            if key not in finished or paths.lacking(out, arms[row["arm"]], row)
+        ]
         if missing:
             for row in _generate(missing, arms, users, out):
                 finished[row["arm"], row["index"], row["seed"]] = row
@@ -131,9 +135,18 @@ def _generate(
                 bar = personal.enter_context(tqdm(total=len(rows), desc=f"{name} images", unit="image", delay=1))
                 rest = iter(rows)
                 while batch := list(islice(rest, arm.batch_size)):
-                    images = paint(pipe, arm, [Picture(row["index"], row["seed"], row["prompt"]) for row in batch])
-                    for row, image in zip(batch, images, strict=True):
-                        yield _keep(row, image, out)
+                    pictures = [Picture(row["index"], row["seed"], row["prompt"]) for row in batch]
+                    for row in batch:
+                        if "sha256" not in row:
+                            paths.forget(image_path(out, name, row["index"], row["seed"]))
+                    wanted = [paths.lacking(out, arm, row) for row in batch]
+                    with paths.recorded(pipe) if any(wanted) else nullcontext([]) as estimates:
+                        images = paint(pipe, arm, pictures)
+                    for k, (row, image) in enumerate(zip(batch, images, strict=True)):
+                        if wanted[k]:
+                            target = image_path(out, name, row["index"], row["seed"])
+                            paths.keep(pipe, estimates, k, target, image.size[::-1])
+                        yield row if "sha256" in row else _keep(row, image, out)
                     bar.update(len(batch))
                     threads.adapt()
 
