@@ -166,6 +166,9 @@ GENERATION: dict[str, Any] = {
     "batch_size": Annotated[int, typer.Option(min=1, help="Images per batch; it does not change the images.")],
     "dtype": Dtype,
     "device": Device,
+    "paths": Annotated[
+        int, typer.Option(min=0, help="Keep the denoising path of the first N prompts: x_0 at every model call.")
+    ],
 }
 
 

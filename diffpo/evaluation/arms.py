@@ -18,7 +18,7 @@ from ..weights.full import WholeNetwork
 from .generation import Generation
 from .manifest import ARM
 
-INTERNAL = {"batch_size", "device", "model_hash", "lora_hash", "user_hash", "plan_hash"}
+INTERNAL = {"batch_size", "device", "paths", "model_hash", "lora_hash", "user_hash", "plan_hash"}
 TYPES: dict[str, type] = {
     **dict.fromkeys(("seed", "images_per_prompt", "steps", "height", "width"), int),
     **dict.fromkeys(("guidance", "lora_weight"), float),

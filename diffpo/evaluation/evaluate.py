@@ -84,7 +84,9 @@ def run(
         save(files["summary.json"], _json(evaluation, scores))
         save(files["grid.png"], picture.grid_png(evaluation))
         manifest = rows or (read_manifest(legacy) if legacy else [])
-        save(files["report.html"], report.html(evaluation, manifest, charts.read_metrics(run_folder)).encode())
+        metrics = charts.read_metrics(run_folder)
+        page = report.html(evaluation, manifest, metrics, evaluation.verdict, evaluation.strengths)
+        save(files["report.html"], page.encode())
         forget_parts(out)
     return evaluation
 

@@ -8,7 +8,7 @@ interrupted run continued.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
@@ -29,7 +29,7 @@ from ..common.threads import Threads
 from ..data.prompts import load_prompts
 from ..weights import lora as lora_module
 from ..weights import trained
-from . import plans
+from . import paths, plans
 from .generation import Generation
 from .manifest import check_same_run, image_path, intact, line, manifest_file, read_manifest, save, write_manifest
 
@@ -62,7 +62,7 @@ def run(
     out, prompts = Path(out), load_prompts(prompts, n)
     arms, users = _identified(arms)
     versions = {name: version(name) for name in _LIBRARIES}
-    wanted = {
+    wanted: dict[tuple[str, int, int], dict[str, Any]] = {
         (name, index, seed): {"arm": name, "index": index, "seed": seed, "prompt": prompt}
         | arm.recorded()
         | {"versions": versions}
@@ -80,7 +80,11 @@ def run(
             # rewritten whole before anything is added, so that a half-written last line does not swallow the next one
             write_manifest(out, finished.values())
         ours.wait()
-        missing = [row for key, row in wanted.items() if key not in finished]
+        missing = [
+            finished.get(key, row)  # a finished one whose path is wanted is painted again, and not written
+            for key, row in wanted.items()
+            if key not in finished or paths.lacking(out, arms[row["arm"]], row)
+        ]
         if own := ours.share(missing):
             for row in _generate(own, arms, users, out, ours):
                 finished[_key(row)] = row
@@ -150,9 +154,19 @@ def _generate(
                 bar = personal.enter_context(tqdm(total=len(rows), **about))
                 rest = iter(rows)
                 while batch := list(islice(rest, arm.batch_size)):
-                    images = paint(pipe, arm, [Picture(row["index"], row["seed"], row["prompt"]) for row in batch])
-                    for row, image in zip(batch, images, strict=True):
-                        yield _keep(row, image, out, manifest_file(out, ours))
+                    pictures = [Picture(row["index"], row["seed"], row["prompt"]) for row in batch]
+                    for row in batch:
+                        if "sha256" not in row:
+                            paths.forget(image_path(out, name, row["index"], row["seed"]))
+                    wanted = [paths.lacking(out, arm, row) for row in batch]
+                    recorded: AbstractContextManager[list] = paths.recorded(pipe) if any(wanted) else nullcontext([])
+                    with recorded as estimates:
+                        images = paint(pipe, arm, pictures)
+                    for k, (row, image) in enumerate(zip(batch, images, strict=True)):
+                        if wanted[k]:
+                            target = image_path(out, name, row["index"], row["seed"])
+                            paths.keep(pipe, estimates, k, target, image.size[::-1])
+                        yield row if "sha256" in row else _keep(row, image, out, manifest_file(out, ours))
                     bar.update(len(batch))
                     threads.adapt()
 

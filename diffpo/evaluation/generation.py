@@ -37,6 +37,7 @@ class Generation:
         plan: the file of a plan (`diffpo calibrate`), in place of a solver; ``any_model``: also one of another model.
         height, width: pixels; None is the model's own size.
         batch_size, device: of the computation; they do not belong to the picture and are not recorded.
+        paths: of how many prompts to keep the denoising path (`diffpo.evaluation.paths`); not recorded either.
         model_hash, lora_hash, user_hash, plan_hash: the content behind the names, which `generate.run` fills in.
 
     Raises DiffpoError if a number is out of range.
@@ -61,6 +62,7 @@ class Generation:
     dtype: Dtype = "float32"
     batch_size: int = 8
     device: str | None = None
+    paths: int = 0
     model_hash: str | None = None
     lora_hash: str | None = None
     user_hash: str | None = None
@@ -83,6 +85,8 @@ class Generation:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise DiffpoError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.paths < 0:
+            raise DiffpoError(f"paths must be at least 0, not {self.paths}")
         for name in ("height", "width"):
             value = getattr(self, name)
             if value is not None and (value < 8 or value % 8):
