@@ -42,7 +42,7 @@ class Scoring:
     Attributes:
         source: a folder of pictures, a table, shards, or a data set of the hub (`diffpo.scorers.pictures`).
         out: folder of the results. One that holds results of the same source is continued.
-        scorers: as for `diffpo.scorers.load`.
+        scorers: as for `diffpo.scorers.load`; at least one.
         where: columns, split, and how many.
         batch_size: pictures at a time; it does not change the numbers.
         device: None is each scorer's own default.
@@ -50,7 +50,7 @@ class Scoring:
 
     source: str
     out: Path
-    scorers: tuple[str, ...] = ("shapes",)
+    scorers: tuple[str, ...] = ()
     where: Where = field(default_factory=Where)
     batch_size: int = 16
     device: str | None = None
@@ -148,9 +148,12 @@ def _processes() -> tuple[Worker, Any]:
     """This process among those of `accelerate launch`, and a function that waits for all of them."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return ALONE, lambda: None
+    import torch
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
-    state = PartialState(timeout=timedelta(hours=24))  # shares end at different times
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    state = PartialState(cpu=cpu, timeout=timedelta(hours=24))  # shares end at different times
     return Worker(state.device, state.process_index, state.num_processes), state.wait_for_everyone
 
 
