@@ -68,7 +68,7 @@ def run(scoring: Scoring) -> Scores:
     if worker.index:
         wait()  # the first process checks everything, and copies what must be copied
         return _share(scoring, worker, wait, Checked({}, {}))
-    checked = _checked(scoring, find(scoring.source, scoring.where))
+    checked = _checked(scoring, find(scoring.source, scoring.where, worker.quiet))
     with lock.held(out):
         check_target(out, scoring.source, checked.specs)
         with writing(out):
@@ -202,11 +202,14 @@ def _append(scorer: scorers.Scorer, good: list[tuple[Item, Any, str | None]], fi
     if not good:
         return
     found = scorer.score([image for _, image, _ in good], texts([prompt for *_, prompt in good]))
+    lines = []
     for name in scorer.names:
         for (item, _, prompt), value in zip(good, np.asarray(found[name], np.float64), strict=True):
             row = (name, item.key, item.state, prompt and whole(prompt), float(value) if np.isfinite(value) else None)
-            file.write(json.dumps(row).encode() + b"\n")
-    file.flush()
+            lines.append(json.dumps(row).encode() + b"\n")
+    with writing(file.name):
+        file.write(b"".join(lines))
+        file.flush()
 
 
 def _decoded(pictures: Pictures, items: Iterable[Item], size: int) -> Iterator[list[tuple[Item, Any]]]:
