@@ -73,7 +73,7 @@ class Chat:
             {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}} for picture in pictures
         ]
         content.append({"type": "text", "text": question})
-        request = {"model": self.model, "messages": [{"role": "user", "content": content}]}
+        request: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": content}]}
         request |= {"max_tokens": tokens, "temperature": 0.0}
         request |= {"logprobs": True, "top_logprobs": TOP} if top else {}
         return self._reply(self._send({**request, **self.extra}), top)

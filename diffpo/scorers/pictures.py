@@ -1,4 +1,4 @@
-"""Pictures to score, wherever they lie: a picture, a folder, parquet or text tables, webdataset shards, a data set of the hub.
+"""Pictures to score, wherever they lie: a picture, a folder, tables, webdataset shards, a data set of the hub.
 
 | source | key of a picture | where its prompt lies |
 | --- | --- | --- |
@@ -29,8 +29,10 @@ from ..data.files import Shards
 from ..data.prompts import NAMES
 from ..data.source import METADATA, SAVED, SAVED_SPLITS, SIDES, open_source
 
-IMAGES = ("image", "file_name", "jpg_0", "jpg_1", "image_0", "image_1", "chosen", "rejected", "chosen_file_name")
-IMAGES += ("rejected_file_name", "path1", "path2", "images", "image_path", "file_path")
+IMAGES = (
+    *("image", "file_name", "jpg_0", "jpg_1", "image_0", "image_1", "chosen", "rejected"),
+    *("chosen_file_name", "rejected_file_name", "path1", "path2", "images", "image_path", "file_path"),
+)
 ROWS = (".parquet", ".tar")
 SCORES = "scores.parquet"  # written by `diffpo score` and eval, no source of pictures
 LONGEST = 2**20  # bytes of a prompt's file

@@ -157,7 +157,7 @@ class VlmJudge:
             rows = [[_expected(reply, settings.worth, settings.normalise)] for reply in replies]
         values = np.array(rows, np.float64).reshape(len(images), len(self.names))
         expected = f"one of {', '.join(settings.worth)}" if not settings.numbers else "text with the numbers"
-        self._count(np.isnan(values).any(1), replies, expected)
+        self._count(np.isnan(values.sum(1)), replies, expected)
         return {name: values[:, number] for number, name in enumerate(self.names)}
 
     def compare(self, images: list[Image.Image], others: list[Image.Image], prompts: list[str]) -> Comparison:
