@@ -23,11 +23,9 @@ def score(source: str, out: str, **options: Any) -> Scores:
     return run(Scoring(str(source), Path(out), **options))
 
 
-def distance(
-    pictures: str, reference: str, features: Sequence[str] = ("inception",), **options: Any
-) -> list[Distances]:
-    """Distances of two sets of pictures, as `diffpo distance` has them, one result for each of ``features``. Options are
-    the other arguments of `evaluate.distributions.run`."""
+def distance(pictures: str, reference: str, features: Sequence[str], **options: Any) -> list[Distances]:
+    """Distances of two sets of pictures, as `diffpo distance` has them, one result for each of ``features``. Options
+    are the other arguments of `evaluate.distributions.run`."""
     from .evaluate.distributions import run
 
     return run(pictures, reference, features, **options)
