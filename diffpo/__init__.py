@@ -1,7 +1,7 @@
 """Align image diffusion models with preferences. Each folder is a room; `tests/test_rooms.py` lists their order.
 
-`evaluate` and `score` are `diffpo eval` and `diffpo score` for other programs. What they need is imported when they are
-called.
+`evaluate`, `score` and `distance` are `diffpo eval`, `diffpo score` and `diffpo distance` for other programs. What they
+need is imported when they are called.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .commands.score import Scores
     from .evaluation.compare import Evaluation
+    from .evaluation.distributions import Distances
 
 
 def evaluate(*arguments: Any, **options: Any) -> Evaluation:
@@ -27,3 +28,11 @@ def score(source: str, out: str, **options: Any) -> Scores:
     from .commands.score import Scoring, run
 
     return run(Scoring(str(source), Path(out), **options))
+
+
+def distance(pictures: str, reference: str, features: Sequence[str], **options: Any) -> list[Distances]:
+    """Distances of two sets of pictures, as `diffpo distance` has them, one result for each of ``features``. Options
+    are the other arguments of `evaluate.distributions.run`."""
+    from .evaluation.distributions import run
+
+    return run(pictures, reference, features, **options)

@@ -61,7 +61,8 @@ def benchmark(
     n: Annotated[int | None, typer.Option("--n", min=1, help="Use only the first N prompts.")] = None,
     **making: Any,
 ) -> None:
-    """Make pictures in the folder layout of a benchmark, for its official scorer."""
+    """Make pictures in the folder layout of a benchmark, for its official scorer. By default as many for each prompt as
+    the benchmark asks for."""
     from ..evaluation import benchmarks
     from ..evaluation.generation import Generation
 

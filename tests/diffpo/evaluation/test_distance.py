@@ -92,7 +92,7 @@ def test_one_arm_of_an_evaluation_has_the_manifests_prompts(tmp_path):
     found = embedded(tmp_path / "images" / "tuned", tmp_path / "cache")
     assert found.groups == ["prompt 0", "prompt 1", "prompt 2"]
     assert matrix(found).tolist() == Means().embed([Image.open(io.BytesIO(png(k))) for k in (10, 11, 12)]).tolist()
-    with pytest.raises(DiffpoError, match="base, tuned.*images/base"):
+    with pytest.raises(DiffpoError, match=r"base, tuned.*images/base"):
         features.find(tmp_path)
 
 

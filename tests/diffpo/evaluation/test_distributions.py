@@ -37,7 +37,9 @@ def test_numbers_of_torch_fidelity(case):
     assert [found["precision"].value, found["recall"].value] == pytest.approx([precision, recall], abs=1e-12)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("torch_fidelity") is None, reason="torch-fidelity is not installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("torch_fidelity") is None, reason="needs torch-fidelity: pip install -e '.[parity]'"
+)
 @pytest.mark.parametrize("seed", [3, 4])
 def test_torch_fidelity_itself_on_other_features(seed):
     import torch
