@@ -8,7 +8,7 @@ interrupted run continued.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
@@ -59,7 +59,7 @@ def run(
     out, prompts = Path(out), load_prompts(prompts, n)
     arms, users = _identified(arms)
     versions = {name: version(name) for name in _LIBRARIES}
-    wanted = {
+    wanted: dict[tuple[str, int, int], dict[str, Any]] = {
         (name, index, seed): {"arm": name, "index": index, "seed": seed, "prompt": prompt}
         | arm.recorded()
         | {"versions": versions}
@@ -140,7 +140,7 @@ def _generate(
                         if "sha256" not in row:
                             paths.forget(image_path(out, name, row["index"], row["seed"]))
                     wanted = [paths.lacking(out, arm, row) for row in batch]
-                    with paths.recorded(pipe) if any(wanted) else nullcontext([]) as estimates:
+                    with paths.recorded(pipe, any(wanted)) as estimates:
                         images = paint(pipe, arm, pictures)
                     for k, (row, image) in enumerate(zip(batch, images, strict=True)):
                         if wanted[k]:

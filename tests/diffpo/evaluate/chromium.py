@@ -13,7 +13,9 @@ import subprocess
 import time
 from pathlib import Path
 
-PROGRAM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+PROGRAM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
 KEYS = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Escape": 27, "Tab": 9, "Enter": 13}
 
 
@@ -121,12 +123,10 @@ class Browser:
 
     def box(self, selector: str) -> tuple[float, float, float, float]:
         """x, y, width, height in the window, after scrolling it into view."""
-        return tuple(
-            self.value(
-                f"(() => {{ const e = document.querySelector({selector!r}); e.scrollIntoView({{block: 'center', behavior: "
-                "'instant'}); const b = e.getBoundingClientRect(); return [b.x, b.y, b.width, b.height] })()"
-            )
-        )
+        into_view = "e.scrollIntoView({block: 'center', behavior: 'instant'})"
+        box = "const b = e.getBoundingClientRect(); return [b.x, b.y, b.width, b.height]"
+        found = self.value(f"(() => {{ const e = document.querySelector({selector!r}); {into_view}; {box} }})()")
+        return tuple(found)
 
     def click(self, selector: str) -> None:
         x, y, width, height = self.box(selector)
@@ -145,7 +145,12 @@ class Browser:
     def swipe(self, selector: str, share: float) -> None:
         """`drag` by a finger."""
         x, y, width, height = self.box(selector)
-        for kind, at in (("touchStart", 0.5), ("touchMove", (0.5 + share) / 2), ("touchMove", share), ("touchEnd", None)):
+        for kind, at in (
+            ("touchStart", 0.5),
+            ("touchMove", (0.5 + share) / 2),
+            ("touchMove", share),
+            ("touchEnd", None),
+        ):
             points = [] if at is None else [{"x": x + width * at, "y": y + height / 2}]
             self.call("Input.dispatchTouchEvent", type=kind, touchPoints=points)
 
