@@ -205,8 +205,8 @@ def ticks(low: float, high: float, most: int = 4) -> list[float]:
     span = high - low
     if not 0 < span < math.inf:
         return [low]
-    power = 10.0 ** math.floor(math.log10(span / most))
-    step = power * next(each for each in (1, 2, 5, 10) if power * each * most >= span * (1 - 1e-9))
+    power = 10.0 ** math.floor(math.log10(span / most or span))
+    step = power * next((each for each in (1, 2, 5) if power * each * most >= span * (1 - 1e-9)), 10)
     if not step or abs(low) / step > 1e12:  # a span below what float64 resolves there
         return [low]
     return [k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]

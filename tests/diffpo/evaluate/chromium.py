@@ -43,7 +43,7 @@ class Browser:
         )
         os.close(ours), os.close(forth)
         self.out, self.back, self.buffer, self.number = theirs, back, b"", 0
-        self.faults, self.events, self.session = [], [], None
+        self.faults, self.events, self.asked, self.session = [], [], {}, None
         (page,) = [t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page"]
         self.session = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -97,7 +97,10 @@ class Browser:
         elif method == "Network.requestWillBeSent":
             url = parameters["request"]["url"]
             if not url.startswith(("file:", "data:", "about:")):
+                self.asked[parameters["requestId"]] = url
                 self.faults.append(url)
+        elif method == "Network.loadingFailed" and parameters.get("blockedReason") == "csp":
+            self.faults.remove(self.asked[parameters["requestId"]])
 
     def open(self, path: Path, width: int = 1280, height: int = 900, touch: bool = False) -> float:
         """Load a file; the seconds until it is loaded and its first cards are there."""
@@ -123,10 +126,11 @@ class Browser:
 
     def box(self, selector: str) -> tuple[float, float, float, float]:
         """x, y, width, height in the window, after scrolling it into view."""
-        into_view = "e.scrollIntoView({block: 'center', behavior: 'instant'})"
+        into_view = "e.scrollIntoView({block: 'center', behavior: 'instant'}); await frame(); await frame()"
+        frame = "const frame = () => new Promise(requestAnimationFrame)"
         box = "const b = e.getBoundingClientRect(); return [b.x, b.y, b.width, b.height]"
-        found = self.value(f"(() => {{ const e = document.querySelector({selector!r}); {into_view}; {box} }})()")
-        return tuple(found)
+        script = f"const e = document.querySelector({selector!r}); {frame}; {into_view}; {into_view}; {box}"
+        return tuple(self.value(f"(async () => {{ {script} }})()"))
 
     def click(self, selector: str) -> None:
         x, y, width, height = self.box(selector)
