@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .commands.score import Scores
     from .evaluation.compare import Evaluation
     from .evaluation.distributions import Distances

@@ -56,28 +56,25 @@ def read_metrics(run_folder: Path | None) -> list[dict[str, float]]:
     return [row for row in rows if 0 <= row.get("step", -1)]
 
 
-def colours(arms: Sequence[str]) -> dict[str, str]:
-    """By arm; the first is grey."""
-    return {arm: BASE if k == 0 else PALETTE[(k - 1) % len(PALETTE)] for k, arm in enumerate(arms)}
-
-
 def interval_bar(rate: float, low: float, high: float) -> str:
     """A win rate and its interval as a small bar, 0 to 100 % with a line at 50 %."""
-    return _bar("win rate", rate, low, high, 0.5)
+    return _bar("win rate", rate, low, high)
 
 
 def difference_bar(value: float, low: float, high: float, reach: float) -> str:
     """A difference and its interval as a small bar, from -``reach`` to ``reach`` with a line at 0."""
     reach = reach or 1.0
-    return _bar("difference", *(0.5 + 0.5 * min(1.0, max(-1.0, each / reach)) for each in (value, low, high)), 0.5)
+    value, low, high = (0.5 + 0.5 * min(1.0, max(-1.0, each / reach)) for each in (value, low, high))
+    return _bar("difference", value, low, high)
 
 
-def _bar(label: str, value: float, low: float, high: float, middle: float) -> str:
-    colour = TUNED if low > middle else WORSE if high < middle else QUIET
+def _bar(label: str, value: float, low: float, high: float) -> str:
+    """Of numbers in 0..1, whose middle is no difference."""
+    colour = TUNED if low > 0.5 else WORSE if high < 0.5 else QUIET
     return (
         f'<svg class="bar" width="120" height="14" viewBox="-4 0 128 14" role="img" aria-label="{label}">'
         '<rect x="0" y="6" width="120" height="2" fill="#e6e6e6"/>'
-        f'<rect x="{120 * middle - 0.5:.1f}" y="0" width="1" height="14" fill="{QUIET}"/>'
+        f'<rect x="59.5" y="0" width="1" height="14" fill="{QUIET}"/>'
         f'<rect x="{120 * low:.1f}" y="5" width="{120 * (high - low):.1f}" height="4" fill="{colour}" opacity="0.45"/>'
         f'<circle cx="{120 * value:.1f}" cy="7" r="3.5" fill="{colour}"/></svg>'
     )
@@ -114,7 +111,6 @@ def _strips(
     counts = {arm: np.histogram(each, np.linspace(low, high, bins + 1))[0] for arm, each in values.items()}
     most = max(each.max() for each in counts.values())
     frame = _Frame(title, f"{title} of {score}: a histogram for each arm", left, 26, strip * len(values), (low, high))
-    hues = colours(list(values))
     for k, (arm, own) in enumerate(counts.items()):
         foot = frame.top + strip * (k + 1) - 4
         edges = np.linspace(low, high, bins + 1)
@@ -122,7 +118,7 @@ def _strips(
         for b in np.flatnonzero(own):
             x = frame.x(edges[b])
             middle = (edges[b] + edges[b + 1]) / 2
-            hue = hues[arm] if first is not None else TUNED if middle > 0 else WORSE
+            hue = BASE if arm == first else WORSE if first is None and middle < 0 else TUNED
             frame.add(
                 f'<rect x="{x:.1f}" y="{foot - heights[b]:.1f}" width="{frame.x(edges[b + 1]) - x:.1f}" '
                 f'height="{heights[b]:.1f}" fill="{hue}" opacity="0.75"/>'
@@ -130,8 +126,7 @@ def _strips(
         if first in counts and arm != first:
             reference = counts[first] / most * (strip - 10)
             path = "".join(
-                f"L{frame.x(edges[b]):.1f} {foot - reference[b]:.1f}L{frame.x(edges[b + 1]):.1f} {foot - reference[b]:.1f}"
-                for b in range(bins)
+                f"L{frame.x(edge):.1f} {foot - reference[b]:.1f}" for b in range(bins) for edge in edges[b : b + 2]
             )
             frame.add(f'<path d="M{path[1:]}" fill="none" stroke="#222" stroke-width="0.8"/>')
         mean = frame.x(float(values[arm].mean()))
@@ -201,7 +196,7 @@ def _stroke(line: Line, path: str) -> str:
 
 
 def _widened(low: float, high: float, share: float) -> tuple[float, float]:
-    room = share * (high - low) or 0.5 * max(abs(low), 1e-6)
+    room = share * (high - low) or 0.5 * abs(low) or 1.0
     return low - room, high + room
 
 
@@ -210,8 +205,8 @@ def ticks(low: float, high: float, most: int = 4) -> list[float]:
     span = high - low
     if not 0 < span < math.inf:
         return [low]
-    power = 10.0 ** math.floor(math.log10(span / most))
-    step = power * next(each for each in (1, 2, 5, 10) if power * each * most >= span * (1 - 1e-9))
+    power = 10.0 ** math.floor(math.log10(span / most or span))
+    step = power * next((each for each in (1, 2, 5) if power * each * most >= span * (1 - 1e-9)), 10)
     if not step or abs(low) / step > 1e12:  # a span below what float64 resolves there
         return [low]
     return [k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
@@ -220,9 +215,7 @@ def ticks(low: float, high: float, most: int = 4) -> list[float]:
 class _Frame:
     """A panel with axes: from data to its own coordinates, and the elements in it."""
 
-    def __init__(
-        self, title: str, label: str, left: int, top: int, height: int, limits_x: tuple[float, float]
-    ) -> None:
+    def __init__(self, title: str, label: str, left: int, top: int, height: int, limits_x: tuple[float, float]) -> None:
         self.label, self.left, self.top, self.bottom = label, left, top, top + height
         self.limits_x, self.limits_y = limits_x, (0.0, 1.0)
         self.parts: list[str] = []

@@ -8,7 +8,7 @@ interrupted run continued.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
@@ -159,8 +159,7 @@ def _generate(
                         if "sha256" not in row:
                             paths.forget(image_path(out, name, row["index"], row["seed"]))
                     wanted = [paths.lacking(out, arm, row) for row in batch]
-                    recorded: AbstractContextManager[list] = paths.recorded(pipe) if any(wanted) else nullcontext([])
-                    with recorded as estimates:
+                    with paths.recorded(pipe, any(wanted)) as estimates:
                         images = paint(pipe, arm, pictures)
                     for k, (row, image) in enumerate(zip(batch, images, strict=True)):
                         if wanted[k]:

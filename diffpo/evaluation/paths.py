@@ -44,9 +44,12 @@ def forget(picture: Path) -> None:
 
 
 @contextmanager
-def recorded(pipe: Any) -> Iterator[list[Tensor]]:
+def recorded(pipe: Any, wanted: bool = True) -> Iterator[list[Tensor]]:
     """Within it, every call of ``pipe`` adds its x_0, as the scheduler gets it, with guidance. The pipeline must have
-    the scheduler of `generate.load`."""
+    the scheduler of `generate.load`. Nothing is added if it is not ``wanted``."""
+    if not wanted:
+        yield []
+        return
     from samplers.prediction import convert
 
     scheduler, step, found = pipe.scheduler, pipe.scheduler.step, []

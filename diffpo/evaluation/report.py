@@ -41,14 +41,11 @@ def html(
     """
     pages = Environment(loader=PackageLoader(__package__), autoescape=True, trim_blocks=True, undefined=StrictUndefined)
     pages.filters |= {"plain": _plain}
-    script, style = (
-        files(__package__).joinpath("templates", f"report.{kind}").read_text("utf-8") for kind in ("js", "css")
-    )
+    folder = files(__package__) / "templates"
+    script, style = ((folder / name).read_text("utf-8") for name in ("report.js", "report.css"))
     pictures = report_pictures.Pictures(sum(len(item.pictures) for item in evaluation.items))
     arms, settings = report_tables.settings(manifest)
-    return pages.get_template(
-        "report.html"
-    ).render(
+    return pages.get_template("report.html").render(
         e=evaluation,
         title=title(evaluation),
         verdict=verdict,
@@ -57,11 +54,6 @@ def html(
         checkpoints=Markup(report_curves.over_checkpoints(evaluation, manifest)),  # noqa: S704, escaped there
         calls=Markup(report_curves.over_calls(evaluation, manifest)),  # noqa: S704, escaped there
         training=Markup(charts.curves(metrics)),  # noqa: S704, escaped there
-        best_and_worst=[
-            (f"{which} five prompts, {arm}", entries)
-            for arm, ranked in evaluation.by_prompt.items()
-            for which, entries in (("Best", ranked[:5]), ("Worst", ranked[::-1][:5]))
-        ],
         denoising=report_pictures.denoising(evaluation, pictures),
         settings_of=arms,
         settings=settings,

@@ -13,11 +13,12 @@ from ..common.text import plain
 from . import charts
 from .charts import DASHES, PALETTE, Line
 from .generation import RECORDED, Generation
+from .table import section
 
 if TYPE_CHECKING:
     from .compare import Evaluation
 
-PANELS = 6  # scores; the primary one first
+PANELS = 6  # scores that are no parts of others; the primary one first
 _CALLS = ("steps", "solver", "plan", "plan_hash")  # what arms on one chart of calls may differ in
 _LORA = ("lora", "lora_hash")
 
@@ -104,16 +105,14 @@ def _panels(evaluation: Evaluation, places: Places, xlabel: str) -> str:
     if not places:
         return ""
     first, panels = evaluation.arms[0], []
-    names = dict.fromkeys([evaluation.primary, *(row.scorer for row in evaluation.rows)])
-    for score in [*names][:PANELS]:
-        by_arm = {row.arm: row.difference for row in evaluation.rows if row.scorer == score}
+    whole = [row.scorer for row in evaluation.rows if section(row.scorer)[1] != "parts" or "." not in row.scorer]
+    for score in [*dict.fromkeys([evaluation.primary, *whole])][:PANELS]:
+        rows = {row.arm: row.difference for row in evaluation.rows if row.scorer == score}
+        by_arm: dict[str, tuple[float, ...]] = {first: (0.0,)}
+        by_arm |= {arm: (each.value, each.low, each.high) for arm, each in rows.items()}
         lines = []
         for k, (name, line) in enumerate(places.items()):
-            points = [
-                (float(x), *((0.0,) if arm == first else (d.value, d.low, d.high)))
-                for x, arm in line
-                if arm == first or (d := by_arm.get(arm))
-            ]
+            points = [(float(x), *by_arm[arm]) for x, arm in line if arm in by_arm]
             if points:
                 lines.append(Line(plain(name, 40), points, PALETTE[k % len(PALETTE)], DASHES[k % len(DASHES)]))
         if lines:

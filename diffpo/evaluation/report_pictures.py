@@ -143,12 +143,13 @@ def denoising(evaluation: Evaluation, pictures: Pictures) -> list[dict[str, Any]
         rows = []
         for arm in evaluation.arms:
             files = paths.beside(item.pictures[arm]) if arm in item.pictures else []
-            chosen = np.unique(np.linspace(0, len(files) - 1, min(CALLS, len(files))).round().astype(int)) if files else []
-            calls = [(int(k) + 1, pictures.uri(files[k], SMALL)) for k in chosen]
+            chosen = np.linspace(0, len(files) - 1, min(CALLS, len(files))).round().astype(int).tolist()
+            calls = [(k + 1, pictures.uri(files[k], SMALL)) for k in chosen]
             if calls:
                 rows.append((arm, len(files), calls))
         if rows:
-            found.append({"prompt": item.prompt, "index": item.index, "seed": item.seed, "rows": rows})
+            longest = max(len(calls) for _, _, calls in rows)
+            found.append({"item": item, "rows": rows, "longest": longest})
         if len(found) == PATHS:
             break
     return found

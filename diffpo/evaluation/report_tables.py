@@ -24,7 +24,8 @@ def scores(evaluation: Evaluation, strengths: Mapping[str, Mapping[str, Estimate
         {
             "name": name,
             "axis": AXES.get(name.partition(".")[2]),
-            "kind": section(name)[1],
+            "scorer": section(name)[0],
+            "part": section(name)[1] == "parts" and "." in name and name != evaluation.primary,
             "primary": name == evaluation.primary,
             "trained": next(row.training_signal for row in evaluation.rows if row.scorer == name),
             "rows": _rows(evaluation, name, strengths.get(name, {})),
@@ -45,7 +46,7 @@ def _rows(evaluation: Evaluation, name: str, strengths: Mapping[str, Estimate]) 
     rows: list[dict[str, Any]] = [{"arm": first, "mean": f"{own.mean():.4f}", "n": len(own)}]
     rows += [_row(row, reach) for row in compared]
     for row in rows:
-        row["strength"] = _signed(strengths[row["arm"]]) if row["arm"] in strengths else ""
+        row["strength"] = _signed(strengths[row["arm"]]) if row["arm"] in strengths else None
     return rows
 
 
@@ -57,13 +58,13 @@ def _row(row: Comparison, reach: float) -> dict[str, Any]:
         "n": row.n,
         "difference": _signed(d),
         "difference_bar": Markup(charts.difference_bar(d.value, d.low, d.high, reach)),  # noqa: S704, numbers only
-        "rate": f"{w.value:.1%} [{w.low:.1%}, {w.high:.1%}]",
+        "rate": (f"{w.value:.1%}", f"[{w.low:.1%}, {w.high:.1%}]"),
         "rate_bar": Markup(charts.interval_bar(w.value, w.low, w.high)),  # noqa: S704, numbers only
     }
 
 
-def _signed(each: Estimate) -> str:
-    return f"{each.value:+.4f} [{each.low:+.4f}, {each.high:+.4f}]"
+def _signed(each: Estimate) -> tuple[str, str]:
+    return f"{each.value:+.4f}", f"[{each.low:+.4f}, {each.high:+.4f}]"
 
 
 def _matrix(evaluation: Evaluation, name: str) -> list[tuple[str, list[dict[str, Any] | None]]]:
@@ -78,12 +79,13 @@ def _matrix(evaluation: Evaluation, name: str) -> list[tuple[str, list[dict[str,
                 cells.append(None)
                 continue
             rate = statistics.win_rate(by_arm[other][both], by_arm[one][both], index[both])
+            interval = f"{rate.value:.1%} [{rate.low:.1%}, {rate.high:.1%}]"
             cells.append(
                 {
                     "text": f"{rate.value:.0%}",
                     "colour": _shade(rate.value),
                     "sure": rate.low > 0.5 or rate.high < 0.5,
-                    "about": f"{one} beats {other} in {rate.value:.1%} [{rate.low:.1%}, {rate.high:.1%}] of {both.sum()}",
+                    "about": f"{one} beats {other} in {interval} of {both.sum()} pairs",
                 }
             )
         table.append((one, cells))

@@ -13,7 +13,9 @@ import subprocess
 import time
 from pathlib import Path
 
-PROGRAM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+PROGRAM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
 KEYS = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Escape": 27, "Tab": 9, "Enter": 13}
 
 
@@ -41,7 +43,7 @@ class Browser:
         )
         os.close(ours), os.close(forth)
         self.out, self.back, self.buffer, self.number = theirs, back, b"", 0
-        self.faults, self.events, self.session = [], [], None
+        self.faults, self.events, self.asked, self.session = [], [], {}, None
         (page,) = [t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page"]
         self.session = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -95,7 +97,10 @@ class Browser:
         elif method == "Network.requestWillBeSent":
             url = parameters["request"]["url"]
             if not url.startswith(("file:", "data:", "about:")):
+                self.asked[parameters["requestId"]] = url
                 self.faults.append(url)
+        elif method == "Network.loadingFailed" and parameters.get("blockedReason") == "csp":
+            self.faults.remove(self.asked[parameters["requestId"]])
 
     def open(self, path: Path, width: int = 1280, height: int = 900, touch: bool = False) -> float:
         """Load a file; the seconds until it is loaded and its first cards are there."""
@@ -121,12 +126,11 @@ class Browser:
 
     def box(self, selector: str) -> tuple[float, float, float, float]:
         """x, y, width, height in the window, after scrolling it into view."""
-        return tuple(
-            self.value(
-                f"(() => {{ const e = document.querySelector({selector!r}); e.scrollIntoView({{block: 'center', behavior: "
-                "'instant'}); const b = e.getBoundingClientRect(); return [b.x, b.y, b.width, b.height] })()"
-            )
-        )
+        into_view = "e.scrollIntoView({block: 'center', behavior: 'instant'}); await frame(); await frame()"
+        frame = "const frame = () => new Promise(requestAnimationFrame)"
+        box = "const b = e.getBoundingClientRect(); return [b.x, b.y, b.width, b.height]"
+        script = f"const e = document.querySelector({selector!r}); {frame}; {into_view}; {into_view}; {box}"
+        return tuple(self.value(f"(async () => {{ {script} }})()"))
 
     def click(self, selector: str) -> None:
         x, y, width, height = self.box(selector)
@@ -145,7 +149,12 @@ class Browser:
     def swipe(self, selector: str, share: float) -> None:
         """`drag` by a finger."""
         x, y, width, height = self.box(selector)
-        for kind, at in (("touchStart", 0.5), ("touchMove", (0.5 + share) / 2), ("touchMove", share), ("touchEnd", None)):
+        for kind, at in (
+            ("touchStart", 0.5),
+            ("touchMove", (0.5 + share) / 2),
+            ("touchMove", share),
+            ("touchEnd", None),
+        ):
             points = [] if at is None else [{"x": x + width * at, "y": y + height / 2}]
             self.call("Input.dispatchTouchEvent", type=kind, touchPoints=points)
 

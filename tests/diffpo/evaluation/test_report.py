@@ -1,8 +1,10 @@
+import base64
 import contextlib
 import json
 import re
 import time
 from base64 import b64decode
+from hashlib import sha256
 from html.parser import HTMLParser
 from io import BytesIO, TextIOWrapper
 
@@ -15,7 +17,7 @@ from diffpo import cli
 from diffpo.commands import check
 from diffpo.common.errors import DiffpoError
 from diffpo.common.text import plain
-from diffpo.evaluation import charts, compare, items, manifest, picture, report, scoring
+from diffpo.evaluation import charts, compare, items, manifest, picture, report, report_pictures, scoring
 from diffpo.evaluation.items import Item
 
 PROMPT = 'a "tricky" <b>prompt</b> & more'
@@ -69,7 +71,7 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "input", "br"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -78,16 +80,35 @@ class Tags(HTMLParser):
     def handle_data(self, data):
         self.text += data
 
+    def check(self, page):
+        """Of a page of `report.html`: every element is closed, and nothing is loaded or run but its own script."""
+        self.feed(page)
+        assert self.open == []
+        assert [attributes for tag, attributes in self.tags if tag == "script"] == [
+            {"type": "application/json", "id": "data"},
+            {},
+        ]
+        script = page[page.rindex("<script>") + len("<script>") : page.rindex("</script>")]
+        for tag, attributes in self.tags:
+            assert tag not in ("link", "iframe", "object", "embed", "base", "frame", "audio", "video")
+            assert not [name for name in attributes if name.startswith("on") or name in ("srcdoc", "ping")]
+            for name in ("src", "href", "xlink:href", "srcset", "action", "formaction"):
+                assert attributes.get(name, "#").startswith(("#", "data:")), (tag, attributes)
+            if tag == "meta" and attributes.get("http-equiv") == "Content-Security-Policy":
+                digest = base64.b64encode(sha256(script.encode()).digest()).decode()
+                assert f"script-src 'sha256-{digest}';" in attributes["content"]
+                assert attributes["content"].startswith("default-src 'none'; img-src data:;")
+        assert "url(" not in page and "@import" not in page and "<!DOCTYPE svg" not in page
+
+
+def data_of(page):
+    """What the page's script reads."""
+    return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)[1])
+
 
 def test_the_page_refers_to_nothing_outside_itself(page):
-    parser = Tags()
-    parser.feed(page)
-    assert parser.open == []  # every element is closed
-    for tag, attributes in parser.tags:
-        assert tag not in ("script", "link", "iframe", "object")
-        for name in ("src", "href", "xlink:href", "srcset", "action"):
-            assert attributes.get(name, "#").startswith(("#", "data:")), (tag, attributes)
-    assert "url(http" not in page and "@import" not in page and "<!DOCTYPE svg" not in page
+    Tags().check(page)
+    assert "Content-Security-Policy" in page
 
 
 def test_the_grid_is_sorted_by_difference_and_holds_the_very_pixels(page):
@@ -95,6 +116,10 @@ def test_the_grid_is_sorted_by_difference_and_holds_the_very_pixels(page):
     colours = [Image.open(BytesIO(data)).getpixel((0, 0)) for data in images]
     assert colours == [(200, 0, 0), (0, 0, 200), (200, 0, 1), (0, 0, 201), (200, 0, 2), (0, 0, 202)]
     assert re.findall(r'<b style="color:[^"]+">([-+.\d]+)</b>', page) == ["+0.100", "+0.000", "-0.200"]
+    data = data_of(page)
+    found = [uri.partition("base64,")[2] for entry in data["items"] for uri in entry["pictures"]]
+    assert [Image.open(BytesIO(b64decode(each))).getpixel((0, 0)) for each in found] == colours
+    assert data["arms"] == ["base", "tuned"] and [e["values"] for e in data["items"]][2] == [[0.3, 0.1]]
 
 
 def test_prompts_are_text_and_not_markup(page):
@@ -118,11 +143,12 @@ def test_training_curves_show_every_series_of_the_log(page, metrics):
 
 
 def test_large_evaluations_show_best_middle_and_worst(pairs, monkeypatch):
-    monkeypatch.setattr(report, "_GRID_LIMIT", 3)
+    monkeypatch.setattr(report_pictures, "STATIC_LIMIT", 3)
     many = [item(i, f"prompt {i}", *pairs[0].pictures.values()) for i in range(9)]
     values = np.arange(9) / 10
     page = report.html(compare.summarise(many, {"clip": {"base": np.zeros(9), "tuned": values}}, None), [], [])
     assert re.findall(r'<b style="color:[^"]+">([-+.\d]+)</b>', page) == ["+0.800", "+0.400", "+0.000"]
+    assert [entry["index"] for entry in data_of(page)["items"]] == [*range(9)]  # the script shows all of them
 
 
 def test_before_after_picture_enlarges_by_whole_pixels(tmp_path):
@@ -155,7 +181,7 @@ def test_before_after_picture_spans_best_to_worst(tmp_path):
 
 def test_a_large_picture_is_reduced_in_the_page(tmp_path):
     Image.new("RGB", (400, 200), (10, 20, 30)).save(tmp_path / "a.png")
-    kind, data = report._data_uri(tmp_path / "a.png").split(";base64,")
+    kind, data = report_pictures.data_uri(tmp_path / "a.png").split(";base64,")
     assert kind == "data:image/jpeg" and Image.open(BytesIO(b64decode(data))).size == (192, 96)
 
 
@@ -231,9 +257,7 @@ def test_eval_shows_any_text_in_any_encoding(odd, encoding):
     with Image.open(folder / "grid.png") as picture:
         assert picture.size[0] < 2000 and picture.size[1] < 700
     page = Tags()
-    page.feed((folder / "report.html").read_text("utf-8"))
-    assert page.open == [] and not {tag for tag, _ in page.tags} & {"script", "a", "link", "iframe"}
-    assert not [attributes for _, attributes in page.tags if "onerror" in attributes or attributes.get("src") == "x"]
+    page.check((folder / "report.html").read_text("utf-8"))
     for text in TEXTS:
         assert " ".join(plain(text).split()) in " ".join(page.text.split())
     assert len(page.text) < 10**5
@@ -286,10 +310,14 @@ def test_a_manifest_names_files_of_its_own_folder_only(tmp_path, change):
 def test_scores_of_any_size_are_drawn(pairs, values, recwarn):
     scores = {"clip": {"base": np.array([*values, 0.0]), "tuned": np.array([0.0, *values])}}
     evaluation = compare.summarise(pairs, scores, None)
-    assert "<svg" in charts.histograms("clip", **scores["clip"])
-    assert report.html(evaluation, [], [])
+    assert "<svg" in charts.histograms("clip", scores["clip"])
+    for page in (
+        report.html(evaluation, [], []),
+        charts.panel("p", [charts.Line("", [*enumerate(np.nan_to_num(values))])], "x"),
+    ):
+        assert not re.search(r"[=\" ,ML](nan|-?inf)\b", page)
     same = np.full(3, values[0])
-    assert "<svg" in charts.histograms("clip", same, same)
+    assert "<svg" in charts.histograms("clip", {"base": same, "tuned": same})
     assert not list(recwarn)
 
 
