@@ -8,7 +8,7 @@ from typing import Any
 
 from .arms import Pictures, read_arms
 from .compare import Evaluation
-from .evaluation import run
+from .evaluate import run
 from .scoring import Scoring
 
 

@@ -78,7 +78,7 @@ def test_a_row_is_made_from_the_value_and_read_back_as_it(options):
     assert {key: value for key, value in asdict(found).items() if key in RECORDED} == full.recorded()
     assert found.seeds == range(7, 8) and full.seeds == range(7, 10)
     # a family is code and any_model a permission: both are named anew each time
-    assert {*OPTIONS, *PLANNED, *HASHES, "plan_hash", "family", "any_model"} == {*asdict(full)}
+    assert {*OPTIONS, *PLANNED, *HASHES, "plan_hash", "family", "any_model", "paths"} == {*asdict(full)}
 
 
 def test_the_base_arm_is_the_same_without_the_lora():

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from test_report_page import ATTACKS, evaluated, page_of
 
+from diffpo.common.text import plain
 from diffpo.evaluation import compare, report, report_pictures
 from diffpo.evaluation.items import Item
 
@@ -139,13 +140,13 @@ def test_the_slider_moves_by_mouse_touch_and_keys(browser, page, size, tmp_path)
 
 
 def test_hostile_texts_run_nothing(browser, pictures, tmp_path):
-    for k, attack in enumerate(ATTACKS):
+    for attack in (" ".join(ATTACKS), ATTACKS[1]):  # the second one would swallow what follows
         text = page_of(pictures, attack, arms=(f"a{attack}", f"b{attack}", f"c{attack}"), prompt=attack)
-        (tmp_path / f"{k}.html").write_text(text, "utf-8")
-        browser.open(tmp_path / f"{k}.html")
+        (tmp_path / "page.html").write_text(text, "utf-8")
+        browser.open(tmp_path / "page.html")
         assert browser.value("window.owned") is None and browser.value(f"{SHOWN}.length") == 12
         browser.click(".card button")
-        assert " ".join(f"{attack} ".split()) in " ".join(browser.value("zoomed.textContent").split())
+        assert browser.value("zoomed.textContent").startswith(plain(attack, 900))
         assert browser.value("document.querySelectorAll('iframe,script').length") == 2
 
 
@@ -193,16 +194,13 @@ def test_two_thousand_pictures_do_not_freeze_it(browser, tmp_path, capsys):
     began = time.monotonic()
     choose(browser, "order", "worst")
     sorting = time.monotonic() - began
-    to_end = "new Promise(done => { const go = () => { scrollTo({top: 1e9, behavior: 'instant'}); "
-    to_end += "document.querySelectorAll('.card').length < 1000 ? setTimeout(go, 20) : done(true) }; go() })"
-    began = time.monotonic()
-    assert browser.value(to_end)
+    down = "new Promise(done => { let k = 0; const go = () => { scrollTo({top: 1e9, behavior: 'instant'}); "
+    down += "++k < 8 ? requestAnimationFrame(go) : done(document.querySelectorAll('.card').length) }; go() })"
+    began, there = time.monotonic(), browser.value("document.querySelectorAll('.card').length")
+    assert browser.value(down) > there  # further cards come where the page ends
     scrolling = time.monotonic() - began
     with capsys.disabled():
-        print(
-            f"\n2,000 pictures, {made.stat().st_size / 1e6:.1f} MB: DOMContentLoaded after {ready:.2f} s, loaded",
-            end=" ",
-        )
-        print(f"after {seconds:.2f} s, sorted in {sorting:.2f} s, scrolled through in {scrolling:.2f} s")
+        print(f"\n2,000 pictures, {made.stat().st_size / 1e6:.1f} MB: DOMContentLoaded {ready:.2f} s,", end=" ")
+        print(f"loaded {seconds:.2f} s, sorted {sorting:.2f} s, eight pages down {scrolling:.2f} s")
     assert ready < 30 and sorting < 10 and scrolling < 60
     assert report_pictures.Pictures(2000).side == report_pictures.SMALL

@@ -57,11 +57,17 @@ def page_of(pictures, text="plain", **names):
     return report.html(evaluation, rows, metrics, verdict, strengths)
 
 
+@pytest.fixture(scope="module")
+def benign(pictures):
+    found = Tags()
+    found.check(page_of(pictures))
+    return found
+
+
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_no_text_becomes_markup_anywhere(pictures, attack):
+def test_no_text_becomes_markup_anywhere(pictures, benign, attack):
     """The elements and the names of their attributes are those of a page with harmless texts."""
-    benign, evil = Tags(), Tags()
-    benign.check(page_of(pictures))
+    evil = Tags()
     arms = (f"base{attack}", f"mine{attack}", f"other{attack}")
     page = page_of(pictures, attack, arms=arms, score=f"clip{attack}", prompt=attack)
     evil.check(page)
