@@ -10,6 +10,17 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 from tiny import make_sd, make_sdxl, pick_a_pic_rows, write_parquet
 
+# they take longest: begun last, one of them would keep one worker busy while the others are done
+FIRST = ("test_processes.py", "test_quickstart.py", "test_families.py", "test_assets.py", "test_docs_blocks.py")
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # of xdist, which begins with the files of most tests
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
+
 
 def pytest_collection_finish(session):
     """What the imports made stays: without this every training that collects garbage looks at a million objects."""
