@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -23,9 +24,19 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish(session):
-    """What the imports made stays: without this every training that collects garbage looks at a million objects."""
-    gc.collect()
-    gc.freeze()
+    freeze_imports()
+
+
+def pytest_runtest_logfinish():
+    freeze_imports()
+
+
+def freeze_imports(seen=[0]):  # noqa: B006 (it remembers)
+    """What imports made stays: else every training that collects garbage looks at a million objects."""
+    if len(sys.modules) > seen[0] + 50:
+        gc.collect()
+        gc.freeze()
+        seen[0] = len(sys.modules)
 
 
 @pytest.fixture(scope="session")
