@@ -21,15 +21,16 @@ install: .venv/installed
 quickstart: install
 	$(BIN)/diffpo quickstart
 
+# PYTHONDONTWRITEBYTECODE would have each of its processes compile all files again
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
 
 # the same tests with the newest versions that pyproject.toml admits
 test-newest:
 	$(PYTHON) -m venv --clear .venv-newest
 	$(NEWEST)/python $(PIP) --editable '.[test]'
 	$(NEWEST)/python -m pip freeze --exclude-editable
-	OMP_NUM_THREADS=1 $(NEWEST)/python $(PYTEST)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(NEWEST)/python $(PYTEST)
 
 lint: install
 	$(BIN)/ruff check .

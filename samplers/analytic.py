@@ -29,28 +29,45 @@ class GaussianMixture:
         if not len(self.weights) == len(self.means) == len(self.stds) or self.means.shape != self.stds.shape:
             raise ValueError("weights, means and stds must agree on the number of components and the shape")
         self.shape = tuple(self.means.shape[1:])
+        self._mu, self._variances = self.means.flatten(1), self.stds.flatten(1) ** 2  # (K, D)
+        self._log_weights = self.weights.log()
 
     def posterior(self, x, alpha: float, sigma: float, classes=None) -> tuple[torch.Tensor, torch.Tensor]:
         """E[x_0 | x] and E[eps | x] for x (batch, *shape); `classes` (batch,) keeps only that class's components."""
-        x = x.double().unsqueeze(1)
-        v = alpha**2 * self.stds**2 + sigma**2
-        gap = x - alpha * self.means
-        log_r = self.weights.log() - 0.5 * (gap**2 / v + v.log()).flatten(2).sum(-1)
-        if classes is not None:
-            if self.classes is None:
-                raise ValueError("this mixture has no classes")
-            own = torch.as_tensor(classes).reshape(-1, 1) == self.classes
-            log_r = log_r.masked_fill(~own, -torch.inf)
-        r = log_r.softmax(1).view(*log_r.shape, *[1] * len(self.shape))
-        return (r * (sigma**2 * self.means + alpha * self.stds**2 * x) / v).sum(1), sigma * (r * gap / v).sum(1)
+        log_r, scaled = self._components(x, alpha, sigma)
+        return self._means(x, alpha, sigma, self._of(log_r, classes), scaled)
 
     def guided(self, x, alpha: float, sigma: float, classes=None, scale: float = 1.0):
         """As `posterior`, with classifier-free guidance of strength `scale`."""
-        x0, eps = self.posterior(x, alpha, sigma, classes)
+        log_r, scaled = self._components(x, alpha, sigma)
+        x0, eps = self._means(x, alpha, sigma, self._of(log_r, classes), scaled)
         if classes is None or scale == 1.0:
             return x0, eps
-        x0_u, eps_u = self.posterior(x, alpha, sigma)
+        x0_u, eps_u = self._means(x, alpha, sigma, log_r, scaled)
         return x0_u + scale * (x0 - x0_u), eps_u + scale * (eps - eps_u)
+
+    def _components(self, x, alpha: float, sigma: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """log of the joint density of x and each component, up to a constant, (batch, K); (x - alpha mu) / v,
+        (batch, K, D)."""
+        v = alpha**2 * self._variances + sigma**2
+        gap = torch.sub(x.double().reshape(len(x), 1, -1), self._mu, alpha=alpha)
+        scaled = gap / v
+        return torch.sub(self._log_weights, (gap * scaled + v.log()).sum(-1), alpha=0.5), scaled
+
+    def _of(self, log_r: torch.Tensor, classes) -> torch.Tensor:
+        if classes is None:
+            return log_r
+        if self.classes is None:
+            raise ValueError("this mixture has no classes")
+        own = torch.as_tensor(classes).reshape(-1, 1) == self.classes
+        return log_r.masked_fill(~own, -torch.inf)
+
+    def _means(self, x, alpha: float, sigma: float, log_r: torch.Tensor, scaled: torch.Tensor):
+        """Over the components: E[x_0 | x, k] = mu + alpha std^2 (x - alpha mu) / v, E[eps | x, k] = sigma (...) / v."""
+        r = log_r.softmax(1)
+        parts = r.unsqueeze(-1) * scaled
+        x0 = torch.add(r @ self._mu, (parts * self._variances).sum(1), alpha=alpha)
+        return x0.view(x.shape), (sigma * parts.sum(1)).view(x.shape)
 
     def model(
         self, schedule: Schedule, prediction: str = "epsilon", classes=None, scale: float = 1.0

@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -10,11 +11,32 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 from tiny import make_sd, make_sdxl, pick_a_pic_rows, write_parquet
 
+# they take longest: begun last, one of them would keep one worker busy while the others are done
+FIRST = ("test_processes.py", "test_quickstart.py", "test_families.py", "test_assets.py", "test_docs_blocks.py")
+
+
+def pytest_configure(config):
+    config.option.loadscopereorder = False  # of xdist, which begins with the files of most tests
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
+
 
 def pytest_collection_finish(session):
-    """What the imports made stays: without this every training that collects garbage looks at a million objects."""
-    gc.collect()
-    gc.freeze()
+    freeze_imports()
+
+
+def pytest_runtest_logfinish():
+    freeze_imports()
+
+
+def freeze_imports(seen=[0]):  # noqa: B006 (it remembers)
+    """What imports made stays: else every training that collects garbage looks at a million objects."""
+    if len(sys.modules) > seen[0] + 50:
+        gc.collect()
+        gc.freeze()
+        seen[0] = len(sys.modules)
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ def make_sd3(folder: Path, seed: int = 0, **options) -> Path:
         "sample_size": 8,
         "in_channels": 4,
         "out_channels": 4,
-        "num_layers": 3,
+        "num_layers": 2,
         "attention_head_dim": 8,
         "num_attention_heads": 2,
         # CLIP's two embeddings side by side, and padding
@@ -80,7 +80,7 @@ def make_pixart(folder: Path, sigma: bool = True, seed: int = 0) -> Path:
     t5, tokenizer = _t5()
     transformer = PixArtTransformer2DModel(
         sample_size=8 if sigma else 128,  # with 128 the pipeline conditions on sizes
-        num_layers=3,
+        num_layers=2,
         num_attention_heads=2,
         attention_head_dim=12,  # the width is divisible by 3: one part for each number of the size
         cross_attention_dim=24,
@@ -136,7 +136,7 @@ def make_dit(folder: Path, seed: int = 0, names: tuple[str, ...] = ()) -> Path:
 
     torch.manual_seed(seed)
     transformer = DiTTransformer2DModel(
-        sample_size=8, num_layers=3, num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8
+        sample_size=8, num_layers=2, num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8
     )
     pipe = DiTPipeline(
         transformer=_not_zero(transformer),

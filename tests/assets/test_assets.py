@@ -98,7 +98,7 @@ def test_base_model_follows_held_out_prompts(pipes, name, low, high, options):
     prompts = sorted(heldout_captions(), key=lambda caption: parse(caption).relation is not None)[:96]
     prompts = [prompts[i] for i in np.random.default_rng(0).permutation(len(prompts))]
     generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
-    images = pipe(prompts, num_inference_steps=10, guidance_scale=3.0, generator=generators, **options).images
+    images = pipe(prompts, num_inference_steps=6, guidance_scale=3.0, generator=generators, **options).images
     right = [score(image, p) for image, p in zip(images, prompts, strict=True)]
     shuffled = [score(image, p) for image, p in zip(images, prompts[1:] + prompts[:1], strict=True)]
     for key in ("right_background", "right_count", "right_colour", "right_shape", "right_relation"):

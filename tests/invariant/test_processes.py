@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import on_policy
@@ -15,26 +16,30 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny import metrics_of, pick_a_pic_rows, picture, png, write_parquet
 from tiny_transformers import make_pixart
+from typer.testing import CliRunner
 
 import diffpo
+from diffpo import cli
 from diffpo.common import lock
 from diffpo.config import load_config
+from diffpo.evaluation import manifest
 from diffpo.train import checkpoint
 from diffpo.train.loop import train
 
+ROOT = Path(__file__).parents[2]
 CLOCK = {"time", "pairs_per_second"}
 SIZES = [(32, 16), (16, 40), (16, 16), (32, 16), (24, 16), (16, 16)]
 SGD = ("train.optimizer=torch.optim.SGD", "train.lr=0.3")
 
 
-def launch(commands: list[list[str]], *flags: str, **environment: str) -> str:
-    """Run diffpo's ``commands``, one after another, in two processes; what they said."""
-    script = Path(__file__).with_name("launched.py")
-    # port 0: any free one
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", "2"]
+def launch(commands: dict[str, list[list[str]]], **environment: str) -> str:
+    """Run diffpo's ``commands``, one after another, in two processes; what they said. See launched.py."""
+    script, config = Path(__file__).with_name("launched.py"), ROOT / "configs" / "accelerate" / "fsdp2.yaml"
+    # this is `accelerate launch` without the imports of accelerate's other commands; port 0: any free one
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2"]
     environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
     done = subprocess.run(
-        [*command, "--main_process_port", "0", *flags, str(script), json.dumps(commands)],
+        [*command, "--main_process_port", "0", str(script), json.dumps(commands)],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -73,12 +78,12 @@ def files(cache: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def launched(tiny_sdxl, pairs_parquet, tmp_path_factory):
-    """What two processes do in one start, since each start takes a quarter of a minute."""
+    """What two processes do in one start, since a start takes longer than all that they do."""
     return Launched(tmp_path_factory.mktemp("launched"), tiny_sdxl, pairs_parquet)
 
 
 class Launched:
-    """The commands of all tests of two unsharded processes, and the same runs by one process."""
+    """The commands of all tests of two processes, and the same runs by one process."""
 
     fresh = (*SGD, "train.steps=3")
     resumed = (*SGD, "train.optimizer_args.momentum=0.9")
@@ -89,33 +94,56 @@ class Launched:
     reward += ("objective.rollout.scorers=[on_policy:Redness]", "data.train=null", "train.lr=30")
     stopped = (*SGD, "log.samples.every=2", "log.samples.steps=2", "log.samples.scorers=[on_policy:Redness]")
     stopped += ("train.stop_when.train_scorer=redness", "train.stop_when.patience=1")
+    # checkpoint_keep: all of them can be looked at
+    sharded = (*SGD, "train.optimizer_args.momentum=0.9", "train.eval_every=1")
+    sharded += ("train.checkpoint_every=1", "train.checkpoint_keep=4")
+    cut_up = ("train.batch_size=2", "train.accumulation=2", "train.gradient_checkpointing=true")
+    kinds: ClassVar = {kind: (*SGD, f"lora.kind={kind}", "train.steps=2") for kind in ("dora", "lokr")}
 
     def __init__(self, folder: Path, model: Path, pairs: Path):
         self.folder, self.model, self.pairs = folder, model, pairs
         self.pixart, self.sizes = make_pixart(folder / "pixart"), mixed_sizes(folder / "mixed.parquet")
-        # by one process; the two go on from it
-        train(self.config(*self.resumed, "train.batch_size=8", "train.steps=2", self.output("resumed")))
         (folder / "prompts.txt").write_text("red cat\nblue dog\na bird\n")
         self.reward = (*self.reward, f"data.prompts={folder / 'prompts.txt'}")
         self.stopped = (*self.stopped, f"log.samples.prompts={folder / 'prompts.txt'}")
-        recipe, further = str(folder / "recipe.yaml"), (*self.resumed, "train.steps=4", self.output("resumed"))
+        self.transformer = f"model.path={self.pixart}"
+        self.sharded = (*self.sharded, self.transformer, f"data.validation={pairs}")
+        # by one process; the two go on from it
+        train(self.config(*self.resumed, "train.batch_size=8", "train.steps=2", self.output("resumed")))
+        train(self.config(*self.sharded, "train.batch_size=8", "train.steps=1", self.output("mixed")))
+        further = (*self.resumed, "train.steps=4", self.output("resumed"))
         data = [f"data.train={self.sizes}", f"data.validation={self.sizes}", f"data.cache={folder / 'two sizes'}"]
-        commands = [
+        whole = [
             # an empty cache: the two processes fill it together
             [*self.fresh, f"data.validation={pairs}", f"data.cache={folder / 'cache of two'}", self.output("two")],
             [*further, "train.batch_size=8"],
             further,
             [self.output("mine")],
-            [f"model.path={self.pixart}", *self.fp8, self.output("small")],
+            [self.transformer, *self.fp8, self.output("small")],
             [*self.mixed, *data, "train.batch_size=2", self.output("sizes of two")],
             [*self.spo, self.output("spo of two")],
             [*self.reward, self.output("reward of two")],
             [*self.stopped, self.output("stopped of two")],
         ]
+        sharded = [
+            [*self.sharded, *self.cut_up, "train.steps=3", self.output("mixed")],
+            ["objective.reference.policy=ema", "train.steps=1", self.output("unet")],
+            *(
+                [self.transformer, *own, *self.cut_up, self.output(f"{kind} of two")]
+                for kind, own in self.kinds.items()
+            ),
+        ]
+        recipe = str(folder / "recipe.yaml")
         with lock.held(folder / "mine"):
             self.said = launch(
-                [self.scoring(folder / "scores of two"), *(["train", recipe, *options] for options in commands)],
-                "--multi_gpu",  # with ACCELERATE_USE_CPU, because --cpu starts several processes only under MPI
+                {
+                    "whole": [
+                        self.scoring(folder / "scores of two"),
+                        self.evaluating(folder / "arms of two"),
+                        *(["train", recipe, *options] for options in whole),
+                    ],
+                    "sharded": [["train", recipe, *options] for options in sharded],
+                },
                 HF_DATASETS_CACHE=str(folder / "hf"),
             )
 
@@ -124,6 +152,15 @@ class Launched:
 
     def scoring(self, out: Path) -> list[str]:
         return ["score", str(self.pairs), "--out", str(out), "--scorers", "own_scorers:Mean", "--batch-size", "2"]
+
+    def evaluating(self, out: Path) -> list[str]:
+        command = ["eval", "--model", str(self.model), "--prompts", str(self.folder / "prompts.txt"), "--steps", "2"]
+        command += ["--arm", "base", "--arm", "plain=guidance=1", "--scorers", "on_policy:Redness"]
+        return [*command, "--batch-size", "1", "--out", str(out)]
+
+    def evaluate_alone(self, out: Path) -> None:
+        result = CliRunner().invoke(cli.app, self.evaluating(out))
+        assert result.exit_code == 0, result.output
 
     def config(self, *options: str):
         recipe = self.folder / "recipe.yaml"
@@ -200,41 +237,24 @@ def test_two_processes_share_out_the_images_of_reward_fine_tuning(launched):
     same(one, finished(launched.folder / "reward of two"))
 
 
-def test_sharded_and_whole_runs_continue_each_other(tiny_sdxl, make_config, tmp_path, pairs_parquet):
+def test_sharded_and_whole_runs_continue_each_other(launched):
     """FSDP2 on two processes goes on from a checkpoint of one, and one goes on from theirs: as a straight run."""
-    model = make_pixart(tmp_path / "pixart")
-    common = [*SGD, "train.optimizer_args.momentum=0.9", f"data.validation={pairs_parquet}", "train.eval_every=1"]
-    mixed, straight = f"output={tmp_path / 'mixed'}", f"output={tmp_path / 'straight'}"
-    # keep=4: all of them can be looked at
-    common += ["train.checkpoint_every=1", "train.checkpoint_keep=4"]
-    train(make_config(model, *common, "train.batch_size=8", "train.steps=1", mixed))
-    cut_up = ["train.batch_size=2", "train.accumulation=2", "train.gradient_checkpointing=true"]
-    recipe = str(tmp_path / "recipe.yaml")
-    kinds = {kind: [f"lora.kind={kind}", "train.steps=2"] for kind in ("dora", "lokr")}
-    said = launch(
-        [
-            ["train", recipe, *common, *cut_up, "train.steps=3", mixed],
-            ["train", recipe, f"model.path={tiny_sdxl}", "objective.reference.policy=ema", "train.steps=1"],
-            *(["train", recipe, *SGD, *cut_up, *own, f"output={tmp_path / kind}-two"] for kind, own in kinds.items()),
-        ],
-        "--config_file",
-        str(Path(__file__).parents[2] / "configs" / "accelerate" / "fsdp2.yaml"),
-        HF_DATASETS_CACHE=str(tmp_path / "hf"),
+    assert "UNet2DConditionModel, objective.reference.policy=ema" in launched.said
+    mixed, straight = (
+        launched.alone(name, *launched.sharded, "train.batch_size=8", "train.steps=4")
+        for name in ("mixed", "never sharded")
     )
-    assert "UNet2DConditionModel, objective.reference.policy=ema" in said
-    train(make_config(model, *common, "train.batch_size=8", "train.steps=4", mixed))
-    train(make_config(model, *common, "train.batch_size=8", "train.steps=4", straight))
-    same(finished(tmp_path / "straight"), finished(tmp_path / "mixed"))
+    same(straight, mixed)
     for step in (2, 3, 4):  # momentum, gathered and put back
         ours, theirs = (
-            checkpoint.read_state(tmp_path / run / f"checkpoint-00000{step}")["optimizer"]["state"]
-            for run in ("mixed", "straight")
+            checkpoint.read_state(launched.folder / run / f"checkpoint-00000{step}")["optimizer"]["state"]
+            for run in ("mixed", "never sharded")
         )
         for index, values in theirs.items():
             torch.testing.assert_close(ours[index]["momentum_buffer"], values["momentum_buffer"], rtol=1e-3, atol=1e-6)
-    for kind, own in kinds.items():
-        train(make_config(model, *SGD, *own, "train.batch_size=8", f"output={tmp_path / kind}"))
-        two, one = (finished(tmp_path / name)[0] for name in (f"{kind}-two", kind))
+    for kind, own in launched.kinds.items():
+        one, _ = launched.alone(kind, launched.transformer, *own, "train.batch_size=8")
+        two, _ = finished(launched.folder / f"{kind} of two")
         for name, value in one.items():
             torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
 
@@ -244,3 +264,14 @@ def test_two_processes_share_out_the_pictures_to_score(launched):
     two = pq.read_table(launched.folder / "scores of two" / "scores.parquet")
     assert two.equals(found.table()) and len(two) == found.pictures > 4
     assert f"all {found.pictures} pictures" in launched.said
+
+
+def test_two_processes_share_out_the_pictures_of_an_evaluation(launched):
+    """The manifest has every picture once, and pictures, scores and verdict are those of one process."""
+    launched.evaluate_alone(launched.folder / "arms of one")
+    one, two = (launched.folder / f"arms of {count}" for count in ("one", "two"))
+    tables = [pq.read_table(each / "scores.parquet") for each in (one, two)]
+    assert tables[0].equals(tables[1]) and len(tables[0]) == 6
+    rows = [sorted(manifest.read_manifest(each), key=lambda row: row["file"]) for each in (one, two)]
+    assert rows[0] == rows[1] and not list(two.glob("manifest-*")) and not (two / ".scores").exists()
+    assert (one / "summary.json").read_text() == (two / "summary.json").read_text()

@@ -15,6 +15,7 @@ INDEX = b'{"_class_name": "StableDiffusionPipeline"}' + b" " * 1000
 
 CHILD = """
 import json, sys, time, urllib.request
+sys.modules["bitsandbytes"] = None  # peft imports it if it can, which takes seconds
 from huggingface_hub import constants, file_download
 from diffpo import models
 from diffpo.common import hub

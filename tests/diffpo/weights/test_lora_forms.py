@@ -170,9 +170,9 @@ def test_one_lora_of_several_layers_changes_each_of_them(tiny_folder, tmp_path):
 
 def test_pixarts_original_names(tiny_folder, tmp_path):
     network = fresh(tiny_folder("pixart")).transformer
-    block, rows = "transformer_blocks.2", network.config.num_attention_heads * network.config.attention_head_dim
+    block, rows = "transformer_blocks.1", network.config.num_attention_heads * network.config.attention_head_dim
     down, up = rand(2, 24), rand(2 * rows, 2, seed=1)
-    key = "diffusion_model.blocks.2.cross_attn.kv_linear"
+    key = "diffusion_model.blocks.1.cross_attn.kv_linear"
     file = written(tmp_path / "a.safetensors", {f"{key}.lora_A.weight": down, f"{key}.lora_B.weight": up})
     deltas = {f"{block}.attn2.to_k": up[:rows] @ down, f"{block}.attn2.to_v": up[rows:] @ down}
     same_weights(merged(network, file, transformer=copy.deepcopy(network)), with_weights(network, deltas))
