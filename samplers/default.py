@@ -5,12 +5,16 @@
             and above; with fewer calls ipndm of order 2. The last orders go down to 1 if calls + w < 14, else to 2.
     nodes   uniform in u = k / (c^p + k) with k = (sigma / alpha)^p, from pure noise to t_end;
             p = 0.35 w^0.4, not below 0.57 (0.45 above order 2); c = 4.2 - 0.42 w, within 1 and 3 (2.8 above order 2)
+            a schedule that begins above sigma / alpha = 30 (1.5 times the calls, if that is more) is treated as if it
+            began there: only the first call is made above
 
 Why: most of the error comes from the noise levels where the predicted x_0 changes fastest. For independent pixels
 those have equal parts of signal and noise; for images, whose pixels are correlated, more noise. Calls are densest
 there (uniform log-SNR is p -> 0, karras c -> infinity, the time of rectified flow p = c = 1). Guidance multiplies the
 network's slopes by w in that region only. So nodes move closer to it, and high orders, which amplify the error of long
-steps, begin at more calls. The numbers were fitted on mixtures and on assets/tiny-sdxl (docs/default_solver.md).
+steps, begin at more calls. Above 30, where flow models begin, x_0 hardly changes.
+The numbers were fitted on mixtures and on assets/tiny-sdxl, the last one on mixtures and assets/tiny-dit
+(docs/default_solver.md).
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from .plan import Plan
 from .schedule import Schedule
 from .solvers.adams import abm, ipndm
 
+NOISIEST = 30.0  # sigma / alpha, from which the nodes below the first one are spread; see `default_solver`
 ORDERS = {2: (4, 8), 3: (8, 21), 4: (25, 34)}  # order -> fewest calls without guidance, and with w >= 2.5
 
 
@@ -75,7 +80,9 @@ def default_solver(calls: int, guidance: float, schedule: Schedule, end: str = "
 def _times(schedule: Schedule, calls: int, power: float, center: float, end: str) -> np.ndarray:
     """The calls and, for 't_end', the end: uniform in u = 1 / (1 + exp(power (lambda - lambda of `center`)))."""
     middle = -math.log(center)
-    noisy, clean = (1.0 / (1.0 + np.exp(power * (schedule.lam(t) - middle))) for t in (schedule.t_max, schedule.t_min))
+    # with many calls the first step must become small, too
+    start = max(float(schedule.lam(schedule.t_max)), -math.log(max(NOISIEST, 1.5 * calls)))
+    noisy, clean = (1.0 / (1.0 + np.exp(power * (lam - middle))) for lam in (start, float(schedule.lam(schedule.t_min))))
     if end == "t_end":
         u = np.linspace(noisy, clean, calls + 1)
     else:  # u = 0 is sigma = 0; the network is not called below t_min

@@ -108,6 +108,9 @@ class Prompts:
             part = texts[first : first + ENCODED]
             found = family.encode_text(part)
             self.rows |= {text: {name: value[i] for name, value in found.items()} for i, text in enumerate(part)}
+        if "prompt_attention_mask" in self.rows[None]:  # padding that is masked in every text is left out
+            used = max(int(row["prompt_attention_mask"].sum()) for row in self.rows.values())
+            self.rows = {text: {name: value[:used] for name, value in row.items()} for text, row in self.rows.items()}
         self._sizes = torch.tensor([pixels, pixels, 0, 0, pixels, pixels], dtype=torch.float32)
 
     def conditions(self, texts: Sequence[str | None], device: Any) -> dict[str, Tensor]:

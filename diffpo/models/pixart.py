@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -98,4 +99,15 @@ class PixArt(Family):
     ) -> dict[str, Any]:
         found = super().painting(pipe, prompts, negative or "", noise, guidance)
         # as in training: the size that was asked for, and the caption as it stands
-        return {**found, "negative_prompt": negative or "", "use_resolution_binning": False, "clean_caption": False}
+        found |= {"negative_prompt": negative or "", "use_resolution_binning": False, "clean_caption": False}
+        return {**found, "max_sequence_length": _tokens(pipe, [*prompts, negative or ""])}
+
+
+def _tokens(pipe: Any, texts: list[str]) -> int:
+    """How many tokens to pad these texts to: no more than the pipeline reads, and a multiple of 16.
+
+    Padding is masked, so that the pictures are the same. On small images most of the time would go into it.
+    """
+    longest = max(map(len, pipe.tokenizer([text.lower().strip() for text in texts]).input_ids))
+    most = inspect.signature(pipe.encode_prompt).parameters["max_sequence_length"].default
+    return min(most, -(-longest // 16) * 16)

@@ -75,12 +75,3 @@ class TinyDiT(Tiny):
 
     folder = "tiny-dit"
     long_run = ("abm", "time", {"order": 3})  # lambda is infinite at pure noise
-
-    def __init__(self, guidance: float, prompts: int = 64, seed: int = 0):
-        super().__init__(guidance, prompts, seed)
-        # tokens that no prompt uses are masked in every row: without them the result is the same, in less time
-        rows = list(self.prompted.encoded.rows.values())
-        used = max(int(row["prompt_attention_mask"].sum()) for row in rows)
-        for row in rows:
-            row.update({name: value[:used] for name, value in row.items()})
-        self.guided = self.prompted.at(self.texts)

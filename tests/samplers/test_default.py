@@ -58,6 +58,18 @@ def test_the_rule_as_documented():
     assert of(10, 0.3) == of(10, 1.0)
 
 
+@pytest.mark.parametrize("schedule", ["linear", "edm", "flow", "sd3"])
+@pytest.mark.parametrize(("calls", "noisiest"), [(6, 30.0), (20, 30.0), (100, 150.0)])
+def test_one_call_above_the_noisiest_level(schedule, calls, noisiest):
+    """Schedules that begin above it get the nodes of one that begins there, but for the first; SD's begins below."""
+    nodes = default_solver(calls, 3.0, SCHEDULES[schedule]).grid.nodes(calls)
+    power, center = 0.35 * 3.0**0.4, 4.2 - 0.42 * 3.0
+    power, center = (max(0.57, power), center) if calls < 21 else (max(0.45, power), min(2.8, center))
+    k = np.append(noisiest, np.exp(-nodes.lam[1:])) ** power
+    if SCHEDULES[schedule].lam(SCHEDULES[schedule].t_max) < -math.log(noisiest):
+        assert np.ptp(np.diff(k / (k + center**power))) < 1e-9
+
+
 @pytest.mark.parametrize("bad", [(0, 1.0), (2.5, 1.0), (5, math.inf), (5, math.nan)])
 def test_bad_input(bad):
     with pytest.raises(ValueError, match=r"calls|guidance"):
