@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from samplers.calibrate import METHODS, Fitted, fit, ratio
-from samplers.calibrate.problem import rms
+from samplers.calibrate.problem import REFERENCE_CALLS, rms
 
 from ..common.errors import DiffpoError
 from ..common.files import writing
@@ -166,8 +166,9 @@ def _report(settings: Calibration, found: Fitted, samples: Samples) -> None:
     screen = console()
     screen.print(table.terminal())
     screen.print(
-        f"RMS difference from 200 calls at guidance {settings.guidance:g}, of {origin.n_fitted} fitted and "
-        f"{origin.n_heldout} held-out samples; the ratio is that of the held-out errors, to the best classical plan's. "
+        f"RMS difference from {REFERENCE_CALLS} calls at guidance {settings.guidance:g}, of {origin.n_fitted} fitted "
+        f"and {origin.n_heldout} held-out samples; the ratio is that of the held-out errors, to the best classical "
+        "plan's. "
         f"The fit took {origin.seconds:.0f} s.",
         soft_wrap=True,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -20,7 +20,7 @@ CLASSICAL: tuple[tuple[str, dict], ...] = (
     ("deis", {"order": 2}),
 )
 GRIDS = ("logsnr", "karras", "time", "beta")
-FINALISTS = 4
+KEPT = 4  # one candidate in so many goes on from a round to the next
 
 
 def classical(problem: Problem, calls: int) -> list[Plan]:
@@ -39,7 +39,8 @@ def classical(problem: Problem, calls: int) -> list[Plan]:
 def baseline(problem: Problem, calls: int, progress: Callable[[int, int], None] | None = None) -> Plan:
     """The plan of `classical` with the least root mean square error on `problem.fitting`.
 
-    Nothing is fitted but this choice. All candidates are run on the first batch, the best four of them on all.
+    Nothing is fitted but this choice. It is made by successive halving: all candidates are run on the first batch, the
+    best quarter of them on one more, the best quarter of these on twice as many batches, until one is left.
 
     Args:
         progress: called as `progress(done, total)` after each candidate.
@@ -50,15 +51,24 @@ def baseline(problem: Problem, calls: int, progress: Callable[[int, int], None] 
     if calls < 1:
         raise ValueError(f"calls must be at least 1, got {calls}")
     plans = classical(problem, calls)
-    total = len(plans) + min(FINALISTS, len(plans))
-    found = []
-    for plan in plans:
-        found.append(rms(errors(plan, problem.fitting[:1])))
-        if progress is not None:
-            progress(len(found), total)
-    best = []
-    for i in np.argsort(found, kind="stable")[:FINALISTS]:
-        best.append((rms(errors(plans[i], problem.fitting)), int(i)))
-        if progress is not None:
-            progress(len(found) + len(best), total)
-    return plans[min(best)[1]]
+    rounds = list(_rounds(len(plans), len(problem.fitting)))
+    done, total = 0, sum(count for count, _, _ in rounds)
+    found: list[list[np.ndarray]] = [[] for _ in plans]
+    order = list(range(len(plans)))
+    for count, first, end in rounds:
+        order = order[:count]
+        for i in order:
+            found[i].append(errors(plans[i], problem.fitting[first:end]))
+            done += 1
+            if progress is not None:
+                progress(done, total)
+        order.sort(key=lambda i: rms(np.concatenate(found[i])))
+    return plans[order[0]]
+
+
+def _rounds(candidates: int, batches: int) -> Iterator[tuple[int, int, int]]:
+    """(how many candidates, first batch, end of the batches) of each round; the last candidate needs none."""
+    first, end = 0, 1
+    while candidates > 1 and first < batches:
+        yield candidates, first, min(end, batches)
+        candidates, first, end = -(-candidates // KEPT), end, 2 * end

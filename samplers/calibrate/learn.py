@@ -40,7 +40,7 @@ class GaussNewton:
         seed: of the order of the batches and the probes.
     """
 
-    iterations: int = 40
+    iterations: int = 24
     rate: float = 0.6
     damping: float = 3e-3
     reach: float = 0.5
