@@ -74,7 +74,7 @@ class TinyClip:
 def trained(out: Path, *overrides: str) -> Path:
     """A LoRA of the quickstart's recipe with other settings; a finished one is kept."""
     places = [f"model.path={MODEL}", f"data.train={ROOT / 'assets' / 'shapes-preferences' / 'train.parquet'}"]
-    places += ["data.validation=null", "train.eval_every=null", f"output={out}"]
+    places += ["data.validation=null", f"output={out}"]
     if not (out / "pytorch_lora_weights.safetensors").is_file():
         train(load_config(ROOT / "configs" / "quickstart.yaml", [*places, *overrides]))
     return out

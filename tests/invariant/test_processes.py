@@ -17,11 +17,8 @@ from tiny import metrics_of, pick_a_pic_rows, picture, png, write_parquet
 from tiny_transformers import make_pixart
 from typer.testing import CliRunner
 
-<<<<<<< HEAD
 import diffpo
 from diffpo import cli
-=======
->>>>>>> w/scorers
 from diffpo.common import lock
 from diffpo.config import load_config
 from diffpo.evaluation import manifest
@@ -138,7 +135,6 @@ class Launched:
         recipe = str(folder / "recipe.yaml")
         with lock.held(folder / "mine"):
             self.said = launch(
-<<<<<<< HEAD
                 {
                     "whole": [
                         self.scoring(folder / "scores of two"),
@@ -147,17 +143,12 @@ class Launched:
                     ],
                     "sharded": [["train", recipe, *options] for options in sharded],
                 },
-=======
-                [["train", recipe, *options] for options in commands],
-                "--multi_gpu",  # with ACCELERATE_USE_CPU, because --cpu starts several processes only under MPI
->>>>>>> w/scorers
                 HF_DATASETS_CACHE=str(folder / "hf"),
             )
 
     def output(self, name: str) -> str:
         return f"output={self.folder / name}"
 
-<<<<<<< HEAD
     def scoring(self, out: Path) -> list[str]:
         return ["score", str(self.pairs), "--out", str(out), "--scorers", "own_scorers:Mean", "--batch-size", "2"]
 
@@ -170,8 +161,6 @@ class Launched:
         result = CliRunner().invoke(cli.app, self.evaluating(out))
         assert result.exit_code == 0, result.output
 
-=======
->>>>>>> w/scorers
     def config(self, *options: str):
         recipe = self.folder / "recipe.yaml"
         recipe.write_text(
@@ -267,7 +256,6 @@ def test_sharded_and_whole_runs_continue_each_other(launched):
         two, _ = finished(launched.folder / f"{kind} of two")
         for name, value in one.items():
             torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
-<<<<<<< HEAD
 
 
 def test_two_processes_share_out_the_pictures_to_score(launched):
@@ -286,5 +274,3 @@ def test_two_processes_share_out_the_pictures_of_an_evaluation(launched):
     rows = [sorted(manifest.read_manifest(each), key=lambda row: row["file"]) for each in (one, two)]
     assert rows[0] == rows[1] and not list(two.glob("manifest-*")) and not (two / ".scores").exists()
     assert (one / "summary.json").read_text() == (two / "summary.json").read_text()
-=======
->>>>>>> w/scorers
