@@ -125,7 +125,7 @@ Lora = Annotated[str | None, typer.Option(help="A LoRA file, or the folder of a 
 Guidance = Annotated[float, typer.Option(help="Classifier-free guidance scale.")]
 Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Precision of the model.")]
 SCORERS_HELP = (
-    "shapes (the default), pickscore, hps, hps2.0, imagereward, mps, clip or aesthetic; NAME=SOURCE for local weights; "
+    "pickscore, hps, hps2.0, imagereward, mps, clip, aesthetic or shapes; NAME=SOURCE for local weights; "
     "judge=FILE.yaml; sum=A*0.5+B; http://HOST:PORT of `diffpo serve-scorer`; module:Class of your own. Repeatable."
 )
 SOURCE_HELP = "A folder of pictures, a table (.parquet, .jsonl, .csv), a .tar shard, a folder of these, or a hub id."
@@ -210,7 +210,7 @@ def evaluate(
         Path | None,
         typer.Option(help="A folder with images/base and images/tuned to compare, instead of making images."),
     ] = None,
-    scorers: Annotated[list[str] | None, typer.Option(help=SCORERS_HELP)] = None,
+    scorers: Annotated[list[str] | None, typer.Option(help=SCORERS_HELP, show_default="shapes")] = None,
     train_scorer: Annotated[
         str | None, typer.Option(help="The score that the training pairs were labelled by, such as shapes.total.")
     ] = None,
@@ -253,7 +253,7 @@ def score(
     from .scorers.pictures import Where
 
     where = Where(tuple(image or ()), prompt, split, n)
-    found = run(Scoring(source, out, tuple(scorers or Scoring.scorers), where, batch_size, device))
+    found = run(Scoring(source, out, tuple(scorers or ()), where, batch_size, device))
     if found.rows:  # only the first of several processes has the table
         report(found)
 

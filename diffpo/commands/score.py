@@ -42,7 +42,7 @@ class Scoring:
     Attributes:
         source: a folder of pictures, a table, shards, or a data set of the hub (`diffpo.scorers.pictures`).
         out: folder of the results. One that holds results of the same source is continued.
-        scorers: as for `diffpo.scorers.load`.
+        scorers: as for `diffpo.scorers.load`; at least one.
         where: columns, split, and how many.
         batch_size: pictures at a time; it does not change the numbers.
         device: None is each scorer's own default.
@@ -50,7 +50,7 @@ class Scoring:
 
     source: str
     out: Path
-    scorers: tuple[str, ...] = ("shapes",)
+    scorers: tuple[str, ...] = ()
     where: Where = field(default_factory=Where)
     batch_size: int = 16
     device: str | None = None
@@ -68,7 +68,7 @@ def run(scoring: Scoring) -> Scores:
     if worker.index:
         wait()  # the first process checks everything, and copies what must be copied
         return _share(scoring, worker, wait, Checked({}, {}))
-    checked = _checked(scoring, find(scoring.source, scoring.where))
+    checked = _checked(scoring, find(scoring.source, scoring.where, worker.quiet))
     with lock.held(out):
         check_target(out, scoring.source, checked.specs)
         with writing(out):
@@ -148,9 +148,12 @@ def _processes() -> tuple[Worker, Any]:
     """This process among those of `accelerate launch`, and a function that waits for all of them."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return ALONE, lambda: None
+    import torch
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
-    state = PartialState(timeout=timedelta(hours=24))  # shares end at different times
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    state = PartialState(cpu=cpu, timeout=timedelta(hours=24))  # shares end at different times
     return Worker(state.device, state.process_index, state.num_processes), state.wait_for_everyone
 
 
@@ -199,11 +202,14 @@ def _append(scorer: scorers.Scorer, good: list[tuple[Item, Any, str | None]], fi
     if not good:
         return
     found = scorer.score([image for _, image, _ in good], texts([prompt for *_, prompt in good]))
+    lines = []
     for name in scorer.names:
         for (item, _, prompt), value in zip(good, np.asarray(found[name], np.float64), strict=True):
             row = (name, item.key, item.state, prompt and whole(prompt), float(value) if np.isfinite(value) else None)
-            file.write(json.dumps(row).encode() + b"\n")
-    file.flush()
+            lines.append(json.dumps(row).encode() + b"\n")
+    with writing(file.name):
+        file.write(b"".join(lines))
+        file.flush()
 
 
 def _decoded(pictures: Pictures, items: Iterable[Item], size: int) -> Iterator[list[tuple[Item, Any]]]:

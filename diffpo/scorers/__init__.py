@@ -50,12 +50,11 @@ class Scorer(Protocol):
         names: of its numbers, e.g. ("sharpness",); letters, digits, ".", "_" and "-".
         optional: the names whose numbers may be NaN, which means that the prompt does not ask for them. A class of your
             own may leave this out.
-        reads_prompt: False if the numbers do not depend on the prompts, which may then be empty. It may be left out.
+        reads_prompt: False if the numbers do not depend on the prompts, which may then be empty. Left out, it is True.
     """
 
     names: tuple[str, ...]
     optional: frozenset[str]
-    reads_prompt: bool
 
     def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
         """``{name: float64 array of shape (n,)}`` for n PIL pictures and their n prompts; higher is better. NaN means

@@ -11,10 +11,10 @@ import os
 import random
 import re
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPException, IncompleteRead
+from threading import Event
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -63,9 +63,10 @@ class Chat:
                 "the settings name as key_from"
             )
 
-    def ask(self, pictures: Sequence[str], question: str, tokens: int, top: bool) -> Reply:
+    def ask(self, pictures: Sequence[str], question: str, tokens: int, top: bool, stop: Event) -> Reply:
         """The model's most likely answer of at most ``tokens`` tokens to a question about ``pictures`` (PNG in base64,
-        which come before the text). ``top``: with the probabilities of the first token.
+        which come before the text). ``top``: with the probabilities of the first token. Once another thread sets
+        ``stop``, nothing is tried again.
 
         Temporary failures are tried again with growing pauses. DiffpoError that names the address and the next step.
         """
@@ -73,15 +74,15 @@ class Chat:
             {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}} for picture in pictures
         ]
         content.append({"type": "text", "text": question})
-        request = {"model": self.model, "messages": [{"role": "user", "content": content}]}
+        request: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": content}]}
         request |= {"max_tokens": tokens, "temperature": 0.0}
         request |= {"logprobs": True, "top_logprobs": TOP} if top else {}
-        return self._reply(self._send({**request, **self.extra}), top)
+        return self._reply(self._send({**request, **self.extra}, stop), top)
 
     def _key(self) -> str:
         return os.environ.get(self.key_from, "").strip() if self.key_from else ""
 
-    def _send(self, request: dict[str, Any]) -> dict[str, Any]:
+    def _send(self, request: dict[str, Any], stop: Event) -> dict[str, Any]:
         data, key = json.dumps(request).encode(), self._key()
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         path = urlsplit(self.url).path.rstrip("/") + "/chat/completions"
@@ -98,7 +99,7 @@ class Chat:
                 again = isinstance(error, (ConnectionError, TimeoutError, IncompleteRead))
                 reason = f"no answer within {self.timeout:g} s" if isinstance(error, TimeoutError) else as_line(error)
             wait = next(waits, None)
-            if wait is None or not again:
+            if wait is None or not again or stop.is_set():
                 attempts = f" ({len(WAITS) + 1} attempts)" if again else ""
                 raise DiffpoError(
                     f"the judge at {self.url} cannot be asked: {self._clean(reason)}{attempts}. Check that the server "
@@ -107,7 +108,7 @@ class Chat:
             wait = max(wait * random.uniform(0.8, 1.2), min(asked or 0.0, LONGEST))  # noqa: S311 (spreads the load)
             line = f"the judge at {self.url}: {self._clean(reason)}; trying again in {wait:.1f} s"
             print(line, file=sys.stderr, flush=True)
-            time.sleep(wait)
+            stop.wait(wait)
 
     def _understood(self, status: int, data: bytes) -> dict[str, Any]:
         if status == 200 and (answer := _read(data)) is not None:

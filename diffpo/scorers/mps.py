@@ -189,7 +189,7 @@ class MPS:
 
     def _cosine(self, pixels: Tensor, prompts: list[str]) -> Tensor:
         words, whole = self._text(prompts)
-        near = (words @ self.condition.T).amax(-1)
+        near = (words @ self.condition.T.to(words)).amax(-1)
         keep = near / near.amax(1, keepdim=True) > NEAR
         tokens = self.model.visual_projection(self.model.vision_model(pixel_values=pixels.to(self.device))[0])
         seen = self.layers(tokens, words, keep)[:, 0]

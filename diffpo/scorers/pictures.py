@@ -1,4 +1,4 @@
-"""Pictures to score, wherever they lie: a folder, parquet or text tables, webdataset shards, a data set of the hub.
+"""Pictures to score, wherever they lie: a picture, a folder, tables, webdataset shards, a data set of the hub.
 
 | source | key of a picture | where its prompt lies |
 | --- | --- | --- |
@@ -29,8 +29,10 @@ from ..data.files import Shards
 from ..data.prompts import NAMES
 from ..data.source import METADATA, SAVED, SAVED_SPLITS, SIDES, open_source
 
-IMAGES = ("image", "file_name", "jpg_0", "jpg_1", "image_0", "image_1", "chosen", "rejected", "chosen_file_name")
-IMAGES += ("rejected_file_name", "path1", "path2", "images", "image_path", "file_path")
+IMAGES = (
+    *("image", "file_name", "jpg_0", "jpg_1", "image_0", "image_1", "chosen", "rejected"),
+    *("chosen_file_name", "rejected_file_name", "path1", "path2", "images", "image_path", "file_path"),
+)
 ROWS = (".parquet", ".tar")
 SCORES = "scores.parquet"  # written by `diffpo score` and eval, no source of pictures
 LONGEST = 2**20  # bytes of a prompt's file
@@ -93,6 +95,8 @@ def find(source: str, where: Where, quiet: bool = True) -> Pictures:
         if where.images or where.prompt:
             raise DiffpoError(f"{source} is a folder of pictures without columns: leave out --image and --prompt")
         return _Folder(path, where.n)
+    if path.is_file() and is_picture(path.name):
+        return _Folder(path.parent, None, [path.name])
     return _Table(source, where, quiet)
 
 
@@ -109,11 +113,11 @@ def _holds_rows(folder: Path) -> bool:
 class _Folder(Pictures):
     """Pictures in a folder and below. Links to folders are not followed, and hidden files are not read."""
 
-    def __init__(self, folder: Path, n: int | None) -> None:
+    def __init__(self, folder: Path, n: int | None, only: list[str] | None = None) -> None:
         self.folder = folder
         self.lacking = f"Put the prompt of NAME.png into NAME.txt beside it in {folder}"
-        self.prompts = _manifest(folder)
-        names = list(self.prompts) if self.prompts else sorted(_names(folder))
+        self.prompts = {} if only else _manifest(folder)
+        names = only or list(self.prompts) or sorted(_names(folder))
         self.names = names[:n]
         if not names:
             raise DiffpoError(f"{folder} has no pictures, tables or shards: name another folder or file")

@@ -7,8 +7,9 @@ Image-to-Text Generation", equation 1): the probability of the token "Yes". Answ
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -157,7 +158,7 @@ class VlmJudge:
             rows = [[_expected(reply, settings.worth, settings.normalise)] for reply in replies]
         values = np.array(rows, np.float64).reshape(len(images), len(self.names))
         expected = f"one of {', '.join(settings.worth)}" if not settings.numbers else "text with the numbers"
-        self._count(np.isnan(values).any(1), replies, expected)
+        self._count(np.isnan(values.sum(1)), replies, expected)
         return {name: values[:, number] for number, name in enumerate(self.names)}
 
     def compare(self, images: list[Image.Image], others: list[Image.Image], prompts: list[str]) -> Comparison:
@@ -178,11 +179,19 @@ class VlmJudge:
     def _ask(
         self, pictures: Sequence[Sequence[Image.Image]], question: str, prompts: Sequence[str], tokens: int, top: bool
     ) -> list[Reply]:
+        stop = Event()  # a question failed: the others need no further attempts
+
         def ask(item: tuple[Sequence[Image.Image], str]) -> Reply:
             shown, prompt = item
-            return self.chat.ask([png(each) for each in shown], question.replace("{prompt}", prompt), tokens, top)
+            text = question.replace("{prompt}", prompt)
+            return self.chat.ask([png(each) for each in shown], text, tokens, top, stop)
 
-        return _in_parallel(ask, list(zip(pictures, prompts, strict=True)), self.settings.parallel)
+        pool = ThreadPoolExecutor(self.settings.parallel)
+        try:
+            return list(pool.map(ask, list(zip(pictures, prompts, strict=True))))
+        finally:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _count(self, bad: np.ndarray, replies: Sequence[Reply], expected: str) -> None:
         self.asked += len(bad)
@@ -196,14 +205,6 @@ class VlmJudge:
                 "Correct question and answers (or numbers) in its settings. A model that thinks first needs, for "
                 "example, extra: {chat_template_kwargs: {enable_thinking: false}}"
             )
-
-
-def _in_parallel(ask: Callable[[Any], Reply], items: list, parallel: int) -> list[Reply]:
-    pool = ThreadPoolExecutor(parallel)
-    try:
-        return list(pool.map(ask, items))
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _word(token: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import on_policy
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from tiny import metrics_of, pick_a_pic_rows, picture, png, write_parquet
 from tiny_transformers import make_pixart
 
+import diffpo
 from diffpo.common import lock
 from diffpo.config import load_config
 from diffpo.train import checkpoint
@@ -112,13 +114,16 @@ class Launched:
         ]
         with lock.held(folder / "mine"):
             self.said = launch(
-                [["train", recipe, *options] for options in commands],
+                [self.scoring(folder / "scores of two"), *(["train", recipe, *options] for options in commands)],
                 "--multi_gpu",  # with ACCELERATE_USE_CPU, because --cpu starts several processes only under MPI
                 HF_DATASETS_CACHE=str(folder / "hf"),
             )
 
     def output(self, name: str) -> str:
         return f"output={self.folder / name}"
+
+    def scoring(self, out: Path) -> list[str]:
+        return ["score", str(self.pairs), "--out", str(out), "--scorers", "own_scorers:Mean", "--batch-size", "2"]
 
     def config(self, *options: str):
         recipe = self.folder / "recipe.yaml"
@@ -232,3 +237,10 @@ def test_sharded_and_whole_runs_continue_each_other(tiny_sdxl, make_config, tmp_
         two, one = (finished(tmp_path / name)[0] for name in (f"{kind}-two", kind))
         for name, value in one.items():
             torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_two_processes_share_out_the_pictures_to_score(launched):
+    found = diffpo.score(launched.pairs, launched.folder / "scores of one", scorers=("own_scorers:Mean",))
+    two = pq.read_table(launched.folder / "scores of two" / "scores.parquet")
+    assert two.equals(found.table()) and len(two) == found.pictures > 4
+    assert f"all {found.pictures} pictures" in launched.said

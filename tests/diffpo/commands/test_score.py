@@ -107,6 +107,15 @@ def test_a_manifest_gives_files_and_prompts(folder, tmp_path):
     assert found == {"below/9.png": ("nine", 90.0), "3.png": ("three", 30.0)}
 
 
+def test_one_picture(folder, tmp_path):
+    assert values(scored(folder / "below" / "9.png", tmp_path / "out"), "mean") == {"9.png": ("x" * 10, 90.0)}
+
+
+def test_a_scorer_must_be_named(folder, tmp_path):
+    with pytest.raises(DiffpoError, match="no scorer named; for example --scorers aesthetic"):
+        diffpo.score(folder, tmp_path / "out")
+
+
 def test_a_table_with_two_pictures_in_a_row(tmp_path):
     cells = [{"bytes": encoded(10 * i), "path": None} for i in range(4)]
     table = pa.table({"jpg_0": cells[:2], "jpg_1": cells[2:], "caption": ["a", "bb"], "other": ["", "longer"]})

@@ -3,6 +3,8 @@
 The real weights cannot be downloaded here, so the networks are tiny and random.
 """
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import tiny_scorers
@@ -114,11 +116,15 @@ def test_imagereward_is_the_published_network(made, images):
     state = tiny_scorers.random_state(tiny_scorers.blip_shapes(tiny_scorers.VISION, tiny_scorers.TEXT))
     state = {key: value.double() for key, value in state.items()}
     prompts = [*PROMPTS[:2], " ".join(["a red cat"] * 20)]
-    found = made["imagereward"].score(images, prompts)["imagereward"]
-    words = tiny_scorers.WORDS
+    scorer, words = made["imagereward"], tiny_scorers.WORDS
+    found = scorer.score(images, prompts)["imagereward"]
+    exact = imagereward.ImageReward(deepcopy(scorer.network).double(), scorer.tokenizer)
     for image, prompt, score in zip(images, prompts, found, strict=True):
         ids = [words.index("[CLS]"), *(words.index(w) for w in prompt.split()[:33]), words.index("[SEP]")]  # 35
-        assert score == pytest.approx(blip(state, cropped(image, 32), ids).item(), abs=2e-4)
+        pixels = cropped(image, 32)
+        expected = blip(state, pixels, ids).item()
+        assert exact._reward(pixels[None], [prompt]).item() == pytest.approx(expected, abs=1e-9)
+        assert score == pytest.approx(expected, abs=2e-4)  # with the preprocessing, in float32
     assert np.ptp(found) > 0.05
 
 
@@ -181,19 +187,23 @@ def test_mps_is_the_published_network(made, images):
     scorer = made["mps"]
     state = {k: v.double() for k, v in tiny_scorers.random_state(tiny_scorers.cross_shapes(12, 2, 2, 8)).items()}
     found = scorer.score(images, PROMPTS)["mps"]
-    clip, kept = scorer.model, []
+    exact = mps.MPS(deepcopy(scorer.model).double(), deepcopy(scorer.layers).double(), scorer.processor)
+    clip, kept = exact.model, []
     with torch.no_grad():
         for image, prompt, score in zip(images, PROMPTS, found, strict=True):
             texts = scorer.processor(text=[prompt, mps.CONDITION], padding="max_length", truncation=True, max_length=77)
             words = clip.text_model(torch.tensor(texts.input_ids))
-            features = clip.text_projection(words.last_hidden_state).double()
+            features = clip.text_projection(words.last_hidden_state)
             near = (features[0] @ features[1].T).max(1).values
             kept.append(keep := near / near.max() > 0.3)
-            seen = clip.vision_model(cropped(image, 16)[None].float()).last_hidden_state
-            first = crossed(state, clip.visual_projection(seen)[0].double(), features[0], keep)[0]
-            text = clip.text_projection(words.pooler_output)[0].double()
-            expected = clip.logit_scale.exp() * (first @ text) / (first.norm() * text.norm())
-            assert score == pytest.approx(expected.item(), abs=2e-2)  # PIL and torchvision round differently
+            pixels = cropped(image, 16)[None]
+            seen = clip.vision_model(pixels).last_hidden_state
+            first = crossed(state, clip.visual_projection(seen)[0], features[0], keep)[0]
+            text = clip.text_projection(words.pooler_output)[0]
+            expected = (clip.logit_scale.exp() * (first @ text) / (first.norm() * text.norm())).item()
+            assert exact._cosine(pixels, [prompt]).item() == pytest.approx(expected, abs=1e-6)
+            assert score == pytest.approx(expected, abs=2e-2)  # PIL and torchvision round differently
+    assert all(0 < keep.sum() < len(keep) for keep in kept)  # some words count, and some do not
     assert np.ptp(found) > 0.1
 
 
