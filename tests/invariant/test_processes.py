@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 import on_policy
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
