@@ -24,7 +24,7 @@ class Outside:
     """
 
     def __init__(self, config: Config, accelerator: Accelerator, step: int) -> None:
-        self._accelerator, self._writer, self._output = accelerator, None, config.output
+        self._output, self._writer, self._trackers = config.output, None, list[Any]()
         if config.log.tensorboard:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -33,12 +33,15 @@ class Outside:
             self._writer = SummaryWriter(str(config.output / "tensorboard"), purge_step=step + 1)
         if config.log.trackers:
             _start(accelerator, config)
+            self._trackers = accelerator.trackers
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         if self._writer:
             for name, value in metrics.items():
                 self._writer.add_scalar(name, value, step)
-        self._accelerator.log({name: value for name, value in metrics.items() if math.isfinite(value)}, step=step)
+        finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        for tracker in self._trackers:
+            tracker.log(finite, step=step)
 
     def show(self, step: int, images: Sequence[Any]) -> None:
         """The first `SHOWN` PIL pictures. MLflow keeps them as files; trackio gets none from accelerate."""
@@ -49,7 +52,7 @@ class Outside:
             self._writer.add_images(
                 "samples", np.stack([np.asarray(each) for each in images]), step, dataformats="NHWC"
             )
-        for tracker in self._accelerator.trackers:
+        for tracker in self._trackers:
             if hasattr(tracker, "log_images"):
                 tracker.log_images({"samples": list(images)}, step=step)
             elif hasattr(tracker, "log_artifact"):
@@ -59,9 +62,14 @@ class Outside:
     def close(self) -> None:
         if self._writer:
             self._writer.close()
-        for tracker in self._accelerator.trackers:
+        for tracker in self._trackers:
             tracker.finish()
-        self._accelerator.trackers = []
+        self._trackers.clear()  # accelerate's own list
+
+
+def make(config: Config, accelerator: Accelerator, step: int) -> Outside | None:
+    """None if ``config.log`` names no tracker."""
+    return Outside(config, accelerator, step) if config.log.tensorboard or config.log.trackers else None
 
 
 def missing(names: Sequence[str]) -> list[str]:

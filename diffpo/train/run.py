@@ -29,9 +29,8 @@ from ..common.files import write_atomic
 from ..common.run_folder import CHECKPOINT, CONFIG_NAME
 from ..common.text import plain
 from ..config import Config, Optimisation, ScorerConfig
-from . import checkpoint, distributed
+from . import checkpoint, distributed, outside
 from .metrics import Tracker
-from .outside import Outside
 from .update import Diverged, Stuck
 
 if TYPE_CHECKING:
@@ -131,8 +130,10 @@ class Run(Generic[ConfigT]):
         with checkpoint.disk_errors(self.output), contextlib.ExitStack() as stack:
             if self.main:
                 write_atomic(self.output / CONFIG_NAME, self.config.to_yaml().encode())
-                outside = Outside(self.config, self.accelerator, self.step) if isinstance(self.config, Config) else None
-                tracker = stack.enter_context(contextlib.closing(Tracker(self.output, self.step, outside)))
+                config, others = self.config, None
+                if isinstance(config, Config):
+                    others = outside.make(config, self.accelerator, self.step)
+                tracker = stack.enter_context(contextlib.closing(Tracker(self.output, self.step, others)))
             self._tracker, name = tracker, plain(self.output.name, 40)
             self._interrupted = stack.enter_context(interruption(self.accelerator))
             options = {"initial": self.step, "desc": name, "unit": "step", "delay": 1, "disable": not self.main}

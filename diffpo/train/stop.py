@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from .. import scorers
 from ..common import files
@@ -58,7 +59,7 @@ class StopRule:
         assert base is not None  # noqa: S101 (`Samples.begin` comes first)
         measured = self._measured(now, look, base)
         if found := hacking(measured, self.level):
-            self.stopped = " ".join(found[now])
+            self.stopped = " ".join(found[now][:3])  # the first scores that were named
             return False
         before = self.best or base
         better = self._better(deciding(measured), look, before)
@@ -140,10 +141,11 @@ class Looks:
     def _end(self, run: Run) -> None:
         assert self.rule is not None  # noqa: S101 (of the callers)
         best = self.chosen()
-        kept = "What is written is the last step: no look was shown to be better than the first."
+        kept = "No look was shown to be better than the first, so what is written is the last step as it is."
         if best is not None:
             kept = f"What is written is step {best}, the best look."
-        run.say(f"train.stop_when: {self.rule.stopped} {kept} To train on, set train.stop_when=null.")
+        if run.main:  # above the progress bar
+            tqdm.write(f"train.stop_when: {self.rule.stopped} {kept} To train on, set train.stop_when=null.")
         run.end()
 
     def chosen(self) -> int | None:
