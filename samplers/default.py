@@ -82,8 +82,9 @@ def _times(schedule: Schedule, calls: int, power: float, center: float, end: str
     middle = -math.log(center)
     # with many calls the first step must become small, too
     start = max(float(schedule.lam(schedule.t_max)), -math.log(max(NOISIEST, 1.5 * calls)))
-    ends = (start, float(schedule.lam(schedule.t_min)))
-    noisy, clean = (1.0 / (1.0 + np.exp(power * (lam - middle))) for lam in ends)
+    noisy, clean = (
+        1.0 / (1.0 + np.exp(power * (lam - middle))) for lam in (start, float(schedule.lam(schedule.t_min)))
+    )
     if end == "t_end":
         u = np.linspace(noisy, clean, calls + 1)
     else:  # u = 0 is sigma = 0; the network is not called below t_min
