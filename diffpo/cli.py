@@ -1,11 +1,9 @@
 """The command line: verbs only. Each verb imports what it needs when it is called: `diffpo --help` stays instant."""
 
 import contextlib
-import inspect
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +18,7 @@ try:
     import typer
 
     from .commands import measures
+    from .commands import options as given
 except KeyboardInterrupt:
     print(INTERRUPTED, file=sys.stderr)
     sys.exit(130)
@@ -97,103 +96,13 @@ def collect(
     print(f"fill in label_0 in {labels}: 1 if image_0 is better, 0 if image_1 is, 0.5 for a tie, null if not judged")
 
 
-MODEL = typer.Option(help="A pipeline folder, a hub id, or one .safetensors file.")
-ModelConfig = Annotated[
-    str | None,
-    typer.Option(
-        help="Where the configs come from if MODEL is one file: a folder, a hub id, sd1, sd2, sd2-v, sdxl or sdxl-v. "
-        "By default chosen from the weights."
-    ),
-]
-Family = Annotated[
-    str | None,
-    typer.Option(
-        metavar="MODULE:CLASS",
-        help="A model family of your own, for models that diffpo does not support; same as model.family.",
-    ),
-]
-PROMPTS = typer.Option(
-    help="A text file with one prompt per line; .json, .jsonl, .csv, .tsv or .parquet with a column prompt, caption or "
-    "text, or FILE:COLUMN; or shapes:heldout[:N]. Sets by name, or NAME=FILE for a local copy: everyday, composition, "
-    "parti, hpdv2, drawbench, pickapic-unique, geneval, dpg, t2i-compbench, genai-bench."
-)
-Out = Annotated[Path, typer.Option(help="Output folder; run the same command again to continue.")]
-Count = Annotated[int | None, typer.Option("--n", min=1, help="Use only the first N prompts.")]
-Side = Annotated[int | None, typer.Option(min=8, help="Size in pixels; by default the model's own.")]
-Device = Annotated[str | None, typer.Option(help="cuda, cpu or another torch device; by default cuda if there is one.")]
-Lora = Annotated[str | None, typer.Option(help="A LoRA file, or the folder of a training run.")]
-Guidance = Annotated[float, typer.Option(help="Classifier-free guidance scale.")]
-Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Precision of the model.")]
-SCORERS_HELP = (
-    "pickscore, hps, hps2.0, imagereward, mps, clip, aesthetic or shapes; NAME=SOURCE for local weights; "
-    "judge=FILE.yaml; sum=A*0.5+B; http://HOST:PORT of `diffpo serve-scorer`; module:Class of your own. Repeatable."
-)
-SOURCE_HELP = "A folder of pictures, a table (.parquet, .jsonl, .csv), a .tar shard, a folder of these, or a hub id."
-# for the fields of `Generation`, except the model: generate requires it, and eval does not
-GENERATION: dict[str, Any] = {
-    "model_config": ModelConfig,
-    "family": Family,
-    "lora": Lora,
-    "lora_weight": Annotated[float | None, typer.Option(help="Strength of the LoRA.", show_default="1")],
-    "user_pairs": Annotated[
-        str | None,
-        typer.Option(
-            help="Pairs by the user to personalise for (the first 4 are used); any format of data.train. Only for a "
-            "LoRA that was trained with users."
-        ),
-    ],
-    "seed": Annotated[int, typer.Option(help="First seed of every prompt.")],
-    "images_per_prompt": Annotated[int, typer.Option(min=1, help="Images (seeds) per prompt.")],
-    "steps": Annotated[
-        int | None, typer.Option(min=1, help="Model calls per image.", show_default="20, or the plan's")
-    ],
-    "solver": Annotated[
-        str | None,
-        typer.Option(
-            help="A solver of the package samplers, e.g. dpmpp or unipc, or module:attribute of your own. By default "
-            "it is chosen from the number of calls and the guidance scale."
-        ),
-    ],
-    "plan": Annotated[
-        str | None,
-        typer.Option(help="A sampling plan of `diffpo calibrate`, in place of a solver. It fixes the number of calls."),
-    ],
-    "any_model": Annotated[bool, typer.Option("--any-model", help="Take a plan that was fitted to another model too.")],
-    "guidance": Guidance,
-    "negative_prompt": Annotated[str | None, typer.Option(help="Negative prompt.")],
-    "height": Side,
-    "width": Side,
-    "batch_size": Annotated[int, typer.Option(min=1, help="Images per batch; it does not change the images.")],
-    "dtype": Dtype,
-    "device": Device,
-    "paths": Annotated[
-        int, typer.Option(min=0, help="Keep the denoising path of the first N prompts: x_0 at every model call.")
-    ],
-}
-
-
-def makes_pictures(verb: Callable[..., None]) -> Callable[..., None]:
-    """``verb`` with the options of `GENERATION` in place of its ``**making``, with the defaults of `Generation`.
-
-    typer reads a verb's options from its signature, so the signature is replaced.
-    """
-    *own, _ = inspect.signature(verb).parameters.values()
-    options = [
-        inspect.Parameter(name, own[0].kind, default=getattr(Generation, name), annotation=annotation)
-        for name, annotation in GENERATION.items()
-    ]
-    vars(verb)["__signature__"] = inspect.Signature([*own, *options])
-    verb.__annotations__ = {each.name: each.annotation for each in (*own, *options)}
-    return verb
-
-
 @app.command()
-@makes_pictures
+@given.makes_pictures
 def generate(
-    model: Annotated[str, MODEL],
-    prompts: Annotated[str, PROMPTS],
-    out: Out,
-    n: Count = None,
+    model: Annotated[str, given.MODEL],
+    prompts: Annotated[str, given.PROMPTS],
+    out: given.Out,
+    n: given.Count = None,
     **making: Any,
 ) -> None:
     """Make images with the base model and, with --lora, the tuned one: same prompts, same noise."""
@@ -205,11 +114,11 @@ def generate(
 
 
 @app.command("eval")
-@makes_pictures
+@given.makes_pictures
 def evaluate(
-    out: Out,
-    model: Annotated[str | None, MODEL] = None,
-    prompts: Annotated[str | None, PROMPTS] = None,
+    out: given.Out,
+    model: Annotated[str | None, given.MODEL] = None,
+    prompts: Annotated[str | None, given.PROMPTS] = None,
     arm: Annotated[
         list[str] | None,
         typer.Option(
@@ -223,7 +132,7 @@ def evaluate(
         Path | None,
         typer.Option(help="A folder with images/ARM/... to compare, instead of making images."),
     ] = None,
-    scorers: Annotated[list[str] | None, typer.Option(help=SCORERS_HELP, show_default="shapes")] = None,
+    scorers: Annotated[list[str] | None, typer.Option(help=given.SCORERS_HELP, show_default="shapes")] = None,
     train_scorer: Annotated[
         str | None, typer.Option(help="The score that the training pairs were labelled by, such as shapes.total.")
     ] = None,
@@ -237,7 +146,7 @@ def evaluate(
         Path | None,
         typer.Option("--run", help="Folder of the training run whose curves to show; by default that of the LoRA."),
     ] = None,
-    n: Count = None,
+    n: given.Count = None,
     **making: Any,
 ) -> None:
     """Compare images of two or more arms: a table with intervals, one picture, an HTML report and one sentence."""
@@ -253,14 +162,14 @@ def evaluate(
         table.show(found)
 
 
-measures.add_to(app, makes_pictures)
+measures.add_to(app)
 
 
 @app.command()
 def score(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help=SOURCE_HELP)],
-    out: Out,
-    scorers: Annotated[list[str] | None, typer.Option(help=SCORERS_HELP)] = None,
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help=given.SOURCE_HELP)],
+    out: given.Out,
+    scorers: Annotated[list[str] | None, typer.Option(help=given.SCORERS_HELP)] = None,
     image: Annotated[
         list[str] | None, typer.Option(help="Column with pictures; by default all with a usual name. Repeatable.")
     ] = None,
@@ -268,7 +177,7 @@ def score(
     split: Annotated[str, typer.Option(help="The split, where the source has several.")] = "train",
     n: Annotated[int | None, typer.Option("--n", min=1, help="Use only the first N pictures or rows.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time; it does not change the numbers.")] = 16,
-    device: Device = None,
+    device: given.Device = None,
 ) -> None:
     """Score pictures from anywhere: a folder, parquet or text tables, webdataset shards, a data set of the hub."""
     from .commands.score import Scoring, run
@@ -283,13 +192,13 @@ def score(
 
 @app.command()
 def calibrate(
-    model: Annotated[str, MODEL],
-    prompts: Annotated[str, PROMPTS],
+    model: Annotated[str, given.MODEL],
+    prompts: Annotated[str, given.PROMPTS],
     out: Annotated[Path, typer.Option(help="A new file for the plan, e.g. plan.safetensors.")],
-    model_config: ModelConfig = None,
-    family: Family = None,
-    lora: Lora = None,
-    guidance: Guidance = Generation.guidance,
+    model_config: given.ModelConfig = None,
+    family: given.Family = None,
+    lora: given.Lora = None,
+    guidance: given.Guidance = Generation.guidance,
     calls: Annotated[int, typer.Option(min=1, help="Model calls per image that the plan is for.")] = 5,
     method: Annotated[
         str, typer.Option(help="learned, compensated, searched, v3 or classical (docs/calibrate.md).")
@@ -301,8 +210,8 @@ def calibrate(
         int | None, typer.Option(min=8, help="Side of the images in pixels; by default the model's own.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Noises at a time; lower it if the memory is full.")] = 32,
-    dtype: Dtype = Generation.dtype,
-    device: Device = None,
+    dtype: given.Dtype = Generation.dtype,
+    device: given.Device = None,
 ) -> None:
     """Fit a sampling plan, a solver of a few calls, to one model. Use it with --plan in generate and eval."""
     from .commands.calibrate import Calibration, run
@@ -339,10 +248,10 @@ def export(
             "merged model as one file, for the same programs."
         ),
     ],
-    model: Annotated[str, MODEL],
+    model: Annotated[str, given.MODEL],
     out: Annotated[Path, typer.Option(help="A new folder for the export and its model card.")],
-    model_config: ModelConfig = None,
-    family: Family = None,
+    model_config: given.ModelConfig = None,
+    family: given.Family = None,
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
         typer.Option(help="Precision; by default that of the stored file."),
@@ -375,7 +284,7 @@ def serve_scorer(
     ] = 32,
     max_bytes: Annotated[int, typer.Option(min=1, help="Largest size of a request in bytes.")] = 2**26,
     max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels in one image.")] = 2**23,
-    device: Device = None,
+    device: given.Device = None,
 ) -> None:
     """Serve a scorer over HTTP; pass http://HOST:PORT as the scorer to eval or training."""
     from . import scorers

@@ -1,16 +1,17 @@
 """The verbs that measure sets of pictures: `distance`, `benchmark` and `read-benchmark`."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from .options import MODEL, Count, Device, Out, makes_pictures
+
 Benchmark = Literal["geneval", "dpg", "t2i-compbench", "genai-bench"]
 
 
-def add_to(app: typer.Typer, makes_pictures: Callable[[Callable[..., None]], Callable[..., None]]) -> None:
-    """Add the verbs to the command line; ``makes_pictures``: its decorator for verbs that make pictures."""
+def add_to(app: typer.Typer) -> None:
+    """Add the verbs to the command line."""
     app.command()(distance)
     app.command()(makes_pictures(benchmark))
     app.command("read-benchmark")(read_benchmark)
@@ -38,9 +39,7 @@ def distance(
     cache: Annotated[Path, typer.Option(help="Folder where features are kept, for the next time.")] = Path(
         "~/.cache/diffpo/features"
     ),
-    device: Annotated[
-        str | None, typer.Option(help="cuda, cpu or another torch device; by default cuda if there is one.")
-    ] = None,
+    device: Device = None,
 ) -> None:
     """Distance of two sets of pictures: FID, KID, CMMD, precision and recall, with intervals."""
     from ..evaluation import distributions
@@ -53,12 +52,12 @@ def distance(
 
 def benchmark(
     name: Annotated[Benchmark, typer.Argument(metavar="BENCHMARK", help="geneval, dpg, t2i-compbench or genai-bench.")],
-    model: Annotated[str, typer.Option(help="A pipeline folder, a hub id, or one .safetensors file.")],
-    out: Annotated[Path, typer.Option(help="Output folder; run the same command again to continue.")],
+    model: Annotated[str, MODEL],
+    out: Out,
     prompts: Annotated[
         str | None, typer.Option(help="Local copy of the benchmark's prompts; by default they are downloaded.")
     ] = None,
-    n: Annotated[int | None, typer.Option("--n", min=1, help="Use only the first N prompts.")] = None,
+    n: Count = None,
     **making: Any,
 ) -> None:
     """Make pictures in the folder layout of a benchmark, for its official scorer. By default as many for each prompt as
