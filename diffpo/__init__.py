@@ -24,12 +24,12 @@ def evaluate(*arguments: Any, **options: Any) -> Evaluation:
 
 
 def score(source: str, out: str, **options: Any) -> Scores:
-    """Score pictures from anywhere, as `diffpo score` does. Options are the fields of `commands.score.Scoring`."""
+    """Score pictures from anywhere, as `diffpo score` does. Options are the fields of `commands.score.ScoreRun`."""
     from pathlib import Path
 
-    from .commands.score import Scoring, run
+    from .commands.score import ScoreRun, run
 
-    return run(Scoring(str(source), Path(out), **options))
+    return run(ScoreRun(str(source), Path(out), **options))
 
 
 def distance(pictures: str, reference: str, features: Sequence[str], **options: Any) -> list[Distances]:

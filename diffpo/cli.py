@@ -180,12 +180,12 @@ def score(
     device: given.Device = None,
 ) -> None:
     """Score pictures from anywhere: a folder, parquet or text tables, webdataset shards, a data set of the hub."""
-    from .commands.score import Scoring, run
+    from .commands.score import ScoreRun, run
     from .commands.score_results import report
     from .scorers.pictures import Where
 
     where = Where(tuple(image or ()), prompt, split, n)
-    found = run(Scoring(source, out, tuple(scorers or ()), where, batch_size, device))
+    found = run(ScoreRun(source, out, tuple(scorers or ()), where, batch_size, device))
     if found.rows:  # only the first of several processes has the table
         report(found)
 

@@ -36,7 +36,7 @@ WORDS = "no prompt"
 
 
 @dataclass(frozen=True)
-class Scoring:
+class ScoreRun:
     """What is scored, and how.
 
     Attributes:
@@ -56,7 +56,7 @@ class Scoring:
     device: str | None = None
 
 
-def run(scoring: Scoring) -> Scores:
+def run(scoring: ScoreRun) -> Scores:
     """Score every picture by every scorer. Under `accelerate launch` each process takes its share.
 
     Pictures that were scored before are not scored again, unless they have changed. Raises DiffpoError for a source
@@ -85,7 +85,7 @@ class Checked:
     loaded: dict[str, Any]
 
 
-def _checked(scoring: Scoring, pictures: Pictures) -> Checked:
+def _checked(scoring: ScoreRun, pictures: Pictures) -> Checked:
     """Loads each scorer once, so that missing weights and prompts are reported before the first picture is scored."""
     if not scoring.scorers:
         raise DiffpoError("no scorer named; for example --scorers aesthetic")
@@ -104,11 +104,11 @@ def _checked(scoring: Scoring, pictures: Pictures) -> Checked:
     return Checked(specs, loaded)
 
 
-def _loaded(scoring: Scoring, spec: str) -> scorers.Scorer:
+def _loaded(scoring: ScoreRun, spec: str) -> scorers.Scorer:
     return scorers.load(spec, scoring.device or scorers.default_device(spec))
 
 
-def _share(scoring: Scoring, worker: Worker, wait: Any, checked: Checked) -> Scores:
+def _share(scoring: ScoreRun, worker: Worker, wait: Any, checked: Checked) -> Scores:
     """The work of one process; the first one merges, and has the result."""
     out, pictures = Path(scoring.out), find(scoring.source, scoring.where, worker.quiet)
     earlier, bad, notes = known(out), dict[str, str](), Counter[str]()

@@ -190,7 +190,7 @@ def test_two_processes_share_the_pictures(folder, tmp_path, monkeypatch):
     own_scorers.CALLS.clear()
     found = {}
     monkeypatch.setattr(Worker, "gather", lambda self, items: items)
-    make = score.Scoring(str(folder), tmp_path / "out", (MEAN, LONG), batch_size=2)
+    make = score.ScoreRun(str(folder), tmp_path / "out", (MEAN, LONG), batch_size=2)
 
     def as_worker(index):
         order = iter([lambda: index == 0 and as_worker(1)])  # the first process waits when it has checked everything
