@@ -13,7 +13,7 @@ from ..plan import Plan
 from ..sample import build_plan
 from ..schedule import Schedule
 
-REFERENCE_CALLS = 64
+REFERENCE_CALLS = 40
 
 
 @dataclass(frozen=True, eq=False)
