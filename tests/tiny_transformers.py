@@ -67,7 +67,7 @@ def _wider(t5, width: int):
     return T5EncoderModel(config)
 
 
-def make_pixart(folder: Path, sigma: bool = True, seed: int = 0) -> Path:
+def make_pixart(folder: Path, sigma: bool = True, seed: int = 0, layers: int = 2) -> Path:
     """PixArt-Sigma, or PixArt-alpha with size conditioning, as at 1024 px."""
     from diffusers import (
         DPMSolverMultistepScheduler,
@@ -80,7 +80,7 @@ def make_pixart(folder: Path, sigma: bool = True, seed: int = 0) -> Path:
     t5, tokenizer = _t5()
     transformer = PixArtTransformer2DModel(
         sample_size=8 if sigma else 128,  # with 128 the pipeline conditions on sizes
-        num_layers=2,
+        num_layers=layers,
         num_attention_heads=2,
         attention_head_dim=12,  # the width is divisible by 3: one part for each number of the size
         cross_attention_dim=24,

@@ -28,7 +28,7 @@ SMALL = ["fp8", pytest.param("nf4", marks=needs_bitsandbytes)]
 
 @pytest.fixture(scope="module")
 def pixart(tmp_path_factory):
-    return make_pixart(tmp_path_factory.mktemp("models") / "pixart")
+    return make_pixart(tmp_path_factory.mktemp("models") / "pixart", layers=3)
 
 
 def networks(path, how, precision="no", seed=0):
