@@ -10,7 +10,7 @@ is largest: its gradient is 1/n minus the mass of the cell. A short plan goes on
 
 The authors run annealed Langevin steps from there; here it is any solver of the package. A start is one of n stored
 states, so at most n pictures per prompt can come out.
-Whether it helps on a trained model is not measured yet.
+On assets/tiny-sdxl it does not help (samplers/README.md, "Plans fitted to a model").
 """
 
 from __future__ import annotations
