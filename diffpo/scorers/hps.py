@@ -51,8 +51,9 @@ class HPS:
                 from huggingface_hub import hf_hub_download
 
                 source = hf_hub_download(REPOSITORY, cls.file)
+            state = read_state(source)  # first: the network takes seconds to make
             model = open_clip.create_model(ARCHITECTURE, pretrained=None)
-            model.load_state_dict(read_state(source))
+            model.load_state_dict(state)
         except Exception as error:  # missing, truncated, pickled, or another model's: all mean no HPS
             raise missing(
                 f"HPS {cls.version} from {source or f'{REPOSITORY}/{cls.file}'}",
