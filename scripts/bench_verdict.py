@@ -123,6 +123,9 @@ def main() -> None:
         for signal in ("shapes.total", "vivid"):
             scoring = Scoring(SCORERS, signal)
             found = evaluate.run(out / f"eval-{signal}", made, "shapes:heldout", args.n, scoring)
+            # the second report is on the pictures of the first
+            there = out / f"eval-{signal}" / "images"
+            made = {arm: there / arm if isinstance(each, Generation) else each for arm, each in made.items()}
             for arm in found.arms[1:]:
                 rates = [found.row(score, arm).win_rate for score in ("shapes.total", "vivid")]
                 numbers = [f"{rate.value:.1%} [{rate.low:.1%}, {rate.high:.1%}]" for rate in rates]
