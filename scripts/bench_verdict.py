@@ -11,9 +11,9 @@ The arms, all of assets/tiny-sdxl, on held-out prompts with the same noise:
     hack     DRaFT on a score that is easy to game: the mean saturation of the picture
     folder   a folder of pictures without a manifest: the base model with 4 calls
 
-`good` and `kohya` were trained for the oracle, `hack` for vividness. So there are two reports: one marks the
-oracle's total as the training score, the other vividness. Right is: a good arm is to be used, and only `hack` is
-flagged, by the second report. The oracle's total says which arms are in fact better. An interrupted run goes on.
+`hack` was trained on saturation, so the report marks that score as the training signal. The oracle was not trained on:
+it decides, and it says which arms are in fact better. Right is: a good arm is to be used, and `hack` alone is flagged.
+An interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -116,24 +116,20 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=256)
     parser.add_argument("--out", type=Path, default=Path("runs/bench-verdict"))
     args = parser.parse_args()
-    lines = [tables.head(["seed", "trained on", "arm", "total [95 %]", "vivid [95 %]", "to use", "flagged"])]
+    lines = [tables.head(["seed", "arm", "total [95 %]", "vivid [95 %]", "to use", "flagged"])]
+    said: list[str] = []
     for seed in args.seeds:
         out = (args.out / f"seed-{seed}").resolve()
         made = arms(seed, out, args.n)
-        for signal in ("shapes.total", "vivid"):
-            scoring = Scoring(SCORERS, signal)
-            found = evaluate.run(out / f"eval-{signal}", made, "shapes:heldout", args.n, scoring)
-            # the second report is on the pictures of the first
-            there = out / f"eval-{signal}" / "images"
-            made = {arm: there / arm if isinstance(each, Generation) else each for arm, each in made.items()}
-            for arm in found.arms[1:]:
-                rates = [found.row(score, arm).win_rate for score in ("shapes.total", "vivid")]
-                numbers = [f"{rate.value:.1%} [{rate.low:.1%}, {rate.high:.1%}]" for rate in rates]
-                last = [arm == found.verdict.arm, arm in found.verdict.flagged]
-                lines.append(tables.row([seed, signal, arm, *numbers, *["yes" if each else "" for each in last]]))
-            lines += [f"\nseed {seed}, {signal}: {found.verdict.sentence}", *found.verdict.findings, ""]
-    print("\n".join(lines))
-    (args.out / "results.json").write_text(json.dumps(lines))
+        found = evaluate.run(out / "eval-vivid", made, "shapes:heldout", args.n, Scoring(SCORERS, "vivid"))
+        for arm in found.arms[1:]:
+            rates = [found.row(score, arm).win_rate for score in ("shapes.total", "vivid")]
+            numbers = [f"{rate.value:.1%} [{rate.low:.1%}, {rate.high:.1%}]" for rate in rates]
+            last = [arm == found.verdict.arm, arm in found.verdict.flagged]
+            lines.append(tables.row([seed, arm, *numbers, *["yes" if each else "" for each in last]]))
+        said += [f"seed {seed}: {found.verdict.sentence}", *found.verdict.findings, ""]
+    print("\n".join([*lines, "", *said]))
+    (args.out / "results.json").write_text(json.dumps([*lines, *said]))
 
 
 if __name__ == "__main__":
