@@ -8,12 +8,10 @@ OUT/parts/           what is finished while a run goes on: the same command cont
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import timedelta
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
@@ -22,12 +20,12 @@ from typing import Any
 import numpy as np
 
 from .. import scorers
-from ..common import lock
+from ..common import lock, processes
 from ..common.errors import DiffpoError
 from ..common.files import writing
 from ..common.images import BadRow, remarks
 from ..common.text import plain, whole
-from ..common.worker import ALONE, Worker
+from ..common.worker import Worker
 from ..scorers.pictures import SCORES, Item, Pictures, Where, find, texts
 from .score_results import PARTS, Known, Scores, check_target, known, merge
 
@@ -63,7 +61,8 @@ def run(scoring: ScoreRun) -> Scores:
     without pictures, missing weights, a scorer that needs prompts where there are none, and a folder ``out`` of another
     source.
     """
-    worker, wait = _processes()
+    ours = processes.here()
+    worker, wait = ours.worker(), ours.wait
     out = Path(scoring.out)
     if worker.index:
         wait()  # the first process checks everything, and copies what must be copied
@@ -142,19 +141,6 @@ class Share:
     known: Known
     file: Any
     notes: Counter[str]
-
-
-def _processes() -> tuple[Worker, Any]:
-    """This process among those of `accelerate launch`, and a function that waits for all of them."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return ALONE, lambda: None
-    import torch
-    from accelerate import PartialState
-    from accelerate.utils import parse_flag_from_env
-
-    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    state = PartialState(cpu=cpu, timeout=timedelta(hours=24))  # shares end at different times
-    return Worker(state.device, state.process_index, state.num_processes), state.wait_for_everyone
 
 
 def _identity(spec: str) -> str:

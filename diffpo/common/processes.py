@@ -6,10 +6,12 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from . import lock
+from .worker import ALONE, Worker
 
 T = TypeVar("T")
 
@@ -32,9 +34,11 @@ class Processes:
     def wait(self) -> None:
         """Until all processes are here."""
         if self.count > 1:
-            from accelerate import PartialState
+            _state().wait_for_everyone()
 
-            PartialState().wait_for_everyone()
+    def worker(self) -> Worker:
+        """With its device, for what works in shares."""
+        return ALONE if self.count == 1 else Worker(_state().device, self.rank, self.count)
 
     @contextmanager
     def lock(self, folder: Path) -> Iterator[None]:
@@ -44,6 +48,17 @@ class Processes:
             return
         with lock.held(folder):
             yield
+
+
+def _state() -> Any:
+    """accelerate's state of the processes. Shares end at different times, so they wait for each other for a day at
+    most; accelerate's own limits are 10 and 30 minutes."""
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return PartialState(cpu=cpu, timeout=timedelta(hours=24))
 
 
 def here() -> Processes:

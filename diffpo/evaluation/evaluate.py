@@ -85,8 +85,7 @@ def run(
         save(files["grid.png"], picture.grid_png(evaluation))
         manifest = rows or (read_manifest(legacy) if legacy else [])
         metrics = charts.read_metrics(run_folder)
-        page = report.html(evaluation, manifest, metrics, evaluation.verdict, evaluation.strengths)
-        save(files["report.html"], page.encode())
+        save(files["report.html"], report.html(evaluation, manifest, metrics).encode())
         forget_parts(out)
     return evaluation
 

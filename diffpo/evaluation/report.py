@@ -6,7 +6,6 @@ It loads nothing, and its Content-Security-Policy allows only inline styles, pic
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
 from hashlib import sha256
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -20,24 +19,14 @@ from .table import SHOWN, diversity_text, title
 
 if TYPE_CHECKING:
     from .compare import Evaluation
-    from .statistics import Estimate
-    from .verdict import Verdict
 
 
-def html(
-    evaluation: Evaluation,
-    manifest: list[dict],
-    metrics: list[dict],
-    verdict: Verdict | None = None,
-    strengths: Mapping[str, Mapping[str, Estimate]] | None = None,
-) -> str:
+def html(evaluation: Evaluation, manifest: list[dict], metrics: list[dict]) -> str:
     """The whole report.
 
     Args:
         manifest: rows that say how the pictures were made, of as many arms as it is known of.
         metrics: of `charts.read_metrics`.
-        verdict: what stands at the top; None leaves it out.
-        strengths: by score and arm, a column of the tables where there are any.
     """
     pages = Environment(loader=PackageLoader(__package__), autoescape=True, trim_blocks=True, undefined=StrictUndefined)
     pages.filters |= {"plain": _plain}
@@ -48,9 +37,9 @@ def html(
     return pages.get_template("report.html").render(
         e=evaluation,
         title=title(evaluation),
-        verdict=verdict,
+        verdict=evaluation.verdict,
         diversity=diversity_text(evaluation),
-        scores=report_tables.scores(evaluation, strengths or {}),
+        scores=report_tables.scores(evaluation, evaluation.strengths),
         checkpoints=Markup(report_curves.over_checkpoints(evaluation, manifest)),  # noqa: S704, escaped there
         calls=Markup(report_curves.over_calls(evaluation, manifest)),  # noqa: S704, escaped there
         training=Markup(charts.curves(metrics)),  # noqa: S704, escaped there

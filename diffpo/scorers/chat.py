@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 from ..common.errors import DiffpoError
 from ..common.text import plain
-from .exchange import as_line, exchange
+from .exchange import as_line, exchange, read_object
 
 WAITS = (1.0, 3.0, 9.0, 27.0)  # s before the second to the last attempt
 LONGEST = 60.0  # s that a server may ask to wait
@@ -111,7 +111,7 @@ class Chat:
             stop.wait(wait)
 
     def _understood(self, status: int, data: bytes) -> dict[str, Any]:
-        if status == 200 and (answer := _read(data)) is not None:
+        if status == 200 and (answer := read_object(data)) is not None:
             return answer
         advice = {
             401: f"Check the key in the environment variable {self.key_from or 'that key_from names'}",
@@ -146,7 +146,7 @@ class Chat:
 
     def _sentence(self, data: bytes) -> str:
         """The server's own sentence on what is wrong."""
-        said = (_read(data) or {}).get("error") or (_read(data) or {}).get("message")
+        said = (read_object(data) or {}).get("error") or (read_object(data) or {}).get("message")
         said = said.get("message") if isinstance(said, dict) else said
         return self._clean(plain(said, 300)) if isinstance(said, str) else ""
 
@@ -160,14 +160,6 @@ def _text_of(answer: dict[str, Any]) -> Any:
         return answer["choices"][0]["message"]["content"]
     except (KeyError, IndexError, TypeError):
         return None
-
-
-def _read(data: bytes) -> dict[str, Any] | None:
-    try:
-        answer = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    return answer if isinstance(answer, dict) else None
 
 
 def _seconds(value: str | None) -> float | None:

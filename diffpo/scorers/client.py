@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator
 from http.client import HTTPException, IncompleteRead
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -19,7 +18,7 @@ from PIL import Image
 from ..common.errors import DiffpoError
 from ..common.names import hint
 from ..common.text import plain
-from .exchange import as_line, exchange, png
+from .exchange import as_line, exchange, png, read_object
 from .server.protocol import NAME, PROTOCOL
 
 TIMEOUT = 300.0  # s for a request and its answer; requests of other processes go first
@@ -139,7 +138,7 @@ class HttpScorer:
         return status, answer
 
     def _understood(self, status: int, data: bytes) -> dict:
-        answer = _read(data)
+        answer = read_object(data)
         if status != 200 and (sentence := _sentence(data)):
             raise DiffpoError(f"the scorer at {self.url} refused the request (status {status}): {sentence}")
         if status != 200 or answer is None:
@@ -150,17 +149,9 @@ class HttpScorer:
         return answer
 
 
-def _read(data: bytes) -> dict[str, Any] | None:
-    try:
-        answer = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    return answer if isinstance(answer, dict) else None
-
-
 def _sentence(data: bytes) -> str:
     """The server's own sentence on what is wrong, if its answer has one."""
-    said = (_read(data) or {}).get("error")
+    said = (read_object(data) or {}).get("error")
     return as_line(said) if isinstance(said, str) else ""
 
 

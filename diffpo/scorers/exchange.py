@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -98,3 +99,12 @@ def png(image: Image.Image) -> str:
 def as_line(error: object) -> str:
     """One line that is fit for a terminal."""
     return plain(getattr(error, "strerror", None) or error) or type(error).__name__
+
+
+def read_object(data: bytes) -> dict[str, Any] | None:
+    """A JSON object; None for anything else."""
+    try:
+        answer = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return answer if isinstance(answer, dict) else None

@@ -8,7 +8,6 @@ runs it; `Features` defines what the class must have.
 from __future__ import annotations
 
 import importlib
-import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +19,7 @@ from ..common.imports import load_attribute
 from ..common.names import hint
 from ..common.text import plain
 from .missing import missing
+from .outside import made
 
 if TYPE_CHECKING:
     import torch
@@ -193,20 +193,7 @@ class _Outside:
 
     def __init__(self, spec: str, source: str | None, device: str) -> None:
         made_by = load_attribute(spec, "features", "a class, see diffpo.scorers.features.Features", callable)
-        try:
-            inspect.signature(made_by).bind(source, device)
-            given: tuple = (source, device)
-        except (TypeError, ValueError):
-            if source is not None:
-                raise DiffpoError(f"the features {spec} take no source: leave out ={plain(source, 100)}") from None
-            given = ()
-        try:
-            self.inner = made_by(*given)
-        except DiffpoError:
-            raise
-        except Exception as error:  # whatever its own code runs into
-            reason = f"{type(error).__name__}: {plain(error, 300)}"
-            raise DiffpoError(f"the features {spec} cannot be created: {reason}") from error
+        self.inner = made(f"the class of features {spec}", made_by, source, device)
         if not callable(getattr(self.inner, "embed", None)):
             raise DiffpoError(f"{spec} gives no features: it needs embed(images), which returns an (n, d) array")
         name = getattr(self.inner, "name", None)

@@ -15,6 +15,24 @@ from ..common.text import plain
 from .server.protocol import NAME
 
 
+def made(what: str, made_by: Callable[..., Any], source: str | None, device: str) -> Any:
+    """The object of a class from outside: called with source and device if it takes them. DiffpoError that begins with
+    ``what``, if it takes no source or cannot be created."""
+    try:
+        inspect.signature(made_by).bind(source, device)
+        given: tuple = (source, device)
+    except (TypeError, ValueError):
+        if source is not None:
+            raise DiffpoError(f"{what} takes no source: leave out ={plain(source, 100)}") from None
+        given = ()
+    try:
+        return made_by(*given)
+    except DiffpoError:
+        raise
+    except Exception as error:  # whatever its own code runs into
+        raise DiffpoError(f"{what} cannot be created: {type(error).__name__}: {plain(error, 300)}") from error
+
+
 class Outside:
     """The scorer that ``made_by`` makes, see `diffpo.scorers.Scorer`; ``number``: one of its numbers alone.
 
@@ -24,21 +42,7 @@ class Outside:
 
     def __init__(self, spec: str, made_by: Callable[..., Any], source: str | None, device: str, number: str | None):
         self.spec = spec
-        try:
-            inspect.signature(made_by).bind(source, device)
-            given: tuple = (source, device)
-        except (TypeError, ValueError):
-            if source is not None:
-                raise DiffpoError(f"the scorer {spec} takes no source: leave out ={plain(source, 100)}") from None
-            given = ()
-        try:
-            self.inner = made_by(*given)
-        except DiffpoError:
-            raise
-        except Exception as error:  # whatever its own code runs into
-            raise DiffpoError(
-                f"the scorer {spec} cannot be created: {type(error).__name__}: {plain(error, 300)}"
-            ) from error
+        self.inner = made(f"the scorer {spec}", made_by, source, device)
         names: Any = getattr(self.inner, "names", None)
         optional = getattr(self.inner, "optional", ())
         if not callable(getattr(self.inner, "score", None)) or not _are_names(names) or not set(optional) <= set(names):

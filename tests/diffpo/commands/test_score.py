@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 """`diffpo score`: from where pictures and prompts are read, what is written, and how a run goes on."""
 
 import io
@@ -194,7 +196,8 @@ def test_two_processes_share_the_pictures(folder, tmp_path, monkeypatch):
 
     def as_worker(index):
         order = iter([lambda: index == 0 and as_worker(1)])  # the first process waits when it has checked everything
-        monkeypatch.setattr(score, "_processes", lambda: (Worker(index=index, count=2), lambda: next(order, bool)()))
+        ours = SimpleNamespace(worker=lambda: Worker(index=index, count=2), wait=lambda: next(order, bool)())
+        monkeypatch.setattr(score.processes, "here", lambda: ours)
         found[index] = score.run(make)
 
     as_worker(0)

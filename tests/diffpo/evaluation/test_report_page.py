@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -54,7 +55,7 @@ def page_of(pictures, text="plain", **names):
     metrics = [{"step": 1, "loss": 0.5, text: 1.0}]
     verdict = SimpleNamespace(sentence=text, findings=[text, text], arm=None, needed=0)
     strengths = {evaluation.primary: {arm: Estimate(0.0, -1.0, 1.0) for arm in evaluation.arms}}
-    return report.html(evaluation, rows, metrics, verdict, strengths)
+    return report.html(replace(evaluation, verdict=verdict, strengths=strengths), rows, metrics)
 
 
 @pytest.fixture(scope="module")
