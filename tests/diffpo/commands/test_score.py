@@ -1,11 +1,10 @@
-from types import SimpleNamespace
-
 """`diffpo score`: from where pictures and prompts are read, what is written, and how a run goes on."""
 
 import io
 import json
 import shutil
 import tarfile
+from types import SimpleNamespace
 
 import numpy as np
 import own_scorers
