@@ -74,6 +74,10 @@ class Pipeline:
         with readable(self.path):
             return DiffusionPipeline.from_pretrained(self.name_or_path, **self.options, **dtype_option(dtype), **parts)
 
+    def files(self) -> list[Path]:
+        """All its files, in the folder or in the hub's cache."""
+        return listed(self._folder)
+
     def fingerprint(self) -> str:
         """Of a folder, the hash of everything in it that decides an image; of a hub id, the commit in the cache."""
         if not os.path.isdir(self.name_or_path):
@@ -102,7 +106,13 @@ class Pipeline:
             return Path(self.name_or_path)
         limit_waiting()
         with readable(self.path):
-            return Path(DiffusionPipeline.download(self.path, revision=self.revision))
+            return Path(DiffusionPipeline.download(self.path, **self.options))
+
+
+def listed(folder: Path) -> list[Path]:
+    """The files of a pipeline or of one of its parts, as absolute paths."""
+    folder = folder.absolute()
+    return [path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.is_file()]
 
 
 def read_index(path: Path) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from .file_header import read_header
 from .file_kind import kind_of, parts_of
 from .file_parts import converted, reading, text_encoder
 from .layouts import LAYOUTS
-from .pipeline import Pipeline, hash_of, read_config, read_index
+from .pipeline import Pipeline, hash_of, listed, read_config, read_index
 from .pretrained import dtype_option, hub_failed, local
 
 if TYPE_CHECKING:
@@ -270,6 +270,11 @@ class SingleFile:
         if found is None:
             raise DiffpoError(f"{self.folder / 'model_index.json'}: {part} is not a class of diffusers or transformers")
         return found
+
+    def files(self) -> list[Path]:
+        """The file, and those of the pipeline with its configs and missing parts."""
+        lent = self.lender.files() if self.missing and self.lender.name_or_path != self.name_or_path else []
+        return [self.file.absolute(), *listed(self.folder), *lent]
 
     def fingerprint(self) -> str:
         """A hash of the file and of all else that decides an image."""

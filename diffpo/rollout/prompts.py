@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,19 +10,17 @@ from torch import Tensor
 from ..common.worker import ALONE, Worker
 from ..config import Data
 from ..data.cache import Cache, content_key
+from ..data.encoders import Encoders
 from ..problems.regression import Conditioning
-
-if TYPE_CHECKING:
-    from ..models.family import Family
 
 
 class PromptConditions:
-    """Prompts with a text cache, which is filled when this is made. The text encoders must be loaded then.
+    """Prompts with a text cache, which is filled when this is made. The text encoders must be there then.
 
     ``conditions(indices, guidance)`` is the conditioning of the prompts with these indices.
     """
 
-    def __init__(self, prompts: Sequence[str], data: Data, family: Family, worker: Worker = ALONE) -> None:
+    def __init__(self, prompts: Sequence[str], data: Data, family: Encoders, worker: Worker = ALONE) -> None:
         self.prompts, self.family, self.device = list(prompts), family, worker.device
         self.resolution = data.resolution
         self.captions = sorted(set(self.prompts))

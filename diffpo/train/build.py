@@ -22,6 +22,7 @@ from ..data.cache import content_key
 from ..data.curriculum import Curriculum
 from ..data.groups import load_groups
 from ..data.prompts import load_prompts
+from ..models.lazy_encoders import LazyEncoders
 from ..objective import reference, users, weighting
 from ..objective.reference import Reference
 from ..objective.reward import Objective
@@ -103,10 +104,10 @@ def load_data(config: Config, family: Family, accelerator: Accelerator) -> Sourc
             "latents are not cached, because data.flip or data.crop=random shows another picture at each step; the "
             "VAE stays"
         )
-    family.load_encoders(accelerator.device)
+    encoders = LazyEncoders(family, accelerator.device, data.cache, write=worker.index == 0)
     # held-out draws do not depend on the run's seed, so that runs can be compared
     batches = {
-        name: Batches(groups, data, family, config.train.seed if name == "train" else 0, worker)
+        name: Batches(groups, data, encoders, config.train.seed if name == "train" else 0, worker)
         for name, groups in found.items()
     }
     captions = {caption for each in batches.values() for caption in each.captions}
@@ -117,15 +118,15 @@ def load_data(config: Config, family: Family, accelerator: Accelerator) -> Sourc
     elif objective.on_policy and data.prompts:
         prompts = load_prompts(data.prompts)
     if prompts:
-        conditions = PromptConditions(prompts, data, family, worker)
+        conditions = PromptConditions(prompts, data, encoders, worker)
         captions |= set(conditions.captions)
     samples = None
     if config.log.samples is not None:
-        samples = PromptConditions(
-            load_prompts(config.log.samples.prompts)[: config.log.samples.n], data, family, worker
-        )
+        prompts = load_prompts(config.log.samples.prompts)[: config.log.samples.n]
+        samples = PromptConditions(prompts, data, encoders, worker)
         captions |= set(samples.captions)
-    if long := models.too_long(family.pipe, sorted(captions)):
+    texts = sorted(captions)
+    if long := encoders.remember(f"long {content_key(texts)}", lambda: models.too_long(family.pipe, texts)):
         say(f"captions: {long}")
     accelerator.wait_for_everyone()
     tastes = {}
@@ -135,7 +136,7 @@ def load_data(config: Config, family: Family, accelerator: Accelerator) -> Sourc
             tastes[name] = users.read_tastes(each)
             each.further = tastes[name].condition
     decodes = objective.on_policy or samples is not None
-    family.free_encoders(keep_vae=decodes or not all(each.cached for each in batches.values()))
+    encoders.free(keep_vae=decodes or not all(each.cached for each in batches.values()))
     held_out = None
     if "validation" in batches:
         # without gradients twice the pairs fit

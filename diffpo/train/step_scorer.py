@@ -29,6 +29,7 @@ from ..data.groups import load_groups
 from ..data.order import order
 from ..models import identity
 from ..models.family import Family
+from ..models.lazy_encoders import LazyEncoders
 from ..problems.policy import Policy
 from ..scorers.step import base, load
 from ..scorers.step.base import StepScorer
@@ -207,11 +208,11 @@ def load_data(config: ScorerConfig, family: Family, device: torch.device) -> tup
         print("\n  ".join([f"{source}: {found[-1].describe()}", *found[-1].remarks()]))
         if found[-1].bad:
             print(f"  skipped: {found[-1].describe_bad()}")
-    family.load_encoders(device)
+    encoders = LazyEncoders(family, device, data.cache)
     seeds = (config.train.seed, 0)
-    batches = [Batches(groups, data, family, seed, Worker(device)) for groups, seed in zip(found, seeds, strict=True)]
+    batches = [Batches(groups, data, encoders, seed, Worker(device)) for groups, seed in zip(found, seeds, strict=True)]
     pictures = config.scorer.kind == "pixel" or any(load.needs_vae(spec) for spec in config.scorer.compare)
-    family.free_encoders(keep_vae=pictures or not batches[0].cached)
+    encoders.free(keep_vae=pictures or not batches[0].cached)
     return batches[0], batches[1]
 
 

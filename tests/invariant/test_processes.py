@@ -220,7 +220,7 @@ def test_two_processes_fill_the_caches_of_several_sizes_as_one_does(launched):
     one = launched.alone("sizes of one", *launched.mixed, *data, f"data.cache={cache}", "train.batch_size=4")
     kept = files(cache)
     assert files(launched.folder / "two sizes") == kept  # to the byte, and nothing beside them
-    assert [name.split("-")[0] for name in kept] == ["latents"] * 3 + ["text"]  # one for each size
+    assert [name.split("-")[0] for name in kept] == ["encoders"] + ["latents"] * 3 + ["text"]  # one for each size
     same(one, finished(launched.folder / "sizes of two"))
 
 

@@ -160,8 +160,8 @@ def stored(cache):
 
 
 @pytest.mark.parametrize(("options", "left"), [((), set()), (("data.cache_latents=false",), {"vae"})])
-def test_they_have_left_when_training_starts(tiny_sdxl, make_config, options, left):
-    config = make_config(tiny_sdxl, *options)
+def test_they_have_left_when_training_starts(tiny_sdxl, make_config, tmp_path, options, left):
+    config = make_config(tiny_sdxl, f"data.cache={tmp_path / 'empty'}", *options)
     family = models.load(config.model, "no", 16)
     load, watched = family.load_encoders, {}
 

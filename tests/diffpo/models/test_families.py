@@ -275,11 +275,14 @@ def few_tokens(monkeypatch, tmp_path_factory):
     return cut
 
 
-@pytest.mark.parametrize("method", KINDS)
-@pytest.mark.parametrize("name", list(MAKE))
+@pytest.mark.parametrize(
+    ("name", "method"),
+    # two pairs of models share a family's class: the second of them trains one offline and one on-policy method
+    [(name, method) for name in MAKE for method in (("inpo", "spo") if name in ("sd35", "pixart_alpha") else KINDS)],
+)
 def test_every_kind_of_objective_trains_every_family(folder, few_tokens, make_config, tmp_path, name, method):
     data, cache = methods.write_data(tmp_path), few_tokens(folder(name))
-    if method == "ppd" and name in ("pixart_sigma", "pixart_alpha", "dit"):
+    if method == "ppd" and name in ("pixart_sigma", "dit"):
         with pytest.raises(DiffpoError, match=r"set objective\.users=false"):
             methods.run(method, folder(name), make_config, data, cache)
         return
