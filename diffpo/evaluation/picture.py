@@ -46,16 +46,18 @@ def wrap(text: str, font, width: int, lines: int = 4) -> list[str]:
 
 
 def grid_png(evaluation: Evaluation, columns: int = 8, cell: int = 160) -> bytes:
-    """A row of pictures for every arm, with the prompt and the difference of the second arm above each column.
+    """A row of pictures for every arm, with the prompt and the difference of one arm (`Evaluation.shown`) above each
+    column.
 
     The ``columns`` prompts lie at even distances in the order of differences, from the best to the worst, so that the
     picture shows the whole range. Each is shown with its first seed. An arm without a picture there leaves a gap.
     """
     arms = evaluation.arms
-    ranked = evaluation.by_prompt[arms[1]]
+    ranked = evaluation.by_prompt[evaluation.shown]
     count = min(columns, len(ranked))
     chosen = [ranked[round(i * (len(ranked) - 1) / max(1, count - 1))] for i in range(count)]
-    by_index = {item.index: item for item in reversed(evaluation.items) if {*arms[:2]} <= item.pictures.keys()}
+    both = {arms[0], evaluation.shown}
+    by_index = {item.index: item for item in reversed(evaluation.items) if both <= item.pictures.keys()}
     first = [by_index[entry["prompt_id"]] for entry in chosen]
     pictures = [[_opened(item, arm, cell) for item in first] for arm in arms]
     width, height = (max(image.size[k] for row in pictures for image in row if image) for k in (0, 1))

@@ -7,9 +7,11 @@ from PIL import Image
 
 from .. import shapes
 from ..common.errors import DiffpoError
+from .careful import CannotScore
 
 # The attributes as 0/1, not as soft memberships: "80 % of the colours are right" can be read, and a membership that
 # moves from 0.9993 to 0.9996 would count as a win.
+ONLY = "the shapes scorer judges prompts of the embedded world only"
 KEYS = ("total", "following", "appearance", "all_right", *(f"right_{name}" for name in shapes.ATTRIBUTES))
 
 
@@ -25,9 +27,19 @@ class ShapesScorer:
             raise DiffpoError(f"the scorer shapes takes no source: leave out ={source}")
         return cls()
 
+    def check_prompts(self, prompts: list[str]) -> None:
+        """DiffpoError if none of ``prompts`` is a caption of the embedded world, before any picture is made."""
+        for prompt in prompts:
+            try:
+                shapes.parse(prompt)
+                return
+            except ValueError as error:
+                reason = str(error)
+        raise DiffpoError(f"{ONLY} and none of these is one: {reason}. Name others with --scorers")
+
     def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
         try:
             read = [shapes.score(image, prompt) for image, prompt in zip(images, prompts, strict=True)]
         except ValueError as error:
-            raise DiffpoError(f"the shapes scorer judges prompts of the embedded world only: {error}") from None
+            raise CannotScore(f"{ONLY}: {error}") from None
         return {f"shapes.{key}": np.array([one[key] for one in read], np.float64) for key in KEYS}

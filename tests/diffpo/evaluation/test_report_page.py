@@ -45,7 +45,8 @@ def evaluated(pictures, arms=("base", "mine", "other"), score="clip", prompt="a 
     del items[3].pictures[arms[2]]
     values = {arm: rng.normal(0.1 * k, 1, 12) for k, arm in enumerate(arms)}
     values[arms[2]][[3, 4]] = np.nan
-    return compare.summarise(items, {score: values, f"{score}.part": {a: -v for a, v in values.items()}}, score)
+    part = f"{score}.part"
+    return compare.summarise(items, {score: values, part: {a: -v for a, v in values.items()}}, part)
 
 
 def page_of(pictures, text="plain", **names):
@@ -118,7 +119,7 @@ def test_many_large_pictures_stay_within_the_budget(tmp_path):
     Image.fromarray(np.clip(texture, 0, 255).astype(np.uint8)).save(tmp_path / "a.png")
     sides = []
     for count in (10, 200, 2000):
-        made = report_pictures.Pictures(count)
+        made = report_pictures.Thumbnails(count)
         uri = made.uri(tmp_path / "a.png")
         assert len(uri) * count < 25e6
         sides.append(made.side)
