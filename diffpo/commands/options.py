@@ -84,14 +84,16 @@ GENERATION: dict[str, Any] = {
 }
 
 
-def makes_pictures(verb: Callable[..., None]) -> Callable[..., None]:
-    """``verb`` with the options of `GENERATION` in place of its ``**making``, with the defaults of `Generation`.
+def makes_pictures(verb: Callable[..., None], **defaults: Any) -> Callable[..., None]:
+    """``verb`` with the options of `GENERATION` in place of its ``**making``, with the defaults of `Generation` unless
+    ``defaults`` has others.
 
     typer reads a verb's options from its signature, so the signature is replaced.
     """
     *own, _ = inspect.signature(verb).parameters.values()
+    values = {name: getattr(Generation, name) for name in GENERATION} | defaults
     options = [
-        inspect.Parameter(name, own[0].kind, default=getattr(Generation, name), annotation=annotation)
+        inspect.Parameter(name, own[0].kind, default=values[name], annotation=annotation)
         for name, annotation in GENERATION.items()
     ]
     vars(verb)["__signature__"] = inspect.Signature([*own, *options])

@@ -59,7 +59,7 @@ def read_arms(specs: Sequence[str], options: Mapping[str, Any]) -> dict[str, Sou
         if (images := own.pop("images", None)) is not None:
             if own:
                 raise DiffpoError(f"--arm {name}: a folder of pictures has no {', '.join(own)}; leave that out")
-            arms[name] = Path(images).expanduser()
+            arms[name] = Path(images).expanduser().absolute()
             continue
         if own.get("plan") is not None:  # it has its own number of calls and solver
             own = {"steps": None, "solver": None} | own

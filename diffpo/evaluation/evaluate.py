@@ -82,6 +82,9 @@ def run(
         scores = score_items(compared, there, scoring, out)
         if ours.main:
             _say(scores.gaps())
+        there = [name for name in there if any(name in by_arm for by_arm in scores.values.values())]
+        if len({item.index for item in compared}) == 1:
+            gaps.append("there is only one prompt: differences have no interval, and nothing is known of other prompts")
         traits = _traits(compared, there, scoring)
         evaluation = summarise(compared, scores.values, scoring.train_scorer, traits)
         evaluation = replace(evaluation, files=files, left_out=[*gaps, *scores.gaps()])

@@ -208,7 +208,9 @@ class _Arm:
             except DiffpoError as error:
                 images.append(None)
                 names = self.found.unreadable.setdefault(arm, [])
-                if (text := f"{item.pictures[arm]} ({plain(error, 200)})") not in names:
+                path = item.pictures[arm]
+                reason = str(error).removeprefix(f"cannot read the image {path}: ").partition("; repair")[0]
+                if (text := f"{_short(path)} ({plain(reason, 200)})") not in names:
                     names.append(text)
         there = [k for k, image in enumerate(images) if image is not None]
         rows: list[dict[str, float] | None] = [None] * len(batch)
@@ -216,28 +218,31 @@ class _Arm:
             scored = self.careful.score([images[k] for k in there], [whole(batch[k].prompt) for k in there])
             for position, k in enumerate(there):
                 if position in scored.failed:
-                    text = f"{batch[k].pictures[arm]} ({plain(scored.failed[position], 300)})"
+                    text = f"{_short(batch[k].pictures[arm])} ({plain(scored.failed[position], 300)})"
                     self.found.failed.setdefault((self.spec, arm), []).append(text)
                 else:
                     rows[k] = {name: float(values[position]) for name, values in scored.numbers.items()}
         return rows
 
 
+def _short(path: Path) -> str:
+    """A picture in a sentence that names its arm."""
+    return f"{path.parent.name}/{path.name}"
+
+
 def _collect(found: Scores, spec: str, scorer: Any, rows: dict[str, list[_Row]]) -> None:
     """Put a scorer's rows into the arrays; what is not a number is counted. A score is left out for an arm that has no
     number, and for all if the first arm has none."""
-    empty: dict[str, list[str]] = {}  # by arm, the scores without a number
+    empty: dict[str, list[str]] = {}  # by score, the arms without a number
     for name in scorer.names:
         by_arm = {arm: _numbers(found, name, arm, scorer, own) for arm, own in rows.items()}
         lacking = [arm for arm, values in by_arm.items() if not np.isfinite(values).any()]
         if name not in scorer.optional:
-            for arm in lacking:
-                empty.setdefault(arm, []).append(name)
+            if any(row for arm in lacking for _, row in rows[arm]):  # others are unreadable, which is said
+                empty[name] = lacking
         if next(iter(rows)) not in lacking and len(lacking) < len(rows) - 1:
             found.values[name] = {arm: values for arm, values in by_arm.items() if arm not in lacking}
-    found.dropped += [
-        f"the scorer {spec} gave no number {named(names)} for the arm {arm}" for arm, names in empty.items()
-    ]
+    found.dropped += [f"the scorer {spec} gave no {name} for {named(arms, 10)}" for name, arms in empty.items()]
 
 
 def _numbers(found: Scores, name: str, arm: str, scorer: Any, rows: Sequence[_Row]) -> np.ndarray:
@@ -245,7 +250,7 @@ def _numbers(found: Scores, name: str, arm: str, scorer: Any, rows: Sequence[_Ro
     values = np.array([np.nan if row is None else row[name] for _, row in rows])
     for k, (item, row) in enumerate(rows):
         if row is not None and (np.isinf(values[k]) or (np.isnan(values[k]) and name not in scorer.optional)):
-            text = f"{item.pictures[arm]} (prompt {item.index}, {plain(item.prompt, 60)!r})"
+            text = f"{_short(item.pictures[arm])} (prompt {item.index}, {plain(item.prompt, 60)!r})"
             found.nan.setdefault((name, arm), []).append(text)
             values[k] = np.nan
     return values

@@ -77,8 +77,9 @@ def diversity_text(evaluation: Evaluation) -> str:
     numbers = [
         f"{arm} {value:.4f}" + (f" ({value / base - 1:+.1%})" if arm != first and base > 0 else "")
         for arm, value in evaluation.diversity.items()
+        if not np.isnan(value)
     ]
-    return f"diversity (mean {what} between {between}): {', '.join(numbers)}"
+    return f"diversity (mean {what} between {between}): {', '.join(numbers) or 'too few pictures'}"
 
 
 def title(evaluation: Evaluation) -> str:
