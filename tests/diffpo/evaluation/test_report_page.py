@@ -1,5 +1,7 @@
 """What the report says of several arms, and that nothing that it shows can become code."""
 
+import base64
+import io
 import json
 from collections import Counter
 from dataclasses import replace
@@ -124,6 +126,27 @@ def test_many_large_pictures_stay_within_the_budget(tmp_path):
         assert len(uri) * count < 25e6
         sides.append(made.side)
     assert sides[0] > sides[1] > sides[2] == report_pictures.SMALL
+
+
+def test_pictures_that_compress_badly_stay_within_the_budget_too(tmp_path):
+    """Noise, at sizes that keep their pixels if they can."""
+    rng = np.random.default_rng(0)
+    for side in (192, 150, 400):
+        Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(tmp_path / f"{side}.png")
+        uri = report_pictures.Thumbnails(2000).uri(tmp_path / f"{side}.png")
+        assert len(uri) * 2000 < 25e6
+    few = report_pictures.Thumbnails(10).uri(tmp_path / "192.png")
+    with Image.open(io.BytesIO(base64.b64decode(few.partition(",")[2]))) as kept, Image.open(tmp_path / "192.png") as a:
+        np.testing.assert_array_equal(np.asarray(kept), np.asarray(a))
+
+
+def test_settings_know_every_arm_also_those_in_folders():
+    made = [row("base", steps=8), row("fast", steps=4), {"arm": "photos", "folder": "pictures"}]
+    arms, settings = report.report_tables.settings(made)
+    settings = dict(settings)
+    assert arms == ["base", "fast", "photos"]
+    assert settings["steps"] == [8, 4, "not known"] and settings["seeds"] == ["0", "0", "not known"]
+    assert settings["folder"] == ["made for this comparison", "made for this comparison", "pictures"]
 
 
 # ---- curves over several arms
