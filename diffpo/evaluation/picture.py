@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -32,8 +33,8 @@ def wrap(text: str, font, width: int, lines: int = 4) -> list[str]:
     """The beginning of ``text`` in lines of ``width`` pixels; words that are wider are cut."""
     wrapped = [""]
     for word in plain(text, 50 * lines).split():
-        while font.getlength(word) > width and len(word) > 1:
-            most = next(k for k in range(len(word) - 1, 0, -1) if k == 1 or font.getlength(word[:k]) <= width)
+        while font.getlength(word) > width and len(word) > 1 and len(wrapped) <= lines + 1:
+            most = max(1, bisect_right(range(1, len(word)), width, key=lambda k: font.getlength(word[:k])))  # noqa: B023
             wrapped += [word[:most]]
             word = word[most:]
         longer = f"{wrapped[-1]} {word}".strip()
@@ -41,6 +42,8 @@ def wrap(text: str, font, width: int, lines: int = 4) -> list[str]:
             wrapped[-1] = longer
         else:
             wrapped.append(word)
+        if len(wrapped) > lines + 1:  # the first may be empty
+            break
     wrapped = [line for line in wrapped if line] or [""]
     return wrapped if len(wrapped) <= lines else [*wrapped[: lines - 1], wrapped[lines - 1] + " ..."]
 
