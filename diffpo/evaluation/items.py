@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def in_folder(folder: Path) -> dict[str, Path]:
     """The arms in a folder of `diffpo generate`, or of images/ARM folders: base and tuned first, others by name."""
     if not folder.is_dir():
         raise DiffpoError(f"there is no folder {folder} with images to compare")
-    if rows := read_manifest(folder):
+    if rows := _manifest(folder):
         names = {row["arm"] for row in rows}
     else:
         names = {each.name for each in folder.glob("images/*") if each.is_dir() and not each.name.startswith(".")}
@@ -67,7 +68,7 @@ def of_folder(folder: Path, texts: Sequence[str] | None, gaps: list[str]) -> lis
     if not folder.is_dir():
         raise DiffpoError(f"there is no folder {folder} with images to compare")
     for home in (folder, folder.parent.parent):
-        if rows := read_manifest(home) if (home / "manifest.jsonl").is_file() else []:
+        if rows := _manifest(home):
             names = sorted({row["arm"] for row in rows})
             if home != folder:
                 rows = [row for row in rows if row["arm"] == folder.name]
@@ -82,6 +83,20 @@ def of_folder(folder: Path, texts: Sequence[str] | None, gaps: list[str]) -> lis
                 check_comparable(home, rows)
                 return of_rows(home, _intact(home, rows, folder, gaps))
     return _unlisted(folder, texts, gaps)
+
+
+def _manifest(home: Path) -> list[dict]:
+    """The rows of a folder's manifest.jsonl, read once for all its arms; none if there is no such file."""
+    try:
+        about = (home / "manifest.jsonl").stat()
+    except OSError:
+        return []
+    return _rows_of(home, about.st_mtime_ns, about.st_size)
+
+
+@lru_cache(maxsize=2)
+def _rows_of(home: Path, *_state: int) -> list[dict]:
+    return read_manifest(home)
 
 
 def _intact(home: Path, rows: list[dict], folder: Path, gaps: list[str]) -> list[dict]:
@@ -111,7 +126,7 @@ def settings_rows(folder: Path, arm: str) -> list[dict[str, Any]]:
     ``arm``; without a manifest one row that names the folder."""
     found: list[dict[str, Any]] = []
     for home in (folder, folder.parent.parent):
-        rows = read_manifest(home) if (home / "manifest.jsonl").is_file() else []
+        rows = _manifest(home)
         found = found or [row for row in rows if home == folder or row["arm"] == folder.name]
     return [row | {"arm": arm, "folder": str(folder)} for row in found or [{}]]
 

@@ -34,7 +34,7 @@ def wrap(text: str, font, width: int, lines: int = 4) -> list[str]:
     wrapped = [""]
     for word in plain(text, 50 * lines).split():
         while font.getlength(word) > width and len(word) > 1 and len(wrapped) <= lines + 1:
-            most = max(1, bisect_right(range(1, len(word)), width, key=lambda k: font.getlength(word[:k])))  # noqa: B023
+            most = max(1, bisect_right(range(1, len(word)), width, key=lambda k: font.getlength(word[:k])))
             wrapped += [word[:most]]
             word = word[most:]
         longer = f"{wrapped[-1]} {word}".strip()
