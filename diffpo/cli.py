@@ -139,7 +139,8 @@ def evaluate(
     features: Annotated[
         str | None,
         typer.Option(
-            help="What diversity is measured in: dinov2, clip, shapes or module:Class.", show_default="pixels"
+            help="What diversity is measured in: dinov2, clip, lpips=FILE, shapes or module:Class.",
+            show_default="pixels",
         ),
     ] = None,
     run_folder: Annotated[

@@ -34,3 +34,12 @@ class Long:
         light = np.array([brightness(image) for image in images])
         length = np.array([len(prompt) for prompt in prompts], float)
         return {"long.sum": np.where(light > 0, light + length, np.nan), "long.prompt": length}
+
+
+class Failing:
+    """It runs into an error of its own."""
+
+    names = ("failing",)
+
+    def score(self, images, prompts):
+        return {"failing": [1 / 0 for _ in images]}

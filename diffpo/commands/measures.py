@@ -13,7 +13,7 @@ Benchmark = Literal["geneval", "dpg", "t2i-compbench", "genai-bench"]
 def add_to(app: typer.Typer) -> None:
     """Add the verbs to the command line."""
     app.command()(distance)
-    app.command()(makes_pictures(benchmark))
+    app.command()(makes_pictures(benchmark, images_per_prompt=None))
     app.command("read-benchmark")(read_benchmark)
 
 
@@ -65,9 +65,8 @@ def benchmark(
     from ..evaluation import benchmarks
     from ..evaluation.generation import Generation
 
-    layout = benchmarks.LAYOUTS[name]
-    if making["images_per_prompt"] == 1:
-        making["images_per_prompt"] = layout.images
+    if making["images_per_prompt"] is None:
+        making["images_per_prompt"] = benchmarks.LAYOUTS[name].images
     for line in benchmarks.make(name, Generation(model=model, **making), out, prompts, n):
         print(line)
 

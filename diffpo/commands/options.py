@@ -37,7 +37,7 @@ Lora = Annotated[str | None, typer.Option(help="A LoRA file, or the folder of a 
 Guidance = Annotated[float, typer.Option(help="Classifier-free guidance scale.")]
 Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Precision of the model.")]
 SCORERS_HELP = (
-    "pickscore, hps, hps2.0, imagereward, mps, clip, aesthetic or shapes; NAME=SOURCE for local weights; "
+    "pickscore, hps, hps2.0, hpsv3, imagereward, mps, clip, aesthetic or shapes; NAME=SOURCE for local weights; "
     "judge=FILE.yaml; sum=A*0.5+B; http://HOST:PORT of `diffpo serve-scorer`; module:Class of your own. Repeatable."
 )
 SOURCE_HELP = "A folder of pictures, a table (.parquet, .jsonl, .csv), a .tar shard, a folder of these, or a hub id."
@@ -84,14 +84,16 @@ GENERATION: dict[str, Any] = {
 }
 
 
-def makes_pictures(verb: Callable[..., None]) -> Callable[..., None]:
-    """``verb`` with the options of `GENERATION` in place of its ``**making``, with the defaults of `Generation`.
+def makes_pictures(verb: Callable[..., None], **defaults: Any) -> Callable[..., None]:
+    """``verb`` with the options of `GENERATION` in place of its ``**making``, with the defaults of `Generation` unless
+    ``defaults`` has others.
 
     typer reads a verb's options from its signature, so the signature is replaced.
     """
     *own, _ = inspect.signature(verb).parameters.values()
+    values = {name: getattr(Generation, name) for name in GENERATION} | defaults
     options = [
-        inspect.Parameter(name, own[0].kind, default=getattr(Generation, name), annotation=annotation)
+        inspect.Parameter(name, own[0].kind, default=values[name], annotation=annotation)
         for name, annotation in GENERATION.items()
     ]
     vars(verb)["__signature__"] = inspect.Signature([*own, *options])

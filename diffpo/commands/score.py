@@ -26,11 +26,13 @@ from ..common.files import writing
 from ..common.images import BadRow, remarks
 from ..common.text import plain, whole
 from ..common.worker import Worker
-from ..scorers.pictures import SCORES, Item, Pictures, Where, find, texts
-from .score_results import PARTS, Known, Scores, check_target, known, merge
+from ..scorers.careful import Careful
+from ..scorers.pictures import SCORES, Listed, Pictures, Where, find, texts
+from .score_results import PARTS, Gaps, Known, Scores, check_target, known, merge
 
 AHEAD = 3  # batches that are decoded while one is scored
 WORDS = "no prompt"
+FAILED = "a scorer fails"
 
 
 @dataclass(frozen=True)
@@ -113,19 +115,27 @@ def _share(scoring: ScoreRun, worker: Worker, wait: Any, checked: Checked) -> Sc
     earlier, bad, notes = known(out), dict[str, str](), Counter[str]()
     if not worker.index:
         wait()
+    stopped: dict[str, str] = {}
     with open(out / PARTS / f"{worker.index}.jsonl", "ab") as file:
         file.write(b"\n")  # a killed run may have left half a line
         for spec in scoring.scorers:
             scorer = checked.loaded.get(spec) or _loaded(scoring, spec)
-            bad |= _by_one(scorer, spec, Share(pictures, scoring.batch_size, worker, earlier, file, notes))
+            try:
+                bad |= _by_one(scorer, spec, Share(pictures, scoring.batch_size, worker, earlier, file, notes))
+            except DiffpoError as error:  # of a server or of a class of the user's: the other scorers go on
+                stopped[spec] = str(error)
     unreadable = dict(worker.gather(list(bad.items())))
+    stopped = dict(worker.gather(list(stopped.items())))
+    if len(stopped) == len(scoring.scorers):
+        wait()
+        raise DiffpoError(next(iter(stopped.values())))
     wait()
     if worker.index:
         wait()
-        return Scores([], len(pictures), unreadable, out / SCORES)
+        return Scores([], len(pictures), unreadable, out / SCORES, stopped)
     for line in remarks(notes):
         print(line)
-    result = merge(out, pictures, unreadable, checked.specs, scoring.where.part)
+    result = merge(out, pictures, checked.specs, Gaps(unreadable, stopped), scoring.where.part)
     wait()
     return result
 
@@ -155,11 +165,11 @@ def _by_one(scorer: scorers.Scorer, spec: str, share: Share) -> dict[str, str]:
     that were left out."""
     from tqdm.auto import tqdm
 
-    needs = getattr(scorer, "reads_prompt", True)
+    needs, careful = getattr(scorer, "reads_prompt", True), Careful(scorer)
     first, bad, worker = not share.notes, dict[str, str](), share.worker
     total = len(range(worker.index, len(share.pictures), worker.count))
 
-    def left() -> Iterator[Item]:
+    def left() -> Iterator[Listed]:
         for item in share.pictures.items(worker.index, worker.count):
             if all((name, item.key, item.state) in share.known for name in scorer.names):
                 bar.update()
@@ -178,30 +188,33 @@ def _by_one(scorer: scorers.Scorer, spec: str, share: Share) -> dict[str, str]:
                 else:
                     good.append((item, *read))
                     share.notes.update(read[0].info.get("notes", ()) if first else ())
-            _append(scorer, good, share.file)
+            bad |= _append(careful, good, share.file)
             bar.update(len(batch))
     return bad
 
 
-def _append(scorer: scorers.Scorer, good: list[tuple[Item, Any, str | None]], file: Any) -> None:
-    """Score pictures and write their numbers, null for NaN."""
+def _append(careful: Careful, good: list[tuple[Listed, Any, str | None]], file: Any) -> dict[str, str]:
+    """Score pictures and write their numbers, null for NaN. Returns {key: reason} of those that the scorer fails on,
+    which are tried again the next time."""
     if not good:
-        return
-    found = scorer.score([image for _, image, _ in good], texts([prompt for *_, prompt in good]))
+        return {}
+    found = careful.score([image for _, image, _ in good], texts([prompt for *_, prompt in good]))
     lines = []
-    for name in scorer.names:
-        for (item, _, prompt), value in zip(good, np.asarray(found[name], np.float64), strict=True):
+    for name, values in found.numbers.items():
+        for place, ((item, _, prompt), value) in enumerate(zip(good, values, strict=True)):
             row = (name, item.key, item.state, prompt and whole(prompt), float(value) if np.isfinite(value) else None)
-            lines.append(json.dumps(row).encode() + b"\n")
+            if place not in found.failed:
+                lines.append(json.dumps(row).encode() + b"\n")
     with writing(file.name):
         file.write(b"".join(lines))
         file.flush()
+    return {good[place][0].key: f"{FAILED}: {plain(reason, 300)}" for place, reason in found.failed.items()}
 
 
-def _decoded(pictures: Pictures, items: Iterable[Item], size: int) -> Iterator[list[tuple[Item, Any]]]:
+def _decoded(pictures: Pictures, items: Iterable[Listed], size: int) -> Iterator[list[tuple[Listed, Any]]]:
     """Batches of items and what was read of each (picture and prompt, or the BadRow), decoded ahead in threads."""
 
-    def read(item: Item) -> Any:
+    def read(item: Listed) -> Any:
         try:
             return pictures.read(item)
         except BadRow as problem:
@@ -209,7 +222,7 @@ def _decoded(pictures: Pictures, items: Iterable[Item], size: int) -> Iterator[l
 
     source = iter(items)
     with ThreadPoolExecutor(4) as pool:
-        waiting: list[list[tuple[Item, Future]]] = []
+        waiting: list[list[tuple[Listed, Future]]] = []
         while True:
             while len(waiting) < AHEAD and (chunk := list(islice(source, size))):
                 waiting.append([(item, pool.submit(read, item)) for item in chunk])

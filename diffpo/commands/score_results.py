@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from pathlib import Path
 from shutil import rmtree
@@ -28,7 +28,7 @@ Known = dict[tuple[str, str, str], tuple[str | None, float]]  # (number, key, st
 @dataclass(frozen=True)
 class Row:
     """The distribution of one number. ``missing``: pictures without it, as they are unreadable, lack a prompt, or the
-    scorer gave NaN."""
+    scorer failed on them or gave NaN. ``nan``: those of NaN."""
 
     scorer: str
     mean: float
@@ -37,16 +37,26 @@ class Row:
     high: float  # 95 %
     n: int
     missing: int
+    nan: int = 0
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """``unreadable``: {key of a picture: why it has no number}; ``stopped``: {scorer: why it gave up}."""
+
+    unreadable: dict[str, str]
+    stopped: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """``rows``: one for each number; ``unreadable``: {key: reason}; ``file``: the table of all values."""
+    """``rows``: one for each number; ``unreadable`` and ``stopped``: see `Gaps`; ``file``: the table of all values."""
 
     rows: list[Row]
     pictures: int
     unreadable: dict[str, str]
     file: Path
+    stopped: dict[str, str] = field(default_factory=dict)
 
     def table(self) -> Any:
         """All values as a pyarrow table; ``.to_pandas()`` makes a data frame of it."""
@@ -112,7 +122,7 @@ def known(out: Path) -> Known:
     return found
 
 
-def merge(out: Path, pictures: Pictures, unreadable: dict[str, str], specs: dict[str, str], part: bool) -> Scores:
+def merge(out: Path, pictures: Pictures, specs: dict[str, str], gaps: Gaps, part: bool) -> Scores:
     """All numbers of ``pictures``, in one file, and their table. Numbers of other pictures are kept if ``part`` of the
     source was asked for, and else dropped: those pictures are gone."""
     import pyarrow as pa
@@ -140,19 +150,20 @@ def merge(out: Path, pictures: Pictures, unreadable: dict[str, str], specs: dict
     table = [_row(name, np.array(found, np.float64), len(pictures)) for name, found in values.items()]
     summary = {"source": about["source"], "scorers": about["scorers"], "pictures": len(pictures)}
     shown = [{key: None if value != value else value for key, value in asdict(row).items()} for row in table]
-    summary |= {"rows": shown, "left_out": len(unreadable)}
-    summary |= {"first_left_out": dict(list(unreadable.items())[:SHOWN])}
+    summary |= {"rows": shown, "left_out": len(gaps.unreadable)}
+    summary |= {"first_left_out": dict(list(gaps.unreadable.items())[:SHOWN]), "stopped": gaps.stopped}
     with writing(out):
         write_atomic(out / SUMMARY, _json(summary))
     rmtree(out / PARTS, ignore_errors=True)
-    return Scores(table, len(pictures), unreadable, out / SCORES)
+    return Scores(table, len(pictures), gaps.unreadable, out / SCORES, gaps.stopped)
 
 
 def _row(name: str, values: np.ndarray, pictures: int) -> Row:
     found = values[np.isfinite(values)]
     low, median, high = np.percentile(found, (5, 50, 95)) if len(found) else (math.nan,) * 3
     mean = float(found.mean()) if len(found) else math.nan
-    return Row(name, mean, float(low), float(median), float(high), len(found), pictures - len(found))
+    missing, nan = pictures - len(found), len(values) - len(found)
+    return Row(name, mean, float(low), float(median), float(high), len(found), missing, nan)
 
 
 def _json(value: dict) -> bytes:
@@ -172,9 +183,12 @@ def report(scores: Scores) -> None:
 
 
 def left_out(scores: Scores) -> list[str]:
-    """Lines on the pictures without numbers: how many for each reason, and the first of them."""
+    """Lines on what lacks numbers: how many pictures for each reason, and the first of them; scorers that gave up."""
     reasons: dict[str, list[str]] = {}
     for key, reason in scores.unreadable.items():
         kind, _, detail = reason.partition(": ")
         reasons.setdefault(kind, []).append(f"{key}: {detail}" if detail else key)
-    return [f"{len(keys)} left out ({kind}), the first: {plain(keys[0], 300)}" for kind, keys in reasons.items()]
+    lines = [f"{len(keys)} left out ({kind}), the first: {plain(keys[0], 300)}" for kind, keys in reasons.items()]
+    lines += [f"{row.scorer} is NaN for {row.nan} pictures" for row in scores.rows if row.nan]
+    advice = "its numbers are not complete; the same command tries the others again"
+    return lines + [f"{plain(spec, 200)} gave up: {plain(why, 600)}; {advice}" for spec, why in scores.stopped.items()]

@@ -40,6 +40,13 @@ def read_text(path: str | Path, limit: int = LIMIT) -> str:
     return decoded(content)
 
 
+def text_beside(picture: Path) -> Path:
+    """The file with the text of a picture: NAME.txt beside NAME.png, or NAME.TXT."""
+    text = picture.with_suffix(".txt")
+    upper = picture.with_suffix(".TXT")
+    return upper if not text.exists() and upper.exists() else text
+
+
 def markdown(text: object, limit: int = 200) -> str:
     """``text``, made `plain`, for Markdown text or table cells: its own markup and HTML are escaped."""
     return re.sub(r"([\\`*_~|\[\]])", r"\\\1", escape(plain(text, limit), quote=False))

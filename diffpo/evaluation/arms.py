@@ -30,10 +30,10 @@ OF_LORA = re.compile(r"lora|hada_w|oft_|\.diff(_b)?$|dora_scale", re.IGNORECASE)
 LORA_FILES = (lora_file.FILE_NAME, lora_file.PEFT_FILE_NAME)
 EXAMPLE = "write NAME=WHAT, for example base, mine=runs/mine, or fast=lora=runs/mine,steps=8"
 
-Pictures = Generation | Path  # how an arm's pictures are made, or the folder that they are in
+Source = Generation | Path  # of an arm's pictures: how they are made, or the folder that they are in
 
 
-def read_arms(specs: Sequence[str], options: Mapping[str, Any]) -> dict[str, Pictures]:
+def read_arms(specs: Sequence[str], options: Mapping[str, Any]) -> dict[str, Source]:
     """The arms that ``specs`` name, in their order; the first is what the others are compared with.
 
     A spec is ``NAME=WHAT``. WHAT is ``base``; a LoRA file or the folder of a run, with ``@WEIGHT`` for its strength; a
@@ -43,7 +43,7 @@ def read_arms(specs: Sequence[str], options: Mapping[str, Any]) -> dict[str, Pic
     Raises DiffpoError that names the arm: a name that cannot be a folder's, or that is there twice; a key that there is
     not; a value of another kind.
     """
-    arms: dict[str, Pictures] = {}
+    arms: dict[str, Source] = {}
     for spec in specs:
         name, equals, what = spec.partition("=")
         if not equals and name != "base":
@@ -59,7 +59,7 @@ def read_arms(specs: Sequence[str], options: Mapping[str, Any]) -> dict[str, Pic
         if (images := own.pop("images", None)) is not None:
             if own:
                 raise DiffpoError(f"--arm {name}: a folder of pictures has no {', '.join(own)}; leave that out")
-            arms[name] = Path(images).expanduser()
+            arms[name] = Path(images).expanduser().absolute()
             continue
         if own.get("plan") is not None:  # it has its own number of calls and solver
             own = {"steps": None, "solver": None} | own

@@ -6,7 +6,7 @@ The first arm is the one that the others are compared with.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from ..common.errors import DiffpoError
 from . import statistics, verdict
 from .bradley_terry import bradley_terry
 from .items import Item
-from .looks import Looks, look
 from .statistics import Estimate
+from .traits import Traits, measure
 from .verdict import Verdict
 
 
@@ -50,13 +50,14 @@ class Evaluation:
     Attributes:
         arms: their names; the first is compared with.
         rows: by score, and within a score by arm.
-        primary: the score that sorts the prompts.
+        primary: the score that decides, and sorts the prompts.
         strengths: by score and arm, log-strengths of mean 0 (`bradley_terry`); only for three arms and more.
-        looks: signals, diversity and distances.
+        traits: signals, diversity and distances.
         verdict: which arm to use.
         by_prompt: by arm but the first: prompts, sorted by the difference of the primary score, best first.
         scores: by score and arm, (n,) each for n ``items``; NaN where there is none.
         files: what was written, by name.
+        left_out: sentences on what could not be compared.
     """
 
     arms: tuple[str, ...]
@@ -65,10 +66,11 @@ class Evaluation:
     rows: list[Comparison]
     primary: str
     strengths: dict[str, dict[str, Estimate]]
-    looks: Looks
+    traits: Traits
     verdict: Verdict
     by_prompt: dict[str, list[dict]]
     files: dict[str, Path]
+    left_out: list[str] = field(default_factory=list)
 
     def row(self, scorer: str, arm: str | None = None) -> Comparison:
         """The line of a score; of several arms the first one's unless ``arm`` is named."""
@@ -91,8 +93,14 @@ class Evaluation:
         """The mean of each arm's."""
         return {
             arm: float(np.nanmean(each)) if np.isfinite(each).any() else float("nan")
-            for arm, each in self.looks.diversity.items()
+            for arm, each in self.traits.diversity.items()
         }
+
+    @property
+    def shown(self) -> str:
+        """The arm whose best and worst prompts stand first: the one to use, or the first that is compared."""
+        arm = self.verdict.arm
+        return arm if arm in self.by_prompt else next(iter(self.by_prompt))
 
     @property
     def prompts(self) -> int:
@@ -104,10 +112,10 @@ def summarise(
     items: Sequence[Item],
     scores: dict[str, dict[str, np.ndarray]],
     train_scorer: str | None = None,
-    looks: Looks | None = None,
+    traits: Traits | None = None,
 ) -> Evaluation:
     """The statistics of given scores; the order of the arms is that in ``scores``. A picture whose score is NaN in
-    either arm is left out of that row. ``looks``: None looks at the pictures. DiffpoError if there is no row."""
+    either arm is left out of that row. ``traits``: None measures them. DiffpoError if there is no row."""
     ids = np.array([item.index for item in items])
     arms = tuple(dict.fromkeys(arm for by_arm in scores.values() for arm in by_arm))
     rows: list[Comparison] = []
@@ -119,18 +127,18 @@ def summarise(
     if not rows:
         raise DiffpoError(f"no prompt has any of the scores {', '.join(scores)}; name other scorers")
     names = list(dict.fromkeys(row.scorer for row in rows))
-    primary = train_scorer if train_scorer is not None and train_scorer in names else names[0]
-    looks = look(items, arms) if looks is None else looks
+    traits = measure(items, arms) if traits is None else traits
     measured = verdict.Measured(
         scores={name: scores[name] for name in names if arms[0] in scores[name]},
         prompt_id=ids,
         base=arms[0],
         trained=train_scorer,
         related=frozenset(name for name in names if _training_signal(name, train_scorer) == "same scorer"),
-        signals=looks.signals,
-        distance=looks.distance,
-        diversity=looks.diversity,
+        signals=traits.signals,
+        distance=traits.distance,
+        diversity=traits.diversity,
     )
+    primary = verdict.deciding(measured)
     return Evaluation(
         arms=arms,
         items=list(items),
@@ -138,7 +146,7 @@ def summarise(
         rows=rows,
         primary=primary,
         strengths={name: _strengths(scores[name], ids) for name in names} if len(arms) > 2 else {},
-        looks=looks,
+        traits=traits,
         verdict=verdict.judge(measured),
         by_prompt={arm: _by_prompt(items, scores[primary], arms[0], arm) for arm in arms[1:] if arm in scores[primary]},
         files={},

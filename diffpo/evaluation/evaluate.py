@@ -20,13 +20,13 @@ from ..common.errors import DiffpoError
 from ..common.text import plain
 from ..scorers import features
 from . import charts, generate, items, picture, report
-from .arms import Pictures
+from .arms import Source
 from .compare import Evaluation, summarise
 from .generation import Generation
 from .items import Found, Item
-from .looks import Looks, look
 from .manifest import check_comparable, json_bytes, read_manifest, save
 from .scoring import Scores, Scoring, check_scoring, forget_parts, score_items
+from .traits import Traits, measure
 
 FILES = ("scores.parquet", "summary.json", "grid.png", "report.html")
 COLUMNS = ["prompt_id", "seed", "arm", "scorer", "value"]  # of scores.parquet
@@ -35,7 +35,7 @@ BY_SHAPES = Scoring()
 
 def run(
     out: str | Path,
-    arms: Mapping[str, Pictures] | Generation | str | Path,
+    arms: Mapping[str, Source] | Generation | str | Path,
     prompts: str | Path | Sequence[str] | None = None,
     n: int | None = None,
     scoring: Scoring = BY_SHAPES,
@@ -50,12 +50,14 @@ def run(
 
     Under `accelerate launch` each process makes and scores its share, and the main process writes the files.
 
-    What cannot be compared (a picture that an arm lacks, that cannot be read, or whose score is NaN) is counted, said,
-    and left out of the rows that it belongs to. Raises DiffpoError if nothing is left of an arm.
+    What cannot be compared (a picture that an arm lacks, that cannot be read, or whose score is NaN; an arm without
+    pictures; a scorer that gives up) is counted, said, and left out of the rows that it belongs to. Raises DiffpoError
+    if nothing is left to compare with the first arm.
     """
     out = Path(out)
-    check_scoring(scoring)
-    named, legacy = _named(arms)
+    named = _named(arms)
+    texts = items.prompts_of(prompts)
+    check_scoring(scoring, texts[:n] if texts else None)
     made = {name: each for name, each in named.items() if isinstance(each, Generation)}
     if made and prompts is None:
         raise DiffpoError("eval needs --prompts to make the images, or --images with a folder of them")
@@ -65,38 +67,54 @@ def run(
     _check_target(files)
     ours = processes.here()
     with ours.lock(out):
-        texts = items.prompts_of(prompts)
         found: dict[str, list[Found]] = {}
+        gaps: list[str] = []
         rows = generate.run(made, prompts, out, n) if made and prompts is not None else []
         for name, each in named.items():
             if isinstance(each, Path):
-                found[name] = items.of_folder(each, texts)
+                found[name] = items.of_folder(each, texts, gaps)
             else:
                 found[name] = items.of_rows(out, (row for row in rows if row["arm"] == name))
-        compared = items.joined(found, texts, n)
-        scores = score_items(compared, list(named), scoring, out)
-        looks = _looks(compared, list(named), scoring)
-        evaluation = replace(summarise(compared, scores.values, scoring.train_scorer, looks), files=files)
+        compared = items.joined(found, texts, n, gaps)
+        if ours.main:
+            _say(gaps)
+        there = [name for name in named if any(name in item.pictures for item in compared)]
+        scores = score_items(compared, there, scoring, out)
+        if ours.main:
+            _say(scores.gaps())
+        there = [name for name in there if any(name in by_arm for by_arm in scores.values.values())]
+        if len({item.index for item in compared}) == 1:
+            gaps.append("there is only one prompt: differences have no interval, and nothing is known of other prompts")
+        traits = _traits(compared, there, scoring)
+        evaluation = summarise(compared, scores.values, scoring.train_scorer, traits)
+        evaluation = replace(evaluation, files=files, left_out=[*gaps, *scores.gaps()])
         ours.wait()  # until all have read the others' scores
         if not ours.main:
             return evaluation
         save(files["scores.parquet"], _parquet(compared, scores))
-        save(files["summary.json"], _json(evaluation, scores))
+        save(files["summary.json"], _json(evaluation))
         save(files["grid.png"], picture.grid_png(evaluation))
-        manifest = rows or (read_manifest(legacy) if legacy else [])
+        folders = {name: each for name, each in named.items() if isinstance(each, Path)}
+        manifest = [*rows, *(row for name, each in folders.items() for row in items.settings_rows(each, name))]
+        manifest = [row for row in manifest if row["arm"] in evaluation.arms]
         metrics = charts.read_metrics(run_folder)
         save(files["report.html"], report.html(evaluation, manifest, metrics).encode())
-        forget_parts(out)
+        if not scores.stopped:
+            forget_parts(out)
     return evaluation
 
 
-def _named(arms: Mapping[str, Pictures] | Generation | str | Path) -> tuple[dict[str, Pictures], Path | None]:
-    """The arms by name, and the one folder that holds them all, if it was given. DiffpoError for fewer than two."""
-    folder = None
+def _say(lines: Sequence[str]) -> None:
+    for line in lines:
+        print(line)
+
+
+def _named(arms: Mapping[str, Source] | Generation | str | Path) -> dict[str, Source]:
+    """The arms by name. DiffpoError for fewer than two."""
     if isinstance(arms, Generation):
         if arms.lora is None:
             raise DiffpoError("eval needs --lora to make the images, or --arm twice, or --images with a folder of them")
-        named: dict[str, Pictures] = {**arms.arms()}
+        named: dict[str, Source] = {**arms.arms()}
     elif isinstance(arms, Mapping):
         named = dict(arms)
     else:
@@ -108,14 +126,14 @@ def _named(arms: Mapping[str, Pictures] | Generation | str | Path) -> tuple[dict
             f"there is only one arm, {', '.join(named) or 'none'}: name at least two, such as --arm base --arm "
             "mine=runs/mine"
         )
-    return named, folder
+    return named
 
 
-def _looks(compared: Sequence[Item], arms: Sequence[str], scoring: Scoring) -> Looks:
+def _traits(compared: Sequence[Item], arms: Sequence[str], scoring: Scoring) -> Traits:
     if scoring.features is None:
-        return look(compared, arms)
+        return measure(compared, arms)
     made = features.load(scoring.features, scoring.device or scorers.default_device(scoring.features))
-    return look(compared, arms, made.embed, made.name)
+    return measure(compared, arms, made.embed, made.name)
 
 
 def training_run(folder: str | Path | None, lora: str | None) -> Path | None:
@@ -166,9 +184,9 @@ def _adjusted(evaluation: Evaluation) -> list[dict]:
     return [{"arms": list(pair), "p": p} for pair, p in evaluation.verdict.adjusted.items()]
 
 
-def _json(evaluation: Evaluation, scores: Scores) -> bytes:
+def _json(evaluation: Evaluation) -> bytes:
     first, *others = evaluation.arms
-    best = evaluation.by_prompt[others[0]]
+    best = next(iter(evaluation.by_prompt.values()))
     summary = {
         "arms": [first, *others],
         "rows": [asdict(row) for row in evaluation.rows],
@@ -180,7 +198,10 @@ def _json(evaluation: Evaluation, scores: Scores) -> bytes:
         "diversity": evaluation.diversity,
         "best": best[:5],
         "worst": best[::-1][:5],
-        "left_out": [plain(line, 2000) for line in scores.gaps()],
+        "by_arm": {
+            arm: {"best": ranked[:5], "worst": ranked[::-1][:5]} for arm, ranked in evaluation.by_prompt.items()
+        },
+        "left_out": [plain(line, 2000) for line in evaluation.left_out],
         "pairs": len(evaluation.items),
         "prompts": evaluation.prompts,
     }

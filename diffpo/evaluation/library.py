@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .arms import Pictures, read_arms
+from .arms import Source, read_arms
 from .compare import Evaluation
 from .evaluate import run
 from .scoring import Scoring
 
 
 def evaluate(
-    arms: Mapping[str, str | Path | Pictures],
+    arms: Mapping[str, str | Path | Source],
     prompts: str | Path | Sequence[str] | None = None,
     *,
     out: str | Path,
@@ -38,7 +38,7 @@ def evaluate(
     scoring = Scoring(
         tuple(scorers), options.pop("train_scorer", None), options.pop("features", None), options.get("device")
     )
-    named: dict[str, Pictures] = {}
+    named: dict[str, Source] = {}
     for name, what in arms.items():
         if isinstance(what, Path):
             what = str(what)

@@ -25,6 +25,9 @@ FOLDER = "paths"
 
 def beside(picture: Path) -> list[Path]:
     """The files of a picture's path, call by call; none if there is no path. ``picture``: images/ARM/NAME.png."""
+    picture = picture.absolute()
+    if len(picture.parents) < 3:
+        return []
     folder = picture.parents[2] / FOLDER / picture.parent.name / picture.stem
     return sorted(folder.glob("[0-9]*.png")) if picture.parents[1].name == "images" else []
 

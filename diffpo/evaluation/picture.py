@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -32,8 +33,8 @@ def wrap(text: str, font, width: int, lines: int = 4) -> list[str]:
     """The beginning of ``text`` in lines of ``width`` pixels; words that are wider are cut."""
     wrapped = [""]
     for word in plain(text, 50 * lines).split():
-        while font.getlength(word) > width and len(word) > 1:
-            most = next(k for k in range(len(word) - 1, 0, -1) if k == 1 or font.getlength(word[:k]) <= width)
+        while font.getlength(word) > width and len(word) > 1 and len(wrapped) <= lines + 1:
+            most = max(1, bisect_right(range(1, len(word)), width, key=lambda k: font.getlength(word[:k])))
             wrapped += [word[:most]]
             word = word[most:]
         longer = f"{wrapped[-1]} {word}".strip()
@@ -41,21 +42,25 @@ def wrap(text: str, font, width: int, lines: int = 4) -> list[str]:
             wrapped[-1] = longer
         else:
             wrapped.append(word)
+        if len(wrapped) > lines + 1:  # the first may be empty
+            break
     wrapped = [line for line in wrapped if line] or [""]
     return wrapped if len(wrapped) <= lines else [*wrapped[: lines - 1], wrapped[lines - 1] + " ..."]
 
 
 def grid_png(evaluation: Evaluation, columns: int = 8, cell: int = 160) -> bytes:
-    """A row of pictures for every arm, with the prompt and the difference of the second arm above each column.
+    """A row of pictures for every arm, with the prompt and the difference of one arm (`Evaluation.shown`) above each
+    column.
 
     The ``columns`` prompts lie at even distances in the order of differences, from the best to the worst, so that the
     picture shows the whole range. Each is shown with its first seed. An arm without a picture there leaves a gap.
     """
     arms = evaluation.arms
-    ranked = evaluation.by_prompt[arms[1]]
+    ranked = evaluation.by_prompt[evaluation.shown]
     count = min(columns, len(ranked))
     chosen = [ranked[round(i * (len(ranked) - 1) / max(1, count - 1))] for i in range(count)]
-    by_index = {item.index: item for item in reversed(evaluation.items) if {*arms[:2]} <= item.pictures.keys()}
+    both = {arms[0], evaluation.shown}
+    by_index = {item.index: item for item in reversed(evaluation.items) if both <= item.pictures.keys()}
     first = [by_index[entry["prompt_id"]] for entry in chosen]
     pictures = [[_opened(item, arm, cell) for item in first] for arm in arms]
     width, height = (max(image.size[k] for row in pictures for image in row if image) for k in (0, 1))

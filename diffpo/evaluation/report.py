@@ -32,7 +32,7 @@ def html(evaluation: Evaluation, manifest: list[dict], metrics: list[dict]) -> s
     pages.filters |= {"plain": _plain}
     folder = files(__package__) / "templates"
     script, style = ((folder / name).read_text("utf-8") for name in ("report.js", "report.css"))
-    pictures = report_pictures.Pictures(sum(len(item.pictures) for item in evaluation.items))
+    thumbnails = report_pictures.Thumbnails(sum(len(item.pictures) for item in evaluation.items))
     arms, settings = report_tables.settings(manifest)
     return pages.get_template("report.html").render(
         e=evaluation,
@@ -43,12 +43,12 @@ def html(evaluation: Evaluation, manifest: list[dict], metrics: list[dict]) -> s
         checkpoints=Markup(report_curves.over_checkpoints(evaluation, manifest)),  # noqa: S704, escaped there
         calls=Markup(report_curves.over_calls(evaluation, manifest)),  # noqa: S704, escaped there
         training=Markup(charts.curves(metrics)),  # noqa: S704, escaped there
-        denoising=report_pictures.denoising(evaluation, pictures),
+        denoising=report_pictures.denoising(evaluation, thumbnails),
         settings_of=arms,
         settings=settings,
-        static=report_pictures.static_cards(evaluation, pictures),
-        data=report_pictures.data(evaluation, pictures),
-        side=pictures.side,
+        static=report_pictures.static_cards(evaluation, thumbnails),
+        data=report_pictures.data(evaluation, thumbnails),
+        side=thumbnails.side,
         small=report_pictures.SMALL,
         script=Markup(script),  # noqa: S704, a file of the package
         style=Markup(style),  # noqa: S704, a file of the package

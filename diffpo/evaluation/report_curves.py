@@ -34,7 +34,7 @@ def made(manifest: Iterable[Mapping[str, Any]]) -> dict[str, Generation]:
     for arm, row in first.items():
         try:
             found[arm] = Generation.of(dict(row))
-        except (DiffpoError, TypeError):  # a manifest that was not written by diffpo
+        except (DiffpoError, TypeError, KeyError):  # a folder without a manifest, or with one of another program
             continue
     return found
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .items import Item
 
 SMALL = 192  # pixels of the longest side; up to here a picture keeps its pixels
+LEAST = 48  # to which pictures are reduced at most, to stay within the budget
 SIDES = (1024, 768, 512, 384, 256, SMALL)  # to which larger ones are reduced
 BUDGET = 18_000_000  # bytes of all reduced pictures: 24 MB as text
 PER_PIXEL = 0.3  # bytes of a JPEG of photographic detail, about
@@ -32,7 +33,7 @@ PATHS, CALLS = 6, 30  # prompts whose denoising path is shown, and calls of each
 
 
 @dataclass
-class Pictures:
+class Thumbnails:
     """Turns files into data URIs. ``count``: how many there will be, which share the budget."""
 
     count: int
@@ -57,26 +58,31 @@ class Pictures:
 
 
 def data_uri(path: Path, side: int = SMALL, most: int = BUDGET) -> str:
-    """The picture as it is in PNG, if it is at most `SMALL`; else a JPEG of at most ``side``, and of ``most`` bytes
-    unless that takes a quality below 50. DiffpoError if it cannot be read."""
+    """The picture as it is in PNG, if it is at most `SMALL` and takes at most ``most`` bytes; else a JPEG of at most
+    ``side`` and ``most`` bytes. What does not fit with quality 50 is made smaller, down to `LEAST` pixels. DiffpoError
+    if it cannot be read."""
     image, buffer = open_image(path), BytesIO()
     if max(image.size) <= SMALL:
         image.save(buffer, "PNG", optimize=True)
-        return _as_uri("png", buffer)
-    image = fit(image, side) if max(image.size) > side else image
-    for quality in (88, 80, 70, 60, 50):
-        buffer = BytesIO()
-        image.save(buffer, "JPEG", quality=quality)
         if buffer.tell() <= most:
-            break
-    return _as_uri("jpeg", buffer)
+            return _as_uri("png", buffer)
+    while True:
+        image = fit(image, side) if max(image.size) > side else image
+        for quality in (88, 80, 70, 60, 50):
+            buffer = BytesIO()
+            image.save(buffer, "JPEG", quality=quality)
+            if buffer.tell() <= most:
+                return _as_uri("jpeg", buffer)
+        side = int(min(side, max(image.size)) * 0.75)
+        if side < LEAST:
+            return _as_uri("jpeg", buffer)
 
 
 def _as_uri(kind: str, buffer: BytesIO) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def data(evaluation: Evaluation, pictures: Pictures) -> Markup:
+def data(evaluation: Evaluation, thumbnails: Thumbnails) -> Markup:
     """Everything that the page's script shows, as JSON that can stand in a <script> element."""
     names = list(dict.fromkeys(row.scorer for row in evaluation.rows))
     found = {
@@ -88,7 +94,7 @@ def data(evaluation: Evaluation, pictures: Pictures) -> Markup:
                 "index": item.index,
                 "seed": item.seed,
                 "prompt": plain(item.prompt, SHOWN),
-                "pictures": [pictures.uri(item.pictures.get(arm)) for arm in evaluation.arms],
+                "pictures": [thumbnails.uri(item.pictures.get(arm)) for arm in evaluation.arms],
                 "values": [[_number(evaluation.scores[name], arm, k) for arm in evaluation.arms] for name in names],
             }
             for k, item in enumerate(evaluation.items)
@@ -108,10 +114,10 @@ def _number(by_arm: dict[str, np.ndarray], arm: str, k: int) -> float | None:
     return float(f"{value:.6g}") if np.isfinite(value) else None
 
 
-def static_cards(evaluation: Evaluation, pictures: Pictures) -> list[tuple[str, list[dict[str, Any]]]]:
+def static_cards(evaluation: Evaluation, thumbnails: Thumbnails) -> list[tuple[str, list[dict[str, Any]]]]:
     """Sections of cards with their titles, for a page without scripts: all pictures, or of many the best, the middle
-    and the worst by the primary score of the second arm."""
-    first, second, *_ = evaluation.arms
+    and the worst by the primary score of one arm (`Evaluation.shown`)."""
+    first, second = evaluation.arms[0], evaluation.shown
     values, cards = evaluation.scores[evaluation.primary], []
     for k, item in enumerate(evaluation.items):
         difference = float(values[second][k] - values[first][k])
@@ -126,17 +132,20 @@ def static_cards(evaluation: Evaluation, pictures: Pictures) -> list[tuple[str, 
     ]
     if len(cards) <= STATIC_LIMIT:
         sections = [(f"All {len(cards)}, best difference first", cards)]
-    return [(title, [_card(evaluation, pictures, *card) for card in own]) for title, own in sections]
+    return [(title, [_card(evaluation, thumbnails, *card) for card in own]) for title, own in sections]
 
 
-def _card(evaluation: Evaluation, pictures: Pictures, difference: float, k: int, item: Item) -> dict[str, Any]:
+def _card(evaluation: Evaluation, thumbnails: Thumbnails, difference: float, k: int, item: Item) -> dict[str, Any]:
     values = evaluation.scores[evaluation.primary]
-    figures = [(arm, pictures.uri(path), float(values[arm][k])) for arm, path in item.pictures.items()]
+    figures = [
+        (arm, thumbnails.uri(path), float(values[arm][k]) if arm in values else float("nan"))
+        for arm, path in item.pictures.items()
+    ]
     colour = charts.TUNED if difference > 0 else charts.WORSE if difference < 0 else charts.QUIET
     return {"figures": figures, "colour": colour, "difference": difference, "item": item}
 
 
-def denoising(evaluation: Evaluation, pictures: Pictures) -> list[dict[str, Any]]:
+def denoising(evaluation: Evaluation, thumbnails: Thumbnails) -> list[dict[str, Any]]:
     """Of the first prompts that have one: for each arm its calls, and x_0 at each as a data URI."""
     found = []
     for item in evaluation.items:
@@ -144,7 +153,7 @@ def denoising(evaluation: Evaluation, pictures: Pictures) -> list[dict[str, Any]
         for arm in evaluation.arms:
             files = paths.beside(item.pictures[arm]) if arm in item.pictures else []
             chosen = np.linspace(0, len(files) - 1, min(CALLS, len(files))).round().astype(int).tolist()
-            calls = [(k + 1, pictures.uri(files[k], SMALL)) for k in chosen]
+            calls = [(k + 1, thumbnails.uri(files[k], SMALL)) for k in chosen]
             if calls:
                 rows.append((arm, len(files), calls))
         if rows:

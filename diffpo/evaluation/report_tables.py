@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .compare import Comparison, Evaluation
     from .statistics import Estimate
 
+UNKNOWN = "not known"  # of a folder without a manifest
 _OF_A_PICTURE = ("arm", "index", "seed", "prompt", "file", "sha256")
 
 
@@ -103,18 +104,22 @@ def settings(manifest: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[tup
     """How the pictures were made, from the last row of every arm: the arms, and by setting one value for all of them,
     or one for each where they differ."""
     last = {row["arm"]: row for row in manifest}
-    seeds = {arm: sorted({row["seed"] for row in manifest if row["arm"] == arm}) for arm in last}
+    seeds = {arm: sorted({row["seed"] for row in manifest if row["arm"] == arm and "seed" in row}) for arm in last}
     found: list[tuple[str, list[Any]]] = []
     for key in dict.fromkeys(key for row in last.values() for key in row if key not in _OF_A_PICTURE):
         values = [_said(key, row.get(key), row) for row in last.values()]
         found.append((key, values[:1] if all(value == values[0] for value in values) else values))
     if last:
-        texts = [", ".join(map(str, each)) for each in seeds.values()]
+        texts = [", ".join(map(str, each)) or UNKNOWN for each in seeds.values()]
         found.append(("seeds", texts[:1] if len({*texts}) == 1 else texts))
     return list(last), found
 
 
 def _said(key: str, value: Any, row: Mapping[str, Any]) -> Any:
+    if key == "folder" and value is None:
+        return "made for this comparison"
+    if key != "folder" and row.keys() <= {"arm", "folder"}:
+        return UNKNOWN
     if key == "solver" and value is None:
         return "that of the plan" if row.get("plan") else "the default for this number of calls and guidance"
     return value

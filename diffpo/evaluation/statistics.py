@@ -201,19 +201,3 @@ def p_beyond(values, prompt_id, margin: float = 0.0) -> float:
     if len(sums) == 1 or error == 0:
         return 0.0 if len(sums) > 1 and distance > 0 else 1.0
     return float(stdtr(len(sums) - 1, -distance / error))
-
-
-def diversity(images: np.ndarray, prompt_id) -> float:
-    """Mean pairwise root-mean-square distance between images, in units of the full range (0..1).
-
-    ``images``: (n, ...) in 0..1. Pairs of one prompt (other seeds) where any prompt has two images, else pairs of
-    different prompts. NaN for a single image. Alignment tends to lower it, so every report shows it.
-    """
-    flat = np.asarray(images, float).reshape(len(images), -1)
-    squares = (flat**2).sum(1)
-    squared = np.maximum(squares[:, None] + squares[None] - 2 * flat @ flat.T, 0) / flat.shape[1]
-    prompt_id = np.asarray(prompt_id)
-    upper = np.triu(np.ones(squared.shape, bool), 1)
-    same = upper & (prompt_id[:, None] == prompt_id[None])
-    pairs = same if same.any() else upper
-    return float(np.sqrt(squared[pairs]).mean()) if pairs.any() else float("nan")

@@ -72,12 +72,14 @@ def diversity_text(evaluation: Evaluation) -> str:
     base = evaluation.diversity[first]
     several = len(evaluation.items) > evaluation.prompts
     between = "seeds of one prompt" if several else "pictures of different prompts"
-    what = {"pixels": "pixel distance"}.get(evaluation.looks.features, f"distance of {evaluation.looks.features}")
+    features = evaluation.traits.features
+    what = "pixel distance" if features == "pixels" else f"distance of {features}"
     numbers = [
         f"{arm} {value:.4f}" + (f" ({value / base - 1:+.1%})" if arm != first and base > 0 else "")
         for arm, value in evaluation.diversity.items()
+        if not np.isnan(value)
     ]
-    return f"diversity (mean {what} between {between}): {', '.join(numbers)}"
+    return f"diversity (mean {what} between {between}): {', '.join(numbers) or 'too few pictures'}"
 
 
 def title(evaluation: Evaluation) -> str:
@@ -86,7 +88,7 @@ def title(evaluation: Evaluation) -> str:
 
 
 def show(evaluation: Evaluation) -> None:
-    """The table, diversity, the best and worst five prompts, the files and the verdict, to the terminal."""
+    """The table, diversity, the best and worst five prompts of one arm, the files and the verdict, to the terminal."""
     console, several = tables.console(), len(evaluation.arms) > 2
     names, rows = columns(evaluation), lines(evaluation)
     table = tables.Table(names, [texts for _, texts in rows], title(evaluation))
@@ -98,11 +100,13 @@ def show(evaluation: Evaluation) -> None:
         console.print("p: that the win rate is 1/2, after Holm's correction over the arms")
         console.print(strengths_text(evaluation, evaluation.verdict.score))
     console.print(diversity_text(evaluation))
-    for arm, ranked in evaluation.by_prompt.items():
-        for which, entries in (("best", ranked[:5]), ("worst", ranked[::-1][:5])):
-            console.print(f"{which} prompts by {plain(evaluation.primary, 100)}, {arm} - {evaluation.arms[0]}:")
-            for entry in entries:
-                console.print(f"  {entry['difference']:+.4f}  {plain(entry['prompt'], SHOWN)}")
+    ranked = evaluation.by_prompt[evaluation.shown]
+    for which, entries in (("best", ranked[:5]), ("worst", ranked[::-1][:5])):
+        console.print(
+            f"{which} prompts by {plain(evaluation.primary, 100)}, {evaluation.shown} - {evaluation.arms[0]}:"
+        )
+        for entry in entries:
+            console.print(f"  {entry['difference']:+.4f}  {plain(entry['prompt'], SHOWN)}")
     for name, path in evaluation.files.items():
         console.print(f"{name}: {plain(path, 5000)}", soft_wrap=True)
     for finding in evaluation.verdict.findings:

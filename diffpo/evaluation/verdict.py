@@ -17,6 +17,7 @@ from .bradley_terry import bradley_terry
 from .statistics import Estimate
 
 DIVERSITY_LOST = 0.1  # share of the base's diversity; what is lost beyond it is an alarm
+NAMED = 3  # numbers of one scorer in a sentence
 SHIFT = 0.5  # of a signal, in standard deviations over the base's pictures; what goes beyond it is an alarm
 
 Arms = Mapping[str, np.ndarray]
@@ -174,11 +175,14 @@ class _Standing:
         mine, theirs, prompts = self.measured.pair(self.score, first, base)
         if not len(prompts):
             return f"No item of {first} and {base} has a score {self.score}.", None, 0
+        worse = [arm for arm in others if self.beats(base, arm)]
+        down = f" Shown to be worse than {base}: {_listed(worse)}." if worse else ""
         confidence = 1 - self.alpha / len(self.adjusted)
         if more := statistics.needed_more(theirs, mine, prompts, confidence=confidence):
-            return f"{more} more prompts are needed to tell {first} from {base}: {seen}.", None, more
-        same = [base, *(arm for arm in others if not self.beats(base, arm))]
-        return f"No difference is shown between {_listed(same)}: {seen}, and 55 % would have shown.", None, 0
+            return f"{more} more prompts are needed to tell {first} from {base}: {seen}.{down}", None, more
+        same = [base, *(arm for arm in others if arm not in worse)]
+        words = f"No difference is shown between {_listed(same)}: {seen}, and 55 % would have shown.{down}"
+        return words, None, 0
 
     def _against(self, one: str, other: str) -> str:
         rate = self.rate(one, other)
@@ -187,15 +191,18 @@ class _Standing:
 
 
 class _Alarm(NamedTuple):
-    """Something that should not happen while the trained score rises: the p-value of its not being there, and words."""
+    """Something that should not happen while the trained score rises: the p-value of its not being there, and words.
+    ``scorer``: of a score that is down; alarms of one scorer become one sentence."""
 
     arm: str
     p: float
     words: str
+    scorer: str = ""
 
 
 def hacking(measured: Measured, alpha: float = 0.05) -> dict[str, list[str]]:
-    """The arms that seem to game the score that they were trained on, each with a sentence for every sign of it.
+    """The arms that seem to game the score that they were trained on, each with a sentence for every sign of it, and
+    one for all numbers of a scorer.
 
     An arm is named if its trained score is up against the base and at least one of these alarms is shown:
 
@@ -217,13 +224,25 @@ def hacking(measured: Measured, alpha: float = 0.05) -> dict[str, list[str]]:
     risen = dict(zip(arms, statistics.holm([changes[arm].p for arm in arms]) < alpha, strict=True))
     alarms = [alarm for arm in arms for alarm in _alarms(measured, arm, alpha)]
     shown = statistics.holm([alarm.p for alarm in alarms]) < alpha
+    real = [alarm for alarm, sure in zip(alarms, shown, strict=True) if sure]
     found: dict[str, list[str]] = {}
-    for alarm, real in zip(alarms, shown, strict=True):
-        rate = changes[alarm.arm].rate
-        if real and risen[alarm.arm] and rate.value > 0.5:
-            up = f"{alarm.arm} wins {percent(rate)} on {trained}, which it was trained on"
-            found.setdefault(alarm.arm, []).append(f"{up}, but {alarm.words}.")
+    for arm in arms:
+        rate, own = changes[arm].rate, [alarm for alarm in real if alarm.arm == arm]
+        if own and risen[arm] and rate.value > 0.5:
+            up = f"{arm} wins {percent(rate)} on {trained}, which it was trained on"
+            found[arm] = [f"{up}, but {words}." for words in _sentences(own)]
     return found
+
+
+def _sentences(alarms: list[_Alarm]) -> list[str]:
+    """The words of one arm's alarms; scores of one scorer that are down stand together, the first `NAMED` of them."""
+    words: list[str] = []
+    for scorer in dict.fromkeys(alarm.scorer for alarm in alarms if alarm.scorer):
+        down = [alarm.words for alarm in alarms if alarm.scorer == scorer]
+        more = [f"{len(down) - NAMED} more numbers of {scorer}"] if len(down) > NAMED else []
+        verb = "are" if len(down) > 1 else "is"
+        words.append(f"{_listed([*down[:NAMED], *more])}, which {verb} down")
+    return words + [alarm.words for alarm in alarms if not alarm.scorer]
 
 
 class _Change(NamedTuple):
@@ -244,7 +263,7 @@ def _alarms(measured: Measured, arm: str, alpha: float) -> Iterator[_Alarm]:
             continue
         rate, p = _change(measured, name, arm)
         confirmed |= rate.value > 0.5 and p < alpha
-        yield _Alarm(arm, p if rate.value < 0.5 else 1.0, f"{percent(rate)} on {name}, which is down")
+        yield _Alarm(arm, p if rate.value < 0.5 else 1.0, f"{percent(rate)} on {name}", name.partition(".")[0])
     if {arm, measured.base} <= measured.diversity.keys():
         yield _diversity_lost(measured, arm)
     for name, signal in measured.signals.items():

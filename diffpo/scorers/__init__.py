@@ -26,6 +26,7 @@ SCORERS = {
     "pickscore": "pickscore:PickScore",
     "hps": "hps:HPS",
     "hps2.0": "hps:HPS20",
+    "hpsv3": "hpsv3:HPSv3",
     "imagereward": "imagereward:ImageReward",
     "mps": "mps:MPS",
     "clip": "clip:ClipScore",
@@ -35,6 +36,16 @@ SCORERS = {
 }
 # those that have `rate`; a sum has it if its terms do
 DIFFERENTIABLE = ("pickscore", "hps", "hps2.0", "imagereward", "mps", "clip", "aesthetic")
+# names that people know these numbers by, and what to write instead
+ELSEWHERE = {
+    **dict.fromkeys(("hpsv2", "hpsv2.1", "hps2.1", "hps2"), "write hps for HPS v2.1, and hps2.0 for v2.0"),
+    **dict.fromkeys(("hpsv2.0", "hps-v2.0"), "write hps2.0"),
+    **dict.fromkeys(("hps3", "hps3.0"), "write hpsv3=FOLDER (docs/score.md)"),
+    **dict.fromkeys(("clipscore", "clip-score"), "write clip, or clip=ARCHITECTURE:WEIGHTS"),
+    **dict.fromkeys(("vqascore", "vqa", "unifiedreward", "unified-reward"), "write judge=FILE.yaml (docs/score.md)"),
+    **dict.fromkeys(("dinov2", "dino", "lpips", "inception"), "it compares pictures: use --features in eval"),
+    **dict.fromkeys(("fid", "kid", "cmmd"), "it compares sets of pictures: use diffpo distance"),
+}
 HOST = r"[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]"
 OUTSIDE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 URL = re.compile(rf"(https?://(?:{HOST})(?::([0-9]{{1,5}}))?)(?:/([A-Za-z0-9_.-]*))?")
@@ -98,6 +109,8 @@ def parse(spec: str) -> Spec:
     if given in SCORERS:  # hps2.0
         return Spec(given, source or None)
     name, dot, _ = given.partition(".")
+    if given.lower() in ELSEWHERE:
+        raise DiffpoError(f"unknown scorer {given!r}: {ELSEWHERE[given.lower()]}")
     if name not in SCORERS:
         raise DiffpoError(f"unknown scorer {name!r}: {hint(name, SCORERS)}")
     return Spec(name, source or None, given if dot else None)

@@ -18,6 +18,7 @@ from PIL import Image
 from ..common.errors import DiffpoError
 from ..common.names import hint
 from ..common.text import plain
+from .careful import CannotScore
 from .exchange import as_line, exchange, png, read_object
 from .server.protocol import NAME, PROTOCOL
 
@@ -32,7 +33,7 @@ class HttpScorer:
     """The numbers of the server at ``url``, or ``number`` alone.
 
     Asks the server what it is. Raises DiffpoError, here and from ``score``, that names the URL, the reason and the next
-    step: unreachable (after four attempts), refused, no finite number for an image.
+    step: unreachable (after four attempts), refused, no finite number for an image. The last two are `CannotScore`.
     """
 
     def __init__(self, url: str, number: str | None = None) -> None:
@@ -101,7 +102,7 @@ class HttpScorer:
             if value is None and name in self.optional:
                 value = math.nan
             elif type(value) not in (int, float) or not abs(value) <= LARGEST:
-                raise DiffpoError(
+                raise CannotScore(
                     f"the scorer at {self.url} gave {name} = {_shown(value)} for an image of the prompt "
                     f"{plain(prompt, 200)!r}; leave out the prompt or the scorer"
                 )
@@ -140,7 +141,7 @@ class HttpScorer:
     def _understood(self, status: int, data: bytes) -> dict:
         answer = read_object(data)
         if status != 200 and (sentence := _sentence(data)):
-            raise DiffpoError(f"the scorer at {self.url} refused the request (status {status}): {sentence}")
+            raise CannotScore(f"the scorer at {self.url} refused the request (status {status}): {sentence}")
         if status != 200 or answer is None:
             raise DiffpoError(
                 f"the server at {self.url} (status {status}) is not a scorer. Start `diffpo serve-scorer SCORER` "

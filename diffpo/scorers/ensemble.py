@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,8 @@ def read_terms(source: str | None) -> SumSettings:
     if source is None:
         raise DiffpoError(f"the scorer sum needs its terms: {SHAPE}")
     if source.endswith((".yaml", ".yml")):
+        if not Path(source).is_file():
+            raise DiffpoError(f"there is no file {plain(source, 300)} with the terms of a sum: {SHAPE}")
         return read(source, [], SumSettings)
     terms = []
     for text in source.split("+"):

@@ -31,6 +31,7 @@ FEATURES = {
     "clip": "features:ClipTower",
     "shapes": "features:ShapesTower",
     "inception": "inception:Inception",
+    "lpips": "lpips:Lpips",
 }
 DINO = "facebook/dinov2-base"
 TINY_CLIP = Path(__file__).parents[2] / "assets" / "tiny-clip"
@@ -56,7 +57,8 @@ class Features(Protocol):
 
 def load(spec: str, device: str = "cpu") -> Features:
     """The features that ``spec`` names: ``dinov2[=FOLDER or hub id]``, ``clip[=ARCHITECTURE:WEIGHTS]`` of open_clip,
-    ``shapes`` (trained on the embedded world), ``inception[=FILE]`` of FID, or ``package.module:Class[=SOURCE]``.
+    ``shapes`` (trained on the embedded world), ``inception[=FILE]`` of FID, ``lpips=FILE``, or
+    ``package.module:Class[=SOURCE]``.
 
     DiffpoError for an unknown name, for weights that are not at hand, and for a class that gives no features.
     """
@@ -71,7 +73,7 @@ def load(spec: str, device: str = "cpu") -> Features:
     return getattr(importlib.import_module(f"{package}.{module}"), attribute).load(source or None, device)
 
 
-class _Batched:
+class Batched:
     """Features whose pictures are prepared one by one and go through the network ``AT_ONCE`` at a time."""
 
     name: str
@@ -97,7 +99,7 @@ class _Batched:
         raise NotImplementedError
 
 
-class DinoV2(_Batched):
+class DinoV2(Batched):
     """DINOv2 (Oquab et al. 2023): the class token after the last layer norm; (n, 768) by default.
 
     ``model``: a transformers Dinov2Model, or another whose ``pooler_output`` is the vector; ``processor``: its image
@@ -130,7 +132,7 @@ class DinoV2(_Batched):
         return self.model(pixel_values=pixels).pooler_output
 
 
-class ClipTower(_Batched):
+class ClipTower(Batched):
     """The projected vectors of an open_clip image tower, before they are normalised; (n, 768) by default."""
 
     def __init__(self, model: Any, transform: Any, device: str = "cpu", name: str = "clip") -> None:
@@ -156,7 +158,7 @@ class ClipTower(_Batched):
         return self.model.encode_image(pixels)
 
 
-class ShapesTower(_Batched):
+class ShapesTower(Batched):
     """The image tower of assets/tiny-clip, trained on the embedded world; (n, 64)."""
 
     name = "shapes"

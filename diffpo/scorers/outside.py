@@ -12,6 +12,7 @@ from PIL import Image
 from ..common.errors import DiffpoError
 from ..common.names import hint
 from ..common.text import plain
+from .careful import CannotScore
 from .server.protocol import NAME
 
 
@@ -37,7 +38,7 @@ class Outside:
     """The scorer that ``made_by`` makes, see `diffpo.scorers.Scorer`; ``number``: one of its numbers alone.
 
     Raises DiffpoError that names the class: it cannot be made, or it is no scorer; from ``score``: its answer is not
-    one number for each image. The caller checks for NaN and names the prompt.
+    one number for each image, and `CannotScore` if its own code raises. The caller checks for NaN and names the prompt.
     """
 
     def __init__(self, spec: str, made_by: Callable[..., Any], source: str | None, device: str, number: str | None):
@@ -57,7 +58,13 @@ class Outside:
         self.reads_prompt = bool(getattr(self.inner, "reads_prompt", True))
 
     def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
-        found = self.inner.score(images, prompts)
+        try:
+            found = self.inner.score(images, prompts)
+        except DiffpoError:
+            raise
+        except Exception as error:  # whatever its own code runs into
+            reason = f"{type(error).__name__}: {plain(error, 300)}"
+            raise CannotScore(f"the scorer {self.spec} fails with {reason}") from error
         if not isinstance(found, dict):
             raise DiffpoError(f"the scorer {self.spec} returned {type(found).__name__}, not {{name: numbers}}")
         return {name: self._numbers(name, found, len(images)) for name in self.names}

@@ -23,11 +23,12 @@ from PIL import Image
 from ..common.errors import DiffpoError
 from ..common.images import BadRow, ShardMember, content, decode, is_picture
 from ..common.names import hint
-from ..common.text import plain, read_text, whole
+from ..common.text import plain, read_text, text_beside, whole
 from ..config import Data
 from ..data.files import Shards
 from ..data.prompts import NAMES
 from ..data.source import METADATA, SAVED, SAVED_SPLITS, SIDES, open_source
+from ..data.tables import Parquet
 
 IMAGES = (
     *("image", "file_name", "jpg_0", "jpg_1", "image_0", "image_1", "chosen", "rejected"),
@@ -36,6 +37,7 @@ IMAGES = (
 ROWS = (".parquet", ".tar")
 SCORES = "scores.parquet"  # written by `diffpo score` and eval, no source of pictures
 LONGEST = 2**20  # bytes of a prompt's file
+OUTSIDE = "outside the data's folder"  # the reason of `common.images.locate`
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Where:
 
 
 @dataclass(frozen=True)
-class Item:
+class Listed:
     """A picture that can be read later. ``state`` changes when the file, its prompt's file or its column does."""
 
     key: str
@@ -79,11 +81,11 @@ class Pictures:
     def __len__(self) -> int:
         raise NotImplementedError
 
-    def items(self, start: int, step: int) -> Iterator[Item]:
+    def items(self, start: int, step: int) -> Iterator[Listed]:
         """Every ``step``-th picture from the one with number ``start`` on."""
         raise NotImplementedError
 
-    def read(self, item: Item) -> tuple[Image.Image, str | None]:
+    def read(self, item: Listed) -> tuple[Image.Image, str | None]:
         """RGB picture and prompt (None: it has none). BadRow if the picture cannot be read."""
         raise NotImplementedError
 
@@ -126,12 +128,12 @@ class _Folder(Pictures):
     def __len__(self) -> int:
         return len(self.names)
 
-    def items(self, start: int, step: int) -> Iterator[Item]:
+    def items(self, start: int, step: int) -> Iterator[Listed]:
         for name in self.names[start::step]:
             said = self.prompts[name] if self.prompts else _stat(self._text(name))
-            yield Item(whole(name), _digest(_stat(self.folder / name), said), name)
+            yield Listed(whole(name), _digest(_stat(self.folder / name), said), name)
 
-    def read(self, item: Item) -> tuple[Image.Image, str | None]:
+    def read(self, item: Listed) -> tuple[Image.Image, str | None]:
         image = decode(content(item.place, [self.folder.resolve()]))
         if self.prompts:
             return image, self.prompts[item.place]
@@ -143,7 +145,7 @@ class _Folder(Pictures):
             raise BadRow("cannot read the prompt", getattr(error, "strerror", None) or error) from None
 
     def _text(self, name: str) -> Path:
-        return (self.folder / name).with_suffix(".txt")
+        return text_beside(self.folder / name)
 
 
 def _names(folder: Path) -> Iterator[str]:
@@ -188,48 +190,74 @@ class _Table(Pictures):
             advice = "data.train_split=NAME or data.validation_split=NAME"
             raise DiffpoError(str(error).replace(advice, "--split NAME")) from None
         names = list(found.rows.column_names)
-        self.images = where.images or tuple(name for name in IMAGES if name in names)
         lower = {name.lower(): name for name in reversed(names)}
-        self.prompt = where.prompt or next((lower[name] for name in NAMES if name in lower), None)
+        self.images = where.images or tuple(lower[name] for name in IMAGES if name in lower) or _encoded(found.rows)
+        self.prompts = (where.prompt,) if where.prompt else tuple(lower[name] for name in NAMES if name in lower)
+        if not isinstance(found.rows, Shards):
+            self.prompts = self.prompts[:1]  # samples of shards may differ in their fields, rows of a table do not
         there = plain(", ".join(names), 1000)
-        for name in (*self.images, *([self.prompt] if self.prompt else [])):
+        for name in (*self.images, *self.prompts):
             if name not in names:
                 raise DiffpoError(f"{source} has no column {name!r}: {hint(name, names)}")
         if not self.images:
             raise DiffpoError(f"{source} has no column of pictures among {there}; name it with --image NAME")
-        self.has_prompts = self.prompt is not None
+        self.has_prompts = bool(self.prompts)
         self.lacking = f"{source} has the columns {there}: name that of the prompts with --prompt NAME"
-        used = list(dict.fromkeys([*self.images, *([self.prompt] if self.prompt else [])]))
+        used = list(dict.fromkeys([*self.images, *self.prompts]))
         self.rows, self.roots = found.rows.select_columns(used), found.roots
         path = Path(source).expanduser()
         self.name = path.name if path.exists() else source
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
         # a change of any file of rows, or another choice of the prompts, makes all pictures new
-        self.state = _digest(where.split, self.prompt, *(_stat(each) for each in files if not is_picture(each.name)))
+        self.state = _digest(where.split, *self.prompts, *(_stat(each) for each in files if not is_picture(each.name)))
 
     def __len__(self) -> int:
         return len(self.rows) * len(self.images)
 
-    def items(self, start: int, step: int) -> Iterator[Item]:
+    def items(self, start: int, step: int) -> Iterator[Listed]:
         for number in range(start, len(self), step):
             row, place = divmod(number, len(self.images))
             column, key = self.images[place], ""
             if isinstance(self.rows, Shards):
                 cell = self.rows[row][column]
                 key = f"{cell.shard.name}:{cell.name}" if isinstance(cell, ShardMember) else ""
-            yield Item(key or f"{self.name}:{row}:{column}", self.state, (row, column))
+            yield Listed(key or f"{self.name}:{row}:{column}", self.state, (row, column))
 
-    def read(self, item: Item) -> tuple[Image.Image, str | None]:
+    def read(self, item: Listed) -> tuple[Image.Image, str | None]:
         row, column = item.place
         values = self.rows[row]
         cell = values[column]
         if isinstance(cell, list):
-            raise BadRow("a list of pictures in one cell", column)
-        image = decode(content(cell, self.roots))
-        prompt = values[self.prompt] if self.prompt else None
+            if len(cell) != 1:
+                raise BadRow("not one picture but a list in one cell", f"{len(cell)} pictures")
+            cell = cell[0]
+        try:
+            image = decode(content(cell, self.roots))
+        except BadRow as problem:
+            if problem.reason != OUTSIDE:
+                raise
+            raise BadRow(OUTSIDE, f"{plain(cell, 100)}: put table and pictures into one folder") from None
+        prompt = next((values[name] for name in self.prompts if values[name] not in (None, "")), None)
         if prompt is not None and not isinstance(prompt, str):
             raise BadRow("the prompt is not text", repr(prompt)[:100])
         return image, prompt.strip() or None if prompt else None
+
+
+def _encoded(rows: Any) -> tuple[str, ...]:
+    """The columns that hold encoded pictures by their type: bytes, or `datasets`' {bytes, path}."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = getattr(getattr(rows, "features", None), "arrow_schema", None)
+    if isinstance(rows, Parquet) and rows.files:
+        schema = pq.read_schema(rows.files[0][0])
+    found = []
+    for each in schema or ():
+        kind = each.type
+        struct = pa.types.is_struct(kind) and {"bytes", "path"} <= {kind.field(k).name for k in range(kind.num_fields)}
+        if struct or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            found.append(each.name)
+    return tuple(found)
 
 
 def _stat(path: Path) -> str:

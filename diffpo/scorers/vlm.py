@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Event
 from typing import Any, NamedTuple
 
@@ -146,6 +147,8 @@ class VlmJudge:
         """``source``: the YAML file of the settings. The server is not asked."""
         if source is None:
             raise DiffpoError("the scorer judge needs its settings: judge=FILE.yaml with url and model (docs/score.md)")
+        if not Path(source).is_file():
+            raise DiffpoError(f"there is no file {plain(source, 300)} with the settings of a judge (docs/score.md)")
         return cls(read(source, [], JudgeSettings))
 
     def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:

@@ -59,7 +59,7 @@ class StopRule:
         assert base is not None  # noqa: S101 (`Samples.begin` comes first)
         measured = self._measured(now, look, base)
         if found := hacking(measured, self.level):
-            self.stopped = " ".join(found[now][:3])  # the first scores that were named
+            self.stopped = " ".join(found[now][:3])  # the first scorers that were named
             return False
         before = self.best or base
         better = self._better(deciding(measured), look, before)

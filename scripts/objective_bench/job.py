@@ -18,7 +18,7 @@ import numpy as np
 
 from diffpo.commands.quickstart import ROOT
 from diffpo.config import Config, load_config
-from diffpo.evaluation import statistics
+from diffpo.evaluation import signals, statistics
 from diffpo.evaluation.generation import Generation
 
 from .data import MODEL, PAIRS, VALIDATION
@@ -160,7 +160,9 @@ def draw(lora: Path | None, indices: Iterable[int], seed: int = 0) -> dict[str, 
 def diversity(lora: Path | None) -> float:
     """Mean distance between the pictures of one prompt from several seeds."""
     pictures = [draw(lora, range(DIVERSE_PROMPTS), seed)["pictures"] for seed in range(1, 1 + DIVERSE_SEEDS)]
-    return statistics.diversity(np.concatenate(pictures), np.tile(np.arange(DIVERSE_PROMPTS), DIVERSE_SEEDS))
+    flat = np.concatenate(pictures).reshape(DIVERSE_PROMPTS * DIVERSE_SEEDS, -1)
+    features = flat / np.sqrt(flat.shape[1])  # their distance is the root-mean-square distance of the pictures
+    return float(signals.diversity(features, np.tile(np.arange(DIVERSE_PROMPTS), DIVERSE_SEEDS)).mean())
 
 
 def compare(base: dict[str, list[float]], tuned: dict[str, list[float]], n: int) -> dict[str, Any]:

@@ -107,6 +107,8 @@ def run(
 
     if not features:
         raise DiffpoError("no features named; for example --features inception")
+    if any(each.partition("=")[0] == "lpips" for each in features):
+        raise DiffpoError("lpips compares two pictures, not two sets: use inception, clip or dinov2 here")
     mine = embedding.find(source)
     fixed = Gaussian.read(reference) if str(reference).endswith(".npz") else None
     other = None if fixed else embedding.find(reference)

@@ -18,7 +18,7 @@ from ...common.files import write_atomic, writing
 from ...common.images import BadRow
 from ...common.text import plain
 from ...scorers import pictures
-from ...scorers.pictures import Item, Pictures
+from ...scorers.pictures import Listed, Pictures
 
 BATCH = 32
 SAVE_EVERY = 60.0  # seconds
@@ -34,7 +34,7 @@ class Set:
 
     name: str
     source: Pictures
-    items: Sequence[Item]
+    items: Sequence[Listed]
     digest: str
 
 
@@ -120,7 +120,7 @@ def embed(chosen: Set, features: Any, cache: Path) -> Embedded:
     return found
 
 
-def _read(chosen: Set, batch: Sequence[Item]) -> tuple[list[Any], list[str], dict[str, str]]:
+def _read(chosen: Set, batch: Sequence[Listed]) -> tuple[list[Any], list[str], dict[str, str]]:
     """Pictures and prompts of those that can be read, and {name: reason} of the others."""
     images, prompts, bad = [], [], {}
     for item in batch:

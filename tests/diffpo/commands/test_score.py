@@ -96,7 +96,8 @@ def test_what_cannot_be_read_is_counted_and_named_and_the_rest_is_scored(folder,
     assert set(found.unreadable) == {"1.png", "2.png", "4.png"} and found.unreadable["4.png"] == "no prompt"
     assert len(values(found, "long.prompt")) == 7 and found.rows[1].missing == 3
     said = left_out(found)
-    assert len(said) == 2 and said[0].startswith("2 left out (unreadable image), the first: 1.png: not an image")
+    assert len(said) == 3 and said[2] == "long.sum is NaN for 1 pictures"
+    assert said[0].startswith("2 left out (unreadable image), the first: 1.png: not an image")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["left_out"] == 3 and summary["pictures"] == 10 and summary["rows"][0]["n"] == 6
 

@@ -93,33 +93,36 @@ def found(*rows):
     return [items.Found(index, seed, prompt, Path(f"{prompt}{index}_{seed}")) for index, seed, prompt in rows]
 
 
-def test_arms_are_matched_by_text_and_seed(capsys):
+def test_arms_are_matched_by_text_and_seed():
     """The second arm counts its prompts otherwise, has "a" twice as the first, and lacks "b" with seed 1."""
     one = found((0, 0, "a"), (1, 0, "b"), (1, 1, "b"), (2, 0, "a"), (3, 0, "only one"))
     other = found((5, 0, "a"), (2, 0, "a"), (0, 0, "b"), (7, 0, "only other"))
-    joined = items.joined({"one": one, "other": other}, None, None)
+    joined = items.joined({"one": one, "other": other}, None, None, gaps := [])
     pairs = [(item.index, item.seed, str(item.pictures["one"]), str(item.pictures["other"])) for item in joined]
     assert pairs == [(0, 0, "a0_0", "a2_0"), (1, 0, "b1_0", "b0_0"), (2, 0, "a2_0", "a5_0")]
-    said = capsys.readouterr().out
-    assert "other lacks 2 of 6" in said and "one lacks 1 of 6" in said
+    assert "one lacks 1 of 6" in gaps[0] and "other lacks 2 of 6" in gaps[1] and len(gaps) == 2
 
 
 def test_an_arm_may_lack_what_two_others_have():
     arms = {"x": found((0, 0, "a"), (1, 0, "b")), "y": found((0, 0, "a"), (1, 0, "b")), "z": found((4, 0, "b"))}
-    assert [sorted(item.pictures) for item in items.joined(arms, None, None)] == [["x", "y"], ["x", "y", "z"]]
-    assert [item.index for item in items.joined(arms, ["b", "a"], 1)] == [0]
+    assert [sorted(item.pictures) for item in items.joined(arms, None, None, [])] == [["x", "y"], ["x", "y", "z"]]
+    assert [item.index for item in items.joined(arms, ["b", "a"], 1, [])] == [0]
 
 
-def test_arms_with_nothing_in_common_are_refused():
+def test_an_arm_with_nothing_in_common_is_left_out_and_refused_if_there_is_no_other():
+    apart = {"x": found((0, 0, "a")), "y": found((0, 3, "b"))}
     with pytest.raises(DiffpoError, match=r"x and y have no prompt and seed in common.*'b' with seed 3"):
-        items.joined({"x": found((0, 0, "a")), "y": found((0, 3, "b"))}, None, None)
+        items.joined(apart, None, None, [])
+    joined = items.joined(apart | {"z": found((5, 0, "a"))}, None, None, gaps := [])
+    assert [[*item.pictures] for item in joined] == [["x", "z"]]
+    assert len(gaps) == 1 and "x and y have no prompt and seed in common" in gaps[0]
 
 
 def test_texts_may_lie_beside_the_pictures(tmp_path):
     for name, text in (("red", "a red  dot\n"), ("blue", "a blue dot"), ("red2", "a red dot")):
         Image.new("RGB", (8, 8), name.strip("2")).save(tmp_path / f"{name}.png")
         (tmp_path / f"{name}.txt").write_text(text)
-    read = {(each.prompt, each.seed): each.path.name for each in items.of_folder(tmp_path, None)}
+    read = {(each.prompt, each.seed): each.path.name for each in items.of_folder(tmp_path, None, [])}
     expected = {("a red dot", 0): "red.png", ("a red dot", 1): "red2.png", ("a blue dot", 0): "blue.png"}
     assert read == expected
 
@@ -161,7 +164,10 @@ def test_arms_may_differ_in_everything(tmp_path, tiny_sdxl):
     assert rows == {("base", 3, None), ("fast", 2, None), ("small", 3, 16)}
     with pytest.raises(DiffpoError, match=r"steps=2 \(fast"):
         evaluate.run(
-            tmp_path / "out", read_arms(["base", "fast=steps=1"], {"model": str(tiny_sdxl), "steps": 3}), ["a", "b"]
+            tmp_path / "out",
+            read_arms(["base", "fast=steps=1"], {"model": str(tiny_sdxl), "steps": 3}),
+            ["a", "b"],
+            scoring=scoring,
         )
 
 
@@ -205,8 +211,8 @@ def test_a_process_scores_its_share_and_reads_the_others(tmp_path, monkeypatch):
 
     grey(tmp_path, "one", range(0, 70, 10))
     grey(tmp_path, "two", range(1, 71, 10))
-    found = {name: items.of_folder(tmp_path / name, list("abcdefg")) for name in ("one", "two")}
-    joined = items.joined(found, None, None)
+    found = {name: items.of_folder(tmp_path / name, list("abcdefg"), []) for name in ("one", "two")}
+    joined = items.joined(found, None, None, [])
     whole = scoring.score_items(joined, ["one", "two"], Scoring(("on_policy:Brightness",))).values
     seen: list[str] = []
 

@@ -68,7 +68,7 @@ def test_the_report_shows_the_path_of_every_arm(tiny_sd, tmp_path, monkeypatch):
     monkeypatch.setattr(scoring.scorers, "load", lambda *_: Brightness())
     named = {"base": Generation(tiny_sd, steps=3, paths=1), "fast": Generation(tiny_sd, steps=2, paths=1)}
     evaluation = evaluate.run(tmp_path, named, PROMPTS)
-    (shown,) = report_pictures.denoising(evaluation, report_pictures.Pictures(6))
+    (shown,) = report_pictures.denoising(evaluation, report_pictures.Thumbnails(6))
     assert [(arm, calls, [k for k, _ in each]) for arm, calls, each in shown["rows"]] == [
         ("base", 3, [1, 2, 3]),
         ("fast", 2, [1, 2]),

@@ -361,8 +361,8 @@ def test_scorers_get_texts_that_a_tokenizer_reads(tmp_path, monkeypatch):
 
     monkeypatch.setattr(scoring.scorers, "load", lambda spec, device=None: Reading())
     manifest_of(tmp_path, ["a \ud800 b"])
-    found = {name: items.of_folder(folder, None) for name, folder in items.in_folder(tmp_path).items()}
-    (one,) = items.joined(found, None, None)
+    found = {name: items.of_folder(folder, None, []) for name, folder in items.in_folder(tmp_path).items()}
+    (one,) = items.joined(found, None, None, [])
     assert (
         scoring.score_items([one], ["base", "tuned"], scoring.Scoring(("clip",))).values and one.prompt == "a \ud800 b"
     )

@@ -11,7 +11,7 @@ from test_report_page import ATTACKS, evaluated, page_of
 from diffpo.common.text import plain
 from diffpo.evaluation import compare, report, report_pictures
 from diffpo.evaluation.items import Item
-from diffpo.evaluation.looks import Looks
+from diffpo.evaluation.traits import Traits
 
 pytestmark = pytest.mark.skipif(chromium.PROGRAM is None, reason="no chromium on PATH to open the report with")
 SIZES = ((1280, 900, False), (390, 844, True))
@@ -183,8 +183,8 @@ def test_two_thousand_pictures_do_not_freeze_it(browser, tmp_path, capsys):
         for k in range(1000)
     ]
     scores = {"clip": {arm: rng.normal(size=1000) for arm in ("base", "mine")}}
-    looks = Looks(diversity={arm: np.full(1000, 0.5) for arm in ("base", "mine")})  # not the matter here, and slow
-    evaluation = compare.summarise(items, scores, looks=looks)
+    traits = Traits(diversity={arm: np.full(1000, 0.5) for arm in ("base", "mine")})  # not the matter here, and slow
+    evaluation = compare.summarise(items, scores, traits=traits)
     made = tmp_path / "report.html"
     made.write_text(report.html(evaluation, [], []), "utf-8")
     assert 10e6 < made.stat().st_size < 25e6
@@ -203,4 +203,4 @@ def test_two_thousand_pictures_do_not_freeze_it(browser, tmp_path, capsys):
         print(f"\n2,000 pictures, {made.stat().st_size / 1e6:.1f} MB: DOMContentLoaded {ready:.2f} s,", end=" ")
         print(f"loaded {seconds:.2f} s, sorted {sorting:.2f} s, eight pages down {scrolling:.2f} s")
     assert ready < 30 and sorting < 10 and scrolling < 60
-    assert report_pictures.Pictures(2000).side == report_pictures.SMALL
+    assert report_pictures.Thumbnails(2000).side == report_pictures.SMALL

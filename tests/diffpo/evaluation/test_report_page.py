@@ -1,5 +1,7 @@
 """What the report says of several arms, and that nothing that it shows can become code."""
 
+import base64
+import io
 import json
 from collections import Counter
 from dataclasses import replace
@@ -45,7 +47,8 @@ def evaluated(pictures, arms=("base", "mine", "other"), score="clip", prompt="a 
     del items[3].pictures[arms[2]]
     values = {arm: rng.normal(0.1 * k, 1, 12) for k, arm in enumerate(arms)}
     values[arms[2]][[3, 4]] = np.nan
-    return compare.summarise(items, {score: values, f"{score}.part": {a: -v for a, v in values.items()}}, score)
+    part = f"{score}.part"
+    return compare.summarise(items, {score: values, part: {a: -v for a, v in values.items()}}, part)
 
 
 def page_of(pictures, text="plain", **names):
@@ -118,11 +121,32 @@ def test_many_large_pictures_stay_within_the_budget(tmp_path):
     Image.fromarray(np.clip(texture, 0, 255).astype(np.uint8)).save(tmp_path / "a.png")
     sides = []
     for count in (10, 200, 2000):
-        made = report_pictures.Pictures(count)
+        made = report_pictures.Thumbnails(count)
         uri = made.uri(tmp_path / "a.png")
         assert len(uri) * count < 25e6
         sides.append(made.side)
     assert sides[0] > sides[1] > sides[2] == report_pictures.SMALL
+
+
+def test_pictures_that_compress_badly_stay_within_the_budget_too(tmp_path):
+    """Noise, at sizes that keep their pixels if they can."""
+    rng = np.random.default_rng(0)
+    for side in (192, 150, 400):
+        Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(tmp_path / f"{side}.png")
+        uri = report_pictures.Thumbnails(2000).uri(tmp_path / f"{side}.png")
+        assert len(uri) * 2000 < 25e6
+    few = report_pictures.Thumbnails(10).uri(tmp_path / "192.png")
+    with Image.open(io.BytesIO(base64.b64decode(few.partition(",")[2]))) as kept, Image.open(tmp_path / "192.png") as a:
+        np.testing.assert_array_equal(np.asarray(kept), np.asarray(a))
+
+
+def test_settings_know_every_arm_also_those_in_folders():
+    made = [row("base", steps=8), row("fast", steps=4), {"arm": "photos", "folder": "pictures"}]
+    arms, settings = report.report_tables.settings(made)
+    settings = dict(settings)
+    assert arms == ["base", "fast", "photos"]
+    assert settings["steps"] == [8, 4, "not known"] and settings["seeds"] == ["0", "0", "not known"]
+    assert settings["folder"] == ["made for this comparison", "made for this comparison", "pictures"]
 
 
 # ---- curves over several arms

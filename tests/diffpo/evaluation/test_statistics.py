@@ -3,7 +3,6 @@ import pytest
 from scipy import stats
 
 from diffpo.evaluation.statistics import (
-    diversity,
     holm,
     mean_difference,
     needed,
@@ -161,14 +160,3 @@ def test_bootstrap_covers_the_truth_about_95_percent_of_the_time():
         interval = mean_difference(np.zeros(120), difference, np.repeat(np.arange(40), 3), resamples=400)
         covered += interval.low <= 0.2 <= interval.high
     assert 0.89 <= covered / 300 <= 0.98  # 0.94 +- 3.7 binomial standard errors; without clustering it is about 0.74
-
-
-def test_diversity_is_the_mean_distance_of_the_pairs_in_question():
-    rng = np.random.default_rng(4)
-    images = rng.random((6, 5, 5, 3))
-    distance = [[np.sqrt(np.mean((a - b) ** 2)) for b in images] for a in images]
-    everything = [distance[i][j] for i in range(6) for j in range(i)]
-    assert diversity(images, range(6)) == pytest.approx(np.mean(everything))
-    seeds = [distance[0][1], distance[2][3], distance[4][5]]  # two seeds per prompt: only pairs within a prompt
-    assert diversity(images, [0, 0, 1, 1, 2, 2]) == pytest.approx(np.mean(seeds))
-    assert np.isnan(diversity(images[:1], [0]))

@@ -76,6 +76,20 @@ def test_a_worse_arm_is_no_hack_unless_its_trained_score_is_up():
     assert hacking(measured(scores, trained="trained")) == {}
 
 
+def test_the_numbers_of_one_scorer_share_a_sentence():
+    names = [*(f"clip.{k}" for k in range(5)), "aesthetic"]
+    scores = {"trained": arms(a=0.6)} | {name: arms(k + 1, a=-0.5) for k, name in enumerate(names)}
+    clip, aesthetic = hacking(measured(scores, trained="trained"))["a"]
+    assert all(f"on clip.{k}" in clip for k in range(3)) and "on clip.3" not in clip
+    assert clip.endswith("and 2 more numbers of clip, which are down.")
+    assert "on aesthetic, which is down." in aesthetic and "clip" not in aesthetic
+
+
+def test_arms_that_lose_are_named_beside_a_question_that_is_open():
+    verdict = judge(measured({"clip": arms(a=0.05, bad=-0.6)}))
+    assert verdict.arm is None and verdict.sentence.endswith("Shown to be worse than base: bad.")
+
+
 def test_lost_diversity_is_an_alarm_beyond_a_tenth():
     rng = np.random.default_rng(2)
     scores = {"trained": arms(a=0.6, b=0.6), "unseen": arms(1, a=0.6, b=0.6)}

@@ -1,4 +1,4 @@
-"""What the pictures of all arms look like whatever they show: signals, diversity, and the distance to the first arm."""
+"""The traits of all arms' pictures, whatever they show: signals, diversity, and the distance to the first arm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Embed = Callable[[list[Image.Image]], np.ndarray]  # n pictures -> (n, d)
 
 
 @dataclass(frozen=True)
-class Looks:
+class Traits:
     """Numbers of n items by arm, as `verdict.Measured` takes them; NaN where an arm has no picture that can be read.
 
     Attributes:
@@ -34,14 +34,14 @@ class Looks:
     features: str = "pixels"
 
 
-def look(items: Sequence[Item], arms: Sequence[str], embed: Embed | None = None, name: str = "pixels") -> Looks:
+def measure(items: Sequence[Item], arms: Sequence[str], embed: Embed | None = None, name: str = "pixels") -> Traits:
     """Open every picture once. ``embed``: gives the features, which are called ``name``; None: small pictures."""
     from tqdm.auto import tqdm
 
-    found = Looks({each: {} for each in signals.SIGNALS}, {}, {}, name)
+    found = Traits({each: {} for each in signals.SIGNALS}, {}, {}, name)
     prompts = np.array([item.index for item in items])
     first: np.ndarray | None = None
-    with tqdm(total=sum(len(item.pictures) for item in items), desc="comparing looks", unit="image", delay=1) as bar:
+    with tqdm(total=sum(len(item.pictures) for item in items), desc="comparing pictures", unit="image", delay=1) as bar:
         for arm in arms:
             features, there = _read(items, arm, embed or signals.features, found, bar.update)
             whole = np.full((len(items), features.shape[1] if len(features) else 0), np.nan, np.float32)
@@ -55,7 +55,7 @@ def look(items: Sequence[Item], arms: Sequence[str], embed: Embed | None = None,
 
 
 def _read(
-    items: Sequence[Item], arm: str, embed: Embed, found: Looks, step: Callable[[int], object]
+    items: Sequence[Item], arm: str, embed: Embed, found: Traits, step: Callable[[int], object]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The features of an arm's pictures and the items (their numbers) that have them; fills in the signals."""
     numbers = {name: np.full(len(items), np.nan) for name in signals.SIGNALS}
