@@ -227,10 +227,10 @@ def _source(objective: ObjectiveSettings) -> str | None:
                 "source pool needs rollout.step_scorer: a folder of `diffpo train-scorer`, or the number of a scorer "
                 "such as shapes.total"
             )
-        if rollout.start >= rollout.steps - 1:
+        if rollout.start >= (noisy := rollout.steps - (rollout.end == "clean")):
             return (
-                f"rollout.start={rollout.start} leaves no step for a pool: choose less than "
-                f"{rollout.steps - 1} with rollout.steps={rollout.steps}"
+                f"rollout.start={rollout.start} leaves no step for a pool: choose less than {noisy} with "
+                f"rollout.steps={rollout.steps}"
             )
         return None
     if rollout.labels is not None and source != "trajectory":
