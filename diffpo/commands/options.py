@@ -47,6 +47,15 @@ GENERATION: dict[str, Any] = {
     "family": Family,
     "lora": Lora,
     "lora_weight": Annotated[float | None, typer.Option(help="Strength of the LoRA.", show_default="1")],
+    "negative_lora": Annotated[
+        str | None,
+        typer.Option(
+            help="A LoRA of what people reject (objective diffusion_npo), for the unconditional half of guidance."
+        ),
+    ],
+    "negative_lora_weight": Annotated[
+        float | None, typer.Option(help="Strength of the negative LoRA.", show_default="1")
+    ],
     "user_pairs": Annotated[
         str | None,
         typer.Option(

@@ -136,6 +136,9 @@ class Data(Section):
     curriculum_updates: int = Field(500, gt=0)
     """Updates until the next part is added (curriculum above 1)."""
 
+    curriculum_keeps: bool = True
+    """Parts stay when the next one is added (Curriculum-DPO). false: each stage has its own part alone (Curry-DPO)."""
+
     cache: str = Field("~/.cache/diffpo", validate_default=True)
     """Folder for latents and text embeddings, shared by all runs. Machines of one run must share it."""
 

@@ -38,6 +38,10 @@ class ObjectiveSettings(Section):
     error: Literal["squared", "perceptual"] = "squared"
     """squared: of the network's output. perceptual: of features of the base UNet's encoder."""
 
+    features: Literal["encoder", "middle"] = "encoder"
+    """Of error perceptual. encoder: up to the last down block. middle: up to the UNet's middle block, as NCP-DPO's
+    launchers for SD1.5."""
+
     link: str = "sigmoid"
     """The loss of a pair, an image or a list: a function of diffpo/links or package.module:function (its module is
     imported)."""
@@ -68,6 +72,10 @@ class ObjectiveSettings(Section):
     winner_safeguard: float | None = Field(None, ge=0, le=1)
     """Diffusion-SDPO's mu: scales the rejected image's gradient down where it would raise the chosen one's error. null:
     off."""
+
+    flipped: bool = False
+    """Learn what people reject: the worse image of the data counts as the better one, the disliked as the liked
+    (Diffusion-NPO)."""
 
     users: bool = False
     """Condition the policy on the user of each pair, named in data.columns.user (docs/users.md)."""
@@ -167,6 +175,8 @@ def _reference(objective: ObjectiveSettings) -> str | None:
 
 def _terms(objective: ObjectiveSettings) -> str | None:
     kind, needs = links.kind(objective.link), set(links.needs(objective.link))
+    if objective.flipped and objective.on_policy:
+        return "flipped turns the labels of the data, but this objective judges its own samples: set flipped=false"
     if objective.users and objective.on_policy:
         return "users=true takes users' pairs from the data, but this objective samples its own: set users=false"
     if objective.users and kind != "pair":
@@ -190,6 +200,8 @@ def _terms(objective: ObjectiveSettings) -> str | None:
             )
         if objective.error != "squared":
             return "winner_safeguard uses the gradient of the squared error: set error=squared"
+    if objective.error == "squared" and objective.features != "encoder":
+        return "features are those of error perceptual: set error=perceptual, or leave features out"
     if objective.error == "perceptual" and objective.source in TRANSITIONS:
         return f"source {objective.source} needs error=squared: the log-likelihood of a transition is a squared error"
     if objective.error == "perceptual" and needs & {"drift", "chosen_drift", "rejected_drift"}:

@@ -1,4 +1,4 @@
-"""Labels from a score in place of people's (pseudo-labels)."""
+"""Other labels for the same images: from a score in place of people (pseudo-labels), or turned round."""
 
 from __future__ import annotations
 
@@ -42,6 +42,24 @@ def relabel(groups: Groups, rate: Callable[[list[Image.Image], list[str]], Seque
     groups.groups = found if groups.soft else [group for group in found if group.preference != 0.5]
 
 
+def turn(groups: Groups) -> None:
+    """Make the worst image of every group of ``groups`` the best one, and the liked the disliked, in place (the data of
+    Diffusion-NPO). Scores change their sign."""
+    groups.groups = [_turned(group) for group in groups.groups]
+
+
+def _turned(group: Group) -> Group:
+    if len(group.images) == 1:
+        return replace(group, preference=1 - group.preference)
+    scores = None if group.scores is None else tuple(-score for score in reversed(group.scores))
+    return replace(_reversed(group), scores=scores)
+
+
+def _reversed(group: Group) -> Group:
+    turned = {name: getattr(group, name)[::-1] for name in ("images", "hashes", "sizes", "captions")}
+    return replace(group, **turned)
+
+
 def _captions(group: Group) -> tuple[str, ...]:
     return group.captions if len(group.captions) > 1 else group.captions * 2
 
@@ -52,5 +70,4 @@ def _labelled(group: Group, first: float, second: float, margin: float) -> Group
         return replace(group, preference=0.5, scores=(first, second))
     if gap > 0:
         return replace(group, preference=1.0, scores=(first, second))
-    turned = {name: getattr(group, name)[::-1] for name in ("images", "hashes", "sizes", "captions")}
-    return replace(group, preference=1.0, scores=(second, first), **turned)
+    return replace(_reversed(group), preference=1.0, scores=(second, first))

@@ -7,7 +7,7 @@ interrupted run continued.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
@@ -28,7 +28,7 @@ from ..common.text import plain
 from ..common.threads import Threads
 from ..data.prompts import load_prompts
 from ..weights import lora as lora_module
-from ..weights import trained
+from ..weights import trained, unconditional
 from . import paths, plans
 from .generation import Generation
 from .manifest import check_same_run, image_path, intact, line, manifest_file, read_manifest, save, write_manifest
@@ -108,6 +108,8 @@ def _identified(arms: Mapping[str, Generation]) -> tuple[dict[str, Generation], 
     fingerprint = cache(lambda *model: models.source_of(models.named(*model)).fingerprint())
     for name, arm in arms.items():
         hashes = {"model_hash": fingerprint(arm.model, arm.model_config)}
+        if arm.negative_lora is not None:
+            hashes["negative_lora_hash"] = trained.file_hash(arm.negative_lora)
         if arm.lora is not None:
             hashes["lora_hash"] = trained.file_hash(arm.lora)
             if arm.user_pairs is not None:
@@ -146,6 +148,8 @@ def _generate(
                 pipe = load(arm.base())
             loaded = arm
             with ExitStack() as personal:
+                if arm.negative_lora is not None:
+                    personal.callback(_two_halves(pipe, arm))
                 if arm.lora is not None:
                     trained.load_into(pipe, arm.lora, 1.0 if arm.lora_weight is None else arm.lora_weight)
                 if name in users:
@@ -168,6 +172,18 @@ def _generate(
                         yield row if "sha256" in row else _keep(row, image, out, manifest_file(out, ours))
                     bar.update(len(batch))
                     threads.adapt()
+
+
+def _two_halves(pipe: Any, arm: Generation) -> Callable[[], None]:
+    """Give the unconditional half the arm's negative LoRA; before the arm's LoRA is loaded."""
+    if models.family_class(_base(arm), type(pipe).__name__).guidance_is_input:
+        raise DiffpoError(
+            f"--negative-lora is for the unconditional half of guidance, which {type(pipe).__name__} does not compute"
+        )
+    assert arm.negative_lora is not None  # noqa: S101
+    strengths = [1.0 if each is None else each for each in (arm.negative_lora_weight, arm.lora_weight)]
+    other = unconditional.prepared(pipe, arm.negative_lora, strengths[0], arm.lora, strengths[1])
+    return unconditional.attach(lora_module.network_of(pipe), other)
 
 
 def _personalised(pipe: Any, arm: Generation, pairs: Any) -> Any:

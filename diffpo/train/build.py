@@ -22,6 +22,7 @@ from ..data.cache import content_key
 from ..data.curriculum import Curriculum
 from ..data.groups import load_groups
 from ..data.prompts import load_prompts
+from ..data.relabel import turn
 from ..objective import reference, users, weighting
 from ..objective.reference import Reference
 from ..objective.reward import Objective
@@ -91,6 +92,8 @@ def load_data(config: Config, family: Family, accelerator: Accelerator) -> Sourc
     if data.validation:
         found["validation"] = load_groups(data, data.validation, data.validation_split, "pair", quiet=worker.quiet)
     for groups in found.values():
+        if objective.flipped:
+            turn(groups)
         if objective.users:
             users.require_users(groups)
         say(f"{groups.source}: {groups.describe()}")
@@ -180,7 +183,7 @@ def make_objective(
     if settings.error == "perceptual":
         from ..objective.perceptual import Perceptual
 
-        perceptual = Perceptual(policy.family, policy.network)
+        perceptual = Perceptual(policy.family, policy.network, settings.features == "middle")
     feed = _feed(config, sources, against, accelerator)
     objective = Objective(settings, against, lambda t: torch.ones_like(t, dtype=torch.float32), perceptual)
     errors = None

@@ -180,6 +180,17 @@ def test_curriculum_starts_with_the_largest_gaps_and_adds_the_others(tmp_path):
     assert [Curriculum(groups, data, 2).index(p, 7) for p in range(30)] != [curriculum.index(p, 7) for p in range(30)]
 
 
+def test_stages_of_their_own_part_alone_see_every_pair_once_an_epoch(tmp_path):
+    """Curry-DPO's: easy, medium and hard pairs, one after the other."""
+    source = write_parquet(tmp_path / "a.parquet", scored(10))
+    data = Data(train=str(source), resolution=16, curriculum=3, curriculum_updates=5, curriculum_keeps=False)
+    curriculum, per_update = Curriculum(load_groups(data, str(source), "train"), data, seed=1), 7
+    gaps = [7 * curriculum.index(position, per_update) % 10 for position in range(20 * per_update)]
+    for stage, part in zip((gaps[:35], gaps[35:70], gaps[70:]), ({9, 8, 7}, {6, 5, 4}, {3, 2, 1, 0}), strict=True):
+        for start in range(0, len(stage) - len(part), len(part)):
+            assert set(stage[start : start + len(part)]) == part
+
+
 def test_one_part_is_the_plain_order_and_needs_no_scores(tmp_path):
     source = write_parquet(tmp_path / "a.parquet", pick_a_pic_rows(7))
     data = Data(train=str(source), resolution=16)

@@ -9,7 +9,7 @@ from tiny import picture, png, write_parquet
 from diffpo.common.errors import DiffpoError
 from diffpo.config import Data
 from diffpo.data.groups import load_groups
-from diffpo.data.relabel import relabel
+from diffpo.data.relabel import relabel, turn
 
 
 @pytest.fixture
@@ -62,3 +62,20 @@ def test_own_captions_turn_with_their_images(tmp_path):
 def test_a_score_that_does_not_differ_is_refused(pairs):
     with pytest.raises(DiffpoError, match="all 40 pairs are ties"):
         relabel(pairs("soft"), lambda images, captions: [0.5] * len(images), 0.1)
+
+
+def test_turned_groups_prefer_what_lost(pairs, tmp_path):
+    groups, before = pairs("soft"), pairs("soft")
+    turn(groups)
+    for after, group in zip(groups.groups, before.groups, strict=True):
+        assert (after.images, after.hashes) == (group.images[::-1], group.hashes[::-1]) and after.preference == 1.0
+    rows = [{"prompt": "a", "images": [png(picture(i)) for i in range(3)], "scores": [0.1, 0.9, 0.4]}]
+    data = Data(resolution=16, list_size=3)
+    lists = load_groups(data, str(write_parquet(tmp_path / "lists.parquet", rows)), "train", "list")
+    turn(lists)
+    assert lists.groups[0].images == (0, 2, 1) and lists.groups[0].scores == (-0.1, -0.4, -0.9)
+    rows = [{"prompt": "a", "image": png(picture(i)), "liked": i / 4} for i in range(5)]
+    data = Data(resolution=16, ties="soft")
+    singles = load_groups(data, str(write_parquet(tmp_path / "singles.parquet", rows)), "train", "single")
+    turn(singles)
+    assert [group.preference for group in singles.groups] == [1, 0.75, 0.5, 0.25, 0]
