@@ -51,6 +51,12 @@ class Columns(Section):
     caption_rejected: str | None = None
     """The caption of the worse image, where each image of a pair has its own (DCPO)."""
 
+    caption_0: str | None = None
+    """The caption of image_0 (or chosen), where each image of a pair has its own; labels may be any (DCPO)."""
+
+    caption_1: str | None = None
+    """The caption of image_1 (or rejected)."""
+
     image: str | None = None
     """A single image with a like or a dislike."""
 
@@ -65,6 +71,16 @@ class Columns(Section):
 
     ranks: str | None = None
     """The ranks of a ranked list; 1 is best."""
+
+    mask: str | None = None
+    """An image of the size of the row's images, whose white parts the preference is about: errors are weighted by it.
+    There is no usual name, so null reads no column."""
+
+    t_low: str | None = None
+    """The lowest timestep that the preference is about; with t_high, for labels of single steps. null: 0."""
+
+    t_high: str | None = None
+    """The highest timestep that the preference is about. null: the model's highest."""
 
     user: str | None = None
     """The user who judged; needed by objective.users. There is no usual name, so null reads no column."""

@@ -190,6 +190,16 @@ def _problem(config: Config) -> str | None:
         return "objective.users needs the user of each pair: name the column with data.columns.user=NAME"
     if objective.users and not (data.cache_latents and data.crop == "center" and not data.flip):
         return "objective.users needs cached latents: set data.cache_latents=true, data.crop=center and data.flip=false"
+    if data.columns.mask is not None:
+        if objective.on_policy:
+            return f"data.columns.mask is of the data's images, but {objective.name} samples its own: leave it out"
+        if objective.error != "squared" or objective.winner_safeguard is not None:
+            key = "error=perceptual" if objective.error != "squared" else "winner_safeguard"
+            return f"data.columns.mask weighs squared errors, which {key} does not use alone: leave one of them out"
+    if (data.columns.t_low or data.columns.t_high) and objective.source != "forward":
+        return f"data.columns.t_low and t_high limit the noise of source forward, not of {objective.source}"
+    if (data.columns.t_low or data.columns.t_high) and objective.forward.timesteps:
+        return "data.columns.t_low and t_high draw from their own range: leave out objective.forward.timesteps"
     if data.buckets and (data.curriculum > 1 or objective.on_policy or objective.users):
         other = "data.curriculum" if data.curriculum > 1 else "objective.users" if objective.users else objective.name
         return f"data.buckets does not work with {other}: set data.buckets=false"

@@ -99,6 +99,23 @@ class Groups:
         """Image ``member`` of group ``index``."""
         return self._read(self.groups[index], [member])[0]
 
+    def mask(self, index: int) -> Image.Image | None:
+        """The mask of group ``index`` in grey; white is what the preference is about."""
+        group, name = self.groups[index], self.columns.mask
+        if group.mask is None or name is None:
+            return None
+        try:
+            encoded = content(self.dataset[group.row][name], self.roots)
+            found = decode(encoded, "black")
+            if image_hash(encoded, found.info["altered"]) != group.mask:
+                raise BadRow("the mask has changed")
+            return found.convert("L")
+        except (BadRow, IndexError) as problem:
+            raise DiffpoError(
+                f"{self.source}: the mask of row {group.row} could be read at the start of the run, but not now: "
+                f"{problem}. Run the same command again to read the data anew"
+            ) from None
+
     def _read(self, group: Group, members: Sequence[int]) -> list[Image.Image]:
         found: list[Image.Image] = []
         name = self.columns.caption or ""
