@@ -59,8 +59,15 @@ GENERATION: dict[str, Any] = {
     "user_pairs": Annotated[
         str | None,
         typer.Option(
-            help="Pairs by the user to personalise for (the first 4 are used); any format of data.train. Only for a "
-            "LoRA that was trained with users."
+            help="Pairs by the user to personalise for (the first 4 are used); any format of data.train. "
+            "FILE@0.5+FILE@0.5 is between two users. Only for a LoRA that was trained with users."
+        ),
+    ],
+    "steer": Annotated[
+        str | None,
+        typer.Option(
+            help="Weights of the rewards that the LoRA was trained with (objective.steered), e.g. "
+            "'following:0.7 appearance:0.3'."
         ),
     ],
     "seed": Annotated[int, typer.Option(help="First seed of every prompt.")],

@@ -82,6 +82,9 @@ class Columns(Section):
     t_high: str | None = None
     """The highest timestep that the preference is about. null: the model's highest."""
 
+    rewards: list[str] = Field(default_factory=list)
+    """Several scores of both images of a pair, for objective.steered: NAME stands for the columns NAME_0 and NAME_1."""
+
     user: str | None = None
     """The user who judged; needed by objective.users. There is no usual name, so null reads no column."""
 

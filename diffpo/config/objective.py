@@ -80,6 +80,10 @@ class ObjectiveSettings(Section):
     users: bool = False
     """Condition the policy on the user of each pair, named in data.columns.user (docs/users.md)."""
 
+    steered: bool = False
+    """Condition the policy on weights of several rewards, data.columns.rewards, which are chosen when pictures are made
+    (docs/users.md)."""
+
     forward: ForwardSettings = ForwardSettings()
     """Settings of source forward, and of samples and self_play, which noise their images in the same way."""
 
@@ -177,6 +181,13 @@ def _terms(objective: ObjectiveSettings) -> str | None:
     kind, needs = links.kind(objective.link), set(links.needs(objective.link))
     if objective.flipped and objective.on_policy:
         return "flipped turns the labels of the data, but this objective judges its own samples: set flipped=false"
+    if objective.steered and (objective.on_policy or kind != "pair" or objective.users):
+        return (
+            "steered=true weighs the rewards of pairs of data: use a source and a link of such pairs, and users=false, "
+            "or set steered=false"
+        )
+    if objective.steered and needs & {"gap", "scores"}:
+        return f"link {objective.link} needs one score, but steered=true judges by weighted rewards: use another link"
     if objective.users and objective.on_policy:
         return "users=true takes users' pairs from the data, but this objective samples its own: set users=false"
     if objective.users and kind != "pair":

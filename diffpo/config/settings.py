@@ -184,8 +184,13 @@ def _problem(config: Config) -> str | None:
             return "train.stop_when must know which score is trained on: set train.stop_when.train_scorer=NAME"
     if config.train.compile and config.model.base_weights == "fp8":
         return "train.compile does not work with model.base_weights=fp8: set train.compile=false"
-    if objective.users and config.lora is None:
-        return "objective.users needs a LoRA, but lora=null trains all weights: set lora.rank=8"
+    conditioned = "objective.users" if objective.users else "objective.steered" if objective.steered else None
+    if conditioned and config.lora is None:
+        return f"{conditioned} needs a LoRA, but lora=null trains all weights: set lora.rank=8"
+    if conditioned and config.train.compile:
+        return f"train.compile does not work with {conditioned}: set train.compile=false"
+    if objective.steered != bool(data.columns.rewards):
+        return "objective.steered and data.columns.rewards belong together: set both, or neither"
     if objective.users and data.columns.user is None:
         return "objective.users needs the user of each pair: name the column with data.columns.user=NAME"
     if objective.users and not (data.cache_latents and data.crop == "center" and not data.flip):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -53,6 +53,8 @@ class Batches:
         self.cached = latents_can_be_cached(data)
         # gives further conditions, e.g. of users, for the groups at (indices, draws): n rows for each member
         self.further: Callable[[Sequence[int], Draws], dict[str, Tensor]] | None = None
+        # gives P(the first image is better) (n,) in place of the labels, for the groups at (indices, draws)
+        self.judge: Callable[[Sequence[int], Draws], Tensor] | None = None
         self.captions = groups.captions
         self._caption_row = {caption: row for row, caption in enumerate(self.captions)}
         # captions per group: one for all its images, or one for each
@@ -119,7 +121,10 @@ class Batches:
             height, width = x_0.shape[-2:]
             rows = [self._mask(index, each[0], (height, width)) for index, each in zip(indices, seen, strict=True)]
             mask = torch.stack(rows).repeat(members, 1, 1, 1).to(self.device)
-        return Batch(x_0, cond, Judgement.of(groups, members, self.device), list(indices), addresses, mask)
+        judgement = Judgement.of(groups, members, self.device)
+        if self.judge is not None:
+            judgement = replace(judgement, preference=self.judge(indices, addresses).to(self.device))
+        return Batch(x_0, cond, judgement, list(indices), addresses, mask)
 
     def _times(self, group: Group) -> tuple[int, int]:
         """The timesteps [low, high) of the model that a group's preference is about."""

@@ -79,7 +79,17 @@ def find_columns(source: str, names: list[str], given: Columns) -> tuple[Kind, C
             "label_0 or prompt, chosen, rejected. Ranked lists need prompt, images and scores or ranks. Single images "
             f"need prompt, image, liked. Set other names in the config, e.g. data.columns.{missing[0]}=NAME"
         )
-    return kind, Columns(**columns)
+    for column in (f"{name}_{i}" for name in given.rewards for i in "01"):
+        if kind != "pair" or column not in names:
+            what = f"has no column {column!r}" if kind == "pair" else f"has {NOUN[kind]}, which have no rewards"
+            raise DiffpoError(f"{source} {what} (data.columns.rewards); it has: {there}")
+    return kind, Columns(**columns, rewards=given.rewards)
+
+
+def read_columns(columns: Columns) -> list[str]:
+    """The names of all columns that are read."""
+    single = [name for name in columns.model_dump(exclude={"rewards"}).values() if name]
+    return [*single, *(f"{name}_{i}" for name in columns.rewards for i in "01")]
 
 
 def serves(source: str, holds: Kind, want: Kind, ties: str) -> Kind:

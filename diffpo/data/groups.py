@@ -15,7 +15,7 @@ from PIL import Image
 from ..common.errors import DiffpoError
 from ..common.images import BadRow, content, decode, remarks
 from ..config import Columns, Data
-from .columns import NOUN, Kind, find_columns, image_cells, image_names, serves
+from .columns import NOUN, Kind, find_columns, image_cells, image_names, read_columns, serves
 from .rows import Group, Read, RowReader, image_hash
 from .source import THREADS, open_source, reading
 from .tables import Rows
@@ -252,7 +252,7 @@ def scan(
     holds, columns = find_columns(source, opened.rows.column_names, data.columns)
     kind = serves(source, holds, want, data.ties)
     with reading(source):
-        rows = opened.rows.select_columns([name for name in columns.model_dump().values() if name])
+        rows = opened.rows.select_columns(list(dict.fromkeys(read_columns(columns))))
     result = Groups(
         source=source,
         dataset=rows,

@@ -57,7 +57,7 @@ def _turned(group: Group) -> Group:
 
 def _reversed(group: Group) -> Group:
     turned = {name: getattr(group, name)[::-1] for name in ("images", "hashes", "sizes", "captions")}
-    return replace(group, **turned)
+    return replace(group, rewards=group.rewards and group.rewards[::-1], **turned)
 
 
 def _captions(group: Group) -> tuple[str, ...]:

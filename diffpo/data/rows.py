@@ -31,6 +31,7 @@ class Group:
     scores: tuple[float, ...] | None = None  # of each image, higher is better
     user: str | None = None
     mask: str | None = None  # a hash of the mask's bytes
+    rewards: tuple[tuple[float, ...], ...] | None = None  # several scores of each image, by data.columns.rewards
     times: tuple[int, int] | None = None  # the lowest and the highest timestep that the preference is about
 
     @property
@@ -42,7 +43,8 @@ class Group:
     def digest(self) -> str:
         """A hash of everything that training depends on."""
         seen: list[Any] = [self.captions, self.preference, self.hashes, self.scores, self.user]
-        seen += [] if self.mask is None and self.times is None else [self.mask, self.times]  # as before without them
+        new = [self.mask, self.times, self.rewards]
+        seen += [] if new == [None] * 3 else new  # as before without them
         return blake2b(json.dumps(seen).encode(), digest_size=16).hexdigest()
 
 
@@ -88,8 +90,8 @@ class RowReader:
         if columns.has_label and not _truth(row[columns.has_label], columns.has_label):
             return None
         own = columns.caption_0 is not None  # captions in the order of the images, not of the preference
-        both = (columns.caption_0, columns.caption_1) if own else (columns.caption_chosen, columns.caption_rejected)
-        roles: tuple[str | None, ...] = both if both[0] else (columns.caption,)
+        dual = (columns.caption_0, columns.caption_1) if own else (columns.caption_chosen, columns.caption_rejected)
+        roles: tuple[str | None, ...] = dual if dual[0] else (columns.caption,)
         captions = tuple(_caption(row[name], name) for name in roles if name is not None)
         user = None if columns.user is None or row[columns.user] is None else str(row[columns.user])
         # labels before images, because their faults are found faster
@@ -114,7 +116,7 @@ class RowReader:
         # by the row's first image, whichever is better, so that cached latents do not depend on labels
         resolution = self.data.resolution
         target = nearest(sizes[0], resolution) if self.data.buckets else (resolution, resolution)
-        mask, times = self._mask(row, sizes[0]), _times(row, columns)
+        mask, times, rewards = self._mask(row, sizes[0]), _times(row, columns), self._rewards(row)
         groups, identical = [], 0
         for images, preference, scores in members:
             hashes, stored = tuple(keys[i] for i in images), tuple(sizes[i] for i in images)
@@ -123,7 +125,8 @@ class RowReader:
                 continue
             texts = tuple(captions[i] for i in images) if own else captions
             judged = (texts, preference, scores, user)
-            groups.append(Group(index, images, hashes, stored, target, *judged, mask, times))
+            own_rewards = rewards and tuple(rewards[i] for i in images)
+            groups.append(Group(index, images, hashes, stored, target, *judged, mask, own_rewards, times))
         notes = [note for image in seen for note in image.info["notes"]]
         return Read(groups, ties, identical, len(seen), notes)
 
@@ -143,6 +146,13 @@ class RowReader:
         if not mask.convert("L").getbbox():
             raise BadRow("the mask is black, so the preference is about nothing", "", name)
         return image_hash(encoded, mask.info["altered"])
+
+    def _rewards(self, row: dict[str, Any]) -> tuple[tuple[float, ...], ...] | None:
+        """The rewards of the row's two images."""
+        names = self.columns.rewards
+        if not names:
+            return None
+        return tuple(tuple(_number(row[f"{name}_{i}"], f"no {name}_{i}") for name in names) for i in "01")
 
     def _pair(self, row: dict[str, Any]) -> tuple[list[Judged], int]:
         probability, columns = _first_wins(row, self.columns), self.columns

@@ -112,12 +112,15 @@ def _identified(arms: Mapping[str, Generation]) -> tuple[dict[str, Generation], 
             hashes["negative_lora_hash"] = trained.file_hash(arm.negative_lora)
         if arm.lora is not None:
             hashes["lora_hash"] = trained.file_hash(arm.lora)
-            if arm.user_pairs is not None:
-                from ..objective.users import read_user
+            if arm.user_pairs is not None or arm.steer is not None:
+                from ..objective.users import read_person
 
-                users[name], hashes["user_hash"] = read_user(arm.user_pairs, arm.lora)
+                users[name], hashes["user_hash"] = read_person(arm.lora, arm.user_pairs, arm.steer)
             elif trained.knows_users(arm.lora):
-                print(f"the LoRA {arm.lora} was trained with users; without --user-pairs images are not personalised")
+                print(
+                    f"the LoRA {arm.lora} was trained with users or several rewards; without --user-pairs or --steer "
+                    f"images are for nobody in particular"
+                )
         found[name] = plans.identified(replace(arm, **hashes))
     return found, users
 
@@ -186,13 +189,15 @@ def _two_halves(pipe: Any, arm: Generation) -> Callable[[], None]:
     return unconditional.attach(lora_module.network_of(pipe), other)
 
 
-def _personalised(pipe: Any, arm: Generation, pairs: Any) -> Any:
-    """A context in which ``pipe``, with the arm's LoRA, makes pictures for the user of ``pairs``."""
-    from ..objective import users
+def _personalised(pipe: Any, arm: Generation, person: Any) -> Any:
+    """A context in which ``pipe``, with the arm's LoRA, makes pictures for ``person``."""
+    from ..objective import user_attention, users
 
-    assert arm.lora is not None  # noqa: S101 (`Generation` takes no user_pairs without a LoRA)
-    taste = users.welcome(pairs, arm.lora, _base(arm), pipe)
-    return users.painting_for(lora_module.network_of(pipe), taste)
+    assert arm.lora is not None  # noqa: S101 (`Generation` takes no user_pairs and no steer without a LoRA)
+    vector = users.welcome(person, arm.lora, _base(arm), pipe)
+    family = models.family_class(_base(arm), type(pipe).__name__)
+    guided = arm.guidance > 1 and not family.guidance_is_input
+    return user_attention.painting_for(lora_module.network_of(pipe), vector, guided)
 
 
 def _keep(row: dict[str, Any], image: Image.Image, out: Path, manifest_file: Path) -> dict[str, Any]:

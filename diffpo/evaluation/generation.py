@@ -13,10 +13,12 @@ ARMS = ("base", "tuned")  # unless they are named
 CALLS = 20  # of the model for a picture, unless it is said
 # the keys of a manifest row that say how its picture was made, in their order there
 RECORDED: tuple[str, ...] = ("lora", "lora_hash", "lora_weight", "user_pairs", "user_hash", "model", "model_hash")
-RECORDED += ("negative_lora", "negative_lora_hash", "negative_lora_weight")
+RECORDED += ("steer", "negative_lora", "negative_lora_hash", "negative_lora_weight")
 RECORDED += ("steps", "solver", "plan", "plan_hash", "guidance", "negative_prompt", "height", "width", "dtype")
 # those that two pictures of one folder share: names of files may differ, their content may not
-COMPARED = tuple(key for key in RECORDED if key not in ("lora", "negative_lora", "user_pairs", "model", "plan"))
+COMPARED = tuple(
+    key for key in RECORDED if key not in ("lora", "negative_lora", "user_pairs", "steer", "model", "plan")
+)
 # what base and tuned pictures differ in
 OF_ARM = {"lora_hash", "lora_weight", "user_hash", "negative_lora_hash", "negative_lora_weight"}
 
@@ -34,7 +36,8 @@ class Generation:
         lora: a LoRA file or the folder of a run; ``lora_weight``: its strength, None is 1.
         negative_lora: a LoRA for the unconditional half of guidance (weights/unconditional.py), and
             ``negative_lora_weight``, its strength; None is 1.
-        user_pairs: pairs of the user to personalise for (objective/users.py).
+        user_pairs: pairs of the user to personalise for (objective/users.py); steer: the weights of the rewards that
+            a LoRA was trained with (objective/steering.py), e.g. "following:0.7 appearance:0.3".
         seed: the first of ``images_per_prompt`` seeds of every prompt.
         steps: model calls per picture; None is 20, or those of the plan.
         solver: a name in `samplers.solvers.SOLVERS`; None is `samplers.default_solver`, or the plan.
@@ -56,6 +59,7 @@ class Generation:
     negative_lora: str | None = None
     negative_lora_weight: float | None = None
     user_pairs: str | None = None
+    steer: str | None = None
     seed: int = 0
     images_per_prompt: int = 1
     steps: int | None = None
@@ -109,8 +113,11 @@ class Generation:
             raise DiffpoError(f"guidance must be a number, not {self.guidance}")
         if self.negative_lora is not None and self.guidance <= 1:
             raise DiffpoError("--negative-lora is for the unconditional half of guidance: set --guidance above 1")
-        if self.user_pairs is not None and self.lora is None:
-            raise DiffpoError("--user-pairs personalises a tuned model: name its LoRA with --lora")
+        for name in ("user_pairs", "steer"):
+            if getattr(self, name) is not None and self.lora is None:
+                raise DiffpoError(f"--{name.replace('_', '-')} personalises a tuned model: name its LoRA with --lora")
+        if self.user_pairs is not None and self.steer is not None:
+            raise DiffpoError("--user-pairs and --steer are for different LoRAs: leave out one of them")
         if self.plan is not None and self.solver is not None:
             raise DiffpoError("--plan has a solver of its own: leave out --solver, or --plan")
 
@@ -120,7 +127,7 @@ class Generation:
 
     def base(self) -> Generation:
         """The same without the LoRA, and without the negative one."""
-        base = replace(self, lora=None, lora_hash=None, lora_weight=None, user_pairs=None, user_hash=None)
+        base = replace(self, lora=None, lora_hash=None, lora_weight=None, user_pairs=None, steer=None, user_hash=None)
         return replace(base, negative_lora=None, negative_lora_hash=None, negative_lora_weight=None)
 
     def arms(self) -> dict[str, Generation]:

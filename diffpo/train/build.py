@@ -26,6 +26,7 @@ from ..data.relabel import turn
 from ..objective import reference, users, weighting
 from ..objective.reference import Reference
 from ..objective.reward import Objective
+from ..objective.steering import Steering, read_rewards
 from ..problems.forward import Forward
 from ..problems.policy import Policy
 from ..problems.regression import Regression
@@ -64,7 +65,7 @@ class Sources:
     batches: Batches | None
     conditions: PromptConditions | None
     held_out: HeldOut | None
-    tastes: users.Tastes | None = None  # of the training data's users
+    conditioned: users.Tastes | Steering | None = None  # what the policy is further conditioned on
     samples: PromptConditions | None = None  # of the prompts of `log.samples`
 
     @property
@@ -131,19 +132,23 @@ def load_data(config: Config, family: Family, accelerator: Accelerator) -> Sourc
     if long := models.too_long(family.pipe, sorted(captions)):
         say(f"captions: {long}")
     accelerator.wait_for_everyone()
-    tastes = {}
+    tastes, steering = {}, {}
     for name, each in batches.items():
         each.check()
         if objective.users:
             tastes[name] = users.read_tastes(each)
             each.further = tastes[name].condition
+        if objective.steered:
+            steering[name] = read_rewards(each.groups)
+            each.further, each.judge = steering[name].condition, steering[name].preference
     decodes = objective.on_policy or samples is not None
     family.free_encoders(keep_vae=decodes or not all(each.cached for each in batches.values()))
     held_out = None
     if "validation" in batches:
         # without gradients twice the pairs fit
         held_out = HeldOut(batches["validation"], config.train.eval_pairs, 2 * config.train.batch_size, accelerator)
-    return Sources(batches.get("train"), conditions, held_out, tastes.get("train"), samples)
+    conditioned = tastes.get("train") or steering.get("train")
+    return Sources(batches.get("train"), conditions, held_out, conditioned, samples)
 
 
 def make_optimizer(settings: Optimisation, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:

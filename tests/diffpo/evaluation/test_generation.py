@@ -34,6 +34,7 @@ OPTIONS = {
     "batch_size": 5,
     "device": "cpu",
 }
+STEERED = {"steer": "following:1"}  # in place of user_pairs
 PLANNED = {name: value for name, value in OPTIONS.items() if name not in ("solver", "steps")} | {
     "plan": "x.safetensors"
 }
@@ -80,7 +81,7 @@ def test_a_row_is_made_from_the_value_and_read_back_as_it(options):
     assert {key: value for key, value in asdict(found).items() if key in RECORDED} == full.recorded()
     assert found.seeds == range(7, 8) and full.seeds == range(7, 10)
     # a family is code and any_model a permission: both are named anew each time
-    assert {*OPTIONS, *PLANNED, *HASHES, "plan_hash", "family", "any_model", "paths"} == {*asdict(full)}
+    assert {*OPTIONS, *PLANNED, *HASHES, "plan_hash", "family", "any_model", "paths", *STEERED} == {*asdict(full)}
 
 
 def test_the_base_arm_is_the_same_without_the_lora():
@@ -107,6 +108,7 @@ def test_the_base_arm_is_the_same_without_the_lora():
         ({"seed": 2**63 - 1}, "seed"),
         ({"lora": None}, "--lora"),
         ({"negative_lora": None}, "--negative-lora"),
+        (STEERED, "--user-pairs and --steer"),
         ({"guidance": 1.0}, "--negative-lora.*--guidance"),
         ({"plan": "x.safetensors"}, "--plan.*--solver"),
         ({"model": None}, "--model"),

@@ -13,6 +13,7 @@ from diffpo.config import Lora, Model, ReferenceSettings
 from diffpo.data.batches import Batches
 from diffpo.data.groups import load_groups
 from diffpo.objective import reference, users
+from diffpo.objective.user_attention import attach, painting_for
 from diffpo.problems.policy import Policy
 from diffpo.weights import lora
 
@@ -119,14 +120,15 @@ def test_users_change_nothing_at_the_start_and_never_the_reference(request, name
     row = tastes.rows(range(16), Draws(0, "train", range(16))).repeat(2, 1)
     base = family.predict(unet, x_t, t, cond)
     lora.add_lora(unet, Lora(rank=2), family.lora_targets)
-    module = users.attach(unet, tastes.scale)
+    module = attach(unet, tastes.scale)
     made = reference.make(ReferenceSettings(), Policy(family, unet))
     named = {**cond, "user": row}
     assert torch.equal(family.predict(unet, x_t, t, named), base)
-    # gradients reach the tokens at once; after a step users differ from each other, and the reference from none
+    # gradients reach the values at once; after a step users differ from each other, and the reference from none
     family.predict(unet, x_t, t, named).square().mean().backward()
-    assert module.tokens.weight.grad.abs().max() > 0
-    torch.nn.init.normal_(module.tokens.weight, std=0.3)
+    assert all(values.weight.grad.abs().max() > 0 for values in module.values) and len(module.values) > 1
+    for values in module.values:
+        torch.nn.init.normal_(values.weight, std=0.3)
     output = family.predict(unet, x_t, t, named)
     assert not torch.allclose(output, base, atol=1e-4)
     assert not torch.allclose(family.predict(unet, x_t, t, {**cond, "user": -row}), output, atol=1e-4)
@@ -141,7 +143,7 @@ def test_users_change_nothing_at_the_start_and_never_the_reference(request, name
     assert users.load(tmp_path / "tokens", fresh) == 16
     new = users.taste(chosen[:4], rejected[:4])
     expected = family.predict(unet, x_t, t, {**cond, "user": new.expand(len(x_t), -1)})
-    with torch.no_grad(), users.painting_for(fresh, new):
+    with torch.no_grad(), painting_for(fresh, new):
         assert torch.equal(family.predict(fresh, x_t, t, cond), expected)
     assert torch.equal(family.predict(fresh, x_t, t, cond), base)
 
@@ -155,16 +157,20 @@ def test_a_pipeline_paints_for_a_user(tiny_sdxl):
         return pipe("a cat", generator=torch.Generator().manual_seed(0), guidance_scale=3.0, **options).images
 
     before = paint()
-    module = users.attach(pipe.unet, torch.ones(68))
-    torch.nn.init.normal_(module.tokens.weight)
+    module = attach(pipe.unet, torch.ones(68))
+    for values in module.values:
+        torch.nn.init.normal_(values.weight)
     assert torch.equal(paint(), before)
-    with users.painting_for(pipe.unet, torch.ones(68)):
-        assert not torch.allclose(paint(), before, atol=1e-3)
+    with painting_for(pipe.unet, torch.ones(68)):
+        whole = paint()
+        assert not torch.allclose(whole, before, atol=1e-3)
+    with painting_for(pipe.unet, torch.ones(68), guided=True):
+        assert not torch.allclose(paint(), before, atol=1e-3) and not torch.allclose(paint(), whole, atol=1e-3)
 
 
 def test_tokens_of_another_model_or_none_are_refused(tiny_sd, tiny_sdxl, tmp_path):
     small = models.load(Model(path=str(tiny_sd))).load_network()
-    users.attach(small, torch.ones(68))
+    attach(small, torch.ones(68))
     users.save(tmp_path / "tokens", small, 16)
     other = models.load(Model(path=str(tiny_sdxl))).load_network()
     for path in (tmp_path / "tokens", tmp_path / "absent"):
@@ -181,7 +187,7 @@ def test_opposite_tastes_are_learnt_together_and_serve_users_who_were_not_there(
     chosen, rejected, owners, _ = people(20, 10, 1)
     tastes = evidence(chosen, rejected, owners)
     parameters = lora.add_lora(unet, Lora(rank=4), family.lora_targets)
-    module = users.attach(unet, tastes.scale)
+    module = attach(unet, tastes.scale)
     against = reference.make(ReferenceSettings(), Policy(family, unet))
     optimizer = torch.optim.Adam([*parameters, *module.parameters()], lr=1e-2)
 
