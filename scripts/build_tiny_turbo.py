@@ -43,7 +43,7 @@ CAPTIONS, PER_CAPTION, BATCH = 700, 3, 60  # samples of the teacher
 TEACHER_CALLS = 8  # for a whole picture; a later start takes its share, three at least
 TURBO = RolloutSettings(step="renoise", steps=4, guidance=1.0)
 LORA = Lora(rank=12, targets=["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"])
-UPDATES, ROWS, LR, WARMUP = 4000, 48, 2e-3, 50
+UPDATES, ROWS, LR, WARMUP = 900, 32, 2e-3, 30
 
 
 def levels(family) -> list[int]:
@@ -128,7 +128,7 @@ def train(work: Path) -> None:
         schedule.step()
         with torch.no_grad():
             for name, weight in lora_module.adapter_parameters(network).items():
-                average[name].lerp_(weight, 0.005)
+                average[name].lerp_(weight, 0.02)
         step += 1
         if step % 100 == 0:
             log.append({"step": step, "loss": loss.item()})

@@ -63,6 +63,10 @@ GENERATION: dict[str, Any] = {
             "FILE@0.5+FILE@0.5 is between two users. Only for a LoRA that was trained with users."
         ),
     ],
+    "user_features": Annotated[
+        str | None,
+        typer.Option(help="The features that the LoRA's users are known by, if it was trained with objective.taste."),
+    ],
     "steer": Annotated[
         str | None,
         typer.Option(

@@ -80,6 +80,13 @@ class ObjectiveSettings(Section):
     users: bool = False
     """Condition the policy on the user of each pair, named in data.columns.user (docs/users.md)."""
 
+    taste: str = "latents"
+    """What a user's taste is read from: latents (pooled VAE latents: light and colour), or features as in `diffpo
+    distance`: clip, dinov2, shapes or package.module:Class (its module is imported)."""
+
+    prototypes: int = Field(0, ge=0)
+    """Users are mixtures of so many prototypes (PAL). 0: each is free (PPD)."""
+
     steered: bool = False
     """Condition the policy on weights of several rewards, data.columns.rewards, which are chosen when pictures are made
     (docs/users.md)."""
@@ -186,6 +193,8 @@ def _terms(objective: ObjectiveSettings) -> str | None:
             "steered=true weighs the rewards of pairs of data: use a source and a link of such pairs, and users=false, "
             "or set steered=false"
         )
+    if not objective.users and (objective.taste != "latents" or objective.prototypes):
+        return "taste and prototypes describe users: set users=true, or leave them out"
     if objective.steered and needs & {"gap", "scores"}:
         return f"link {objective.link} needs one score, but steered=true judges by weighted rewards: use another link"
     if objective.users and objective.on_policy:

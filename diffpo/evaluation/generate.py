@@ -27,6 +27,7 @@ from ..common.processes import Processes
 from ..common.text import plain
 from ..common.threads import Threads
 from ..data.prompts import load_prompts
+from ..scorers import features
 from ..weights import lora as lora_module
 from ..weights import trained, unconditional
 from . import paths, plans
@@ -194,7 +195,8 @@ def _personalised(pipe: Any, arm: Generation, person: Any) -> Any:
     from ..objective import user_attention, users
 
     assert arm.lora is not None  # noqa: S101 (`Generation` takes no user_pairs and no steer without a LoRA)
-    vector = users.welcome(person, arm.lora, _base(arm), pipe)
+    seen = None if arm.user_features is None else features.load(arm.user_features, str(pipe.device))
+    vector = users.welcome(person, arm.lora, _base(arm), pipe, seen)
     family = models.family_class(_base(arm), type(pipe).__name__)
     guided = arm.guidance > 1 and not family.guidance_is_input
     return user_attention.painting_for(lora_module.network_of(pipe), vector, guided)

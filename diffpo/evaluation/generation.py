@@ -13,11 +13,13 @@ ARMS = ("base", "tuned")  # unless they are named
 CALLS = 20  # of the model for a picture, unless it is said
 # the keys of a manifest row that say how its picture was made, in their order there
 RECORDED: tuple[str, ...] = ("lora", "lora_hash", "lora_weight", "user_pairs", "user_hash", "model", "model_hash")
-RECORDED += ("steer", "negative_lora", "negative_lora_hash", "negative_lora_weight")
+RECORDED += ("user_features", "steer", "negative_lora", "negative_lora_hash", "negative_lora_weight")
 RECORDED += ("steps", "solver", "plan", "plan_hash", "guidance", "negative_prompt", "height", "width", "dtype")
 # those that two pictures of one folder share: names of files may differ, their content may not
 COMPARED = tuple(
-    key for key in RECORDED if key not in ("lora", "negative_lora", "user_pairs", "steer", "model", "plan")
+    key
+    for key in RECORDED
+    if key not in ("lora", "negative_lora", "user_pairs", "user_features", "steer", "model", "plan")
 )
 # what base and tuned pictures differ in
 OF_ARM = {"lora_hash", "lora_weight", "user_hash", "negative_lora_hash", "negative_lora_weight"}
@@ -36,7 +38,8 @@ class Generation:
         lora: a LoRA file or the folder of a run; ``lora_weight``: its strength, None is 1.
         negative_lora: a LoRA for the unconditional half of guidance (weights/unconditional.py), and
             ``negative_lora_weight``, its strength; None is 1.
-        user_pairs: pairs of the user to personalise for (objective/users.py); steer: the weights of the rewards that
+        user_pairs: pairs of the user to personalise for (objective/users.py), seen by ``user_features`` if the LoRA
+            was trained with these (objective.taste); steer: the weights of the rewards that
             a LoRA was trained with (objective/steering.py), e.g. "following:0.7 appearance:0.3".
         seed: the first of ``images_per_prompt`` seeds of every prompt.
         steps: model calls per picture; None is 20, or those of the plan.
@@ -59,6 +62,7 @@ class Generation:
     negative_lora: str | None = None
     negative_lora_weight: float | None = None
     user_pairs: str | None = None
+    user_features: str | None = None
     steer: str | None = None
     seed: int = 0
     images_per_prompt: int = 1
@@ -116,6 +120,8 @@ class Generation:
         for name in ("user_pairs", "steer"):
             if getattr(self, name) is not None and self.lora is None:
                 raise DiffpoError(f"--{name.replace('_', '-')} personalises a tuned model: name its LoRA with --lora")
+        if self.user_features is not None and self.user_pairs is None:
+            raise DiffpoError("--user-features see the pairs of a user: name these with --user-pairs")
         if self.user_pairs is not None and self.steer is not None:
             raise DiffpoError("--user-pairs and --steer are for different LoRAs: leave out one of them")
         if self.plan is not None and self.solver is not None:
@@ -127,7 +133,8 @@ class Generation:
 
     def base(self) -> Generation:
         """The same without the LoRA, and without the negative one."""
-        base = replace(self, lora=None, lora_hash=None, lora_weight=None, user_pairs=None, steer=None, user_hash=None)
+        base = replace(self, lora=None, lora_hash=None, lora_weight=None, user_pairs=None, user_hash=None)
+        base = replace(base, user_features=None, steer=None)
         return replace(base, negative_lora=None, negative_lora_hash=None, negative_lora_weight=None)
 
     def arms(self) -> dict[str, Generation]:

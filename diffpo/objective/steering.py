@@ -8,6 +8,7 @@ sampling). At generation the weights are given. The reference does not read them
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 import torch
@@ -32,6 +33,11 @@ class Steering:
             same = self.names[int((spread > 0).int().argmin())]
             raise DiffpoError(f"the reward {same} (data.columns.rewards) is the same for both images of every pair")
         self.gaps = (gaps.double() / spread).float()
+
+    @property
+    def header(self) -> dict[str, str]:
+        """What a file of the tokens says of them."""
+        return {"rewards": json.dumps(self.names)}
 
     @property
     def scale(self) -> Tensor:

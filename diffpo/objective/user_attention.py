@@ -34,13 +34,15 @@ class UserTokens(torch.nn.Module):
         now: the tokens of the call at hand, for the layers.
     """
 
-    def __init__(self, scale: Tensor, width: int, inner: list[tuple[int, int]]) -> None:
-        """``width``: of the text embedding. ``inner``: of each cross-attention layer, as keys and as values."""
+    def __init__(self, scale: Tensor, width: int, inner: list[tuple[int, int]], prototypes: int = 0) -> None:
+        """``width``: of the text embedding. ``inner``: of each cross-attention layer, as keys and as values.
+        ``prototypes``: tokens are mixtures of so many sets of tokens, with weights that add up to 1 (PAL); 0: free."""
         super().__init__()
         self.register_buffer("scale", scale.detach().clone().float())
         self.hidden = torch.nn.Linear(len(scale), HIDDEN)
         self.width = WIDTH if inner else width
-        self.tokens = torch.nn.Linear(HIDDEN, TOKENS * self.width)
+        self.mixture = torch.nn.Linear(HIDDEN, prototypes) if prototypes else None
+        self.tokens = torch.nn.Linear(prototypes or HIDDEN, TOKENS * self.width, bias=not prototypes)
         self.keys = torch.nn.ModuleList(torch.nn.Linear(WIDTH, each, bias=False) for each, _ in inner)
         self.values = torch.nn.ModuleList(torch.nn.Linear(WIDTH, each, bias=False) for _, each in inner)
         for last in self.values or [self.tokens]:
@@ -52,10 +54,12 @@ class UserTokens(torch.nn.Module):
 
     def forward(self, user: Tensor) -> Tensor:
         hidden = F.silu(self.hidden(user.float() / self.scale))
+        if self.mixture is not None:
+            hidden = self.mixture(hidden).softmax(1)
         return self.tokens(hidden).unflatten(1, (TOKENS, -1))
 
 
-def attach(network: torch.nn.Module, scale: Tensor, seed: int = 0) -> UserTokens:
+def attach(network: torch.nn.Module, scale: Tensor, seed: int = 0, prototypes: int = 0) -> UserTokens:
     """Give ``network`` a fresh `UserTokens` as its submodule ``user_tokens``; it then takes the keyword ``user``.
 
     Being a submodule, it trains under the same DDP wrapper. Attach after `identity.base_identity` has been taken.
@@ -63,7 +67,8 @@ def attach(network: torch.nn.Module, scale: Tensor, seed: int = 0) -> UserTokens
     width, layers = models.text_width(network), cross_attentions(network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = UserTokens(scale, width, [(_rows(each.to_k), _rows(each.to_v)) for each in layers])
+        inner = [(_rows(each.to_k), _rows(each.to_v)) for each in layers]
+        module = UserTokens(scale, width, inner, prototypes)
     network.user_tokens = module.to(network.device)
     network.register_forward_pre_hook(_take, with_kwargs=True)
     for number, layer in enumerate(layers):

@@ -14,11 +14,11 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -56,14 +56,19 @@ def taste(chosen: Tensor, rejected: Tensor) -> Tensor:
 
 class Tastes:
     """The pairs of a data set as evidence on its users: ``differences`` (G, F) of features, ``users`` of the G pairs
-    (None: unknown)."""
+    (None: unknown). ``name`` of the features; None for pooled latents."""
 
-    def __init__(self, differences: Tensor, users: Sequence[str | None]) -> None:
-        self.differences, self.users = differences.float(), list(users)
+    def __init__(self, differences: Tensor, users: Sequence[str | None], name: str | None = None) -> None:
+        self.differences, self.users, self.name = differences.float(), list(users), name
         self._pairs: dict[str, list[int]] = defaultdict(list)
         for index, user in enumerate(self.users):
             if user is not None:
                 self._pairs[user].append(index)
+
+    @property
+    def header(self) -> dict[str, str]:
+        """What a file of the tokens says of them."""
+        return {} if self.name is None else {"taste": self.name}
 
     @property
     def scale(self) -> Tensor:
@@ -98,24 +103,42 @@ def require_users(groups: Groups) -> None:
         )
 
 
-def read_tastes(batches: Batches) -> Tastes:
-    """The tastes of the users in the latent cache of ``batches``."""
-    differences = []
-    for start in range(0, len(batches.groups), 256):
-        chosen, rejected = batches.means(range(start, min(start + 256, len(batches.groups)))).chunk(2)
-        differences.append((features(chosen) - features(rejected)).cpu())
-    return Tastes(torch.cat(differences), [pair.user for pair in batches.groups.groups])
+class Pictures(Protocol):
+    """Features of pictures (scorers/features.py): `embed` gives a vector (n, F) for each of n; ``name`` says which."""
+
+    name: str
+
+    def embed(self, images: list[Any]) -> Any: ...
 
 
-def save(path: Path, network: torch.nn.Module, resolution: int, rewards: Sequence[str] = ()) -> None:
-    """Write the user tokens of ``network`` as safetensors, with the ``resolution`` that tastes were read at, or the
-    names of the ``rewards`` that they are weights of (steering.py)."""
+def read_tastes(batches: Batches, seen: Pictures | None = None) -> Tastes:
+    """The tastes of the users of ``batches``, from its latent cache or from its pictures as ``seen`` sees them."""
+    groups, differences = batches.groups, []
+    for start in range(0, len(groups), 256):
+        part = range(start, min(start + 256, len(groups)))
+        if seen is None:
+            chosen, rejected = batches.means(part).chunk(2)
+            differences.append((features(chosen) - features(rejected)).cpu())
+        else:
+            differences.append(_differences([groups.images(index) for index in part], seen))
+    return Tastes(torch.cat(differences), [pair.user for pair in groups.groups], None if seen is None else seen.name)
+
+
+def _differences(pairs: Sequence[Sequence[Any]], seen: Pictures) -> Tensor:
+    """(k, F): unit vectors of the chosen pictures less those of the rejected."""
+    vectors = torch.as_tensor(seen.embed([image for pair in pairs for image in pair[:2]])).float()
+    vectors = torch.nn.functional.normalize(vectors, dim=1)
+    return vectors[::2] - vectors[1::2]
+
+
+def save(path: Path, network: torch.nn.Module, resolution: int, header: Mapping[str, str] | None = None) -> None:
+    """Write the user tokens of ``network`` as safetensors, with the ``resolution`` that tastes were read at and the
+    ``header`` of what they are tokens of."""
     from safetensors.torch import save as serialize
 
     state = {name: value.detach().cpu().contiguous() for name, value in network.user_tokens.state_dict().items()}
     state["resolution"] = torch.tensor(resolution)
-    header = {"format": "pt", **({"rewards": json.dumps(list(rewards))} if rewards else {})}
-    write_atomic(path, sorted_header(serialize(state, header)))
+    write_atomic(path, sorted_header(serialize(state, {"format": "pt", **(header or {})})))
 
 
 @dataclass(frozen=True)
@@ -137,7 +160,7 @@ def read_person(lora: str | Path, user_pairs: str | None, steer: str | None) -> 
     option = "--user-pairs" if steer is None else "--steer"
     if not tokens.is_file():
         raise DiffpoError(f"the LoRA {lora} was trained without users: there is no {tokens}; leave out {option}")
-    rewards = rewards_of(tokens)
+    rewards, _ = header_of(tokens)
     if (steer is None) == bool(rewards):
         other = "--steer" if rewards else "--user-pairs"
         kind = "weights of rewards" if rewards else "users"
@@ -166,11 +189,27 @@ def shares(text: str) -> list[tuple[str, float]]:
     return [(source, float(weight)) for source, weight in parts]
 
 
-def welcome(person: Person, lora: str | Path, model: Model, pipe: Any) -> Tensor:
-    """Attach the user tokens to the pipeline's network; returns the vector (F,) of ``person``, as in training."""
+def welcome(person: Person, lora: str | Path, model: Model, pipe: Any, seen: Pictures | None = None) -> Tensor:
+    """Attach the user tokens to the pipeline's network; returns the vector (F,) of ``person``, as in training.
+
+    ``seen``: the features that tastes were read from; DiffpoError if they are others.
+    """
     resolution = load(users_file(lora), network_of(pipe))
     if person.weights is not None:
         return steering.centred(person.weights)
+    _, name = header_of(users_file(lora))
+    if name != (None if seen is None else seen.name):
+        given = "none" if seen is None else plain(seen.name, 100)
+        raise DiffpoError(
+            f"the LoRA {lora} knows users by {name or 'pooled latents'}, not by {given}: "
+            + (f"name these features with --user-features ({name})" if name else "leave out --user-features")
+        )
+    if seen is not None:
+        tastes = [
+            weight * _differences([pairs.images(i) for i in range(len(pairs))], seen).mean(0)
+            for pairs, weight in person.pairs
+        ]
+        return torch.stack(tastes).sum(0)
     family = models.load(model)
     family.pipe, family.vae_config = pipe, dict(pipe.vae.config)
     dtype = pipe.vae.dtype
@@ -189,18 +228,20 @@ def _taste_of(pairs: Groups, family: Any, resolution: int) -> Tensor:
     return taste(chosen, rejected)
 
 
-def rewards_of(path: Path) -> list[str]:
-    """The names of the rewards in the header of a file of user tokens; none if it is of users."""
+def header_of(path: Path) -> tuple[list[str], str | None]:
+    """What the header of a file of user tokens says: the names of the rewards (none if it is of users), and the name of
+    the features that tastes are read from (None: pooled latents)."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
-            names = json.loads((file.metadata() or {}).get("rewards", "[]"))
+            header = file.metadata() or {}
+        names, taste = json.loads(header.get("rewards", "[]")), header.get("taste")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError("the names of its rewards are no list of texts")
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise DiffpoError(f"cannot read the user tokens {path}: {plain(error, 200)}") from None
-    return [plain(name, 100) for name in names]
+    return [plain(name, 100) for name in names], None if taste is None else plain(taste, 100)
 
 
 def load(path: Path, network: torch.nn.Module) -> int:
@@ -214,7 +255,8 @@ def load(path: Path, network: torch.nn.Module) -> int:
         resolution = int(state.pop("resolution"))
         if not 8 <= resolution <= 2**14:
             raise ValueError(f"their resolution is {resolution} pixels, not 8 to {2**14}")
-        attach(network, state["scale"]).load_state_dict(state)
+        prototypes = len(state["mixture.weight"]) if "mixture.weight" in state else 0
+        attach(network, state["scale"], prototypes=prototypes).load_state_dict(state)
         if not all(value.isfinite().all() for value in state.values()):
             raise ValueError("they are not finite")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:

@@ -32,6 +32,7 @@ from ..problems.policy import Policy
 from ..problems.regression import Regression
 from ..rollout.labels import read_labels
 from ..rollout.prompts import PromptConditions
+from ..scorers import features
 from .feeds import Feed, Offline
 from .heldout import HeldOut
 
@@ -136,7 +137,8 @@ def load_data(config: Config, family: Family, accelerator: Accelerator) -> Sourc
     for name, each in batches.items():
         each.check()
         if objective.users:
-            tastes[name] = users.read_tastes(each)
+            seen = None if objective.taste == "latents" else features.load(objective.taste, str(accelerator.device))
+            tastes[name] = users.read_tastes(each, seen)
             each.further = tastes[name].condition
         if objective.steered:
             steering[name] = read_rewards(each.groups)

@@ -103,7 +103,7 @@ def finish(run: Run[Config], learner: Learner, sources: Sources) -> None:
     if run.main:
         if sources.conditioned is not None:
             path, data = run.output / lora_file.USERS_FILE_NAME, run.config.data
-            users.save(path, learner.policy.network, data.resolution, data.columns.rewards)
+            users.save(path, learner.policy.network, data.resolution, sources.conditioned.header)
         write(run.output)
         write_card(run.config, learner.about, sources.size, run.output)
 
@@ -180,7 +180,8 @@ def make_learner(run: Run[Config]) -> tuple[Learner, Sources]:
     base = identity.base_identity(network, config.model.path)
     parameters = weights.begin(config, family)
     if sources.conditioned is not None:
-        parameters += attach(network, sources.conditioned.scale, settings.seed).parameters()
+        prototypes = config.objective.prototypes
+        parameters += attach(network, sources.conditioned.scale, settings.seed, prototypes).parameters()
     bare = Policy(family, network, accelerator.autocast)
     objective, feed = make_objective(config, sources, bare, accelerator)
     if objective.perceptual is not None:

@@ -22,6 +22,7 @@ OPTIONS = {
     "negative_lora": "runs/bad",
     "negative_lora_weight": 0.75,
     "user_pairs": "pairs.parquet",
+    "user_features": "shapes",
     "seed": 7,
     "images_per_prompt": 3,
     "steps": 11,
@@ -90,8 +91,8 @@ def test_the_base_arm_is_the_same_without_the_lora():
     assert arms["tuned"] == full and list(arms) == ["base", "tuned"]
     differing = {key for key in asdict(full) if asdict(arms["base"])[key] != asdict(full)[key]}
     of_loras = {f"{name}{end}" for name in ("lora", "negative_lora") for end in ("", "_hash", "_weight")}
-    assert differing == of_loras | {"user_pairs", "user_hash"}
-    alone = replace(full, lora=None, lora_weight=None, user_pairs=None)
+    assert differing == of_loras | {"user_pairs", "user_features", "user_hash"}
+    alone = replace(full, lora=None, lora_weight=None, user_pairs=None, user_features=None)
     assert list(alone.arms()) == ["base", "tuned"], "a negative LoRA changes pictures by itself"
     assert list(replace(alone, negative_lora=None, negative_lora_weight=None).arms()) == ["base"]
 

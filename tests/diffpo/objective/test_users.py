@@ -9,7 +9,7 @@ from tiny import pick_a_pic_rows, picture, write_parquet
 from diffpo import models
 from diffpo.common.errors import DiffpoError
 from diffpo.common.rng import Draws
-from diffpo.config import Lora, Model, ReferenceSettings
+from diffpo.config import Columns, Data, Lora, Model, ReferenceSettings
 from diffpo.data.batches import Batches
 from diffpo.data.groups import load_groups
 from diffpo.objective import reference, users
@@ -219,3 +219,52 @@ def test_opposite_tastes_are_learnt_together_and_serve_users_who_were_not_there(
 
     # the standard error of a coin's accuracy is 0.035
     assert accuracy(row) > 0.65 and accuracy(-row) < 0.35
+
+
+class Bright:
+    """Features of a picture: its three mean colours."""
+
+    name = "bright"
+
+    def embed(self, images):
+        return np.stack([np.asarray(image, np.float32).mean((0, 1)) for image in images])
+
+
+def test_tastes_may_be_read_from_features_of_the_pictures(tmp_path):
+    rows = [{**row, "user": "a"} for row in pick_a_pic_rows(3)]
+    data = write_parquet(tmp_path / "users.parquet", rows)
+    groups = load_groups(Data(resolution=16, columns=Columns(user="user")), str(data), "train")
+    tastes = users.read_tastes(SimpleNamespace(groups=groups), Bright())
+    assert tastes.header == {"taste": "bright"}
+    for i in range(3):
+        better, worse = (2 * i, 2 * i + 1) if i % 2 == 0 else (2 * i + 1, 2 * i)
+        units = [np.asarray(picture(each), np.float64).mean((0, 1)) for each in (better, worse)]
+        expected = units[0] / np.linalg.norm(units[0]) - units[1] / np.linalg.norm(units[1])
+        torch.testing.assert_close(tastes.differences[i].double(), torch.from_numpy(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_prototypes_bound_users_to_mixtures(tiny_sd, tmp_path):
+    unet = models.load(Model(path=str(tiny_sd))).load_network()
+    module = attach(unet, torch.ones(5), prototypes=3)
+    corners = module.tokens(torch.eye(3)).unflatten(1, (4, -1))
+    found = module(100 * torch.randn(50, 5))
+    weights = torch.linalg.lstsq(corners.flatten(1).T, found.flatten(1).T).solution.T
+    torch.testing.assert_close(weights.sum(1), torch.ones(50), rtol=1e-3, atol=1e-3)
+    assert (weights > -1e-3).all() and weights.max() > 0.8
+    users.save(tmp_path / "tokens", unet, 16)
+    other = models.load(Model(path=str(tiny_sd))).load_network()
+    users.load(tmp_path / "tokens", other)
+    assert other.user_tokens.tokens.bias is None and torch.equal(
+        other.user_tokens(torch.ones(1, 5)), module(torch.ones(1, 5))
+    )
+
+
+def test_features_that_tastes_were_not_read_from_are_refused(tiny_sd, tmp_path):
+    unet = models.load(Model(path=str(tiny_sd))).load_network()
+    attach(unet, torch.ones(3))
+    users.save(tmp_path / "user_tokens.safetensors", unet, 16, {"taste": "bright"})
+    (tmp_path / "pytorch_lora_weights.safetensors").touch()
+    assert users.header_of(tmp_path / "user_tokens.safetensors") == ([], "bright")
+    pipe = SimpleNamespace(unet=models.load(Model(path=str(tiny_sd))).load_network())
+    with pytest.raises(DiffpoError, match=r"--user-features \(bright\)"):
+        users.welcome(users.Person(((None, 1.0),)), tmp_path, Model(path=str(tiny_sd)), pipe)
