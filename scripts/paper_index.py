@@ -48,8 +48,9 @@ LEFT = "Parts of methods, and methods, that are not here, with the reason."
 LEFT_OUT = {
     "XPO": (
         "Xie et al. 2024, arXiv 2405.21046",
-        "its bonus lowers the likelihood of the reference's sample, in a pair of one sample of each of the two. Here a round has one sampler, and -log p of a sample is an error without an upper bound, so the "
-        "bonus pays for destroying the reference's pictures. `online_dpo` with several seeds explores instead.",
+        "its bonus lowers the likelihood of the reference's sample, in a pair of one sample of each of the two. Here a "
+        "round has one sampler, and -log p of a sample is an error without an upper bound, so the bonus pays for "
+        "destroying the reference's pictures. `online_dpo` with several seeds explores instead.",
     ),
     "RSO": (
         "Liu et al. 2023, arXiv 2309.06657",
