@@ -273,6 +273,23 @@ def export(
     run(Export(**options))
 
 
+@app.command()
+def combine(
+    loras: Annotated[
+        list[str],
+        typer.Argument(metavar="LORA@WEIGHT", help="A LoRA file or the folder of a run, and its weight (1 without)."),
+    ],
+    model: Annotated[str, given.MODEL],
+    out: Annotated[Path, typer.Option(help="A new folder for the combined LoRA.")],
+    model_config: given.ModelConfig = None,
+    family: given.Family = None,
+) -> None:
+    """Combine LoRAs of one model linearly into one, exactly; the ranks add up."""
+    from .commands.combine import run
+
+    print(f"the LoRA is in {run(loras, out, model, model_config, family)}")
+
+
 @app.command("serve-scorer")
 def serve_scorer(
     scorer: Annotated[str, typer.Argument(metavar="SCORER", help="As for eval --scorers, e.g. pickscore or hps=FILE.")],

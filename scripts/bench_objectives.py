@@ -75,7 +75,8 @@ def main() -> None:
             tasks = [(method, seed, setting) for seed in args.seeds for method in chosen]
             for i, line in enumerate(pool.imap_unordered(work, tasks), 1):
                 print(f"[{i}/{len(tasks)}] {line}", flush=True)
-    report.write(setting)
+    if not args.only:
+        report.write(setting)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,38 @@ marks what could not be checked against the source.
 """
 
 
+LEFT = "Parts of methods, and methods, that are not here, with the reason."
+LEFT_OUT = {
+    "XPO": (
+        "Xie et al. 2024, arXiv 2405.21046",
+        "its bonus lowers the likelihood of the reference's sample, in a pair of one sample of each of the two. Here a "
+        "round has one sampler, and -log p of a sample is an error without an upper bound, so the bonus pays for "
+        "destroying the reference's pictures. `online_dpo` with several seeds explores instead.",
+    ),
+    "RSO": (
+        "Liu et al. 2023, arXiv 2309.06657",
+        "it accepts a sample of the reference with probability exp((score - best score)/beta). That needs many samples "
+        "for an accepted one, and a picture costs 20 calls and more. Its loss is `link: hinge`; best and worst of the "
+        "reference's samples are `source: samples` with `rollout.sampler: reference`.",
+    ),
+    "OFS-DPO's regulariser": (
+        "Qi et al. 2024, arXiv 2406.05534",
+        "the term between the fast and the slow LoRA could not be checked against the paper's text, and no code was in "
+        "reach. The slow copy is here as the reference of `ofs_dpo`, and COFS-DPO's combination of domains is "
+        "`diffpo combine LORA@WEIGHT LORA@WEIGHT`.",
+    ),
+    "KTO's estimate from mismatched captions": (
+        "Ethayarajh et al. 2024, arXiv 2402.01306",
+        "it takes one more pass for each image, and the loss would depend on how an update is cut into batches. The "
+        "baseline is the mean reward of the update before.",
+    ),
+    "PAL's reward model": (
+        "Chen et al. 2024, arXiv 2406.08469",
+        "scorers are trained by `diffpo train-scorer`, for all users together. The mixture of prototypes is in `pal`.",
+    ),
+}
+
+
 def settings(name: str) -> ObjectiveSettings:
     """The preset with values for what it leaves to the user."""
     yours = YOURS.get(methods.load(name).settings.get("source"), {})
@@ -101,4 +133,6 @@ def page() -> str:
     lines += ["## The methods, one by one", ""]
     for name in methods.names():
         lines += entry(name)
+    lines += ["## Decided against", "", LEFT, ""]
+    lines += [f"- **{name}** ({cited(paper)}): {reason}" for name, (paper, reason) in LEFT_OUT.items()]
     return "\n".join(lines).rstrip() + "\n"

@@ -37,6 +37,8 @@ def write_data(folder, captions=CAPTIONS):
             "label_1": float(i % 2 == 1),
             "score_0": 0.5 + 0.1 * (i % 2 == 0),
             "score_1": 0.5 + 0.1 * (i % 2 == 1),
+            "size_0": float(i),
+            "size_1": 2.0,
             "user_id": f"user {i // 2}",
         }
         for i in range(6)
@@ -68,6 +70,8 @@ def run(name, model, make_config, data, *more):
         overrides += [] if settings.source == "self_play" else ["data.train=null"]
     if settings.users:
         overrides += ["data.columns.user=user_id"]
+    if settings.steered:
+        overrides += ["data.columns.rewards=[score, size]"]
     kind = links.kind(settings.link)
     config = make_config(model, *overrides, *more, data=data["lists" if kind == "list" else "pairs"])
     train(config)

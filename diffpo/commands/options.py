@@ -47,11 +47,31 @@ GENERATION: dict[str, Any] = {
     "family": Family,
     "lora": Lora,
     "lora_weight": Annotated[float | None, typer.Option(help="Strength of the LoRA.", show_default="1")],
+    "negative_lora": Annotated[
+        str | None,
+        typer.Option(
+            help="A LoRA of what people reject (objective diffusion_npo), for the unconditional half of guidance."
+        ),
+    ],
+    "negative_lora_weight": Annotated[
+        float | None, typer.Option(help="Strength of the negative LoRA.", show_default="1")
+    ],
     "user_pairs": Annotated[
         str | None,
         typer.Option(
-            help="Pairs by the user to personalise for (the first 4 are used); any format of data.train. Only for a "
-            "LoRA that was trained with users."
+            help="Pairs by the user to personalise for (the first 4 are used); any format of data.train. "
+            "FILE@0.5+FILE@0.5 is between two users. Only for a LoRA that was trained with users."
+        ),
+    ],
+    "user_features": Annotated[
+        str | None,
+        typer.Option(help="The features that the LoRA's users are known by, if it was trained with objective.taste."),
+    ],
+    "steer": Annotated[
+        str | None,
+        typer.Option(
+            help="Weights of the rewards that the LoRA was trained with (objective.steered), e.g. "
+            "'following:0.7 appearance:0.3'."
         ),
     ],
     "seed": Annotated[int, typer.Option(help="First seed of every prompt.")],

@@ -51,6 +51,12 @@ class Columns(Section):
     caption_rejected: str | None = None
     """The caption of the worse image, where each image of a pair has its own (DCPO)."""
 
+    caption_0: str | None = None
+    """The caption of image_0 (or chosen), where each image of a pair has its own; labels may be any (DCPO)."""
+
+    caption_1: str | None = None
+    """The caption of image_1 (or rejected)."""
+
     image: str | None = None
     """A single image with a like or a dislike."""
 
@@ -65,6 +71,19 @@ class Columns(Section):
 
     ranks: str | None = None
     """The ranks of a ranked list; 1 is best."""
+
+    mask: str | None = None
+    """An image of the size of the row's images, whose white parts the preference is about: errors are weighted by it.
+    There is no usual name, so null reads no column."""
+
+    t_low: str | None = None
+    """The lowest timestep that the preference is about; with t_high, for labels of single steps. null: 0."""
+
+    t_high: str | None = None
+    """The highest timestep that the preference is about. null: the model's highest."""
+
+    rewards: list[str] = Field(default_factory=list)
+    """Several scores of both images of a pair, for objective.steered: NAME stands for the columns NAME_0 and NAME_1."""
 
     user: str | None = None
     """The user who judged; needed by objective.users. There is no usual name, so null reads no column."""
@@ -135,6 +154,9 @@ class Data(Section):
 
     curriculum_updates: int = Field(500, gt=0)
     """Updates until the next part is added (curriculum above 1)."""
+
+    curriculum_keeps: bool = True
+    """Parts stay when the next one is added (Curriculum-DPO). false: each stage has its own part alone (Curry-DPO)."""
 
     cache: str = Field("~/.cache/diffpo", validate_default=True)
     """Folder for latents and text embeddings, shared by all runs. Machines of one run must share it."""

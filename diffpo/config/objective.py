@@ -38,6 +38,10 @@ class ObjectiveSettings(Section):
     error: Literal["squared", "perceptual"] = "squared"
     """squared: of the network's output. perceptual: of features of the base UNet's encoder."""
 
+    features: Literal["encoder", "middle"] = "encoder"
+    """Of error perceptual. encoder: up to the last down block. middle: up to the UNet's middle block, as NCP-DPO's
+    launchers for SD1.5."""
+
     link: str = "sigmoid"
     """The loss of a pair, an image or a list: a function of diffpo/links or package.module:function (its module is
     imported)."""
@@ -69,8 +73,23 @@ class ObjectiveSettings(Section):
     """Diffusion-SDPO's mu: scales the rejected image's gradient down where it would raise the chosen one's error. null:
     off."""
 
+    flipped: bool = False
+    """Learn what people reject: the worse image of the data counts as the better one, the disliked as the liked
+    (Diffusion-NPO)."""
+
     users: bool = False
     """Condition the policy on the user of each pair, named in data.columns.user (docs/users.md)."""
+
+    taste: str = "latents"
+    """What a user's taste is read from: latents (pooled VAE latents: light and colour), or features as in `diffpo
+    distance`: clip, dinov2, shapes or package.module:Class (its module is imported)."""
+
+    prototypes: int = Field(0, ge=0)
+    """Users are mixtures of so many prototypes (PAL). 0: each is free (PPD)."""
+
+    steered: bool = False
+    """Condition the policy on weights of several rewards, data.columns.rewards, which are chosen when pictures are made
+    (docs/users.md)."""
 
     forward: ForwardSettings = ForwardSettings()
     """Settings of source forward, and of samples and self_play, which noise their images in the same way."""
@@ -167,6 +186,17 @@ def _reference(objective: ObjectiveSettings) -> str | None:
 
 def _terms(objective: ObjectiveSettings) -> str | None:
     kind, needs = links.kind(objective.link), set(links.needs(objective.link))
+    if objective.flipped and objective.on_policy:
+        return "flipped turns the labels of the data, but this objective judges its own samples: set flipped=false"
+    if objective.steered and (objective.on_policy or kind != "pair" or objective.users):
+        return (
+            "steered=true weighs the rewards of pairs of data: use a source and a link of such pairs, and users=false, "
+            "or set steered=false"
+        )
+    if not objective.users and (objective.taste != "latents" or objective.prototypes):
+        return "taste and prototypes describe users: set users=true, or leave them out"
+    if objective.steered and needs & {"gap", "scores"}:
+        return f"link {objective.link} needs one score, but steered=true judges by weighted rewards: use another link"
     if objective.users and objective.on_policy:
         return "users=true takes users' pairs from the data, but this objective samples its own: set users=false"
     if objective.users and kind != "pair":
@@ -190,6 +220,8 @@ def _terms(objective: ObjectiveSettings) -> str | None:
             )
         if objective.error != "squared":
             return "winner_safeguard uses the gradient of the squared error: set error=squared"
+    if objective.error == "squared" and objective.features != "encoder":
+        return "features are those of error perceptual: set error=perceptual, or leave features out"
     if objective.error == "perceptual" and objective.source in TRANSITIONS:
         return f"source {objective.source} needs error=squared: the log-likelihood of a transition is a squared error"
     if objective.error == "perceptual" and needs & {"drift", "chosen_drift", "rejected_drift"}:
@@ -227,10 +259,10 @@ def _source(objective: ObjectiveSettings) -> str | None:
                 "source pool needs rollout.step_scorer: a folder of `diffpo train-scorer`, or the number of a scorer "
                 "such as shapes.total"
             )
-        if rollout.start >= rollout.steps - 1:
+        if rollout.start >= (noisy := rollout.steps - (rollout.end == "clean")):
             return (
-                f"rollout.start={rollout.start} leaves no step for a pool: choose less than "
-                f"{rollout.steps - 1} with rollout.steps={rollout.steps}"
+                f"rollout.start={rollout.start} leaves no step for a pool: choose less than {noisy} with "
+                f"rollout.steps={rollout.steps}"
             )
         return None
     if rollout.labels is not None and source != "trajectory":

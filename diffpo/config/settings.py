@@ -184,12 +184,27 @@ def _problem(config: Config) -> str | None:
             return "train.stop_when must know which score is trained on: set train.stop_when.train_scorer=NAME"
     if config.train.compile and config.model.base_weights == "fp8":
         return "train.compile does not work with model.base_weights=fp8: set train.compile=false"
-    if objective.users and config.lora is None:
-        return "objective.users needs a LoRA, but lora=null trains all weights: set lora.rank=8"
+    conditioned = "objective.users" if objective.users else "objective.steered" if objective.steered else None
+    if conditioned and config.lora is None:
+        return f"{conditioned} needs a LoRA, but lora=null trains all weights: set lora.rank=8"
+    if conditioned and config.train.compile:
+        return f"train.compile does not work with {conditioned}: set train.compile=false"
+    if objective.steered != bool(data.columns.rewards):
+        return "objective.steered and data.columns.rewards belong together: set both, or neither"
     if objective.users and data.columns.user is None:
         return "objective.users needs the user of each pair: name the column with data.columns.user=NAME"
     if objective.users and not (data.cache_latents and data.crop == "center" and not data.flip):
         return "objective.users needs cached latents: set data.cache_latents=true, data.crop=center and data.flip=false"
+    if data.columns.mask is not None:
+        if objective.on_policy:
+            return f"data.columns.mask is of the data's images, but {objective.name} samples its own: leave it out"
+        if objective.error != "squared" or objective.winner_safeguard is not None:
+            key = "error=perceptual" if objective.error != "squared" else "winner_safeguard"
+            return f"data.columns.mask weighs squared errors, which {key} does not use alone: leave one of them out"
+    if (data.columns.t_low or data.columns.t_high) and objective.source != "forward":
+        return f"data.columns.t_low and t_high limit the noise of source forward, not of {objective.source}"
+    if (data.columns.t_low or data.columns.t_high) and objective.forward.timesteps:
+        return "data.columns.t_low and t_high draw from their own range: leave out objective.forward.timesteps"
     if data.buckets and (data.curriculum > 1 or objective.on_policy or objective.users):
         other = "data.curriculum" if data.curriculum > 1 else "objective.users" if objective.users else objective.name
         return f"data.buckets does not work with {other}: set data.buckets=false"

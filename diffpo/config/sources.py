@@ -68,6 +68,10 @@ class RolloutSettings(Section):
     same_noise: bool = True
     """The images of a prompt start from the same noise."""
 
+    end: Literal["clean", "lowest"] = "clean"
+    """Where sampling ends. clean: at sigma = 0, by a step without noise, which cannot be trained on. lowest: at the
+    lowest level that the model was trained at, so that the last step is trained on too (SPO, D3PO as released)."""
+
     transitions: int | None = Field(None, gt=0)
     """Train on this many steps from the start of a trajectory. null: on all steps with noise."""
 
@@ -90,6 +94,10 @@ class RolloutSettings(Section):
 
     start: int = Field(4, ge=0)
     """The first sampling step with a pool, counted from 0."""
+
+    inner: int = Field(0, ge=0)
+    """Each candidate of a pool goes on by so many steps of its own before it is judged, and all of these steps are
+    trained on (SPO for SDXL: 3)."""
 
 
 class DirectSettings(Section):

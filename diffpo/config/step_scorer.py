@@ -34,6 +34,13 @@ class StepScorerSettings(Section):
     guidance: float = Field(1.0, ge=1)
     """pixel: scale of classifier-free guidance of the model call that estimates x_0. 1: none."""
 
+    labels: str | None = None
+    """A score of the finished images that labels the training pairs instead of people, as in objective.rollout.scorers
+    (SPO for SDXL: pickscore). null: the data's own labels."""
+
+    labels_margin: float = Field(0.1, ge=0, lt=1)
+    """labels: pairs with p(better) - p(worse) up to this are ties; p is the softmax of the two scores."""
+
     compare: list[str] = Field(default_factory=list)
     """Scorers to compare with when training ends: folders of `diffpo train-scorer`, or names such as shapes.total."""
 

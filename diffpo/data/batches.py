@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -21,7 +22,7 @@ from .groups import Groups
 from .judgement import Judgement
 from .rows import Group
 from .source import THREADS
-from .transforms import View, pixels, views
+from .transforms import View, pixels, shown, views
 
 PIXELS = 2**20  # in one call of the VAE
 
@@ -30,7 +31,8 @@ PIXELS = 2**20  # in one call of the VAE
 class Batch:
     """n groups of m images: x_0 (m n, C, h, w) float32 and cond with m n rows, laid out as ``judgement`` says.
 
-    ``indices`` (n): which groups of the data set. ``draws`` address the randomness.
+    ``indices`` (n): which groups of the data set. ``draws`` address the randomness. ``mask`` (m n, 1, h, w) weighs the
+    errors, with mean 1 over h, w; None: all alike.
     """
 
     x_0: Tensor
@@ -38,6 +40,7 @@ class Batch:
     judgement: Judgement
     indices: list[int]
     draws: Draws
+    mask: Tensor | None = None
 
 
 class Batches:
@@ -50,6 +53,8 @@ class Batches:
         self.cached = latents_can_be_cached(data)
         # gives further conditions, e.g. of users, for the groups at (indices, draws): n rows for each member
         self.further: Callable[[Sequence[int], Draws], dict[str, Tensor]] | None = None
+        # gives P(the first image is better) (n,) in place of the labels, for the groups at (indices, draws)
+        self.judge: Callable[[Sequence[int], Draws], Tensor] | None = None
         self.captions = groups.captions
         self._caption_row = {caption: row for row, caption in enumerate(self.captions)}
         # captions per group: one for all its images, or one for each
@@ -89,6 +94,8 @@ class Batches:
         """A batch of the groups ``indices``, which must have one target size. ``positions`` address their draws of
         posterior noise, view and caption dropout."""
         train, groups = purpose == "train", [self.groups.groups[index] for index in indices]
+        if timesteps is None and any(group.times for group in groups):
+            timesteps = [self._times(group) for group in groups]
         addresses = Draws(self.seed, purpose, list(positions), timesteps)
         draws = addresses.generators("data")
         # every group draws its numbers in the same order, so that one option does not change the draws of others
@@ -109,7 +116,40 @@ class Batches:
         if self.further is not None:
             more = self.further(indices, addresses)
             cond |= {name: value.repeat(members, 1).to(self.device) for name, value in more.items()}
-        return Batch(x_0, cond, Judgement.of(groups, members, self.device), list(indices), addresses)
+        mask = None
+        if any(group.mask for group in groups):
+            height, width = x_0.shape[-2:]
+            rows = [self._mask(index, each[0], (height, width)) for index, each in zip(indices, seen, strict=True)]
+            mask = torch.stack(rows).repeat(members, 1, 1, 1).to(self.device)
+        judgement = Judgement.of(groups, members, self.device)
+        if self.judge is not None:
+            judgement = replace(judgement, preference=self.judge(indices, addresses).to(self.device))
+        return Batch(x_0, cond, judgement, list(indices), addresses, mask)
+
+    def _times(self, group: Group) -> tuple[int, int]:
+        """The timesteps [low, high) of the model that a group's preference is about."""
+        last = self.family.train_timesteps
+        low, high = group.times or (0, last)
+        if low >= last:
+            raise DiffpoError(
+                f"{self.groups.source}: row {group.row} is about timesteps from {low}, and this model's highest is "
+                f"{last - 1} (data.columns.t_low)"
+            )
+        return low, min(high + 1, last)
+
+    def _mask(self, index: int, view: View, shape: tuple[int, int]) -> Tensor:
+        """The mask of a group at the latents' ``shape`` (h, w), with mean 1: (1, h, w). Ones without a mask."""
+        mask = self.groups.mask(index)
+        if mask is None:
+            return torch.ones(1, *shape)
+        seen = torch.from_numpy(np.asarray(shown(mask, view), np.float32))[None, None]
+        pooled = torch.nn.functional.adaptive_avg_pool2d(seen, shape)[0]
+        if not pooled.any():
+            raise DiffpoError(
+                f"{self.groups.source}: the crop of row {self.groups.groups[index].row} leaves nothing of its mask; "
+                f"set data.crop=center and a data.resolution that keeps it"
+            )
+        return pooled / pooled.mean()
 
     def unconditional(self, cond: dict[str, Tensor]) -> dict[str, Tensor]:
         """``cond`` with the text embeddings of the empty prompt."""

@@ -17,6 +17,8 @@ USUAL_NAMES = {
     "caption": ("caption", "prompt"),
     "caption_chosen": ("caption_chosen",),
     "caption_rejected": ("caption_rejected",),
+    "caption_0": ("caption_0",),
+    "caption_1": ("caption_1",),
     "chosen": ("chosen", "chosen_file_name", "path1"),  # path1, path2: HPDv3
     "rejected": ("rejected", "rejected_file_name", "path2"),
     "image_0": ("jpg_0", "image_0"),
@@ -31,16 +33,22 @@ USUAL_NAMES = {
     "ranks": ("ranks", "rank", "ranking"),
     "image": ("image", "file_name"),
     "liked": ("liked", "label"),
-    "user": (),  # only if the config names it: many sources have a user column, few objectives use it
+    # only if the config names them: many sources have a user column, few objectives use it
+    "mask": (),
+    "t_low": (),
+    "t_high": (),
+    "user": (),
 }
 LABELLED = ("image_0", "image_1", "label_0", "label_1", "has_label")
 ORDERED = ("chosen", "rejected")
 DUAL = ("caption_chosen", "caption_rejected")
+OWN = ("caption_0", "caption_1")
 SCORES = ("score_0", "score_1")
+FURTHER = ("mask", "t_low", "t_high", "user")
 ROLES: dict[Kind, tuple[str, ...]] = {
-    "pair": ("caption", *DUAL, *LABELLED, *ORDERED, *SCORES, "user"),
-    "list": ("caption", "images", "scores", "ranks", "user"),
-    "single": ("caption", "image", "liked", "user"),
+    "pair": ("caption", *DUAL, *OWN, *LABELLED, *ORDERED, *SCORES, *FURTHER),
+    "list": ("caption", "images", "scores", "ranks", *FURTHER),
+    "single": ("caption", "image", "liked", *FURTHER),
 }
 
 
@@ -71,7 +79,17 @@ def find_columns(source: str, names: list[str], given: Columns) -> tuple[Kind, C
             "label_0 or prompt, chosen, rejected. Ranked lists need prompt, images and scores or ranks. Single images "
             f"need prompt, image, liked. Set other names in the config, e.g. data.columns.{missing[0]}=NAME"
         )
-    return kind, Columns(**columns)
+    for column in (f"{name}_{i}" for name in given.rewards for i in "01"):
+        if kind != "pair" or column not in names:
+            what = f"has no column {column!r}" if kind == "pair" else f"has {NOUN[kind]}, which have no rewards"
+            raise DiffpoError(f"{source} {what} (data.columns.rewards); it has: {there}")
+    return kind, Columns(**columns, rewards=given.rewards)
+
+
+def read_columns(columns: Columns) -> list[str]:
+    """The names of all columns that are read."""
+    single = [name for name in columns.model_dump(exclude={"rewards"}).values() if name]
+    return [*single, *(f"{name}_{i}" for name in columns.rewards for i in "01")]
 
 
 def serves(source: str, holds: Kind, want: Kind, ties: str) -> Kind:
@@ -143,7 +161,7 @@ def _kind(found: dict[str, str | None], named: set[str]) -> Kind:
         return "list"
     if named & {"image", "liked"}:
         return "single"
-    if named & {*LABELLED, *ORDERED, *DUAL, *SCORES} or has(*LABELLED[:3]) or has(*ORDERED):
+    if named & {*LABELLED, *ORDERED, *DUAL, *OWN, *SCORES} or has(*LABELLED[:3]) or has(*ORDERED):
         return "pair"
     if has("images") and (has("scores") or has("ranks")):
         return "list"
@@ -155,13 +173,21 @@ def _pair_columns(columns: dict[str, str | None], named: set[str]) -> list[str]:
     labelled = all(columns[role] for role in LABELLED[:3]) and not named & set(ORDERED)
     for role in ORDERED if labelled else LABELLED:
         columns[role] = None
-    dual = bool(named & set(DUAL)) or (columns["caption"] is None and any(columns[role] for role in DUAL))
-    for role in ("caption",) if dual else DUAL:
+    texts = _captions(columns, named)
+    for role in {"caption", *DUAL, *OWN} - {*texts}:
         columns[role] = None
     if not named & set(SCORES) and None in (columns["score_0"], columns["score_1"]):
         columns.update(score_0=None, score_1=None)
     scored = SCORES if columns["score_0"] or columns["score_1"] else ()
-    return [*(DUAL if dual else ("caption",)), *(LABELLED[:3] if labelled else ORDERED), *scored]
+    return [*texts, *(LABELLED[:3] if labelled else ORDERED), *scored]
+
+
+def _captions(columns: dict[str, str | None], named: set[str]) -> tuple[str, ...]:
+    """The roles of a pair's captions: one for both images or one for each. Named columns win, then one for both."""
+    for roles in (DUAL, OWN):
+        if named & {*roles} or (columns["caption"] is None and any(columns[role] for role in roles)):
+            return roles
+    return ("caption",)
 
 
 def _other_columns(kind: Kind, columns: dict[str, str | None], named: set[str]) -> list[str]:

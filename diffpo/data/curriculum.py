@@ -12,7 +12,8 @@ from .order import order
 
 class Curriculum:
     """Groups sorted by score gap, the largest (easiest) first, in ``data.curriculum`` parts of equal size. Training
-    starts with the first part; part g is added at update g * ``data.curriculum_updates``. One part is plain shuffling.
+    starts with the first part; part g is added at update g * ``data.curriculum_updates``, or replaces the one before
+    unless ``data.curriculum_keeps`` (Curry-DPO's stages). One part is plain shuffling.
 
     Curriculum-DPO's code splits at equally spaced gaps instead, where a single outlier becomes a part. DiffpoError if
     groups have no scores, or if there are fewer groups than parts.
@@ -21,13 +22,15 @@ class Curriculum:
     def __init__(self, groups: Groups, data: Data, seed: int) -> None:
         self.seed, self.updates = seed, data.curriculum_updates
         self.ranking: Sequence[int] = groups.by_gap(data.curriculum) if data.curriculum > 1 else range(len(groups))
-        self.sizes = [len(groups) * (part + 1) // data.curriculum for part in range(data.curriculum)]
+        ends = [len(groups) * part // data.curriculum for part in range(data.curriculum + 1)]
+        starts = [0] * data.curriculum if data.curriculum_keeps else ends[:-1]
+        self.parts = [range(*each) for each in zip(starts, ends[1:], strict=True)]  # of the ranking, in each stage
 
     def index(self, position: int, per_update: int) -> int:
         """The group drawn at ``position``, counted from the start of training; ``per_update`` groups are one update.
 
         Each stage draws its groups epoch after epoch, as `order` does. Depends on its arguments alone.
         """
-        stage = min(position // per_update // self.updates, len(self.sizes) - 1)
-        start = stage * self.updates * per_update
-        return self.ranking[order(self.seed, self.sizes[stage], position - start)]
+        stage = min(position // per_update // self.updates, len(self.parts) - 1)
+        part, start = self.parts[stage], stage * self.updates * per_update
+        return self.ranking[part[order(self.seed, len(part), position - start)]]

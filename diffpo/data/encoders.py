@@ -9,7 +9,13 @@ from torch import Tensor
 
 
 class Encoders(Protocol):
-    """The text encoders and the VAE of a family. They are only needed while caches are built."""
+    """The text encoders and the VAE of a family. They are only needed while caches are built.
+
+    Attributes:
+        train_timesteps: of the model.
+    """
+
+    train_timesteps: int
 
     def require_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
         """DiffpoError unless the network supports images of these sizes (width, height)."""

@@ -15,7 +15,7 @@ from PIL import Image
 from ..common.errors import DiffpoError
 from ..common.images import BadRow, content, decode, remarks
 from ..config import Columns, Data
-from .columns import NOUN, Kind, find_columns, image_cells, image_names, serves
+from .columns import NOUN, Kind, find_columns, image_cells, image_names, read_columns, serves
 from .rows import Group, Read, RowReader, image_hash
 from .source import THREADS, open_source, reading
 from .tables import Rows
@@ -98,6 +98,23 @@ class Groups:
     def image(self, index: int, member: int) -> Image.Image:
         """Image ``member`` of group ``index``."""
         return self._read(self.groups[index], [member])[0]
+
+    def mask(self, index: int) -> Image.Image | None:
+        """The mask of group ``index`` in grey; white is what the preference is about."""
+        group, name = self.groups[index], self.columns.mask
+        if group.mask is None or name is None:
+            return None
+        try:
+            encoded = content(self.dataset[group.row][name], self.roots)
+            found = decode(encoded, "black")
+            if image_hash(encoded, found.info["altered"]) != group.mask:
+                raise BadRow("the mask has changed")
+            return found.convert("L")
+        except (BadRow, IndexError) as problem:
+            raise DiffpoError(
+                f"{self.source}: the mask of row {group.row} could be read at the start of the run, but not now: "
+                f"{problem}. Run the same command again to read the data anew"
+            ) from None
 
     def _read(self, group: Group, members: Sequence[int]) -> list[Image.Image]:
         found: list[Image.Image] = []
@@ -235,7 +252,7 @@ def scan(
     holds, columns = find_columns(source, opened.rows.column_names, data.columns)
     kind = serves(source, holds, want, data.ties)
     with reading(source):
-        rows = opened.rows.select_columns([name for name in columns.model_dump().values() if name])
+        rows = opened.rows.select_columns(list(dict.fromkeys(read_columns(columns))))
     result = Groups(
         source=source,
         dataset=rows,

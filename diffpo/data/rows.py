@@ -30,6 +30,9 @@ class Group:
     preference: float  # probability that a pair's first image is better, or a single image is liked; 1 for lists
     scores: tuple[float, ...] | None = None  # of each image, higher is better
     user: str | None = None
+    mask: str | None = None  # a hash of the mask's bytes
+    rewards: tuple[tuple[float, ...], ...] | None = None  # several scores of each image, by data.columns.rewards
+    times: tuple[int, int] | None = None  # the lowest and the highest timestep that the preference is about
 
     @property
     def size(self) -> tuple[int, int]:
@@ -39,7 +42,9 @@ class Group:
     @property
     def digest(self) -> str:
         """A hash of everything that training depends on."""
-        seen = [self.captions, self.preference, self.hashes, self.scores, self.user]
+        seen: list[Any] = [self.captions, self.preference, self.hashes, self.scores, self.user]
+        new = [self.mask, self.times, self.rewards]
+        seen += [] if new == [None] * 3 else new  # as before without them
         return blake2b(json.dumps(seen).encode(), digest_size=16).hexdigest()
 
 
@@ -84,7 +89,9 @@ class RowReader:
         columns = self.columns
         if columns.has_label and not _truth(row[columns.has_label], columns.has_label):
             return None
-        roles = (columns.caption_chosen, columns.caption_rejected) if columns.caption_chosen else (columns.caption,)
+        own = columns.caption_0 is not None  # captions in the order of the images, not of the preference
+        dual = (columns.caption_0, columns.caption_1) if own else (columns.caption_chosen, columns.caption_rejected)
+        roles: tuple[str | None, ...] = dual if dual[0] else (columns.caption,)
         captions = tuple(_caption(row[name], name) for name in roles if name is not None)
         user = None if columns.user is None or row[columns.user] is None else str(row[columns.user])
         # labels before images, because their faults are found faster
@@ -109,15 +116,43 @@ class RowReader:
         # by the row's first image, whichever is better, so that cached latents do not depend on labels
         resolution = self.data.resolution
         target = nearest(sizes[0], resolution) if self.data.buckets else (resolution, resolution)
+        mask, times, rewards = self._mask(row, sizes[0]), _times(row, columns), self._rewards(row)
         groups, identical = [], 0
         for images, preference, scores in members:
             hashes, stored = tuple(keys[i] for i in images), tuple(sizes[i] for i in images)
             if len(images) == 2 and hashes[0] == hashes[1]:
                 identical += 1
                 continue
-            groups.append(Group(index, images, hashes, stored, target, captions, preference, scores, user))
+            texts = tuple(captions[i] for i in images) if own else captions
+            judged = (texts, preference, scores, user)
+            own_rewards = rewards and tuple(rewards[i] for i in images)
+            groups.append(Group(index, images, hashes, stored, target, *judged, mask, own_rewards, times))
         notes = [note for image in seen for note in image.info["notes"]]
         return Read(groups, ties, identical, len(seen), notes)
+
+    def _mask(self, row: dict[str, Any], size: tuple[int, int]) -> str | None:
+        """A hash of the row's mask; None if there is none."""
+        name = self.columns.mask
+        if name is None or row[name] is None:
+            return None
+        try:
+            encoded = content(row[name], self.roots)
+            mask = decode(encoded, "black")
+        except BadRow as problem:
+            raise problem.of(name) from None
+        if mask.size != size:
+            both = " and ".join(f"{width}x{height}" for width, height in (mask.size, size))
+            raise BadRow("the mask differs in size from the images", both, name)
+        if not mask.convert("L").getbbox():
+            raise BadRow("the mask is black, so the preference is about nothing", "", name)
+        return image_hash(encoded, mask.info["altered"])
+
+    def _rewards(self, row: dict[str, Any]) -> tuple[tuple[float, ...], ...] | None:
+        """The rewards of the row's two images."""
+        names = self.columns.rewards
+        if not names:
+            return None
+        return tuple(tuple(_number(row[f"{name}_{i}"], f"no {name}_{i}") for name in names) for i in "01")
 
     def _pair(self, row: dict[str, Any]) -> tuple[list[Judged], int]:
         probability, columns = _first_wins(row, self.columns), self.columns
@@ -207,6 +242,20 @@ def _first_wins(row: dict[str, Any], columns: Columns) -> float:
     return labels[0]
 
 
+def _times(row: dict[str, Any], columns: Columns) -> tuple[int, int] | None:
+    """The timesteps that the row's preference is about."""
+    if columns.t_low is None and columns.t_high is None:
+        return None
+    values = [row[name] if name else None for name in (columns.t_low, columns.t_high)]
+    low, high = (
+        edge if value is None else _number(value, "no timestep") for edge, value in zip((0, LAST), values, strict=True)
+    )
+    if not 0 <= low <= high or low % 1 or high % 1:
+        raise BadRow("no range of timesteps", f"{low:g} to {high:g}")
+    return int(low), int(high)
+
+
+LAST = 10**9  # stands for the model's highest timestep
 TRUE, FALSE = {"true", "t", "yes", "y", "on", "1"}, {"false", "f", "no", "n", "off", "0"}
 NONE = {"", "none", "null", "nan", "na", "n/a"}
 

@@ -18,10 +18,10 @@ from ..weights.full import WholeNetwork
 from .generation import Generation
 from .manifest import ARM
 
-INTERNAL = {"batch_size", "device", "paths", "model_hash", "lora_hash", "user_hash", "plan_hash"}
+INTERNAL = {"batch_size", "device", "paths", "model_hash", "lora_hash", "negative_lora_hash", "user_hash", "plan_hash"}
 TYPES: dict[str, type] = {
     **dict.fromkeys(("seed", "images_per_prompt", "steps", "height", "width"), int),
-    **dict.fromkeys(("guidance", "lora_weight"), float),
+    **dict.fromkeys(("guidance", "lora_weight", "negative_lora_weight"), float),
 }
 OWN = tuple(each.name for each in fields(Generation) if each.name not in INTERNAL)  # settings that an arm may have
 SETTING = re.compile(r"([a-z][a-z_-]*)=(.*)", re.DOTALL)

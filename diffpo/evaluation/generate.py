@@ -7,7 +7,7 @@ interrupted run continued.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cache
@@ -27,8 +27,9 @@ from ..common.processes import Processes
 from ..common.text import plain
 from ..common.threads import Threads
 from ..data.prompts import load_prompts
+from ..scorers import features
 from ..weights import lora as lora_module
-from ..weights import trained
+from ..weights import trained, unconditional
 from . import paths, plans
 from .generation import Generation
 from .manifest import check_same_run, image_path, intact, line, manifest_file, read_manifest, save, write_manifest
@@ -108,14 +109,19 @@ def _identified(arms: Mapping[str, Generation]) -> tuple[dict[str, Generation], 
     fingerprint = cache(lambda *model: models.source_of(models.named(*model)).fingerprint())
     for name, arm in arms.items():
         hashes = {"model_hash": fingerprint(arm.model, arm.model_config)}
+        if arm.negative_lora is not None:
+            hashes["negative_lora_hash"] = trained.file_hash(arm.negative_lora)
         if arm.lora is not None:
             hashes["lora_hash"] = trained.file_hash(arm.lora)
-            if arm.user_pairs is not None:
-                from ..objective.users import read_user
+            if arm.user_pairs is not None or arm.steer is not None:
+                from ..objective.users import read_person
 
-                users[name], hashes["user_hash"] = read_user(arm.user_pairs, arm.lora)
+                users[name], hashes["user_hash"] = read_person(arm.lora, arm.user_pairs, arm.steer)
             elif trained.knows_users(arm.lora):
-                print(f"the LoRA {arm.lora} was trained with users; without --user-pairs images are not personalised")
+                print(
+                    f"the LoRA {arm.lora} was trained with users or several rewards; without --user-pairs or --steer "
+                    f"images are for nobody in particular"
+                )
         found[name] = plans.identified(replace(arm, **hashes))
     return found, users
 
@@ -146,6 +152,8 @@ def _generate(
                 pipe = load(arm.base())
             loaded = arm
             with ExitStack() as personal:
+                if arm.negative_lora is not None:
+                    personal.callback(_two_halves(pipe, arm))
                 if arm.lora is not None:
                     trained.load_into(pipe, arm.lora, 1.0 if arm.lora_weight is None else arm.lora_weight)
                 if name in users:
@@ -170,13 +178,28 @@ def _generate(
                     threads.adapt()
 
 
-def _personalised(pipe: Any, arm: Generation, pairs: Any) -> Any:
-    """A context in which ``pipe``, with the arm's LoRA, makes pictures for the user of ``pairs``."""
-    from ..objective import users
+def _two_halves(pipe: Any, arm: Generation) -> Callable[[], None]:
+    """Give the unconditional half the arm's negative LoRA; before the arm's LoRA is loaded."""
+    if models.family_class(_base(arm), type(pipe).__name__).guidance_is_input:
+        raise DiffpoError(
+            f"--negative-lora is for the unconditional half of guidance, which {type(pipe).__name__} does not compute"
+        )
+    assert arm.negative_lora is not None  # noqa: S101
+    strengths = [1.0 if each is None else each for each in (arm.negative_lora_weight, arm.lora_weight)]
+    other = unconditional.prepared(pipe, arm.negative_lora, strengths[0], arm.lora, strengths[1])
+    return unconditional.attach(lora_module.network_of(pipe), other)
 
-    assert arm.lora is not None  # noqa: S101 (`Generation` takes no user_pairs without a LoRA)
-    taste = users.welcome(pairs, arm.lora, _base(arm), pipe)
-    return users.painting_for(lora_module.network_of(pipe), taste)
+
+def _personalised(pipe: Any, arm: Generation, person: Any) -> Any:
+    """A context in which ``pipe``, with the arm's LoRA, makes pictures for ``person``."""
+    from ..objective import user_attention, users
+
+    assert arm.lora is not None  # noqa: S101 (`Generation` takes no user_pairs and no steer without a LoRA)
+    seen = None if arm.user_features is None else features.load(arm.user_features, str(pipe.device))
+    vector = users.welcome(person, arm.lora, _base(arm), pipe, seen)
+    family = models.family_class(_base(arm), type(pipe).__name__)
+    guided = arm.guidance > 1 and not family.guidance_is_input
+    return user_attention.painting_for(lora_module.network_of(pipe), vector, guided)
 
 
 def _keep(row: dict[str, Any], image: Image.Image, out: Path, manifest_file: Path) -> dict[str, Any]:

@@ -30,9 +30,12 @@ REQUIRED = {"prompt", "file", "index", "seed"}
 MADE_HERE = {"model", "model_hash", "steps", "guidance", "dtype"}  # what `diffpo generate` always says
 KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("prompt", "file", "solver", "dtype", "model", "model_hash", "lora", "lora_hash"), str),
-    **dict.fromkeys(("user_pairs", "user_hash", "plan", "plan_hash", "negative_prompt", "sha256"), str),
+    **dict.fromkeys(("negative_lora", "negative_lora_hash"), str),
+    **dict.fromkeys(
+        ("user_pairs", "user_features", "steer", "user_hash", "plan", "plan_hash", "negative_prompt", "sha256"), str
+    ),
     **dict.fromkeys(("index", "seed", "steps", "height", "width"), int),
-    **dict.fromkeys(("guidance", "lora_weight"), (int, float)),
+    **dict.fromkeys(("guidance", "lora_weight", "negative_lora_weight"), (int, float)),
     "versions": dict,
 }
 

@@ -108,6 +108,12 @@ def training_table(folder: Path, step: int | None = None) -> str:
 
 
 def _users(config: Config) -> str:
+    if config.objective.steered:
+        weights = " ".join(f"{name}:{1 / len(config.data.columns.rewards):.2g}" for name in config.data.columns.rewards)
+        return (
+            "Loaded like this it weighs no reward in particular. To weigh the rewards that it was trained with:\n"
+            f'`diffpo generate --model MODEL --lora FOLDER_OF_THIS_FILE --steer "{weights}"`.\n\n'
+        )
     if not config.objective.users:
         return ""
     return (

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..common.errors import DiffpoError
 from .numerics import log_sigmoid
+from .ranges import FromZero
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,18 +22,34 @@ def plackett_luce(rewards: Tensor) -> Tensor:
     return sum(terms, start=rewards.new_zeros(()))
 
 
-def rankdpo(rewards: Tensor, scores: Tensor) -> Tensor:
+def rankdpo(rewards: Tensor, scores: Tensor, *, temperature: FromZero = 0.0, spread: FromZero = 0.0) -> Tensor:
     """-sum over pairs with psi_i > psi_j of |G_i - G_j| |1/D_i - 1/D_j| log sigma(r_i - r_j); in [0, inf).
 
-    RankDPO (Karthik et al. 2024, arXiv 2410.18013, eq. 5-7): G = 2^psi - 1 is the gain of an image of score psi. D =
-    log(1 + rank) is the discount, without gradient, at its rank by the policy's own rewards. psi are the ``scores`` (k,
-    n) scaled to 0..1 within each list, so any scorer's unit will do (the paper's are win rates).
+    RankDPO (Karthik et al. 2024, arXiv 2410.18013, eq. 5-7): G = 2^psi - 1 is the gain of an image of win rate psi. D =
+    log(1 + rank) is the discount, without gradient, at its rank by the policy's own rewards.
+
+    psi are the ``scores`` (k, n), which must be win rates in 0..1 as in the paper. For scores in another unit,
+    ``temperature`` makes win rates of them: psi_i is the mean of sigma((score_i - score_j)/temperature) over the
+    list's other images, for small ones the share that image i beats. ``spread`` scales each list's psi linearly to
+    0..spread instead, so that near-ties weigh as much as clear differences. 0: neither.
 
     Equal rewards, as at the first step, are ranked in the list's order. Pairs of equal score have no weight, and a list
-    of equal scores loss 0. k = 2 is `sigmoid` times 1/log 2 - 1/log 3 = 0.5325.
+    of equal scores loss 0. k = 2 with spread 1 is `sigmoid` times 1/log 2 - 1/log 3 = 0.5325.
+
+    Raises DiffpoError for psi outside 0..1 without ``spread``.
     """
-    low, high = scores.amin(0), scores.amax(0)
-    psi = (scores - low) / (high - low).where(high > low, 1.0)
+    psi = scores
+    if temperature:
+        wins = ((psi[:, None] - psi) / temperature).sigmoid().sum(1) - 0.5  # without the image itself
+        psi = wins / (len(psi) - 1)
+    if spread:
+        low, high = psi.amin(0), psi.amax(0)
+        psi = spread * (psi - low) / (high - low).where(high > low, 1.0)
+    elif ((psi < 0) | (psi > 1)).any():
+        raise DiffpoError(
+            f"link rankdpo takes win rates in 0..1 as scores, and these are {psi.min():g} to {psi.max():g}: set "
+            f"link_options.temperature to a typical difference of the scores, or spread=1"
+        )
     gain = psi.exp2() - 1
     order = rewards.detach().argsort(dim=0, descending=True, stable=True)
     rank = order.argsort(dim=0) + 1

@@ -135,6 +135,18 @@ def margin(chosen: Tensor, rejected: Tensor, gap: Tensor, *, scale: Positive = 1
     return -log_sigmoid(chosen - rejected - scale * gap)
 
 
+def modpo(
+    chosen: Tensor, rejected: Tensor, gap: Tensor, *, weight: Annotated[float, Range(0, 1)] = 0.5, scale: Positive = 1.0
+) -> Tensor:
+    """-log sigma((u - (1 - weight) scale gap) / weight), in (0, inf).
+
+    MODPO (Zhou et al. 2023, arXiv 2310.03708, eq. 10): the labels are of one objective, whose weight is ``weight``, and
+    ``gap`` is the difference of another reward, with the rest of the weight. Its optimum is the policy of the weighted
+    sum of both rewards. weight 1 would be `sigmoid`. Tie: pulls u to (1 - weight) scale gap.
+    """
+    return -log_sigmoid((chosen - rejected - (1 - weight) * scale * gap) / weight)
+
+
 def capo(chosen: Tensor, rejected: Tensor, gap: Tensor, *, scale: Positive = 1.0) -> Tensor:
     """(u - scale gap)^2, in [0, inf).
 

@@ -26,8 +26,10 @@ def kto(
     """weight (1 - sigma(r - z)) if liked, weight (1 - sigma(z - r)) if not, z = max(baseline, 0); in (0, weight).
 
     KTO (Ethayarajh et al. 2024, arXiv 2402.01306, eq. 8), Diffusion-KTO (Li et al. 2024, arXiv 2404.04465; its beta has
-    no 1/2, so it is half of that here). z stands for KL(policy || reference), hence never negative. With z = 0 the two
-    images of a pair give `apo_zero`. liked = 1/2: constant with equal weights.
+    no 1/2, so it is half of that here). z stands for KL(policy || reference), hence never negative. It is the mean
+    reward of the previous update, so it lags by one update. The codes take the mean of the current batch
+    (Diffusion-KTO) or of mismatched captions in it (KTO); then a loss depends on how an update is cut into batches.
+    With z = 0 the two images of a pair give `apo_zero`. liked = 1/2: constant with equal weights.
     """
     gain = reward - baseline.clamp(min=0)
     return liked * desirable_weight * (-gain).sigmoid() + (1 - liked) * undesirable_weight * gain.sigmoid()

@@ -4,9 +4,7 @@ from . import Preset
 
 PRESET = Preset(
     title="Curriculum Direct Preference Optimization for Diffusion and Consistency Models",
-    paper=(
-        "Croitoru et al. 2024, arXiv 2405.13637; Curry-DPO for language models: Pattnaik et al. 2024, arXiv 2403.07230"
-    ),
+    paper="Croitoru et al. 2024, arXiv 2405.13637",
     settings={"beta": 2000},
     equation="-log sigma(u)",
     published={

@@ -24,9 +24,10 @@ PRESET = Preset(
     ),
     notes=(
         "Published b = 0.1 multiplies log-ratios (means over the dimensions) and has no 1/2: beta = 2 b = 0.2. With "
-        "that, |u| <= 0.02, where the link is almost linear: D3PO is a clipped linear policy gradient. One of the 20 "
-        "steps (t = 51) has about 60 times the weight of the others and is clipped first. Set rollout.scorers, or "
-        "rollout.labels for human preferences. With several scorers an image wins by Pareto dominance, and pairs "
+        "that, |u| <= 0.02, where the link is almost linear: D3PO is a clipped linear policy gradient. The 19 steps "
+        "with noise weigh 0.19 to 0.67. The released code also trains the steps to the lowest level, of which one (t = "
+        "51 to 1) weighs 14.7 and is clipped first; rollout.end=lowest is that, with 28.7 here. Set rollout.scorers, "
+        "or rollout.labels for human preferences. With several scorers an image wins by Pareto dominance, and pairs "
         "without dominance are left out. In the released code a resumed run takes its resumed weights as the "
         "reference; here the reference stays the base model."
     ),

@@ -19,6 +19,7 @@ PRESET = Preset(
     ),
     notes=(
         "The method needs data with a caption for each image: name the columns data.columns.caption_chosen and "
-        "caption_rejected. beta is Diffusion-DPO's."
+        "caption_rejected, or caption_0 and caption_1 for labelled pairs (any captioner may write them). beta is "
+        "Diffusion-DPO's."
     ),
 )

@@ -8,7 +8,13 @@ PRESET = Preset(
         "Discriminator"
     ),
     paper="Zheng et al. 2025, arXiv 2503.01103",
-    settings={"beta": 5000, "source": "self_play", "link": "ddo", "forward": {"shared_noise": False}},
+    settings={
+        "beta": 5000,
+        "source": "self_play",
+        "link": "ddo",
+        "forward": {"shared_noise": False},
+        "rollout": {"guidance": 1.0},
+    },
     equation="-log sigma(r) of data, -alpha log(1 - sigma(r)) of samples of the reference",
     published={
         "EDM, EDM2": (
@@ -21,8 +27,9 @@ PRESET = Preset(
         "(abstract)"
     ),
     notes=(
-        "The paper has class-conditional image models; here conditions are captions. beta is Diffusion-DPO's. For the "
-        "rounds set reference.policy=sync and reference.every to the updates of a round. Only the chosen image of a "
-        "pair is used."
+        "The paper has class-conditional image models; here conditions are captions. Negatives are sampled without "
+        "guidance, because the loss is that of a ratio to the reference's own distribution. beta is Diffusion-DPO's. "
+        "For the rounds set reference.policy=sync and reference.every to the updates of a round. Only the chosen image "
+        "of a pair is used."
     ),
 )

@@ -15,15 +15,19 @@ PRESET = Preset(
             "beta 5000 (2500 without the 1/2 in the code), lr 1e-8 x 512 pairs, LoRA rank 64, 2,000 steps, warm-up "
             "200, 8-bit Adam; 12 GPU-hours on a Pick-a-Pic cleaned to a tenth"
         ),
-        "SD1.5": "beta 5000, lr 1e-8 x 512 pairs, LoRA rank 64, 1,500 steps, warm-up 250; 3.5 GPU-hours on the same",
+        "SD1.5": (
+            "with the middle block, beta 5000, lr 1e-8 x 512 pairs, LoRA rank 64, 1,500 steps, warm-up 250; 3.5 "
+            "GPU-hours on the same"
+        ),
     },
     results=(
         "SDXL: preferred over the DPO baseline in 64.6 % of PartiPrompts (abstract of v2; v1: 60.8 % over the released "
         "SDXL-DPO)"
     ),
     notes=(
-        "Settings of the authors' public code. The error is that of features, on another scale, so look at "
-        "rewards/margins before you set another beta. DPO, CPO and fine-tuning all work with error=perceptual. It "
-        "costs a float32 copy of the encoder, and a pass of it with gradient for each branch."
+        "Settings of the authors' public code. For SD1.5 set objective.features=middle, as its launchers do. The error "
+        "is that of features, on another scale, so look at rewards/margins before you set another beta. DPO, CPO and "
+        "fine-tuning all work with error=perceptual. It costs a float32 copy of the encoder, and a pass of it with "
+        "gradient for each branch."
     ),
 )

@@ -13,8 +13,8 @@ PRESET = Preset(
         ),
     },
     notes=(
-        "Only the slow copy is implemented: the slow adapter takes half of each of the policy's steps. Left out: its "
-        "own gradient, the regulariser, the merging over domains (COFS-DPO). beta is Diffusion-DPO's, because none is "
-        "published for a diffusion model."
+        "The slow adapter takes half of each of the policy's steps. COFS-DPO combines the LoRAs of several domains: "
+        "`diffpo combine LORA@0.5 LORA@0.5 --model MODEL --out FOLDER`. Left out: the slow adapter's own gradient and "
+        "the regulariser between the two. beta is Diffusion-DPO's, because none is published for a diffusion model."
     ),
 )

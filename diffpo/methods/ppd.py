@@ -17,8 +17,9 @@ PRESET = Preset(
     notes=(
         "Loss and beta are Diffusion-DPO's. The policy is also conditioned on the user: name the column of users, "
         "data.columns.user, and see users.md. Here a user's taste is the mean difference of pooled VAE latents over "
-        "four of the user's pairs, and becomes tokens added to the text embedding. In the paper it is a "
-        "vision-language model's embedding of the pairs, in cross-attention layers of its own. So the taste here can "
-        "hold light and colour, but no content; users.md has what was measured."
+        "four of the user's pairs; in the paper it is a vision-language model's embedding of the pairs. So the taste "
+        "here can hold light and colour, but no content; users.md has what was measured. It enters by decoupled "
+        "cross-attention, as in the paper. In pictures it is in the conditional half of guidance alone, so that "
+        "guidance strengthens it. `diffpo generate --user-pairs A@0.5+B@0.5` is between two users."
     ),
 )

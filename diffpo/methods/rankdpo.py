@@ -21,7 +21,10 @@ PRESET = Preset(
         "models (abstract)"
     ),
     notes=(
-        "There is no official code; beta is Diffusion-DPO's. Takes ranked lists (data.columns.images with scores or "
-        "ranks, data.list_size)."
+        "There is no official code; beta is Diffusion-DPO's. Takes ranked lists (data.columns.images with scores, "
+        "data.list_size). Scores are win rates in 0..1, as in the paper: the share of the list's other images that an "
+        "image beats, averaged over the reward models. For a scorer in another unit set link_options.temperature to a "
+        "typical difference of its scores: 1 for PickScore as it is used here. link_options.spread=1 stretches the "
+        "scores of every list to 0..1, which gives near-ties full weight."
     ),
 )

@@ -194,8 +194,11 @@ class Family(ForwardProcess, ABC):
         tokens = output[-1] if isinstance(output, tuple) else output  # text first, where it has its own stream
         return tokens.transpose(1, 2)
 
-    def cut(self, network: torch.nn.Module) -> None:
-        """Take away what follows the network's first half."""
+    def cut(self, network: torch.nn.Module, middle: bool = False) -> None:
+        """Take away what follows the network's first half. ``middle``: of a UNet, what follows the middle block, not
+        the last down block. DiffpoError if there is no middle block."""
+        if middle:
+            raise DiffpoError(f"a {type(network).__name__} has no middle block: set objective.features=encoder")
         blocks = self._blocks(network)
         assert self.feature_blocks is not None  # noqa: S101 (else `_blocks` raises)
         setattr(network, self.feature_blocks, blocks[: max(1, len(blocks) // 2)])

@@ -74,8 +74,8 @@ class Flux(Family):
             "pooled_prompt_embeds": torch.empty(n, network.config.pooled_projection_dim, device="meta"),
         }
 
-    def cut(self, network: torch.nn.Module) -> None:
-        super().cut(network)
+    def cut(self, network: torch.nn.Module, middle: bool = False) -> None:
+        super().cut(network, middle)
         network.single_transformer_blocks = torch.nn.ModuleList()
 
     @classmethod

@@ -44,6 +44,10 @@ class LazyEncoders:
                 known = json.loads(self._file.read_bytes())
                 self._known = known if isinstance(known, dict) and known.get("made_from") == self._key else {}
 
+    @property
+    def train_timesteps(self) -> int:
+        return self.family.train_timesteps
+
     def load(self) -> None:
         if not self.loaded:
             self.family.load_encoders(self.device)

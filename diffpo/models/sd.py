@@ -68,9 +68,9 @@ class StableDiffusion(Family):
     def hidden(output: Any) -> Tensor:
         return (output[0] if isinstance(output, tuple) else output).flatten(2)
 
-    def cut(self, network: torch.nn.Module) -> None:
-        """Nothing is left after the last down block, so that `predict` returns what it gives."""
-        network.up_blocks, network.mid_block = torch.nn.ModuleList(), None
+    def cut(self, network: torch.nn.Module, middle: bool = False) -> None:
+        """Nothing is left after the last down block (or the middle block), so that `predict` returns what it gives."""
+        network.up_blocks, network.mid_block = torch.nn.ModuleList(), network.mid_block if middle else None
         network.conv_norm_out, network.conv_out = None, torch.nn.Identity()
 
     def features(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:

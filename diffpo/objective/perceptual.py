@@ -22,9 +22,10 @@ class Perceptual:
     t' = max(t - 1, 0), one step less noisy. x_{t'} = alpha' x_0 + sigma' eps, and x^_{t'} is where the prediction leads
     instead: x_{t'} + c (x^_0 - x_0), with c the weight of x_0 in the mean of DDPM's step from t to t' (Ho et al. 2020,
     eq. 7). phi is the base UNet up to the end of its last down block, with the image's own conditions; of a
-    transformer, for which there is no paper, the first half of its blocks.
+    transformer, for which there is no paper, the first half of its blocks. With ``middle`` it is the UNet up to the end
+    of its middle block.
 
-    These are the defaults of the released code and of its SDXL launcher (its SD1.5 launchers add the middle block).
+    These are the defaults of the released code and of its SDXL launcher; its SD1.5 launchers add the middle block.
     Its beta 2500, without the factor 1/2, is 5000 here. It draws noise for the step, the same in both states. Here
     x_{t'} is DDIM's, which has the same distribution given x_0, and nothing is drawn. At t = 0 the error is 0, as
     there.
@@ -34,12 +35,12 @@ class Perceptual:
     rounding.
     """
 
-    def __init__(self, family: Family, network: torch.nn.Module) -> None:
+    def __init__(self, family: Family, network: torch.nn.Module, middle: bool = False) -> None:
         """``network``: the policy's bare module; the encoder takes its device and its gradient checkpointing."""
         self.family = copy.copy(family)
         self.family.dtype = torch.float32  # of what the family loads and computes
         self.encoder = self.family.load_network()
-        self.family.cut(self.encoder)
+        self.family.cut(self.encoder, middle)
         self.encoder.to(network.device)
         if network.is_gradient_checkpointing:
             self.encoder.enable_gradient_checkpointing()

@@ -42,7 +42,7 @@ class Objective:
         """(N,) float32: how far the network's output is from the targets."""
         if self.perceptual is not None:
             return self.perceptual(prediction, regression)
-        return squared_error(prediction, regression.target)
+        return squared_error(prediction, regression.target, regression.mask)
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,11 @@ class Outcome:
 _COLUMNS = ("error", "reference_error", "drift", "reward")
 
 
-def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
+def squared_error(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean over C, h, w of the squared difference, in float32: half precision here would drown the reward in
-    rounding."""
-    return (prediction.float() - target.float()).square().flatten(1).mean(1)
+    rounding. ``mask`` (N, 1, h, w), of mean 1, weighs the places."""
+    squares = (prediction.float() - target.float()).square()
+    return (squares if mask is None else squares * mask).flatten(1).mean(1)
 
 
 def implicit_reward(
@@ -129,7 +130,7 @@ def score(policy: Policy, objective: Objective, regression: Regression) -> Outco
     if before is None:
         reference_error, drift = torch.zeros_like(errors), torch.zeros_like(errors)
     else:
-        drift = squared_error(prediction, before)
+        drift = squared_error(prediction, before, regression.mask)
     if settings.winner_safeguard is not None:
         errors = safeguard_winner(errors, prediction, regression.target, settings.winner_safeguard)
 

@@ -1,27 +1,24 @@
 """Personalised preferences (PPD; Dang et al. 2025, arXiv 2501.06655): a policy that is also conditioned on a user.
 
 A user is described by a few pairs that the user judged. The user's taste is the mean over them of features(chosen) -
-features(rejected), so a new user needs pairs and no training. A small network turns a taste into `TOKENS` tokens for
-the policy's cross-attention. It is trained with the LoRA on the pairs of all users. The reference does not read it.
+features(rejected), so a new user needs pairs and no training. A small network turns a taste into tokens for the
+policy's cross-attention (user_attention.py). It is trained with the LoRA on the pairs of all users. The reference does
+not read it.
 
-Two things differ from the paper. Features are pooled VAE latents: they describe colour, brightness and position, but
-not content (the paper takes them from a vision-language model, which would have to be installed). Tokens are added to
-the last positions of the text embedding, which are padding in all but the longest prompts (the paper adds
-cross-attention layers, as IP-Adapter does). The last layer starts at 0, so the policy starts exactly as the reference.
-Appended tokens would not: even zeros change the softmax over the other tokens.
-
-On a toy of two opposite tastes in equal numbers, 200 updates of 32 pairs: the policy ranks 74 to 82 % of the pairs of
-users that were not in the training data (two seeds); without users 53 to 55 %.
+Features are pooled VAE latents: they describe colour, brightness and position, but not content. The paper takes them
+from a vision-language model.
 """
 
 from __future__ import annotations
 
-import contextlib
+import json
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -30,6 +27,7 @@ from .. import models
 from ..common.errors import DiffpoError
 from ..common.files import write_atomic
 from ..common.rng import Draws
+from ..common.text import plain
 from ..config import Data, Model
 from ..data.batches import Batches
 from ..data.columns import NOUN
@@ -37,8 +35,9 @@ from ..data.groups import Groups, load_groups
 from ..data.transforms import pixels, view
 from ..weights.lora import network_of
 from ..weights.lora_file import sorted_header, users_file
+from . import steering
+from .user_attention import attach
 
-TOKENS, HIDDEN = 4, 128
 SHOTS = 4  # pairs that describe a user, as in the paper
 SIDE = 4  # of the pooled latents
 
@@ -57,14 +56,19 @@ def taste(chosen: Tensor, rejected: Tensor) -> Tensor:
 
 class Tastes:
     """The pairs of a data set as evidence on its users: ``differences`` (G, F) of features, ``users`` of the G pairs
-    (None: unknown)."""
+    (None: unknown). ``name`` of the features; None for pooled latents."""
 
-    def __init__(self, differences: Tensor, users: Sequence[str | None]) -> None:
-        self.differences, self.users = differences.float(), list(users)
+    def __init__(self, differences: Tensor, users: Sequence[str | None], name: str | None = None) -> None:
+        self.differences, self.users, self.name = differences.float(), list(users), name
         self._pairs: dict[str, list[int]] = defaultdict(list)
         for index, user in enumerate(self.users):
             if user is not None:
                 self._pairs[user].append(index)
+
+    @property
+    def header(self) -> dict[str, str]:
+        """What a file of the tokens says of them."""
+        return {} if self.name is None else {"taste": self.name}
 
     @property
     def scale(self) -> Tensor:
@@ -99,108 +103,145 @@ def require_users(groups: Groups) -> None:
         )
 
 
-def read_tastes(batches: Batches) -> Tastes:
-    """The tastes of the users in the latent cache of ``batches``."""
-    differences = []
-    for start in range(0, len(batches.groups), 256):
-        chosen, rejected = batches.means(range(start, min(start + 256, len(batches.groups)))).chunk(2)
-        differences.append((features(chosen) - features(rejected)).cpu())
-    return Tastes(torch.cat(differences), [pair.user for pair in batches.groups.groups])
+class Pictures(Protocol):
+    """Features of pictures (scorers/features.py): `embed` gives a vector (n, F) for each of n; ``name`` says which."""
+
+    name: str
+
+    def embed(self, images: list[Any]) -> Any: ...
 
 
-class UserTokens(torch.nn.Module):
-    """Tastes (n, F) -> what is added to the last `TOKENS` positions of the text embedding, (n, TOKENS, width).
-
-    Attributes:
-        user: the taste (F,) for calls without the keyword ``user`` (generation), or None.
-        silent: nothing is added (the reference).
-    """
-
-    def __init__(self, scale: Tensor, width: int) -> None:
-        super().__init__()
-        self.register_buffer("scale", scale.detach().clone().float())
-        self.hidden = torch.nn.Linear(len(scale), HIDDEN)
-        self.tokens = torch.nn.Linear(HIDDEN, TOKENS * width)
-        torch.nn.init.zeros_(self.tokens.weight)
-        torch.nn.init.zeros_(self.tokens.bias)
-        self.user: Tensor | None = None
-        self.silent = False
-
-    def forward(self, user: Tensor) -> Tensor:
-        hidden = torch.nn.functional.silu(self.hidden(user.float() / self.scale))
-        return self.tokens(hidden).unflatten(1, (TOKENS, -1))
+def read_tastes(batches: Batches, seen: Pictures | None = None) -> Tastes:
+    """The tastes of the users of ``batches``, from its latent cache or from its pictures as ``seen`` sees them."""
+    groups, differences = batches.groups, []
+    for start in range(0, len(groups), 256):
+        part = range(start, min(start + 256, len(groups)))
+        if seen is None:
+            chosen, rejected = batches.means(part).chunk(2)
+            differences.append((features(chosen) - features(rejected)).cpu())
+        else:
+            differences.append(_differences([groups.images(index) for index in part], seen))
+    return Tastes(torch.cat(differences), [pair.user for pair in groups.groups], None if seen is None else seen.name)
 
 
-def attach(network: torch.nn.Module, scale: Tensor, seed: int = 0) -> UserTokens:
-    """Give ``network`` a fresh `UserTokens` as its submodule ``user_tokens``; it then takes the keyword ``user``.
-
-    Being a submodule, it trains under the same DDP wrapper. Attach after `identity.base_identity` has been taken.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = UserTokens(scale, models.text_width(network))
-    network.user_tokens = module.to(network.device)
-    network.register_forward_pre_hook(_add, with_kwargs=True)
-    return network.user_tokens
+def _differences(pairs: Sequence[Sequence[Any]], seen: Pictures) -> Tensor:
+    """(k, F): unit vectors of the chosen pictures less those of the rejected."""
+    vectors = torch.as_tensor(seen.embed([image for pair in pairs for image in pair[:2]])).float()
+    vectors = torch.nn.functional.normalize(vectors, dim=1)
+    return vectors[::2] - vectors[1::2]
 
 
-def _add(network: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    """Forward pre-hook: takes ``user`` (n, F) out of the keywords and adds its tokens to the text embedding."""
-    module, text = network.user_tokens, kwargs["encoder_hidden_states"]
-    user = kwargs.pop("user", None)
-    if user is None and module.user is not None:
-        user = module.user.to(text.device).expand(len(text), -1)  # both halves of guidance
-    if user is None or module.silent:
-        return args, kwargs
-    kwargs["encoder_hidden_states"] = torch.cat([text[:, :-TOKENS], text[:, -TOKENS:] + module(user).to(text.dtype)], 1)
-    return args, kwargs
-
-
-@contextlib.contextmanager
-def painting_for(network: torch.nn.Module, user: Tensor | None) -> Iterator[None]:
-    """A context in which every call of ``network`` is conditioned on the taste ``user`` (F,), e.g. a pipeline's."""
-    before, network.user_tokens.user = network.user_tokens.user, user
-    try:
-        yield
-    finally:
-        network.user_tokens.user = before
-
-
-def save(path: Path, network: torch.nn.Module, resolution: int) -> None:
-    """Write the user tokens of ``network`` as safetensors, with the ``resolution`` that tastes were read at."""
+def save(path: Path, network: torch.nn.Module, resolution: int, header: Mapping[str, str] | None = None) -> None:
+    """Write the user tokens of ``network`` as safetensors, with the ``resolution`` that tastes were read at and the
+    ``header`` of what they are tokens of."""
     from safetensors.torch import save as serialize
 
     state = {name: value.detach().cpu().contiguous() for name, value in network.user_tokens.state_dict().items()}
     state["resolution"] = torch.tensor(resolution)
-    write_atomic(path, sorted_header(serialize(state, {"format": "pt"})))
+    write_atomic(path, sorted_header(serialize(state, {"format": "pt", **(header or {})})))
 
 
-def read_user(source: str | Path, lora: str | Path) -> tuple[Groups, str]:
-    """The pairs that describe a new user, the first `SHOTS` of ``source``, and a hash of all that the user's tokens
-    depend on. DiffpoError if there are no pairs, or no tokens beside the LoRA."""
+@dataclass(frozen=True)
+class Person:
+    """Who pictures are made for: the first `SHOTS` pairs of one user or several, with their weights; or the ``weights``
+    of rewards of a LoRA that was trained with these."""
+
+    pairs: tuple[tuple[Groups, float], ...] = ()
+    weights: Tensor | None = None
+
+
+def read_person(lora: str | Path, user_pairs: str | None, steer: str | None) -> tuple[Person, str]:
+    """The person that the options name, and a hash of all that the tokens depend on.
+
+    ``user_pairs``: a source of pairs, or FILE@WEIGHT+FILE@WEIGHT between users. DiffpoError if there are no pairs, no
+    tokens beside the LoRA, or tokens of the other kind.
+    """
     tokens = users_file(lora)
+    option = "--user-pairs" if steer is None else "--steer"
     if not tokens.is_file():
-        raise DiffpoError(f"the LoRA {lora} was trained without users: there is no {tokens}; leave out --user-pairs")
-    data = Data(resolution=8)  # no image is decoded yet
-    pairs = load_groups(data, str(source), data.train_split)
-    del pairs.groups[SHOTS:]
-    return pairs, sha256(tokens.read_bytes() + pairs.data_hash.encode()).hexdigest()
+        raise DiffpoError(f"the LoRA {lora} was trained without users: there is no {tokens}; leave out {option}")
+    rewards, _ = header_of(tokens)
+    if (steer is None) == bool(rewards):
+        other = "--steer" if rewards else "--user-pairs"
+        kind = "weights of rewards" if rewards else "users"
+        raise DiffpoError(f"the LoRA {lora} was trained with {kind}: use {other}, not {option}")
+    digest = sha256(tokens.read_bytes())
+    if steer is not None:
+        weights = steering.parse(steer, rewards)
+        digest.update(repr(weights.tolist()).encode())
+        return Person(weights=weights), digest.hexdigest()
+    data, found = Data(resolution=8), []  # no image is decoded yet
+    for source, weight in shares(user_pairs or ""):
+        pairs = load_groups(data, source, data.train_split)
+        del pairs.groups[SHOTS:]
+        found.append((pairs, weight))
+        digest.update(pairs.data_hash.encode() + (b"" if weight == 1 else repr(weight).encode()))
+    return Person(tuple(found)), digest.hexdigest()
 
 
-def welcome(pairs: Groups, lora: str | Path, model: Model, pipe: Any) -> Tensor:
-    """Attach the user tokens to the pipeline's network; returns the taste (F,) in ``pairs``, as in training."""
+def shares(text: str) -> list[tuple[str, float]]:
+    """The sources of pairs in FILE or FILE@WEIGHT+FILE@WEIGHT, and their weights."""
+    if "@" not in text or Path(text).expanduser().exists():
+        return [(text, 1.0)]
+    parts = re.findall(r"(.+?)@([0-9]*\.?[0-9]+)(?:\+|$)", text)
+    if "+".join(f"{source}@{weight}" for source, weight in parts) != text:
+        raise DiffpoError(f"--user-pairs {plain(text, 200)}: write FILE, or FILE@WEIGHT+FILE@WEIGHT between users")
+    return [(source, float(weight)) for source, weight in parts]
+
+
+def welcome(person: Person, lora: str | Path, model: Model, pipe: Any, seen: Pictures | None = None) -> Tensor:
+    """Attach the user tokens to the pipeline's network; returns the vector (F,) of ``person``, as in training.
+
+    ``seen``: the features that tastes were read from; DiffpoError if they are others.
+    """
     resolution = load(users_file(lora), network_of(pipe))
-    views = [view(pair.size, resolution, "center", False, torch.Generator()) for pair in pairs.groups]
-    images = [pairs.images(i) for i in range(len(pairs))]
-    flat = torch.stack([pixels(image[k], view) for k in (0, 1) for image, view in zip(images, views, strict=True)])
+    if person.weights is not None:
+        return steering.centred(person.weights)
+    _, name = header_of(users_file(lora))
+    if name != (None if seen is None else seen.name):
+        given = "none" if seen is None else plain(seen.name, 100)
+        raise DiffpoError(
+            f"the LoRA {lora} knows users by {name or 'pooled latents'}, not by {given}: "
+            + (f"name these features with --user-features ({name})" if name else "leave out --user-features")
+        )
+    if seen is not None:
+        tastes = [
+            weight * _differences([pairs.images(i) for i in range(len(pairs))], seen).mean(0)
+            for pairs, weight in person.pairs
+        ]
+        return torch.stack(tastes).sum(0)
     family = models.load(model)
     family.pipe, family.vae_config = pipe, dict(pipe.vae.config)
     dtype = pipe.vae.dtype
     pipe.vae.float()  # SDXL's overflows in half precision
-    means = torch.cat([family.encode_image(one)["mean"] for one in flat.split(1)])
+    found = [weight * _taste_of(pairs, family, resolution) for pairs, weight in person.pairs]
     pipe.vae.to(dtype)
+    return torch.stack(found).sum(0)
+
+
+def _taste_of(pairs: Groups, family: Any, resolution: int) -> Tensor:
+    views = [view(pair.size, resolution, "center", False, torch.Generator()) for pair in pairs.groups]
+    images = [pairs.images(i) for i in range(len(pairs))]
+    flat = torch.stack([pixels(image[k], view) for k in (0, 1) for image, view in zip(images, views, strict=True)])
+    means = torch.cat([family.encode_image(one)["mean"] for one in flat.split(1)])
     chosen, rejected = family.scale_latents(means).chunk(2)
     return taste(chosen, rejected)
+
+
+def header_of(path: Path) -> tuple[list[str], str | None]:
+    """What the header of a file of user tokens says: the names of the rewards (none if it is of users), and the name of
+    the features that tastes are read from (None: pooled latents)."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+        names, taste = json.loads(header.get("rewards", "[]")), header.get("taste")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("the names of its rewards are no list of texts")
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        raise DiffpoError(f"cannot read the user tokens {path}: {plain(error, 200)}") from None
+    return [plain(name, 100) for name in names], None if taste is None else plain(taste, 100)
 
 
 def load(path: Path, network: torch.nn.Module) -> int:
@@ -214,7 +255,8 @@ def load(path: Path, network: torch.nn.Module) -> int:
         resolution = int(state.pop("resolution"))
         if not 8 <= resolution <= 2**14:
             raise ValueError(f"their resolution is {resolution} pixels, not 8 to {2**14}")
-        attach(network, state["scale"]).load_state_dict(state)
+        prototypes = len(state["mixture.weight"]) if "mixture.weight" in state else 0
+        attach(network, state["scale"], prototypes=prototypes).load_state_dict(state)
         if not all(value.isfinite().all() for value in state.values()):
             raise ValueError("they are not finite")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,7 +38,7 @@ class Forward:
                 raise DiffpoError(f"objective.forward.timesteps: {t} is not a timestep of this model; use 0 to {last}")
 
     def __call__(self, batch: Batch) -> Regression:
-        return self.noised(batch.x_0, batch.cond, batch.judgement, batch.draws)
+        return replace(self.noised(batch.x_0, batch.cond, batch.judgement, batch.draws), mask=batch.mask)
 
     def noised(self, x_0: Tensor, cond: dict[str, Tensor], judgement: Judgement, draws: Draws) -> Regression:
         """The problems of any images x_0 (N, C, h, w) with N rows of conditions, n groups of them."""

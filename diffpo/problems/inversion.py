@@ -78,7 +78,7 @@ class Inversion:
         t = self.grid[torch.tensor(climbs) - 1].repeat(batch.judgement.members).to(x_0.device)
         alpha, sigma = self.family.alpha_sigma(t)
         target = self.family.target(x_0, (x_t - alpha * x_0) / sigma, t)
-        return Regression(x_t, t, target, Conditioning(batch.cond), batch.judgement)
+        return Regression(x_t, t, target, Conditioning(batch.cond), batch.judgement, mask=batch.mask)
 
     @torch.no_grad()
     def invert(

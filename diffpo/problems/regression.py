@@ -32,7 +32,8 @@ class Regression:
     """N regression problems (x_t, t) -> target. They are the images of ``judgement``, laid out as it says.
 
     Shapes: x_t and target (N, C, h, w) float32; t (N,) integer; weight (N,), each problem's own factor k in
-    r = (beta/2) k (err_ref - err_policy), or None for 1.
+    r = (beta/2) k (err_ref - err_policy), or None for 1; mask (N, 1, h, w) the weights of the squared errors, with mean
+    1, or None for 1 everywhere.
     """
 
     x_t: Tensor
@@ -41,6 +42,7 @@ class Regression:
     conditioning: Conditioning
     judgement: Judgement
     weight: Tensor | None = None
+    mask: Tensor | None = None
 
     def __post_init__(self) -> None:
         rows, wanted = len(self.x_t), self.judgement.rows

@@ -42,7 +42,8 @@ class Step:
 def sampler_plan(
     settings: RolloutSettings, schedule: VPDiscrete | RectifiedFlow, prediction: str
 ) -> tuple[Plan, list[int]]:
-    """``settings``' sampler on the trailing grid of the model's timesteps, from noise to sigma = 0, and its timesteps.
+    """``settings``' sampler on the trailing grid of the model's timesteps, and its timesteps. It ends at sigma = 0 or,
+    by ``end``, at the lowest level that the model was trained at.
 
     ``renoise``: x' = alpha' x_0 + sigma' z with the network's x_0, as distilled models (LCM, DMD2, Turbo) sample.
     """
@@ -50,14 +51,17 @@ def sampler_plan(
     if settings.steps > total:
         raise DiffpoError(f"objective.rollout.steps={settings.steps} must be at most {total}, the model's timesteps")
     times = np.arange(total, 0, -total / settings.steps).round()[: settings.steps]  # diffusers' trailing spacing
-    grid = Grid(schedule, times=times / total, end="zero")
+    if settings.end == "lowest":
+        grid = Grid(schedule, times=[*times / total, 1 / total], end="t_end")
+    else:
+        grid = Grid(schedule, times=times / total, end="zero")
     solver, options = (renoise, {}) if settings.step == "renoise" else ("ddim", {"eta": settings.eta})
     plan = build_plan(schedule, solver, settings.steps, grid, prediction, **options)
     return plan, [int(time) - 1 for time in times]
 
 
 def sampler_steps(settings: RolloutSettings, schedule: VPDiscrete | RectifiedFlow, prediction: str) -> list[Step]:
-    """The steps of `sampler_plan`. The last one ends at sigma = 0. It has no noise, so it is nothing to train on."""
+    """The steps of `sampler_plan`. One that ends at sigma = 0 has no noise, so it is nothing to train on."""
     plan, times = sampler_plan(settings, schedule, prediction)
     levels = zip(times, plan.alpha, plan.sigma, strict=False)  # the plan's last one is the end
     return [Step(time, float(alpha), float(sigma), plan.transition(k)) for k, (time, alpha, sigma) in enumerate(levels)]

@@ -81,7 +81,7 @@ def harvest(
     for record in records:
         if record.forks is not None:
             items += _of_forks(record.prompt, record.forks)
-            compared, decided = compared + record.forks.pools, decided + len(record.forks.steps)
+            compared, decided = compared + record.forks.pools, decided + record.forks.decided
             scores.append(record.forks.scores.reshape(-1, 1))
         elif settings.source == "self_play":
             items.append(SelfPlay(record.prompt, record.place, record.states[0, -1]))
@@ -128,8 +128,8 @@ def step_pairs(
 
 
 def _of_forks(prompt: int, forks: Forks) -> Iterator[StepPair]:
-    for (x, best, worst), k, scores in zip(forks.states, forks.steps, forks.scores.tolist(), strict=True):
-        yield StepPair(prompt, k, (x, x), (best, worst), tuple(scores))
+    for (best, worst), k, scores in zip(forks.states, forks.steps, forks.scores.tolist(), strict=True):
+        yield StepPair(prompt, k, (best[0], worst[0]), (best[1], worst[1]), tuple(scores))
 
 
 def _final(record: Sampled, kind: str) -> Iterator[SampledGroup]:

@@ -86,7 +86,7 @@ def judged_steps(
     return items
 
 
-KEPT = ("steps", "eta", "guidance", "step")  # settings of objective.rollout that decide a step's likelihood
+KEPT = ("steps", "eta", "guidance", "step", "end")  # settings of objective.rollout that decide a step's likelihood
 
 
 def trajectory_file(folder: Path, group: str) -> Path:
@@ -104,6 +104,7 @@ def read_trajectories(folder: Path, group: str, settings: RolloutSettings) -> to
             states = file.get_tensor("states")
             if not isinstance(about, dict):
                 raise ValueError("its header has no record of how it was sampled")
+            about.setdefault("end", "clean")  # files of versions without the choice
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise DiffpoError(
             f"cannot read the trajectories {path}, which the labels name: {error}; run `diffpo collect` again"

@@ -28,16 +28,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Forks:
-    """The pairs that one prompt's pools gave: M steps, of ``pools`` that were compared.
+    """The pairs that one prompt's pools gave: M steps, by ``decided`` of the ``pools`` that were compared.
 
-    ``states`` (M, 3, C, h, w) float32 on the CPU: x_t, the best and the worst x_{t-1}; ``steps`` their places in the
-    sampler; ``scores`` (M, 2) of the step scorer, best first.
+    ``states`` (M, 2, 2, C, h, w) float32 on the CPU: x_t and x_{t-1}, of the best and of the worst; ``steps`` their
+    places in the sampler; ``scores`` (M, 2) of the step scorer, best first.
     """
 
     states: Tensor
     steps: list[int]
     scores: Tensor
     pools: int
+    decided: int
 
 
 class Walker:
@@ -76,49 +77,61 @@ class Walker:
     ) -> list[Forks]:
         """SPO's sampler (arXiv 2406.04314, sec. 3.3), from step ``start`` on.
 
-        From one x_t, ``pool`` next states are drawn. The network gets all of them at the next step, where the scorer
-        judges their x_0 estimates. The best and the worst make a pair if p(best) - p(worst) = tanh(gap / 2) is above
-        ``threshold``. A random one of them, whatever its score, goes on with the output that the network has given.
+        From one x_t, ``pool`` next states are drawn, and each goes on by ``inner`` steps of its own. The network gets
+        all of them at the step after that, where the scorer judges their x_0 estimates. The best and the worst make a
+        pair if p(best) - p(worst) = tanh(gap / 2) is above ``threshold``, with all of the steps that led there. A
+        random one of them, whatever its score, goes on with the output that the network has given.
 
-        The step to sigma = 0 has no noise and so no pool: the last pool is judged by the x_0 that this step returns.
+        A last step to sigma = 0 has no noise and so no pool: the last pool is judged by the x_0 that this step returns.
+        A last step to the lowest level (``end``) has one, which is judged as finished images, at t = 0.
         """
         settings, pool = self.settings, self.settings.pool
         found: list[list] = [[] for _ in captions]
         compared, name = 0, f"objective.rollout.step_scorer={settings.step_scorer}"
         repeated = given.repeat_interleave(pool)
         crowd = [caption for caption in captions for _ in range(pool)]
-        last = min(len(self.steps) - 1, settings.transitions or len(self.steps))
-        out = self.predict(policy, 0, x, given)
-        for k, step in enumerate(self.steps[:last]):
-            mean, std = step.transition.mean(x, out), step.transition.std
-            if k < settings.start or not std:
-                x = mean + std * normal(draws, x.shape[1:]).to(x)
-                out = self.predict(policy, k + 1, x, given)
+        noisy = sum(bool(step.transition.std) for step in self.steps)
+        last = min(noisy, settings.transitions or noisy)
+        out, k = self.predict(policy, 0, x, given), 0
+        while k < last:
+            if k < settings.start:
+                x = self.steps[k].transition.sample(x, out, normal(draws, x.shape[1:]).to(x))
+                out, k = self.predict(policy, k + 1, x, given), k + 1
                 continue
-            z = normal(draws, (pool, *x.shape[1:])).to(x)
-            candidates = (mean[:, None] + std * z).flatten(0, 1)
-            outs = self.predict(policy, k + 1, candidates, repeated)
-            at = self.steps[k + 1]
-            x_0 = convert(candidates, outs, self.family.prediction, "sample", at.alpha, at.sigma)
-            t = torch.full((len(candidates),), at.t, device=x.device)
-            scores = finite(scorer.score(candidates, x_0, t, crowd, repeated.cond), name, crowd).unflatten(
-                0, (-1, pool)
-            )
-            candidates, outs = candidates.unflatten(0, (-1, pool)), outs.unflatten(0, (-1, pool))
+            path = [x.repeat_interleave(pool, 0)]
+            outs = out.repeat_interleave(pool, 0)
+            for at in range(k, min(k + 1 + settings.inner, last)):
+                z = normal(draws, (pool, *x.shape[1:])).flatten(0, 1).to(x)
+                path.append(self.steps[at].transition.sample(path[-1], outs, z))
+                if at + 1 < len(self.steps):
+                    outs = self.predict(policy, at + 1, path[-1], repeated)
+            x_0, t = self._judged_at(k + len(path) - 1, path[-1], outs)
+            scores = finite(scorer.score(path[-1], x_0, t, crowd, repeated.cond), name, crowd).unflatten(0, (-1, pool))
+            states = torch.stack(path, 1).unflatten(0, (-1, pool))  # (n, pool, 2 + inner, C, h, w)
             compared += 1
             for row, (best, worst) in enumerate(zip(scores.argmax(1).tolist(), scores.argmin(1).tolist(), strict=True)):
                 gap = scores[row, best] - scores[row, worst]
                 if torch.tanh(gap / 2) > settings.threshold:
-                    states = torch.stack([x[row], candidates[row, best], candidates[row, worst]]).cpu()
-                    found[row].append((states, k, scores[row, [best, worst]].cpu()))
+                    found[row].append((states[row, [best, worst]].cpu(), k, scores[row, [best, worst]].cpu()))
             onward = torch.cat([torch.randint(pool, (1,), generator=draw) for draw in draws]).to(x.device)
             rows = torch.arange(len(x), device=x.device)
-            x, out = candidates[rows, onward], outs[rows, onward]
+            x, out, k = states[rows, onward, -1], outs.unflatten(0, (-1, pool))[rows, onward], k + len(path) - 1
         return [_collect(each, compared, x.shape[1:]) for each in found]
+
+    def _judged_at(self, k: int, x: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+        """The x_0 estimates of states x before step k, and their times; after the last step x itself, at t = 0."""
+        if k == len(self.steps):
+            return x, torch.zeros(len(x), dtype=torch.long, device=x.device)
+        at = self.steps[k]
+        x_0 = convert(x, out, self.family.prediction, "sample", at.alpha, at.sigma)
+        return x_0, torch.full((len(x),), at.t, device=x.device)
 
 
 def _collect(found: list, compared: int, shape: Sequence[int]) -> Forks:
+    """Of pools (states (2, 1 + steps, C, h, w), first step, scores (2,)): a pair for each of their steps."""
     if not found:
-        return Forks(torch.empty(0, 3, *shape), [], torch.empty(0, 2), compared)
-    states, steps, scores = zip(*found, strict=True)
-    return Forks(torch.stack(states), list(steps), torch.stack(scores), compared)
+        return Forks(torch.empty(0, 2, 2, *shape), [], torch.empty(0, 2), compared, 0)
+    states = [part[:, i : i + 2] for part, _, _ in found for i in range(part.shape[1] - 1)]
+    steps = [first + i for part, first, _ in found for i in range(part.shape[1] - 1)]
+    scores = [each for part, _, each in found for _ in range(part.shape[1] - 1)]
+    return Forks(torch.stack(states), steps, torch.stack(scores), compared, len(found))

@@ -22,15 +22,18 @@ from ..data.cache import content_key
 from ..data.curriculum import Curriculum
 from ..data.groups import load_groups
 from ..data.prompts import load_prompts
+from ..data.relabel import turn
 from ..models.lazy_encoders import LazyEncoders
 from ..objective import reference, users, weighting
 from ..objective.reference import Reference
 from ..objective.reward import Objective
+from ..objective.steering import Steering, read_rewards
 from ..problems.forward import Forward
 from ..problems.policy import Policy
 from ..problems.regression import Regression
 from ..rollout.labels import read_labels
 from ..rollout.prompts import PromptConditions
+from ..scorers import features
 from .feeds import Feed, Offline
 from .heldout import HeldOut
 
@@ -64,7 +67,7 @@ class Sources:
     batches: Batches | None
     conditions: PromptConditions | None
     held_out: HeldOut | None
-    tastes: users.Tastes | None = None  # of the training data's users
+    conditioned: users.Tastes | Steering | None = None  # what the policy is further conditioned on
     samples: PromptConditions | None = None  # of the prompts of `log.samples`
 
     @property
@@ -92,6 +95,8 @@ def load_data(config: Config, family: Family, accelerator: Accelerator) -> Sourc
     if data.validation:
         found["validation"] = load_groups(data, data.validation, data.validation_split, "pair", quiet=worker.quiet)
     for groups in found.values():
+        if objective.flipped:
+            turn(groups)
         if objective.users:
             users.require_users(groups)
         say(f"{groups.source}: {groups.describe()}")
@@ -129,19 +134,24 @@ def load_data(config: Config, family: Family, accelerator: Accelerator) -> Sourc
     if long := encoders.remember(f"long {content_key(texts)}", lambda: models.too_long(family.pipe, texts)):
         say(f"captions: {long}")
     accelerator.wait_for_everyone()
-    tastes = {}
+    tastes, steering = {}, {}
     for name, each in batches.items():
         each.check()
         if objective.users:
-            tastes[name] = users.read_tastes(each)
+            seen = None if objective.taste == "latents" else features.load(objective.taste, str(accelerator.device))
+            tastes[name] = users.read_tastes(each, seen)
             each.further = tastes[name].condition
+        if objective.steered:
+            steering[name] = read_rewards(each.groups)
+            each.further, each.judge = steering[name].condition, steering[name].preference
     decodes = objective.on_policy or samples is not None
     encoders.free(keep_vae=decodes or not all(each.cached for each in batches.values()))
     held_out = None
     if "validation" in batches:
         # without gradients twice the pairs fit
         held_out = HeldOut(batches["validation"], config.train.eval_pairs, 2 * config.train.batch_size, accelerator)
-    return Sources(batches.get("train"), conditions, held_out, tastes.get("train"), samples)
+    conditioned = tastes.get("train") or steering.get("train")
+    return Sources(batches.get("train"), conditions, held_out, conditioned, samples)
 
 
 def make_optimizer(settings: Optimisation, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -181,7 +191,7 @@ def make_objective(
     if settings.error == "perceptual":
         from ..objective.perceptual import Perceptual
 
-        perceptual = Perceptual(policy.family, policy.network)
+        perceptual = Perceptual(policy.family, policy.network, settings.features == "middle")
     feed = _feed(config, sources, against, accelerator)
     objective = Objective(settings, against, lambda t: torch.ones_like(t, dtype=torch.float32), perceptual)
     errors = None

@@ -25,6 +25,7 @@ from ..config import Config
 from ..export.card import write_card
 from ..models import identity
 from ..objective import users
+from ..objective.user_attention import attach
 from ..problems.policy import Policy
 from ..weights import lora_file, sharding, trained
 from . import distributed, stop
@@ -100,8 +101,9 @@ def finish(run: Run[Config], learner: Learner, sources: Sources) -> None:
         step = best
     write = learner.writer(step)
     if run.main:
-        if run.config.objective.users:
-            users.save(run.output / lora_file.USERS_FILE_NAME, learner.policy.network, run.config.data.resolution)
+        if sources.conditioned is not None:
+            path, data = run.output / lora_file.USERS_FILE_NAME, run.config.data
+            users.save(path, learner.policy.network, data.resolution, sources.conditioned.header)
         write(run.output)
         write_card(run.config, learner.about, sources.size, run.output)
 
@@ -141,7 +143,7 @@ class Learner:
             return {}
         state = {"optimizer": moments, "schedule": self.schedule.state_dict(), "calls": calls}
         state["update"] = self.update.state()
-        if self.config.objective.users:
+        if hasattr(self.policy.network, "user_tokens"):
             state["users"] = self.policy.network.user_tokens.state_dict()
         if accelerator.scaler is not None:
             state["scaler"] = accelerator.scaler.state_dict()
@@ -177,8 +179,9 @@ def make_learner(run: Run[Config]) -> tuple[Learner, Sources]:
         meter.watch(copy)
     base = identity.base_identity(network, config.model.path)
     parameters = weights.begin(config, family)
-    if sources.tastes is not None:
-        parameters += users.attach(network, sources.tastes.scale, settings.seed).parameters()
+    if sources.conditioned is not None:
+        prototypes = config.objective.prototypes
+        parameters += attach(network, sources.conditioned.scale, settings.seed, prototypes).parameters()
     bare = Policy(family, network, accelerator.autocast)
     objective, feed = make_objective(config, sources, bare, accelerator)
     if objective.perceptual is not None:

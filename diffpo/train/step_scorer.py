@@ -27,10 +27,12 @@ from ..config import ScorerConfig
 from ..data.batches import Batches
 from ..data.groups import load_groups
 from ..data.order import order
+from ..data.relabel import relabel
 from ..models import identity
 from ..models.family import Family
 from ..models.lazy_encoders import LazyEncoders
 from ..problems.policy import Policy
+from ..scorers.judge import Judge
 from ..scorers.step import base, load
 from ..scorers.step.base import StepScorer
 from ..scorers.step.latent import LatentScorer
@@ -208,6 +210,14 @@ def load_data(config: ScorerConfig, family: Family, device: torch.device) -> tup
         print("\n  ".join([f"{source}: {found[-1].describe()}", *found[-1].remarks()]))
         if found[-1].bad:
             print(f"  skipped: {found[-1].describe_bad()}")
+    if (labels := config.scorer.labels) is not None:
+        judge = Judge([labels], device)
+        relabel(
+            found[0],
+            lambda images, captions: judge.scores(images, captions)[:, 0].tolist(),
+            config.scorer.labels_margin,
+        )
+        print(f"labelled by {labels}: {found[0].describe()}")
     encoders = LazyEncoders(family, device, data.cache)
     seeds = (config.train.seed, 0)
     batches = [Batches(groups, data, encoders, seed, Worker(device)) for groups, seed in zip(found, seeds, strict=True)]

@@ -88,7 +88,7 @@ OFFLINE = [
     offline("capo", "objective.link_options.scale=5", note="target 5 x gap"),
     offline("rao_kupper", SOFT, note="with the 600 ties"),
     offline("davidson", SOFT, note="with the 600 ties"),
-    offline("rankdpo", *LISTS, note="lists of the 8 images of a caption, 4 lists an update"),
+    offline("rankdpo", *LISTS, note="lists of the 8 images of a caption, 4 lists an update; scores as they are"),
     offline("plackett_luce", *LISTS, note="the same lists"),
     offline("pairs_of_lists", LISTS[0], preset="diffusion_dpo", note="Diffusion-DPO on all pairs of those lists"),
     offline(
@@ -97,8 +97,8 @@ OFFLINE = [
     offline("tr_dpo", "objective.reference.every=20", note="every 20 updates, because this run ends before its 512"),
     offline("apo_accelerated", "objective.reference.every=50", note="every 50 updates"),
     offline("ofs_dpo"),
-    offline("spin_diffusion", "objective.rollout.steps=10", "objective.rollout.guidance=3.0"),
-    offline("ddo", "objective.rollout.steps=10", "objective.rollout.guidance=3.0"),
+    offline("spin_diffusion", "objective.rollout.steps=10"),
+    offline("ddo", "objective.rollout.steps=10"),
 ]
 ON_POLICY = [
     sampled("d3po", "objective.beta=0.2", TOTAL, *TRANSITIONS, "objective.rollout.samples=4", note="4 images a prompt"),
@@ -176,4 +176,9 @@ LONG = [
 ]
 TURNED = ("data.columns.label_0=label_1", "data.columns.label_1=label_0")
 CONTROL = [offline("sft_rejected", GENTLE, *TURNED, preset="sft", main=False)]  # fine-tuning on what lost
-METHODS = [*OFFLINE, *ON_POLICY, *NOISY, *LONG, *CONTROL]
+# what RankDPO's gains are made of
+GAINS = [
+    offline("rankdpo_minmax", *LISTS, "objective.link_options={spread: 1}", preset="rankdpo", main=False),
+    offline("rankdpo_win_rates", *LISTS, "objective.link_options={temperature: 0.05}", preset="rankdpo", main=False),
+]
+METHODS = [*OFFLINE, *ON_POLICY, *NOISY, *LONG, *CONTROL, *GAINS]

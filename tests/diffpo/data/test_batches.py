@@ -2,8 +2,10 @@
 
 from hashlib import blake2b
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny import pick_a_pic_rows, picture, png, write_parquet
 
 from diffpo.common.errors import DiffpoError
@@ -17,6 +19,8 @@ from diffpo.data.order import order
 
 class Family:
     """Encoders that can be written down: a latent is a mean of 8 x 8 pixels, an embedding the caption's characters."""
+
+    train_timesteps = 1000
 
     def __init__(self) -> None:
         self.encoded = 0
@@ -180,6 +184,17 @@ def test_curriculum_starts_with_the_largest_gaps_and_adds_the_others(tmp_path):
     assert [Curriculum(groups, data, 2).index(p, 7) for p in range(30)] != [curriculum.index(p, 7) for p in range(30)]
 
 
+def test_stages_of_their_own_part_alone_see_every_pair_once_an_epoch(tmp_path):
+    """Curry-DPO's: easy, medium and hard pairs, one after the other."""
+    source = write_parquet(tmp_path / "a.parquet", scored(10))
+    data = Data(train=str(source), resolution=16, curriculum=3, curriculum_updates=5, curriculum_keeps=False)
+    curriculum, per_update = Curriculum(load_groups(data, str(source), "train"), data, seed=1), 7
+    gaps = [7 * curriculum.index(position, per_update) % 10 for position in range(20 * per_update)]
+    for stage, part in zip((gaps[:35], gaps[35:70], gaps[70:]), ({9, 8, 7}, {6, 5, 4}, {3, 2, 1, 0}), strict=True):
+        for start in range(0, len(stage) - len(part), len(part)):
+            assert set(stage[start : start + len(part)]) == part
+
+
 def test_one_part_is_the_plain_order_and_needs_no_scores(tmp_path):
     source = write_parquet(tmp_path / "a.parquet", pick_a_pic_rows(7))
     data = Data(train=str(source), resolution=16)
@@ -188,3 +203,64 @@ def test_one_part_is_the_plain_order_and_needs_no_scores(tmp_path):
     assert [curriculum.index(p, 4) for p in range(50)] == [order(3, 7, p) for p in range(50)]
     with pytest.raises(DiffpoError, match=r"data\.curriculum .*data\.columns\.score_0=NAME"):
         Curriculum(groups, data.model_copy(update={"curriculum": 2}), seed=3)
+
+
+def test_captions_of_their_own_follow_their_images_whatever_the_label(tmp_path):
+    rows = pick_a_pic_rows(6)
+    for i, row in enumerate(rows):
+        row |= {"caption_0": f"first {i}", "caption_1": f"second {i}", "label_0": float(i % 2), "label_1": 1.0 - i % 2}
+        del row["caption"]
+    batches = make(tmp_path, rows)
+    for i, group in enumerate(batches.groups.groups):
+        assert group.captions == ((f"first {i}", f"second {i}") if i % 2 else (f"second {i}", f"first {i}"))
+        assert group.images == ((0, 1) if i % 2 else (1, 0))
+    cond = batches.batch([2, 3], [0, 1]).cond["prompt_embeds"]
+    expected = [spelt(text) for text in ("second 2", "first 3", "first 2", "second 3")]
+    assert torch.equal(cond, torch.stack(expected))
+
+
+def grey(values) -> bytes:
+    """A picture of 16 x 16 whose quarters have these grey values."""
+    cells = np.array(values, np.uint8).repeat(8, 0).repeat(8, 1)
+    return png(Image.fromarray(cells).convert("RGB"))
+
+
+def test_a_mask_weighs_the_latents_under_its_white_parts_with_mean_1(tmp_path):
+    rows = pick_a_pic_rows(3)
+    for row, mask in zip(rows, ([[255, 0], [0, 0]], [[255, 0], [0, 51]], None), strict=True):
+        row["mask"] = None if mask is None else grey(mask)
+    batches = make(tmp_path, rows, columns=Columns(mask="mask"))
+    mask = batches.batch([0, 1, 2], [0, 1, 2]).mask
+    assert mask.shape == (6, 1, 2, 2) and torch.equal(mask[:3], mask[3:])
+    torch.testing.assert_close(mask[0, 0], torch.tensor([[4.0, 0], [0, 0]]))
+    torch.testing.assert_close(mask[1, 0], torch.tensor([[4 / 1.2, 0], [0, 0.8 / 1.2]]))
+    assert torch.equal(mask[2], torch.ones(1, 2, 2)), "a row without a mask"
+    assert batches.batch([2], [2]).mask is None
+    plain = make(tmp_path, [{**row, "mask": None} for row in rows], columns=Columns(mask="mask"))
+    assert plain.groups.data_hash != batches.groups.data_hash
+    assert plain.groups.data_hash == make(tmp_path, pick_a_pic_rows(3)).groups.data_hash, "as before there were masks"
+
+
+@pytest.mark.parametrize(
+    ("mask", "reason"),
+    [(np.zeros((16, 16, 3), np.uint8), "black"), (np.full((8, 16, 3), 255, np.uint8), "16x8 and 16x16")],
+)
+def test_a_mask_that_cannot_be_used_is_a_bad_row(tmp_path, mask, reason):
+    rows = [{**row, "mask": png(Image.fromarray(mask))} for row in pick_a_pic_rows(2)]
+    with pytest.raises(DiffpoError, match=reason):
+        make(tmp_path, rows, columns=Columns(mask="mask"))
+
+
+def test_a_preference_of_some_timesteps_is_drawn_from_these_alone(tmp_path):
+    rows = [
+        {**row, "low": low, "high": high}
+        for row, low, high in zip(pick_a_pic_rows(3), (None, 700, 5), (99, None, 5), strict=True)
+    ]
+    batches = make(tmp_path, rows, columns=Columns(t_low="low", t_high="high"))
+    for position in range(20):
+        assert batches.batch([0, 1, 2], [position] * 3).draws.timesteps == [(0, 100), (700, 1000), (5, 6)]
+    with pytest.raises(DiffpoError, match="9 to 4"):
+        make(tmp_path, [{**rows[0], "low": 9, "high": 4}], columns=Columns(t_low="low", t_high="high"))
+    beyond = make(tmp_path, [{**rows[0], "low": 1000, "high": 2000}], columns=Columns(t_low="low", t_high="high"))
+    with pytest.raises(DiffpoError, match="highest is 999"):
+        beyond.batch([0], [0])

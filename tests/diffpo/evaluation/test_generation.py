@@ -19,7 +19,10 @@ OPTIONS = {
     "model_config": "sdxl",
     "lora": "runs/one",
     "lora_weight": 0.25,
+    "negative_lora": "runs/bad",
+    "negative_lora_weight": 0.75,
     "user_pairs": "pairs.parquet",
+    "user_features": "shapes",
     "seed": 7,
     "images_per_prompt": 3,
     "steps": 11,
@@ -32,10 +35,11 @@ OPTIONS = {
     "batch_size": 5,
     "device": "cpu",
 }
+STEERED = {"steer": "following:1"}  # in place of user_pairs
 PLANNED = {name: value for name, value in OPTIONS.items() if name not in ("solver", "steps")} | {
     "plan": "x.safetensors"
 }
-HASHES = {"model_hash": "m", "lora_hash": "l", "user_hash": "u"}
+HASHES = {"model_hash": "m", "lora_hash": "l", "negative_lora_hash": "n", "user_hash": "u"}
 
 
 def called(monkeypatch, *words):
@@ -78,7 +82,7 @@ def test_a_row_is_made_from_the_value_and_read_back_as_it(options):
     assert {key: value for key, value in asdict(found).items() if key in RECORDED} == full.recorded()
     assert found.seeds == range(7, 8) and full.seeds == range(7, 10)
     # a family is code and any_model a permission: both are named anew each time
-    assert {*OPTIONS, *PLANNED, *HASHES, "plan_hash", "family", "any_model", "paths"} == {*asdict(full)}
+    assert {*OPTIONS, *PLANNED, *HASHES, "plan_hash", "family", "any_model", "paths", *STEERED} == {*asdict(full)}
 
 
 def test_the_base_arm_is_the_same_without_the_lora():
@@ -86,8 +90,11 @@ def test_the_base_arm_is_the_same_without_the_lora():
     arms = full.arms()
     assert arms["tuned"] == full and list(arms) == ["base", "tuned"]
     differing = {key for key in asdict(full) if asdict(arms["base"])[key] != asdict(full)[key]}
-    assert differing == {"lora", "lora_hash", "lora_weight", "user_pairs", "user_hash"}
-    assert list(replace(full, lora=None, lora_weight=None, user_pairs=None).arms()) == ["base"]
+    of_loras = {f"{name}{end}" for name in ("lora", "negative_lora") for end in ("", "_hash", "_weight")}
+    assert differing == of_loras | {"user_pairs", "user_features", "user_hash"}
+    alone = replace(full, lora=None, lora_weight=None, user_pairs=None, user_features=None)
+    assert list(alone.arms()) == ["base", "tuned"], "a negative LoRA changes pictures by itself"
+    assert list(replace(alone, negative_lora=None, negative_lora_weight=None).arms()) == ["base"]
 
 
 @pytest.mark.parametrize(
@@ -101,6 +108,9 @@ def test_the_base_arm_is_the_same_without_the_lora():
         ({"guidance": float("inf")}, "guidance"),
         ({"seed": 2**63 - 1}, "seed"),
         ({"lora": None}, "--lora"),
+        ({"negative_lora": None}, "--negative-lora"),
+        (STEERED, "--user-pairs and --steer"),
+        ({"guidance": 1.0}, "--negative-lora.*--guidance"),
         ({"plan": "x.safetensors"}, "--plan.*--solver"),
         ({"model": None}, "--model"),
     ],
@@ -138,7 +148,8 @@ def test_pictures_of_other_settings_are_never_mixed(tmp_path, key):
     folder = manifest_of(tmp_path, made, arm="tuned", seed=7, file="images/tuned/00000_7.png")
     done = manifest.read_manifest(folder)
     manifest.check_same_run(folder, done, made.arms(), ["a cat"])
-    other = {"height": 72, "width": 72, "steps": 12, "guidance": 3.0, "lora_weight": 0.5}.get(key, "other")
+    other = {"height": 72, "width": 72, "steps": 12, "guidance": 3.0}.get(key, "other")
+    other = 0.5 if key.endswith("lora_weight") else other
     with pytest.raises(DiffpoError, match=f"{key}="):
         manifest.check_same_run(folder, done, replace(made, **{key: other}).arms(), ["a cat"])
     with pytest.raises(DiffpoError, match="prompt='a cat'"):

@@ -20,7 +20,7 @@ GIVEN = ("preference", "gap", "liked", "scores", "baseline")  # what a link sees
 def quantities(n: int = 7, seed: int = 0, dtype=torch.float64) -> dict[str, torch.Tensor]:
     """Random values of everything that a link may take; errors belong to real vectors, so drift is consistent."""
     draw = torch.Generator().manual_seed(seed)
-    given = {"baseline": torch.tensor(0.3, dtype=dtype), "scores": torch.randn(4, n, generator=draw, dtype=dtype)}
+    given = {"baseline": torch.tensor(0.3, dtype=dtype), "scores": torch.rand(4, n, generator=draw, dtype=dtype)}
     for name in ("chosen", "rejected", "reward", "gap"):
         given[name] = torch.randn(n, generator=draw, dtype=dtype)
     given["rewards"] = torch.randn(4, n, generator=draw, dtype=dtype)

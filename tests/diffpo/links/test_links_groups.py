@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from diffpo import links
+from diffpo.common.errors import DiffpoError
 from diffpo.links import divergences
 
 
@@ -107,12 +108,24 @@ def test_lists_of_two_are_pairs():
     pairs = links.get("sigmoid")(*rewards, torch.ones(5, dtype=torch.float64))
     torch.testing.assert_close(links.get("plackett_luce")(rewards), pairs)
     scores = torch.tensor([[7.0], [4.0]], dtype=torch.float64).expand(2, 5)
-    torch.testing.assert_close(links.get("rankdpo")(rewards, scores), pairs * (1 / log(2) - 1 / log(3)))
+    torch.testing.assert_close(links.get("rankdpo")(rewards, scores, spread=1), pairs * (1 / log(2) - 1 / log(3)))
 
 
-def test_rankdpo_against_its_sum():
-    rewards, scores = [-0.6, 0.3, 1.4, 0.1], [9.0, 5.0, 5.0, 1.0]  # two images of equal score
-    psi = [1.0, 0.5, 0.5, 0.0]
+RANKED = [9.0, 5.0, 5.0, 1.0]  # two images of equal score
+PSI = {
+    (): [0.9, 0.5, 0.5, 0.1],  # of the scores / 10: win rates as they are
+    (("spread", 1.0),): [1.0, 0.5, 0.5, 0.0],
+    (("spread", 0.3),): [0.3, 0.15, 0.15, 0.0],
+    (("temperature", 2.0),): [
+        sum(sigma((a - b) / 2) for j, b in enumerate(RANKED) if i != j) / 3 for i, a in enumerate(RANKED)
+    ],
+}
+
+
+@pytest.mark.parametrize("given", PSI, ids=str)
+def test_rankdpo_against_its_sum(given):
+    rewards, scores = [-0.6, 0.3, 1.4, 0.1], [score / (1 if given else 10) for score in RANKED]
+    psi = PSI[given]
     rank = [4, 2, 1, 3]
     expected = 0.0
     for i in range(4):
@@ -120,14 +133,35 @@ def test_rankdpo_against_its_sum():
             if psi[i] > psi[j]:
                 weight = abs(2 ** psi[i] - 2 ** psi[j]) * abs(1 / log(1 + rank[i]) - 1 / log(1 + rank[j]))
                 expected -= weight * log(sigma(rewards[i] - rewards[j]))
-    columns = [torch.tensor(each, dtype=torch.float64)[:, None] for each in (rewards, scores)]
-    assert links.get("rankdpo")(*columns).item() == pytest.approx(expected, rel=1e-12)
+    rows = {"rewards": rewards, "scores": scores}
+    columns = {name: torch.tensor(each, dtype=torch.float64)[:, None] for name, each in rows.items()}
+    assert links.losses("rankdpo", dict(given), columns).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_rankdpo_gives_near_ties_little_weight_and_other_units_a_way_out():
+    rewards = torch.zeros(2, 1, dtype=torch.float64)
+
+    def loss(gap, **given):
+        return links.get("rankdpo")(rewards, torch.tensor([[0.5 + gap], [0.5]], dtype=torch.float64), **given).item()
+
+    assert loss(0.01) / loss(0.4) == pytest.approx((2**0.51 - 2**0.5) / (2**0.9 - 2**0.5))
+    assert loss(0.01, spread=1) == pytest.approx(loss(0.4, spread=1))
+    with pytest.raises(DiffpoError, match=r"22\.9 to 23\.4.*temperature"):
+        links.get("rankdpo")(rewards, torch.tensor([[23.4], [22.9]]))
+
+
+def test_rankdpos_win_rates_of_a_sharp_temperature_are_the_share_that_an_image_beats():
+    rewards = torch.tensor([[0.2], [-0.4], [0.9]], dtype=torch.float64)
+    scores = torch.tensor([[23.4], [22.9], [21.0]], dtype=torch.float64)
+    shares = torch.tensor([[1.0], [0.5], [0.0]], dtype=torch.float64)
+    link = links.get("rankdpo")
+    torch.testing.assert_close(link(rewards, scores, temperature=1e-3), link(rewards, shares))
 
 
 def test_rankdpo_of_a_tied_list_is_nothing_and_of_an_untrained_policy_ranks_as_the_data():
     equal = torch.ones(3, 1)
     assert links.get("rankdpo")(torch.randn(3, 1), equal).item() == 0
-    loss = links.get("rankdpo")(0 * equal, torch.tensor([[2.0], [1.0], [0.0]]))
+    loss = links.get("rankdpo")(0 * equal, torch.tensor([[1.0], [0.5], [0.0]]))
     discount = [1 / log(1 + rank) for rank in (1, 2, 3)]
     gain = [1, 2**0.5 - 1, 0]
     weight = sum((gain[i] - gain[j]) * (discount[i] - discount[j]) for i, j in ((0, 1), (0, 2), (1, 2)))

@@ -61,20 +61,22 @@ def widened(regression):
     )
 
 
-def features_of_the_whole_network(family, unet, x, t, cond):
-    """What the last down block gives in diffusers' own, complete forward pass."""
+def features_of_the_whole_network(family, unet, x, t, cond, middle=False):
+    """What the last down block (or the middle block) gives in diffusers' own, complete forward pass."""
     seen = []
-    handle = unet.down_blocks[-1].register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
+    block = unet.mid_block if middle else unet.down_blocks[-1]
+    handle = block.register_forward_hook(lambda module, inputs, output: seen.append(output))
     family.predict(unet, x, t, cond)
     handle.remove()
-    return seen[0]
+    return seen[0] if middle else seen[0][0]
 
 
 @torch.no_grad()
-def test_distance_of_features_between_two_steps_of_diffusers_ddpm(family):
+@pytest.mark.parametrize("middle", [False, True])
+def test_distance_of_features_between_two_steps_of_diffusers_ddpm(family, middle):
     unet = family.load_network()
     regression, prediction, x_0, eps = problem(family, unet)
-    perceptual = Perceptual(family, unet)
+    perceptual = Perceptual(family, unet, middle)
     errors = perceptual(prediction, regression)
 
     ddpm = DDPMScheduler.from_pretrained(family.settings.path, subfolder="scheduler", clip_sample=False)
@@ -89,8 +91,8 @@ def test_distance_of_features_between_two_steps_of_diffusers_ddpm(family):
         before = torch.tensor([t - 1])
         x = family.add_noise(x_0[row : row + 1], eps[row : row + 1], before)
         cond = {name: value[row : row + 1] for name, value in regression.conditioning.cond.items()}
-        one = features_of_the_whole_network(family, unet, x + predicted - true, before, cond)
-        other = features_of_the_whole_network(family, unet, x, before, cond)
+        one = features_of_the_whole_network(family, unet, x + predicted - true, before, cond, middle)
+        other = features_of_the_whole_network(family, unet, x, before, cond, middle)
         torch.testing.assert_close(errors[row], (one - other).square().mean(), rtol=2e-2, atol=0)
 
 

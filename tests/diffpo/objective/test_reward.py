@@ -207,3 +207,23 @@ def test_scores_give_the_gap():
     regression, network = problem(scores=torch.tensor([[0.9, 0.5, 0.4], [0.1, 0.6, 0.4]])), policy(0.5)
     outcome = score(network, objective(), regression)
     assert outcome.quantities(torch.tensor(0.0))["gap"].tolist() == pytest.approx([0.8, -0.1, 0.0])
+
+
+def test_a_mask_of_zeros_and_ones_is_the_reward_of_the_picture_cut_out():
+    inside = torch.zeros(6, 1, 3, 3)
+    inside[..., :2, 1:] = 1
+    whole = problem()
+    cut = replace(whole, x_t=whole.x_t[..., :2, 1:], target=whole.target[..., :2, 1:])
+    masked = replace(whole, mask=inside / inside.mean((2, 3), keepdim=True))
+    found, expected = (score(policy(0.7), objective(), each) for each in (masked, cut))
+    for name in ("error", "reference_error", "drift", "reward"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+    assert not torch.allclose(found.reward, score(policy(0.7), objective(), whole).reward)
+
+
+def test_nothing_is_learnt_from_what_the_mask_leaves_out():
+    prediction, target = torch.randn(2, 6, 2, 3, 3, generator=torch.Generator().manual_seed(1))
+    mask = torch.ones(6, 1, 3, 3)
+    mask[..., 2] = 0
+    (slope,) = torch.autograd.grad(squared_error(prediction.requires_grad_(), target, mask).sum(), prediction)
+    assert (slope[..., 2] == 0).all() and (slope[..., :2] != 0).all()

@@ -9,10 +9,11 @@ from tiny import pick_a_pic_rows, picture, write_parquet
 from diffpo import models
 from diffpo.common.errors import DiffpoError
 from diffpo.common.rng import Draws
-from diffpo.config import Lora, Model, ReferenceSettings
+from diffpo.config import Columns, Data, Lora, Model, ReferenceSettings
 from diffpo.data.batches import Batches
 from diffpo.data.groups import load_groups
 from diffpo.objective import reference, users
+from diffpo.objective.user_attention import attach, painting_for
 from diffpo.problems.policy import Policy
 from diffpo.weights import lora
 
@@ -119,14 +120,15 @@ def test_users_change_nothing_at_the_start_and_never_the_reference(request, name
     row = tastes.rows(range(16), Draws(0, "train", range(16))).repeat(2, 1)
     base = family.predict(unet, x_t, t, cond)
     lora.add_lora(unet, Lora(rank=2), family.lora_targets)
-    module = users.attach(unet, tastes.scale)
+    module = attach(unet, tastes.scale)
     made = reference.make(ReferenceSettings(), Policy(family, unet))
     named = {**cond, "user": row}
     assert torch.equal(family.predict(unet, x_t, t, named), base)
-    # gradients reach the tokens at once; after a step users differ from each other, and the reference from none
+    # gradients reach the values at once; after a step users differ from each other, and the reference from none
     family.predict(unet, x_t, t, named).square().mean().backward()
-    assert module.tokens.weight.grad.abs().max() > 0
-    torch.nn.init.normal_(module.tokens.weight, std=0.3)
+    assert all(values.weight.grad.abs().max() > 0 for values in module.values) and len(module.values) > 1
+    for values in module.values:
+        torch.nn.init.normal_(values.weight, std=0.3)
     output = family.predict(unet, x_t, t, named)
     assert not torch.allclose(output, base, atol=1e-4)
     assert not torch.allclose(family.predict(unet, x_t, t, {**cond, "user": -row}), output, atol=1e-4)
@@ -141,7 +143,7 @@ def test_users_change_nothing_at_the_start_and_never_the_reference(request, name
     assert users.load(tmp_path / "tokens", fresh) == 16
     new = users.taste(chosen[:4], rejected[:4])
     expected = family.predict(unet, x_t, t, {**cond, "user": new.expand(len(x_t), -1)})
-    with torch.no_grad(), users.painting_for(fresh, new):
+    with torch.no_grad(), painting_for(fresh, new):
         assert torch.equal(family.predict(fresh, x_t, t, cond), expected)
     assert torch.equal(family.predict(fresh, x_t, t, cond), base)
 
@@ -155,16 +157,20 @@ def test_a_pipeline_paints_for_a_user(tiny_sdxl):
         return pipe("a cat", generator=torch.Generator().manual_seed(0), guidance_scale=3.0, **options).images
 
     before = paint()
-    module = users.attach(pipe.unet, torch.ones(68))
-    torch.nn.init.normal_(module.tokens.weight)
+    module = attach(pipe.unet, torch.ones(68))
+    for values in module.values:
+        torch.nn.init.normal_(values.weight)
     assert torch.equal(paint(), before)
-    with users.painting_for(pipe.unet, torch.ones(68)):
-        assert not torch.allclose(paint(), before, atol=1e-3)
+    with painting_for(pipe.unet, torch.ones(68)):
+        whole = paint()
+        assert not torch.allclose(whole, before, atol=1e-3)
+    with painting_for(pipe.unet, torch.ones(68), guided=True):
+        assert not torch.allclose(paint(), before, atol=1e-3) and not torch.allclose(paint(), whole, atol=1e-3)
 
 
 def test_tokens_of_another_model_or_none_are_refused(tiny_sd, tiny_sdxl, tmp_path):
     small = models.load(Model(path=str(tiny_sd))).load_network()
-    users.attach(small, torch.ones(68))
+    attach(small, torch.ones(68))
     users.save(tmp_path / "tokens", small, 16)
     other = models.load(Model(path=str(tiny_sdxl))).load_network()
     for path in (tmp_path / "tokens", tmp_path / "absent"):
@@ -181,7 +187,7 @@ def test_opposite_tastes_are_learnt_together_and_serve_users_who_were_not_there(
     chosen, rejected, owners, _ = people(20, 10, 1)
     tastes = evidence(chosen, rejected, owners)
     parameters = lora.add_lora(unet, Lora(rank=4), family.lora_targets)
-    module = users.attach(unet, tastes.scale)
+    module = attach(unet, tastes.scale)
     against = reference.make(ReferenceSettings(), Policy(family, unet))
     optimizer = torch.optim.Adam([*parameters, *module.parameters()], lr=1e-2)
 
@@ -213,3 +219,52 @@ def test_opposite_tastes_are_learnt_together_and_serve_users_who_were_not_there(
 
     # the standard error of a coin's accuracy is 0.035
     assert accuracy(row) > 0.65 and accuracy(-row) < 0.35
+
+
+class Bright:
+    """Features of a picture: its three mean colours."""
+
+    name = "bright"
+
+    def embed(self, images):
+        return np.stack([np.asarray(image, np.float32).mean((0, 1)) for image in images])
+
+
+def test_tastes_may_be_read_from_features_of_the_pictures(tmp_path):
+    rows = [{**row, "user": "a"} for row in pick_a_pic_rows(3)]
+    data = write_parquet(tmp_path / "users.parquet", rows)
+    groups = load_groups(Data(resolution=16, columns=Columns(user="user")), str(data), "train")
+    tastes = users.read_tastes(SimpleNamespace(groups=groups), Bright())
+    assert tastes.header == {"taste": "bright"}
+    for i in range(3):
+        better, worse = (2 * i, 2 * i + 1) if i % 2 == 0 else (2 * i + 1, 2 * i)
+        units = [np.asarray(picture(each), np.float64).mean((0, 1)) for each in (better, worse)]
+        expected = units[0] / np.linalg.norm(units[0]) - units[1] / np.linalg.norm(units[1])
+        torch.testing.assert_close(tastes.differences[i].double(), torch.from_numpy(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_prototypes_bound_users_to_mixtures(tiny_sd, tmp_path):
+    unet = models.load(Model(path=str(tiny_sd))).load_network()
+    module = attach(unet, torch.ones(5), prototypes=3)
+    corners = module.tokens(torch.eye(3)).unflatten(1, (4, -1))
+    found = module(100 * torch.randn(50, 5))
+    weights = torch.linalg.lstsq(corners.flatten(1).T, found.flatten(1).T).solution.T
+    torch.testing.assert_close(weights.sum(1), torch.ones(50), rtol=1e-3, atol=1e-3)
+    assert (weights > -1e-3).all() and weights.max() > 0.8
+    users.save(tmp_path / "tokens", unet, 16)
+    other = models.load(Model(path=str(tiny_sd))).load_network()
+    users.load(tmp_path / "tokens", other)
+    assert other.user_tokens.tokens.bias is None and torch.equal(
+        other.user_tokens(torch.ones(1, 5)), module(torch.ones(1, 5))
+    )
+
+
+def test_features_that_tastes_were_not_read_from_are_refused(tiny_sd, tmp_path):
+    unet = models.load(Model(path=str(tiny_sd))).load_network()
+    attach(unet, torch.ones(3))
+    users.save(tmp_path / "user_tokens.safetensors", unet, 16, {"taste": "bright"})
+    (tmp_path / "pytorch_lora_weights.safetensors").touch()
+    assert users.header_of(tmp_path / "user_tokens.safetensors") == ([], "bright")
+    pipe = SimpleNamespace(unet=models.load(Model(path=str(tiny_sd))).load_network())
+    with pytest.raises(DiffpoError, match=r"--user-features \(bright\)"):
+        users.welcome(users.Person(((None, 1.0),)), tmp_path, Model(path=str(tiny_sd)), pipe)

@@ -58,6 +58,7 @@ def batch(n=3, members=2, shape=(4, 8, 8), seed=0, dtype=torch.float64, position
         judgement=Judgement(torch.ones(n), members),
         indices=list(range(n)),
         draws=Draws(0, "train", list(range(n)) if positions is None else positions),
+        mask=None,
     )
 
 

@@ -68,8 +68,9 @@ def test_the_pool_takes_best_and_worst_of_one_state_and_goes_on_without_another_
         for row, forks in enumerate(found):
             pool, values = x_t.unflatten(0, (2, 3))[row], x_0.mean((1, 2, 3)).unflatten(0, (2, 3))[row]
             assert forks.steps == [2, 3, 4] and forks.pools == 3
-            state, best, worst = forks.states[k]
+            (state, best), (same, worst) = forks.states[k]
             assert torch.equal(best, pool[values.argmax()]) and torch.equal(worst, pool[values.argmin()])
+            assert torch.equal(state, same)
             assert forks.scores[k].tolist() == pytest.approx([values.max().item(), values.min().item()])
             if k == 0:
                 assert torch.equal(state, toy.rows[2][1][row])
@@ -79,6 +80,47 @@ def test_the_pool_takes_best_and_worst_of_one_state_and_goes_on_without_another_
             step = walker.steps[k + 2]
             mean = step.transition.mean(state, 0.1 * state + step.t / 1000)
             torch.testing.assert_close(pool, mean + step.transition.std * noise[row][k], rtol=1e-5, atol=1e-5)
+
+
+def test_inner_steps_are_made_before_a_candidate_is_judged_and_all_belong_to_its_pair():
+    """SPO's for SDXL: of 20 steps from the fourth on, four pools of four steps each, the last one finished images."""
+    toy, scorer = Toy(), StepBrightness()
+    settings = RolloutSettings(steps=20, pool=2, start=4, threshold=0.0, guidance=1.0, inner=3, end="lowest")
+    walker = Walker(settings, toy)
+    draws, x = [torch.Generator().manual_seed(0)], torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(9))
+    given = Conditioning({"c": torch.zeros(1, 1)})
+    (found,) = walker.forks(Policy(toy, None), x, draws, given, scorer, ["a"])
+    assert found.steps == list(range(4, 20)) and (found.pools, found.decided) == (4, 4)
+    assert [int(call[2][0]) for call in scorer.calls] == [walker.steps[k].t for k in (8, 12, 16)] + [0]
+    x_t, x_0 = scorer.calls[-1][:2]
+    assert torch.equal(x_t, x_0), "nothing is left to estimate"
+    assert [len(rows) for _, rows in toy.rows] == [1] * 5 + [2] * 15, "the network sees a state once"
+    for fork in range(4):
+        pair = found.states[4 * fork : 4 * fork + 4]  # (steps, best and worst, before and after, C, h, w)
+        assert torch.equal(pair[0, 0, 0], pair[0, 1, 0]) and not torch.equal(pair[1, 0, 0], pair[1, 1, 0])
+        assert torch.equal(pair[:-1, :, 1], pair[1:, :, 0]), "a step begins where the one before ends"
+        values = scorer.calls[fork][1].mean((1, 2, 3))
+        end = scorer.calls[fork][0][torch.stack([values.argmax(), values.argmin()])]
+        assert torch.equal(pair[-1, :, 1], end)
+    noise = found.states[:, :, 1] - torch.stack(
+        [
+            torch.stack([step.transition.mean(x[None], (0.1 * x + step.t / 1000)[None])[0] for x in pair[:, 0]])
+            for step, pair in zip(walker.steps[4:], found.states, strict=True)
+        ]
+    )
+    std = torch.tensor([step.transition.std for step in walker.steps[4:]])
+    assert (noise.flatten(1).std(1) / std).sub(1).abs().max() < 0.5, "each step has its own noise"
+
+
+def test_the_lowest_level_leaves_no_step_without_noise_and_clean_ends_at_none():
+    lowest, clean = (Walker(RolloutSettings(steps=5, end=end), Toy()).steps for end in ("lowest", "clean"))
+    assert [step.t for step in lowest] == [step.t for step in clean]
+    assert clean[-1].transition.std == 0 and all(step.transition.std for step in lowest)
+    schedule = Toy().schedule()
+    alpha, sigma = schedule.alpha(200 / 1000), schedule.sigma(200 / 1000)
+    alpha_to, sigma_to = schedule.alpha(1 / 1000), schedule.sigma(1 / 1000)
+    variance = (sigma_to / sigma) ** 2 * (1 - (alpha / alpha_to) ** 2)  # DDPM's posterior, Ho et al. 2020, eq. 7
+    assert lowest[-1].transition.std == pytest.approx(variance**0.5, rel=1e-9)
 
 
 def one_walk(walker, scorer, caption):

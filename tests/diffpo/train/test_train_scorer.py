@@ -200,3 +200,20 @@ def test_held_out_accuracy_is_counted_pair_by_pair(tiny_sd, make_scorer_config, 
 def test_settings_that_make_no_sense_are_refused(override, message, tiny_sd, make_scorer_config):
     with pytest.raises(DiffpoError, match=message):
         make_scorer_config(tiny_sd, override)
+
+
+def test_a_score_may_label_the_training_pairs(tiny_sd, make_scorer_config, monkeypatch):
+    class Darkness:
+        names, optional = ("shapes.total",), frozenset()
+
+        def score(self, images, prompts):
+            return {"shapes.total": np.array([-np.asarray(image).mean() for image in images])}
+
+    monkeypatch.setattr("diffpo.scorers.judge.scorers.load", lambda spec, device: Darkness())
+    config = make_scorer_config(tiny_sd, "scorer.labels=shapes.total")
+    people, _ = load_data(make_scorer_config(tiny_sd), models.load(config.model), torch.device("cpu"))
+    training, held_out = load_data(config, models.load(config.model), torch.device("cpu"))
+    assert held_out.groups.data_hash == people.groups.data_hash, "people judge what is measured on"
+    turned = {group.row: group.images[::-1] for group in people.groups.groups if group.preference == 1}
+    ours = {group.row: group.images for group in training.groups.groups}
+    assert turned and all(ours[row] == images for row, images in turned.items())
