@@ -32,7 +32,7 @@ class Regression:
     """N regression problems (x_t, t) -> target. They are the images of ``judgement``, laid out as it says.
 
     Shapes: x_t and target (N, C, h, w) float32; t (N,) integer; weight (N,), each problem's own factor k in
-    r = (beta/2) k (err_ref - err_policy), or None for 1.
+    r = (beta/2) k (err_ref - err_policy), or None for 1; std (N,), of steps of a sampler, or None.
     """
 
     x_t: Tensor
@@ -41,6 +41,7 @@ class Regression:
     conditioning: Conditioning
     judgement: Judgement
     weight: Tensor | None = None
+    std: Tensor | None = None
 
     def __post_init__(self) -> None:
         rows, wanted = len(self.x_t), self.judgement.rows
