@@ -160,7 +160,7 @@ def _faults(settings: dict[str, Any]) -> list[str]:
 
 def _problem(objective: ObjectiveSettings) -> str | None:
     """Why the settings of `objective:` make no sense together; None if they do."""
-    return _link(objective) or _reference(objective) or _behaviour(objective) or _terms(objective) or _source(objective)
+    return _link(objective) or _behaviour(objective) or _reference(objective) or _terms(objective) or _source(objective)
 
 
 def _link(objective: ObjectiveSettings) -> str | None:

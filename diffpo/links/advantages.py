@@ -66,8 +66,8 @@ def normalised_ratio(
 def trust_region(log_ratio: Tensor, behaviour_kl: Tensor, advantage: Tensor, *, limit: Positive = 1e-6) -> Tensor:
     """-A rho, but constant where KL > limit and rho has moved in the direction of the advantage.
 
-    The divergence proximal constraint of Flow-DPPO: the exact KL divergence of the step, and not the ratio of one draw,
-    decides whether a sample still counts.
+    The divergence proximal constraint of Flow-DPPO (Ping et al. 2026, arXiv 2606.11025): the exact KL divergence of the
+    step, and not the ratio of one draw, decides whether a sample still counts.
     """
     loss = -advantage * log_ratio.exp()
     outside = (behaviour_kl > limit) & (advantage * log_ratio > 0)

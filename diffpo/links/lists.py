@@ -54,9 +54,9 @@ def dgpo(rewards: Tensor, advantages: Tensor) -> Tensor:
 def crd(log_ratios: Tensor, advantages: Tensor, *, scale: Positive = 0.1) -> Tensor:
     """mean_i ((q_i - mean q) - scale (A_i - mean A))^2 with the log-ratios q to the behaviour policy; in [0, inf).
 
-    CRD (Centered Reward Distillation; uniform weights, squared loss): within a prompt's images the log-ratio becomes
-    the reward up to a constant, as in KL-regularised policies, so the unknown normaliser drops out. ``scale`` 0.1 is
-    the released code's reward in 0..1 of advantages cut at 5.
+    CRD (Zhu et al. 2026, arXiv 2603.14128), with uniform weights and the squared loss: within a prompt's images the
+    log-ratio becomes the reward up to a constant, as in KL-regularised policies, so the unknown normaliser drops out.
+    ``scale`` 0.1 is the released code's reward in 0..1 of advantages cut at 5.
     """
     centred = log_ratios - log_ratios.mean(0)
     return (centred - scale * (advantages - advantages.mean(0))).square().mean(0)

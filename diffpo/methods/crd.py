@@ -3,8 +3,8 @@
 from . import Preset
 
 PRESET = Preset(
-    title="Centered Reward Distillation",
-    paper="as in Flow-Factory, https://github.com/X-GenGroup/Flow-Factory (guidance/algorithms.md)",
+    title="Diffusion Reinforcement Learning via Centered Reward Distillation",
+    paper="Zhu et al. 2026, arXiv 2603.14128",
     settings={
         "beta": 2.0,
         "source": "samples",
@@ -19,10 +19,10 @@ PRESET = Preset(
             "same_noise": False,
             "sampler": "behaviour",
         },
-        "behaviour": {"policy": "ema", "decay": 0.5, "ramp": 0.001},
+        "behaviour": {"policy": "ema", "ramp": 0.001},
     },
     equation="mean_i ((q_i - mean q) - s (A_i - mean A))^2, q = (b/2) (err_old - err), plus w (pred - pred_base)^2",
-    published={"SD3.5-M": "decay rising by 0.001 to 0.5, factor 5 / b (Flow-Factory; the paper itself was not read)"},
+    published={"SD3.5-M": "decay rising by 0.001 to 0.5, factor 5 / b (as in Flow-Factory)"},
     notes=(
         "Set rollout.scorers. The code's crd_beta is beta/2 here. Left out: weights of the centring by softmax, the "
         "cross-entropy form, the second moving average that samples, and KL weights that follow the reward."

@@ -10,7 +10,7 @@ PRESET = Preset(
         "source": "trajectory",
         "link": "clipped_ratio",
         "link_options": {"clip": 1e-4},
-        "rollout": {"samples": 12, "steps": 20, "eta": 1.0, "same_noise": True, "updates": 4},
+        "rollout": {"samples": 12, "updates": 4},
         "reference": {"policy": "none"},
         "behaviour": {"policy": "sync"},
     },

@@ -12,10 +12,7 @@ PRESET = Preset(
         "rollout": {
             "samples": 4,
             "steps": 50,
-            "eta": 1.0,
-            "guidance": 5.0,
             "same_noise": False,
-            "updates": 1,
             "advantages": {"limit": 10.0},
         },
         "reference": {"policy": "none"},

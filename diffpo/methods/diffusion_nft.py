@@ -20,7 +20,7 @@ PRESET = Preset(
             "same_noise": False,
             "sampler": "behaviour",
         },
-        "behaviour": {"policy": "ema", "decay": 0.5, "ramp": 0.001},
+        "behaviour": {"policy": "ema", "ramp": 0.001},
     },
     equation=(
         "5 [liked ||v+ - y||^2/w+ + (1 - liked) ||v- - y||^2/w-]/b + 1e-4 ||v - v_base||^2, v+- = v_old +- b (v - "

