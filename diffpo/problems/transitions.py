@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from samplers import Grid, Plan, RectifiedFlow, VPDiscrete, build_plan
+from samplers.grid import IntervalsError
 from samplers.solvers import find_solver
 from samplers.solvers.renoise import renoise
 from samplers.transition import Transition
@@ -32,6 +33,10 @@ from ..config import RolloutSettings
 from ..data.judgement import Judgement
 from .regression import Conditioning, Regression
 
+BETWEEN = (
+    "calls the model between the timesteps: choose a solver with one call per step, such as ddim, flow_sde, dpmpp or "
+    "euler_ancestral"
+)
 NOISE = ("eta", "amount", "tau")  # options that are a solver's amount of noise, 0 for its ODE
 
 
@@ -72,13 +77,12 @@ def sampler_plan(
         plan = built(options)
         if window is not None:
             plan = _within(window, plan, built({**options, _amount(settings.step): 0.0}))
+    except IntervalsError:
+        raise DiffpoError(f"objective.rollout.step={settings.step} {BETWEEN}") from None
     except (ValueError, TypeError) as error:
         raise DiffpoError(f"objective.rollout.step={settings.step}: {error}") from None
     if len(plan) != settings.steps or not np.array_equal(plan.t[:-1], times / total):
-        raise DiffpoError(
-            f"objective.rollout.step={settings.step} calls the model between the timesteps: choose a solver with one "
-            f"call per step, such as ddim, flow_sde, dpmpp or euler_ancestral"
-        )
+        raise DiffpoError(f"objective.rollout.step={settings.step} {BETWEEN}")
     return plan, [int(time) - 1 for time in times]
 
 
