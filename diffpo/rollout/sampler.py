@@ -69,6 +69,12 @@ class Walker:
         """The steps of round ``number``; DiffpoError if they have no likelihood."""
         return steps_of(*self._plan_in(number), self.settings)
 
+    def check(self, likelihoods: bool) -> None:
+        """DiffpoError unless the plan can be made, and its steps have ``likelihoods`` if they must."""
+        self._plan_in(0)
+        if likelihoods:
+            self._steps_in(0)
+
     @property
     def steps(self) -> list[Step]:
         """Those of the first round."""
