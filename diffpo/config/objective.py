@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, model_validator
@@ -118,6 +119,9 @@ class ObjectiveSettings(Section):
             raise ValueError(str(error)) from None
         if given.get("link", preset.get("link")) != preset.get("link"):
             preset.pop("link_options", None)  # they were the other link's
+        own, theirs = given.get("rollout"), preset.get("rollout", {})
+        if isinstance(own, Mapping) and own.get("step", theirs.get("step")) != theirs.get("step"):
+            preset["rollout"] = {key: value for key, value in theirs.items() if key != "step_options"}
         return methods.merge(preset, given)
 
     @model_validator(mode="after")
@@ -268,6 +272,10 @@ def _source(objective: ObjectiveSettings) -> str | None:
         return None
     if source == "reward":
         return _direct(objective)
+    if rollout.step_options and rollout.step in ("ddim", "renoise"):
+        return (
+            f"rollout.step_options are of other solvers; the noise is rollout.eta with {rollout.step}: leave them out"
+        )
     if rollout.window is not None and source != "trajectory":
         return f"rollout.window is of steps that are trained on, and source {source} trains on none: leave it out"
     if rollout.window is not None and rollout.window > rollout.steps:

@@ -84,7 +84,7 @@ def made(name, prediction="flow", old=None, base=None, **settings):
     """(policy, objective, regression, steps): six steps of a sampler drawn by ``old`` or by the policy itself."""
     options = {"scorers": ["a"], "steps": 6, **settings.pop("rollout", {})}
     if prediction != "flow":
-        options |= {"step": "ddim", "eta": 0.8, "step_options": {}}
+        options |= {"step": "ddim", "eta": 0.8}
     chosen = ObjectiveSettings(name=name, rollout=options, **settings)
     policy = Policy(Family(prediction), Network())
     steps = sampler_steps(chosen.rollout, policy.family.schedule, prediction)[:5]

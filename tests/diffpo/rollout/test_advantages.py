@@ -85,7 +85,7 @@ def test_best_of_n_keeps_both_ends_and_filters_leave_out_prompts_that_teach_litt
 
 
 def test_a_window_moves_on_after_its_rounds_and_only_its_steps_are_trained_on(feed):
-    made = feed("mix_grpo", step="ddim", step_options={}, eta=1.0, samples=2, steps=6, window=2, window_rounds=2)
+    made = feed("mix_grpo", step="ddim", eta=1.0, samples=2, steps=6, window=2, window_rounds=2)
     seen = []
     for number in range(10):
         made._fill(number)
