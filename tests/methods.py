@@ -68,6 +68,7 @@ def run(name, model, make_config, data, *more):
         overrides += [f"data.prompts={data['prompts']}", *ON_POLICY]
         overrides += [*REWARD, "objective.direct.calls=2"] if direct else []
         overrides += [] if settings.source == "self_play" else ["data.train=null"]
+        overrides += [] if settings.rollout.window is None else ["objective.rollout.window=1"]
     if settings.users:
         overrides += ["data.columns.user=user_id"]
     if settings.steered:

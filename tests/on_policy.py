@@ -64,6 +64,13 @@ METHODS = {
     ),
     "online_dpo": (),
     "diffusion_nft": ("objective.rollout.samples=3",),
+    # ratios to a copy in the second update, KL divergence to the base, steps with earlier outputs
+    "flow_grpo": (
+        "objective.rollout.samples=3",
+        "objective.rollout.step=dpmpp",
+        "objective.rollout.step_options={eta: 1.0}",
+        "objective.link_options={clip: 0.5}",
+    ),
 }
 CLOCK = {"time", "pairs_per_second"}
 

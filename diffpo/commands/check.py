@@ -14,6 +14,7 @@ from .. import links, scorers
 from ..common.errors import DiffpoError
 from ..common.text import plain
 from ..config import Config, Data
+from ..config.objective import TRANSITIONS
 from ..data.columns import NOUN, Kind
 from ..data.groups import Groups, scan
 from ..data.prompts import load_prompts
@@ -144,6 +145,9 @@ def prompts(config: Config, say: Say, problems: list[str]) -> list[str]:
         return found
     updates = "1 update" if rollout.updates == 1 else f"{rollout.updates} updates"
     say(f"sampling  rounds of {rollout.prompts} prompts, {rollout.steps} model calls per image, {updates} per round")
+    if config.objective.behaviour.policy != "none":
+        which = "a copy that moves" if config.objective.behaviour_moves else "the policy itself"
+        say(f"          ratios to the policy that sampled, which is {which}")
     return found
 
 
@@ -226,6 +230,15 @@ def _noun(kind: Kind) -> str:
     return NOUN[kind].split()[-1]
 
 
+def _sampler(config: Config) -> None:
+    """DiffpoError unless the solver of an on-policy objective can be built, with likelihoods where they are needed."""
+    from .. import models
+    from ..rollout.sampler import Walker
+
+    walker = Walker(config.objective.rollout, models.load(config.model, resolution=config.data.resolution))
+    walker.check(likelihoods=config.objective.source in TRANSITIONS)
+
+
 def environment(config: Config) -> list[str]:
     """Problems with the folder of the run, the model's options, the optimiser and the machine."""
     import torch
@@ -242,6 +255,8 @@ def environment(config: Config) -> list[str]:
         lambda: storage.check(network, config.model.base_weights),
         lambda: make_optimizer(config.train, [torch.nn.Parameter(torch.zeros(2, 2))]),
     ]
+    if config.objective.on_policy and config.objective.rollout.labels is None:
+        tests.append(functools.partial(_sampler, config))
     if config.model.attention is not None:
         tests.append(functools.partial(storage.set_attention, network, config.model.attention))
     for test in tests:

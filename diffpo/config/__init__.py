@@ -9,12 +9,21 @@ from .data import PLACES, Columns, Data
 from .objective import ObjectiveSettings
 from .section import Section
 from .settings import Config, Log, Model, SampleSettings, load_config, stored_identity
-from .sources import ForwardSettings, InversionSettings, ReferenceSettings, RolloutSettings
+from .sources import (
+    AdvantageSettings,
+    BehaviourSettings,
+    ForwardSettings,
+    InversionSettings,
+    ReferenceSettings,
+    RolloutSettings,
+)
 from .step_scorer import ScorerConfig, ScorerTrain, StepScorerSettings
 from .training import Lora, Optimisation, Output, StopSettings, Train
 
 __all__ = [
     "PLACES",
+    "AdvantageSettings",
+    "BehaviourSettings",
     "Columns",
     "Config",
     "Data",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, ValidationInfo, model_validator
@@ -11,12 +12,23 @@ from ..common.errors import DiffpoError
 from .presets import find
 from .reader import explain
 from .section import Section, may_import
-from .sources import DirectSettings, ForwardSettings, InversionSettings, ReferenceSettings, RolloutSettings
+from .sources import (
+    BehaviourSettings,
+    DirectSettings,
+    ForwardSettings,
+    InversionSettings,
+    ReferenceSettings,
+    RolloutSettings,
+)
 
 REWARDS = {"chosen", "rejected", "reward", "rewards"}  # what links call rewards
 OF_REFERENCE = {"chosen_reference_error", "rejected_reference_error", "chosen_drift", "rejected_drift"}
 OF_REFERENCE |= {"reference_error", "drift"}
+OF_BEHAVIOUR = {"log_ratio", "log_ratios", "behaviour_error", "behaviour_drift", "behaviour_kl", "behaviour_prediction"}
+OF_STEPS = {"step_weight", "step_std"}
+ADVANTAGES = {"advantage", "advantages"}
 TRANSITIONS = ("trajectory", "pool")  # sources whose problems are steps of a sampler
+ROUNDS = (*TRANSITIONS, "samples")  # sources whose images the policy samples in rounds
 
 
 class ObjectiveSettings(Section):
@@ -54,6 +66,10 @@ class ObjectiveSettings(Section):
 
     sft: float = Field(0.0, ge=0)
     """Weight of fine-tuning on the chosen (liked, best) images, added to the link. 0: none."""
+
+    kl: float = Field(0.0, ge=0)
+    """Weight of the KL divergence from policy to reference, added to the link: k times the mean square of the
+    difference of their predictions. Of a sampler's steps it is exact, as a mean over the dimensions; else k is 1."""
 
     divergence: Literal["reverse_kl", "forward_kl", "js", "alpha"] = "reverse_kl"
     """The f-divergence between policy and reference that defines the rewards (f-DPO). reverse_kl is DPO's."""
@@ -106,6 +122,9 @@ class ObjectiveSettings(Section):
     reference: ReferenceSettings = ReferenceSettings()
     """The model that the policy is compared with."""
 
+    behaviour: BehaviourSettings = BehaviourSettings()
+    """The second model that it is compared with: the policy that sampled the round."""
+
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, given: Any, info: ValidationInfo) -> Any:
@@ -119,6 +138,9 @@ class ObjectiveSettings(Section):
             raise ValueError(str(error)) from None
         if given.get("link", preset.get("link")) != preset.get("link"):
             preset.pop("link_options", None)  # they were the other link's
+        own, theirs = given.get("rollout"), preset.get("rollout", {})
+        if isinstance(own, Mapping) and own.get("step", theirs.get("step")) != theirs.get("step"):
+            preset["rollout"] = {key: value for key, value in theirs.items() if key != "step_options"}
         return methods.merge(preset, given)
 
     @model_validator(mode="after")
@@ -132,6 +154,16 @@ class ObjectiveSettings(Section):
     @property
     def on_policy(self) -> bool:
         return self.source in ("trajectory", "pool", "samples", "self_play", "reward")
+
+    @property
+    def behaviour_moves(self) -> bool:
+        """Whether the behaviour policy needs a copy of what is trained; in rounds of one update it is the policy."""
+        return self.behaviour.policy == "ema" or (self.behaviour.policy == "sync" and self.rollout.updates > 1)
+
+    @property
+    def single_steps(self) -> bool:
+        """Whether each step of a trajectory is trained on by itself, with its image's advantage, and not in pairs."""
+        return self.source == "trajectory" and bool(ADVANTAGES & set(links.needs(self.link)))
 
 
 def _faults(settings: dict[str, Any]) -> list[str]:
@@ -151,7 +183,7 @@ def _faults(settings: dict[str, Any]) -> list[str]:
 
 def _problem(objective: ObjectiveSettings) -> str | None:
     """Why the settings of `objective:` make no sense together; None if they do."""
-    return _link(objective) or _reference(objective) or _terms(objective) or _source(objective)
+    return _link(objective) or _behaviour(objective) or _reference(objective) or _terms(objective) or _source(objective)
 
 
 def _link(objective: ObjectiveSettings) -> str | None:
@@ -166,7 +198,9 @@ def _reference(objective: ObjectiveSettings) -> str | None:
     needs, free = set(links.needs(objective.link)), objective.reference.policy == "none"
     if free and needs & OF_REFERENCE:
         return f"link {objective.link} compares with the reference: set reference.policy=adapter_off, not none"
-    if free and objective.source in TRANSITIONS:
+    if free and objective.kl:
+        return "kl is the divergence from the reference: set reference.policy=adapter_off, not none"
+    if free and objective.source in TRANSITIONS and needs & REWARDS:
         return (
             f"source {objective.source} compares likelihoods of transitions with the reference's: set "
             f"reference.policy=adapter_off, not none"
@@ -176,11 +210,36 @@ def _reference(objective: ObjectiveSettings) -> str | None:
             f"divergence {objective.divergence} is measured between policy and reference: set "
             f"reference.policy=adapter_off, not none"
         )
-    if not free and not needs & (REWARDS | OF_REFERENCE):
+    used = needs & (REWARDS | OF_REFERENCE | {"reference_margin"}) or objective.kl
+    if not free and not used and objective.rollout.sampler != "reference":
         return (
             f"link {objective.link} does not use the reference, which would cost time for nothing: set "
             f"reference.policy=none"
         )
+    return None
+
+
+def _behaviour(objective: ObjectiveSettings) -> str | None:
+    """Of the behaviour policy, and of advantages and steps, which only some sources have."""
+    needs, rollout, link = set(links.needs(objective.link)), objective.rollout, objective.link
+    policy, source = objective.behaviour.policy, objective.source
+    if source == "reward":
+        return None
+    if needs & OF_BEHAVIOUR and policy == "none":
+        return f"link {link} compares with the policy that sampled the round: set behaviour.policy=sync"
+    if policy != "none" and (source not in ROUNDS or rollout.labels is not None):
+        where = "rollout.labels" if rollout.labels is not None else f"source {source}"
+        return f"behaviour is the policy that samples rounds, and {where} has none: set behaviour.policy=none"
+    if policy != "none" and not needs & OF_BEHAVIOUR and not objective.behaviour.kl and rollout.sampler != "behaviour":
+        return f"link {link} does not use the behaviour policy, which would cost time: set behaviour.policy=none"
+    if rollout.sampler == "behaviour" and policy != "ema":
+        return "rollout.sampler=behaviour needs a behaviour policy of its own: set behaviour.policy=ema"
+    if rollout.sampler == "reference" and policy != "none":
+        return "likelihood ratios are taken to what samples: set rollout.sampler=policy or behaviour, not reference"
+    if needs & ADVANTAGES and (source not in ("trajectory", "samples") or rollout.labels is not None):
+        return f"link {link} takes advantages, which source samples or trajectory with rollout.scorers has"
+    if needs & OF_STEPS and source not in TRANSITIONS:
+        return f"link {link} is of steps of the sampler, but source {source} has none: set source=trajectory"
     return None
 
 
@@ -202,8 +261,9 @@ def _terms(objective: ObjectiveSettings) -> str | None:
     if objective.users and kind != "pair":
         return f"users=true describes users by pairs, but link {objective.link} takes no pairs: set users=false"
     if not needs & REWARDS:
+        ratios = bool(needs & {"log_ratio", "log_ratios"})
         for key, default in {"clip": None, "divergence": "reverse_kl", "weighting": "uniform"}.items():
-            if getattr(objective, key) != default:
+            if getattr(objective, key) != default and not (ratios and key == "weighting"):
                 return f"{key} changes rewards, but link {objective.link} uses errors: leave {key} out"
     if objective.clip is not None and objective.source not in TRANSITIONS:
         return (
@@ -224,7 +284,9 @@ def _terms(objective: ObjectiveSettings) -> str | None:
         return "features are those of error perceptual: set error=perceptual, or leave features out"
     if objective.error == "perceptual" and objective.source in TRANSITIONS:
         return f"source {objective.source} needs error=squared: the log-likelihood of a transition is a squared error"
-    if objective.error == "perceptual" and needs & {"drift", "chosen_drift", "rejected_drift"}:
+    if objective.error == "perceptual" and needs & {
+        *("drift", "chosen_drift", "rejected_drift", "behaviour_drift", "behaviour_prediction"),
+    }:
         return f"link {objective.link} needs error=squared: it compares errors with distances between predictions"
     return None
 
@@ -242,6 +304,16 @@ def _source(objective: ObjectiveSettings) -> str | None:
         return None
     if source == "reward":
         return _direct(objective)
+    if rollout.step_options and rollout.step in ("ddim", "renoise"):
+        return (
+            f"rollout.step_options are of other solvers; the noise is rollout.eta with {rollout.step}: leave them out"
+        )
+    if rollout.window is not None and source != "trajectory":
+        return f"rollout.window is of steps that are trained on, and source {source} trains on none: leave it out"
+    if rollout.window is not None and rollout.window > rollout.steps:
+        return f"rollout.window={rollout.window} is more than rollout.steps={rollout.steps}"
+    if rollout.keep is not None and rollout.keep > rollout.samples:
+        return f"rollout.keep={rollout.keep} is more than rollout.samples={rollout.samples}"
     if kind == "list" and source != "samples":
         return f"source {source} makes pairs, but link {objective.link} takes ranked lists: set source=samples"
     if source == "self_play":
@@ -283,6 +355,8 @@ def _direct(objective: ObjectiveSettings) -> str | None:
     for key, default in {"link": "sigmoid", "clip": None, "divergence": "reverse_kl", "weighting": "uniform"}.items():
         if getattr(objective, key) != default:
             return f"{key} belongs to losses of errors, and source reward has none: leave {key} out"
+    if objective.kl or objective.behaviour.policy != "none":
+        return "kl and behaviour belong to losses of errors, and source reward has none: leave them out"
     if objective.winner_safeguard is not None or objective.error != "squared":
         return "winner_safeguard and error belong to losses of errors, and source reward has none: leave them out"
     if objective.reference.policy != "none":

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from .reader import numbers
 from .section import Section
 
 
@@ -37,6 +38,21 @@ class InversionSettings(Section):
     2 * steps * C * h * w bytes (SDXL at 1024 px, 10 steps: 1.3 MB). It pays off if pairs are used several times."""
 
 
+class AdvantageSettings(Section):
+    """How the scores of a prompt's images become advantages, for links that take them: (score - mean) / spread. With
+    several scorers each is standardised, then they are averaged."""
+
+    mean: Literal["prompt", "round"] = "prompt"
+    """What counts as 0: the mean of the prompt's images (GRPO), or of all images of the round."""
+
+    spread: Literal["prompt", "round", "none"] = "prompt"
+    """The standard deviation that is the unit: of the prompt's images, of all images of the round, or none (scores
+    keep their own unit)."""
+
+    limit: float = Field(5.0, gt=0)
+    """Advantages are cut to -limit and limit. A liking in 0..1 is 1/2 + advantage / (2 limit)."""
+
+
 class RolloutSettings(Section):
     """On-policy sampling (sources trajectory, pool, samples and self_play). A round samples images for `prompts`
     prompts, judges them and trains on them for `updates` updates."""
@@ -53,13 +69,24 @@ class RolloutSettings(Section):
     eta: float = Field(1.0, ge=0, le=1)
     """Noise in a DDIM step, as a share of the step's own noise. A transition without noise cannot be trained on."""
 
+    step_options: dict[str, Any] = Field(default_factory=dict)
+    """Options of another solver that is named in `step`, e.g. {amount: 0.7} of flow_sde."""
+
+    window: int | None = Field(None, gt=0)
+    """Noise in so many neighbouring steps only, and the ODE in the others (MixGRPO). Only steps with noise are trained
+    on. null: noise in all steps."""
+
+    window_rounds: int = Field(25, gt=0)
+    """Rounds until the window moves on by one step. It begins at the first step, and again after the last."""
+
     guidance: float = 5.0
     """Scale of classifier-free guidance while sampling, which is part of the policy. 1: none."""
 
-    step: Literal["ddim", "renoise"] = "ddim"
-    """How a step is made. renoise: an x_0 estimate, then fresh noise, as distilled models sample."""
+    step: str = "ddim"
+    """How a step is made: ddim; renoise (an x_0 estimate, then fresh noise, as distilled models sample); or another
+    solver of `samplers` with one call per step, such as flow_sde, dpmpp, sa_solver or euler_ancestral."""
 
-    sampler: Literal["policy", "reference"] = "policy"
+    sampler: Literal["policy", "reference", "behaviour"] = "policy"
     """Which model samples. Source self_play always samples with the reference."""
 
     samples: int = Field(2, gt=1)
@@ -71,6 +98,15 @@ class RolloutSettings(Section):
     end: Literal["clean", "lowest"] = "clean"
     """Where sampling ends. clean: at sigma = 0, by a step without noise, which cannot be trained on. lowest: at the
     lowest level that the model was trained at, so that the last step is trained on too (SPO, D3PO as released)."""
+    keep: int | None = Field(None, gt=1)
+    """Train on so many of a prompt's images: half of them the best, the others the worst. null: on all."""
+
+    min_spread: float = Field(0.0, ge=0)
+    """Prompts whose scores have no larger standard deviation than this are left out, in links that take advantages or
+    likings. 0: those with equal scores."""
+
+    advantages: AdvantageSettings = AdvantageSettings()
+    """How scores become advantages."""
 
     transitions: int | None = Field(None, gt=0)
     """Train on this many steps from the start of a trajectory. null: on all steps with noise."""
@@ -98,6 +134,11 @@ class RolloutSettings(Section):
     inner: int = Field(0, ge=0)
     """Each candidate of a pool goes on by so many steps of its own before it is judged, and all of these steps are
     trained on (SPO for SDXL: 3)."""
+
+    @field_validator("step_options", mode="after")
+    @classmethod
+    def _numbers_in_options(cls, options: dict[str, Any]) -> dict[str, Any]:
+        return numbers(options)
 
 
 class DirectSettings(Section):
@@ -136,5 +177,25 @@ class ReferenceSettings(Section):
     """ema: the share of the reference that stays in each step. fast_slow: the copy moves by 1 - decay times the
     policy's step."""
 
+    ramp: float = Field(0.0, ge=0)
+    """ema: the decay begins at 0 and rises by this at each step of the reference, up to `decay`. 0: constant."""
+
     strength: float = Field(0.5, ge=0)
     """accelerated: how far beyond the policy, as a multiple of its move since the last step of the reference."""
+
+
+class BehaviourSettings(Section):
+    """The behaviour policy (pi_old): the second model that the policy is compared with, for likelihood ratios."""
+
+    policy: Literal["none", "sync", "ema"] = "none"
+    """none: no link asks for it. sync: the policy that sampled the round. ema: a moving average of the policy, which
+    moves at the end of each round; it can sample the rounds (rollout.sampler=behaviour)."""
+
+    decay: float = Field(0.5, ge=0, lt=1)
+    """ema: the share that stays at the end of each round."""
+
+    ramp: float = Field(0.0, ge=0)
+    """ema: the decay begins at 0 and rises by this each round, up to `decay`. 0: constant."""
+
+    kl: float = Field(0.0, ge=0)
+    """Weight of the KL divergence from the policy to it, a trust region. It is measured as `objective.kl` is."""

@@ -25,21 +25,31 @@ class Judgement:
     """The judgement of n groups of ``members`` images: 1 for single images, 2 for pairs, more for lists.
 
     ``preference`` (n,) is the probability that the first image is better; for single images, that it is liked.
-    ``scores`` (members, n) are the numbers of whatever judged the images, or None. Rows that belong to the images are
+    ``scores`` (members, n) are the numbers of whatever judged the images, or None. ``advantages`` (members, n), signed,
+    say how much better than usual each image is; None if nothing asks for them. Rows that belong to the images are
     laid out by member: the first (chosen, best) images of all groups, then the second ones, and so on.
     """
 
     preference: Tensor
     members: int = 2
     scores: Tensor | None = None
+    advantages: Tensor | None = None
 
     @classmethod
-    def of(cls, groups: Sequence[Judged], members: int, device: torch.device | str) -> Self:
-        """That of ``groups``; without scores if a group has none."""
-        scores = [group.scores for group in groups]
-        given = None if None in scores else torch.tensor(scores, dtype=torch.float32, device=device).T
+    def of(
+        cls,
+        groups: Sequence[Judged],
+        members: int,
+        device: torch.device | str,
+        advantages: Sequence[Sequence[float] | None] = (None,),
+    ) -> Self:
+        """That of ``groups``, with ``advantages`` of each; without scores or advantages if a group has none."""
+
+        def table(rows: Sequence[Sequence[float] | None]) -> Tensor | None:
+            return None if None in rows else torch.tensor(rows, dtype=torch.float32, device=device).T
+
         preference = torch.tensor([group.preference for group in groups], dtype=torch.float32, device=device)
-        return cls(preference, members, given)
+        return cls(preference, members, table([group.scores for group in groups]), table(advantages))
 
     @property
     def rows(self) -> int:
@@ -60,4 +70,5 @@ class Judgement:
         if self.members != 2:
             raise ValueError("only pairs can be read as liked and disliked images")
         scores = None if self.scores is None else self.scores.reshape(1, -1)
-        return Judgement(torch.cat([self.preference, 1 - self.preference]), 1, scores)
+        advantages = None if self.advantages is None else self.advantages.reshape(1, -1)
+        return Judgement(torch.cat([self.preference, 1 - self.preference]), 1, scores, advantages)

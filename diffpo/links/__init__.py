@@ -5,9 +5,14 @@ A link's positional parameters name the quantities that it needs. Its keyword-on
 The quantities (objective/reward.py computes them):
 
     pairs    chosen, rejected: rewards (n,); preference: P(chosen is better) (n,); gap: score of the chosen image minus
-             the rejected one's (n,); chosen_error, chosen_reference_error, chosen_drift and the same of the rejected
-    singles  reward, liked, error, reference_error, drift (n,); baseline: mean reward of the previous update, a scalar
-    lists    rewards, scores (k, n), best first
+             the rejected one's (n,); chosen_error, chosen_reference_error, chosen_drift and the same of the rejected;
+             reference_margin: the reference's part of u, (beta/2) (its error of the rejected - of the chosen)
+    singles  reward, liked, error, reference_error, drift (n,); baseline: mean reward of the previous update, a scalar;
+             advantage (n,); log_ratio (n,), (beta/2) k omega (behaviour_error - error); behaviour_error, _drift (n,);
+             behaviour_kl (n,), (beta/2) k omega behaviour_drift; step_weight, step_std (n,): k and the standard
+             deviation of a sampler's step; prediction, behaviour_prediction, target (d, n); x_0_scale (n,): errors of
+             x_0 in units of the output's
+    lists    rewards, scores, advantages, log_ratios (k, n), best first
 
 A link of your own is named `package.module:function`. Reading a config that names one imports that module. Everything
 here but calling a link works without torch, so a config is checked quickly.
@@ -27,7 +32,7 @@ from ..common.errors import DiffpoError
 from ..common.imports import load_attribute
 from ..common.names import hint
 from ..common.text import plain
-from . import free, lists, pairwise, single, ties
+from . import advantages, free, lists, pairwise, single, ties
 from .ranges import Range
 
 if TYPE_CHECKING:
@@ -37,7 +42,7 @@ __all__ = ["LINKS", "QUANTITIES", "Range", "check", "get", "kind", "losses", "na
 
 LINKS: dict[str, Callable[..., Tensor]] = {
     name: function
-    for module in (pairwise, ties, free, single, lists)
+    for module in (pairwise, ties, free, single, advantages, lists)
     for name, function in vars(module).items()
     if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_")
 }
@@ -45,9 +50,16 @@ LINKS: dict[str, Callable[..., Tensor]] = {
 Kind = Literal["pair", "single", "list"]
 _SIDE = ("{}", "{}_error", "{}_reference_error", "{}_drift")
 QUANTITIES: dict[Kind, tuple[str, ...]] = {
-    "pair": (*(each.format(side) for side in ("chosen", "rejected") for each in _SIDE), "preference", "gap"),
-    "single": ("reward", "liked", "error", "reference_error", "drift", "baseline"),
-    "list": ("rewards", "scores"),
+    "pair": (
+        *(each.format(side) for side in ("chosen", "rejected") for each in _SIDE),
+        *("preference", "gap", "reference_margin"),
+    ),
+    "single": (
+        *("reward", "liked", "error", "reference_error", "drift", "baseline"),
+        *("advantage", "log_ratio", "behaviour_error", "behaviour_drift", "behaviour_kl", "step_weight", "step_std"),
+        *("prediction", "behaviour_prediction", "target", "x_0_scale"),
+    ),
+    "list": ("rewards", "scores", "advantages", "log_ratios"),
 }
 
 
@@ -139,7 +151,7 @@ def losses(name: str, given: Mapping[str, float], quantities: Mapping[str, Tenso
         )
     if not label_is_open:
         return loss
-    values = (-there[each] if each == "gap" else there[each] for each in swapped)
+    values = (-there[each] if each in ("gap", "reference_margin") else there[each] for each in swapped)
     preference = there["preference"]
     return preference * loss + (1 - preference) * link.function(*values, **given)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..common.errors import DiffpoError
 from .numerics import log_sigmoid
-from .ranges import FromZero
+from .ranges import FromZero, Positive
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,3 +56,24 @@ def rankdpo(rewards: Tensor, scores: Tensor, *, temperature: FromZero = 0.0, spr
     discount = 1 / rank.to(rewards.dtype).log1p()
     weight = (gain[:, None] - gain).relu() * (discount[:, None] - discount).abs()  # (k, k, n)
     return -(weight * log_sigmoid(rewards[:, None] - rewards)).sum((0, 1))
+
+
+def dgpo(rewards: Tensor, advantages: Tensor) -> Tensor:
+    """-log sigma(mean_i A_i r_i), in (0, inf): the good images of a group, as one, against the bad ones.
+
+    DGPO (Luo et al. 2025, arXiv 2510.08425): a group's reward is the sum of its images' rewards with the weights |A|,
+    which have equal sums on both sides where the mean of A is 0. The released code takes the gradient's form,
+    sigma(-mean A r) A_i err_i, with the factor as a constant. k = 2 and A = 1, -1 is `sigmoid` of u/2.
+    """
+    return -log_sigmoid((advantages * rewards).mean(0))
+
+
+def crd(log_ratios: Tensor, advantages: Tensor, *, scale: Positive = 0.1) -> Tensor:
+    """mean_i ((q_i - mean q) - scale (A_i - mean A))^2 with the log-ratios q to the behaviour policy; in [0, inf).
+
+    CRD (Zhu et al. 2026, arXiv 2603.14128), with uniform weights and the squared loss: within a prompt's images the
+    log-ratio becomes the reward up to a constant, as in KL-regularised policies, so the unknown normaliser drops out.
+    ``scale`` 0.1 is the released code's reward in 0..1 of advantages cut at 5.
+    """
+    centred = log_ratios - log_ratios.mean(0)
+    return (centred - scale * (advantages - advantages.mean(0))).square().mean(0)

@@ -126,6 +126,16 @@ def dpop(chosen: Tensor, rejected: Tensor, *, weight: FromZero = 5.0) -> Tensor:
     return -log_sigmoid(chosen - rejected - weight * (-chosen).relu())
 
 
+def conditional(chosen: Tensor, rejected: Tensor, reference_margin: Tensor) -> Tensor:
+    """-log sigma(u + min(0, m)), m the reference's margin; in (0, inf).
+
+    Hybrid-DPO (HyPO, Yuan et al. 2026, arXiv 2602.11902): u = (policy's margin) - m, and a reference that prefers the
+    rejected image, m < 0, counts as neutral. So such pairs keep their gradient until the policy itself prefers the
+    chosen image. Tie: pulls u to -m/2.
+    """
+    return -log_sigmoid(chosen - rejected + reference_margin.clamp(max=0))
+
+
 def margin(chosen: Tensor, rejected: Tensor, gap: Tensor, *, scale: Positive = 1.0) -> Tensor:
     """-log sigma(u - scale gap), in (0, inf); ``gap`` is the score of the chosen image minus the rejected one's.
 

@@ -54,17 +54,42 @@ def ddo(reward: Tensor, liked: Tensor, *, alpha: Positive = 1.0) -> Tensor:
     return -liked * log_sigmoid(reward) - alpha * (1 - liked) * log_sigmoid(-reward)
 
 
-def nft(error: Tensor, reference_error: Tensor, drift: Tensor, liked: Tensor, *, mix: Positive = 1.0) -> Tensor:
+def nft(
+    error: Tensor, behaviour_error: Tensor, behaviour_drift: Tensor, liked: Tensor, *, mix: Positive = 1.0
+) -> Tensor:
     """[liked ||v+ - y||^2 + (1 - liked) ||v- - y||^2]/mix, v+- = v_old +- mix (v - v_old); in [0, inf).
 
     DiffusionNFT (Zheng et al. 2025, arXiv 2509.16117), mix is its beta: a liked image is regressed by the policy, a
-    disliked one by the policy's mirror image in the reference. The gradient is that of mix ||v - v'||^2 with
-    v' = v_old + ((2 liked - 1)/mix) (y - v_old). ``drift`` is mean (v - v_old)^2, and
-    2 mean((v_old - y)(v - v_old)) = error - reference error - drift. The code's normalisation by the size of the
-    residual and its KL term are left out. liked = 1/2: pulls the policy to the reference.
+    disliked one by the policy's mirror image in the behaviour policy. The gradient is that of mix ||v - v'||^2 with
+    v' = v_old + ((2 liked - 1)/mix) (y - v_old). ``behaviour_drift`` is mean (v - v_old)^2, and
+    2 mean((v_old - y)(v - v_old)) = error - behaviour_error - drift. liked = 1/2: pulls the policy to v_old.
     """
-    cross = error - reference_error - drift
-    return reference_error / mix + (2 * liked - 1) * cross + mix * drift
+    cross = error - behaviour_error - behaviour_drift
+    return behaviour_error / mix + (2 * liked - 1) * cross + mix * behaviour_drift
+
+
+def nft_adaptive(
+    prediction: Tensor,
+    behaviour_prediction: Tensor,
+    target: Tensor,
+    liked: Tensor,
+    x_0_scale: Tensor,
+    *,
+    mix: Positive = 1.0,
+) -> Tensor:
+    """`nft` with each branch as an error of x_0 over its mean absolute value, which is a constant; in [0, inf).
+
+    DiffusionNFT's self-normalised weights (arXiv 2509.16117, "adaptive loss weighting"), as in its code:
+    ||x_0+- - x_0||^2 / mean |x_0+- - x_0|, the latter at least 1e-5. So all noise levels have gradients of one size.
+    """
+    change = mix * (prediction - behaviour_prediction)
+
+    def branch(mirrored: Tensor) -> Tensor:
+        error = x_0_scale * (mirrored - target)
+        return error.square().mean(0) / error.detach().abs().mean(0).clamp(min=1e-5)
+
+    toward, away = branch(behaviour_prediction + change), branch(behaviour_prediction - change)
+    return (liked * toward + (1 - liked) * away) / mix
 
 
 def sft(error: Tensor, liked: Tensor) -> Tensor:

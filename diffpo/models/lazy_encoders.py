@@ -36,6 +36,7 @@ class LazyEncoders:
 
     def __init__(self, family: Family, device: Any, cache: str | Path, write: bool = True) -> None:
         self.family, self.device, self.write, self.loaded = family, device, write, False
+        self.train_timesteps = family.train_timesteps
         self._key = key_of(family)
         self._file = Path(cache).expanduser() / f"encoders-{(self._key or '')[:16]}.json"
         self._known: dict[str, Any] = {}
@@ -43,10 +44,6 @@ class LazyEncoders:
             with contextlib.suppress(OSError, ValueError):
                 known = json.loads(self._file.read_bytes())
                 self._known = known if isinstance(known, dict) and known.get("made_from") == self._key else {}
-
-    @property
-    def train_timesteps(self) -> int:
-        return self.family.train_timesteps
 
     def load(self) -> None:
         if not self.loaded:

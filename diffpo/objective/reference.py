@@ -11,6 +11,8 @@ The two differ in second order. For weights w and 1 - w on (A, B) and (A', B'),
 
 which also holds for an extrapolation (w > 1). So with the two factors of a LoKr; a DoRA's magnitudes are averaged too.
 
+The behaviour policy (`Behaviour`) is one more model of this kind: what sampled the round, for likelihood ratios.
+
 Where the whole network is trained (`lora: null`) there is no adapter to switch. One frozen copy of the network then
 replaces the adapter that is off, and another one the second adapter.
 """
@@ -22,9 +24,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..common.errors import DiffpoError
-from ..config import ReferenceSettings
+from ..config import BehaviourSettings, ReferenceSettings
 from ..weights import trained
-from ..weights.lora import ADAPTER, REFERENCE
+from ..weights.lora import ADAPTER, BEHAVIOUR, REFERENCE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,6 +70,7 @@ class Moving(Reference):
     """A second adapter that steps every ``settings.every`` updates (theta: the policy's weights, R: the reference's).
 
     ema          R <- decay R + (1 - decay) theta. TR-DPO's soft update (Gorbatovski et al. 2024, arXiv 2404.09656).
+                 With ``ramp`` the decay of the n-th step is min(decay, ramp n), n from 0 (DiffusionNFT).
     sync         R <- theta. TR-DPO's hard update; iterative DPO with one round per ``every`` updates.
     accelerated  theta <- R <- theta + strength (theta - theta'), theta' the policy at the end of the round before: APO
                  (He et al. 2024, arXiv 2410.06293) takes pi_{k+1} ~ pi^ (pi^ / pi^')^strength both as the next
@@ -81,30 +84,37 @@ class Moving(Reference):
     adapter_off  R stays: the LoRA that training started from.
     """
 
-    def __init__(self, settings: ReferenceSettings, policy: Policy) -> None:
+    def __init__(self, settings: ReferenceSettings, policy: Policy, copy: str = REFERENCE) -> None:
+        """``copy``: the name of the adapter that is added."""
         super().__init__(policy)
-        self.settings, network = settings, policy.network
-        trained.of(network).add_copy()
-        self.weights, theirs = trained.of(network).parameters(REFERENCE), trained.of(network).parameters(ADAPTER)
+        self.settings, self.copy, network = settings, copy, policy.network
+        trained.of(network).add_copy(copy)
+        self.weights, theirs = trained.of(network).parameters(copy), trained.of(network).parameters(ADAPTER)
         # theta', if the rule uses the earlier policy
         looks_back = settings.policy in ("accelerated", "fast_slow")
         self.before = {name: weight.detach().clone() for name, weight in theirs.items()} if looks_back else {}
 
     def on(self) -> contextlib.AbstractContextManager[Policy]:
-        return self.policy.switched(REFERENCE)
+        return self.policy.switched(self.copy)
 
     def after_update(self, step: int) -> None:
         import torch
 
         if step % self.settings.every:
             return
+        decay = self.decay(step)
         with torch.no_grad():
             for name, theta in trained.of(self.policy.network).parameters(ADAPTER).items():
-                self._step(name, theta)
+                self._step(name, theta, decay)
 
-    def _step(self, name: str, theta: Tensor) -> None:
+    def decay(self, step: int) -> float:
+        """Of the step that is made after ``step`` updates."""
+        decay, ramp = self.settings.decay, self.settings.ramp
+        return min(decay, ramp * (step // self.settings.every - 1)) if ramp else decay
+
+    def _step(self, name: str, theta: Tensor, decay: float) -> None:
         """The step of the weight ``name``, in place."""
-        rule, decay, reference = self.settings.policy, self.settings.decay, self.weights[name]
+        rule, reference = self.settings.policy, self.weights[name]
         if rule == "ema":
             reference.lerp_(theta, 1 - decay)
         elif rule == "sync":
@@ -147,3 +157,47 @@ def make(settings: ReferenceSettings, policy: Policy, started: bool = False) -> 
     if settings.policy == "adapter_off" and not started:
         return Reference(policy)
     return Moving(settings, policy)
+
+
+class Behaviour:
+    """pi_old, the policy that samples the rounds of ``updates`` updates; it moves at the end of each.
+
+    sync  the policy as it was when the round was sampled.
+    ema   a moving average of the policy, which samples if `rollout.sampler` says so (DiffusionNFT).
+
+    Attributes:
+        same: it is the policy itself, to the last bit: at the start of a round of sync. Nothing is evaluated then, and
+            log-ratios are exactly 0. Rounds of one update of sync need no copy of the weights at all.
+    """
+
+    def __init__(self, settings: BehaviourSettings, policy: Policy, updates: int) -> None:
+        self.every, self.same = updates, True
+        rule = {"policy": settings.policy, "every": updates, "decay": settings.decay, "ramp": settings.ramp}
+        copied = settings.policy == "ema" or updates > 1
+        self.moving = Moving(ReferenceSettings.model_validate(rule), policy, BEHAVIOUR) if copied else None
+
+    def on(self) -> contextlib.AbstractContextManager[Policy]:
+        """A context whose value is it as a policy; not to be called where it has no copy, as it is `same` always."""
+        assert self.moving is not None  # noqa: S101 (see `same`)
+        return self.moving.on()
+
+    def after_update(self, step: int) -> None:
+        """As `Reference.after_update`."""
+        if self.moving is None:
+            return
+        self.moving.after_update(step)
+        exact = self.moving.settings.policy == "sync" or self.moving.decay(step) == 0
+        self.same = exact and step % self.every == 0
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps, on the CPU."""
+        import torch
+
+        return {} if self.moving is None else {**self.moving.state(), "same": torch.tensor(self.same)}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Put `state()` back; DiffpoError if it is another one's."""
+        if self.moving is None:
+            return
+        self.moving.load({name: weight for name, weight in state.items() if name != "same"})
+        self.same = bool(state["same"])

@@ -1,14 +1,20 @@
-"""Errors of policy and reference -> implicit rewards: the one place that touches the reference."""
+"""Errors of policy, reference and behaviour policy -> rewards and likelihood ratios: the one place that touches them.
+
+Every problem is solved by up to three models. The *reference* defines rewards, and the KL divergence that holds the
+policy. The *behaviour policy* has sampled the images; likelihood ratios are taken to it.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from samplers.forward import predicted_x_0
 
 from .. import links
 from ..config import ObjectiveSettings
@@ -18,8 +24,9 @@ from ..problems.policy import Policy
 from ..problems.regression import Regression
 
 if TYPE_CHECKING:
+    from ..models.process import ForwardProcess
     from .perceptual import Perceptual
-    from .reference import Reference
+    from .reference import Behaviour, Reference
 
 
 @dataclass(frozen=True)
@@ -31,12 +38,14 @@ class Objective:
         reference: what the policy is compared with.
         omega: (N,) timesteps -> (N,) weights of the rewards (weighting.py).
         perceptual: replaces the squared error (NCP-DPO), or None.
+        behaviour: what sampled the round, or None if nothing asks for it.
     """
 
     settings: ObjectiveSettings
     reference: Reference
     omega: Callable[[Tensor], Tensor]
     perceptual: Perceptual | None = None
+    behaviour: Behaviour | None = None
 
     def error(self, prediction: Tensor, regression: Regression) -> Tensor:
         """(N,) float32: how far the network's output is from the targets."""
@@ -52,6 +61,9 @@ class Outcome:
     ``error`` and ``reference_error`` (0 without a reference); ``drift``, the mean square of policy's minus reference's
     prediction (0 without one); ``reward`` r = (beta/2) k omega(t) (reference_error - error), clipped and transformed as
     the settings define.
+
+    ``more``: further quantities of single images by the names of diffpo/links, groups last; ``penalty`` (N,): what the
+    KL divergences cost, with their weights, and ``kl`` (N,) the one from the reference without.
     """
 
     error: Tensor
@@ -59,22 +71,33 @@ class Outcome:
     drift: Tensor
     reward: Tensor
     judgement: Judgement
+    more: Mapping[str, Tensor] = field(default_factory=dict)
+    penalty: Tensor | None = None
+    kl: Tensor | None = None
 
     def quantities(self, baseline: Tensor) -> dict[str, Tensor]:
         """Everything that a link may take by name; see diffpo/links."""
         judgement = self.judgement
         if judgement.members == 1:
             found = {"reward": self.reward, "liked": judgement.preference, "error": self.error, "drift": self.drift}
-            return {**found, "reference_error": self.reference_error, "baseline": baseline}
+            found |= {**self.more, "reference_error": self.reference_error, "baseline": baseline}
+            return found if judgement.advantages is None else {**found, "advantage": judgement.advantages[0]}
         rows = {name: judgement.by_member(getattr(self, name)) for name in _COLUMNS}
         found = {"rewards": rows["reward"], "preference": judgement.preference}
         if judgement.scores is not None:
             found["scores"] = judgement.scores
+        if judgement.advantages is not None:
+            found["advantages"] = judgement.advantages
+        if "log_ratio" in self.more:
+            found["log_ratios"] = judgement.by_member(self.more["log_ratio"])
         if judgement.members == 2:
             found |= {"chosen": rows["reward"][0], "rejected": rows["reward"][1]}
             found |= {f"{who}_error": rows["error"][i] for i, who in enumerate(("chosen", "rejected"))}
             found |= {"chosen_reference_error": rows["reference_error"][0], "chosen_drift": rows["drift"][0]}
             found |= {"rejected_reference_error": rows["reference_error"][1], "rejected_drift": rows["drift"][1]}
+            if "reference_reward" in self.more:
+                mine, other = judgement.by_member(self.more["reference_reward"])
+                found["reference_margin"] = mine - other
             if judgement.scores is not None:
                 found["gap"] = judgement.scores[0] - judgement.scores[1]
         return found
@@ -117,27 +140,65 @@ def implicit_reward(
 
 
 def score(policy: Policy, objective: Objective, regression: Regression) -> Outcome:
-    """One forward pass of the policy, and one of the reference if there is one."""
-    settings = objective.settings
+    """One forward pass of the policy, and one of the reference and of the behaviour policy where they are used."""
+    settings, behaviour = objective.settings, objective.behaviour
     if objective.reference.free:
         before = None
     else:
         with objective.reference.on() as base:
             before = base.predict(regression)
             reference_error = objective.error(before, regression)
+    old = None
+    if behaviour is not None and not behaviour.same:
+        with behaviour.on() as sampler:
+            old = sampler.predict(regression)
     prediction = policy.predict(regression)
     errors = objective.error(prediction, regression)
     if before is None:
         reference_error, drift = torch.zeros_like(errors), torch.zeros_like(errors)
     else:
         drift = squared_error(prediction, before, regression.mask)
+    held = errors
     if settings.winner_safeguard is not None:
-        errors = safeguard_winner(errors, prediction, regression.target, settings.winner_safeguard)
+        held = safeguard_winner(errors, prediction, regression.target, settings.winner_safeguard)
 
-    reward = implicit_reward(errors, reference_error, settings.beta, regression.weight, settings.clip)
-    reward = objective.omega(regression.t) * reward
-    reward = divergences.transform(settings.divergence, reward, settings.divergence_alpha)
-    return Outcome(errors, reference_error, drift, reward, regression.judgement)
+    omega = objective.omega(regression.t)
+    reward = implicit_reward(held, reference_error, settings.beta, regression.weight, settings.clip)
+    reward = divergences.transform(settings.divergence, omega * reward, settings.divergence_alpha)
+    k = regression.weight if regression.weight is not None else torch.ones_like(reference_error)
+    scale = (settings.beta / 2) * k * omega
+    more = {"reference_reward": -scale * reference_error}
+    kl = k * drift
+    penalty = settings.kl * kl if settings.kl else None
+    if behaviour is not None:
+        old = prediction.detach() if old is None else old
+        found = _against(prediction, old, objective, regression, policy.family)
+        moved = found["behaviour_error"] - errors
+        more |= {**found, "log_ratio": scale * moved, "behaviour_kl": scale * found["behaviour_drift"]}
+        if settings.behaviour.kl:
+            trust = settings.behaviour.kl * k * found["behaviour_drift"]
+            penalty = trust if penalty is None else penalty + trust
+    return Outcome(held, reference_error, drift, reward, regression.judgement, more, penalty, kl)
+
+
+def _against(
+    prediction: Tensor, old: Tensor, objective: Objective, regression: Regression, family: ForwardProcess
+) -> dict[str, Tensor]:
+    """What links may take of policy and behaviour policy, whose output is ``old``."""
+    found = {
+        "behaviour_error": objective.error(old, regression),
+        "behaviour_drift": squared_error(prediction, old, regression.mask),
+    }
+    if regression.weight is not None and regression.std is not None:
+        found |= {"step_weight": regression.weight, "step_std": regression.std}
+    if "prediction" in links.needs(objective.settings.link):
+        each = {"prediction": prediction, "behaviour_prediction": old, "target": regression.target}
+        found |= {name: value.float().flatten(1).T for name, value in each.items()}
+        alpha, sigma = family.alpha_sigma(regression.t)
+        # x_0 is affine in the output; its slope
+        slope = predicted_x_0(family.prediction, torch.ones_like(alpha), torch.zeros_like(alpha), alpha, sigma)
+        found["x_0_scale"] = slope.flatten().abs()
+    return found
 
 
 def safeguard_winner(errors: Tensor, prediction: Tensor, target: Tensor, mu: float) -> Tensor:
@@ -159,7 +220,7 @@ def safeguard_winner(errors: Tensor, prediction: Tensor, target: Tensor, mu: flo
 
 
 def group_losses(outcome: Outcome, settings: ObjectiveSettings, baseline: Tensor) -> Tensor:
-    """(n,) losses, one for each group: the link, and the `sft` term on the better images' own error.
+    """(n,) losses, one for each group: the link, the KL divergences, and `sft` times the better images' own error.
 
     For a link of single images a pair's loss is the mean over its two images.
     """
@@ -169,6 +230,8 @@ def group_losses(outcome: Outcome, settings: ObjectiveSettings, baseline: Tensor
     by_member = outcome.judgement.by_member
     if single:
         losses = by_member(losses).mean(0)
+    if outcome.penalty is not None:
+        losses = losses + by_member(outcome.penalty).mean(0)
     if not settings.sft:
         return losses
     liked = outcome.judgement.preference if outcome.judgement.members == 1 else 1.0

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from ..common.worker import Worker
+from ..config.objective import TRANSITIONS
 from ..data.order import order
 from ..problems.regression import Regression
 from ..weights import trained
@@ -49,7 +50,8 @@ class OnPolicy:
         places = range(self.worker.index, rollout.prompts, self.worker.count)
         share = rounds.sample(number, places, self.worker.quiet)
         records = sorted(self.worker.gather(share), key=lambda record: record.place)
-        self.items, metrics = harvest(records, self.settings, rounds.walker.steps, rounds.names)
+        steps = rounds.walker.steps_in(number) if self.settings.source in TRANSITIONS else []
+        self.items, metrics = harvest(records, self.settings, steps, rounds.names)
         self.round = number
         return metrics
 

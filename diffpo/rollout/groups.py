@@ -16,8 +16,8 @@ from ..data.batches import Batches
 from ..data.judgement import Judgement
 from ..problems.forward import Forward
 from ..problems.regression import Regression
-from ..problems.transitions import Step, StepPair
-from ..scorers.judge import pairs, standardised
+from ..problems.transitions import Step, StepGroup
+from ..scorers.judge import advantages, pairs, standardised
 from .prompts import PromptConditions
 from .sampler import Forks
 
@@ -28,7 +28,7 @@ class Sampled:
 
     ``place``: in the round (self_play: since the start of training). ``prompt``: its index (self_play: that of the
     data's group). ``states`` (samples, k, C, h, w) float32 on the CPU, x_0 last; ``scores`` (samples, scorers) float64.
-    A pool has ``forks`` instead of these two.
+    ``targets`` (samples, steps, C, h, w): of a trajectory's steps, see `Walker.walk`. A pool has ``forks`` instead.
     """
 
     place: int
@@ -36,16 +36,24 @@ class Sampled:
     states: Tensor
     scores: Tensor
     forks: Forks | None = None
+    targets: Tensor | None = None
+
+    @property
+    def spread(self) -> float:
+        """The smallest standard deviation of its scores, over the scorers that tell its images apart; 0 if none do."""
+        differs = (self.scores != self.scores[0]).any(0)  # a mean of equal numbers may be off by rounding
+        return self.scores[:, differs].std(0, correction=0).min().item() if differs.any() else 0.0
 
 
 @dataclass(frozen=True)
 class SampledGroup:
-    """Finished images of one prompt: ``x_0`` of each, best first, (C, h, w), and their ``scores``."""
+    """Finished images of one prompt: ``x_0`` of each, best first, (C, h, w), their ``scores`` and ``advantages``."""
 
     prompt: int
     x_0: tuple[Tensor, ...]
     scores: tuple[float, ...] | None
     preference: float = 1.0
+    advantages: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,8 +65,8 @@ class SelfPlay:
     x_0: Tensor
 
 
-Item = StepPair | SampledGroup | SelfPlay
-ItemT = TypeVar("ItemT", StepPair, SampledGroup, SelfPlay)
+Item = StepGroup | SampledGroup | SelfPlay
+ItemT = TypeVar("ItemT", StepGroup, SampledGroup, SelfPlay)
 
 
 def all_are(items: Sequence[Item], kind: type[ItemT]) -> TypeGuard[Sequence[ItemT]]:
@@ -69,7 +77,7 @@ def all_are(items: Sequence[Item], kind: type[ItemT]) -> TypeGuard[Sequence[Item
 def harvest(
     records: Sequence[Sampled], settings: ObjectiveSettings, steps: Sequence[Step], names: Sequence[str]
 ) -> tuple[list[Item], dict[str, float]]:
-    """The groups of a round, and its metrics.
+    """The groups of a round, and its metrics. ``steps``: of the round's sampler, for the sources that train on them.
 
     rollout/groups, and rollout/empty: 1 if there are none. rollout/ties: the share of comparisons (of two images, of a
     pool, of a prompt's images) without a winner. rollout/score, or rollout/score/NAME for each of several scorers: the
@@ -77,82 +85,102 @@ def harvest(
     """
     items: list[Item] = []
     compared = decided = 0
-    scores = []
-    for record in records:
+    signed = _advantages(records, settings)
+    for record, merits in zip(records, signed, strict=True):
         if record.forks is not None:
-            items += _of_forks(record.prompt, record.forks)
+            items += _of_forks(record.prompt, record.forks, steps)
             compared, decided = compared + record.forks.pools, decided + record.forks.decided
-            scores.append(record.forks.scores.reshape(-1, 1))
         elif settings.source == "self_play":
             items.append(SelfPlay(record.prompt, record.place, record.states[0, -1]))
             compared, decided = compared + 1, decided + 1
-        elif settings.source == "trajectory":
+        elif settings.source == "trajectory" and not settings.single_steps:
             winners = pairs(record.scores)
-            for winner, loser in winners:
-                items += step_pairs(
-                    record.prompt,
-                    record.states[winner],
-                    record.states[loser],
-                    steps[: settings.rollout.transitions],
-                    scores=_alone(record.scores, (winner, loser)),
-                )
+            for pair in winners:
+                items += step_groups(record, pair, steps[: settings.rollout.transitions])
             samples = len(record.scores)
             compared, decided = compared + samples * (samples - 1) // 2, decided + len(winners)
-            scores.append(record.scores)
         else:
-            groups = list(_final(record, links.kind(settings.link)))
+            groups: list[Item] = []
+            if record.spread > settings.rollout.min_spread:
+                groups = list(_rated(record, merits, settings, steps))
             items += groups
             compared, decided = compared + 1, decided + bool(groups)
-            scores.append(record.scores)
+    scores = [each.scores if each.forks is None else each.forks.scores.reshape(-1, 1) for each in records]
     metrics = {"rollout/groups": float(len(items)), "rollout/empty": float(not items)}
     metrics["rollout/ties"] = 1 - decided / compared if compared else 0.0
-    table = torch.cat(scores) if scores else torch.empty(0, 0)
+    table = torch.cat(scores) if scores and settings.source != "self_play" else torch.empty(0, 0)
     for name, column in zip(names, table.T if len(table) else (), strict=False):
         metrics["rollout/score" if len(names) == 1 else f"rollout/score/{name}"] = column.mean().item()
     return items, metrics
 
 
-def step_pairs(
-    prompt: int,
-    chosen: Tensor,
-    rejected: Tensor,
+def _advantages(records: Sequence[Sampled], settings: ObjectiveSettings) -> list[Tensor]:
+    """(samples,) signed advantages of each record; empty where the source has no scores of images."""
+    if settings.source not in ("trajectory", "samples"):
+        return [torch.empty(0)] * len(records)
+    return advantages([record.scores for record in records], settings.rollout.advantages)
+
+
+def step_groups(
+    record: Sampled,
+    members: Sequence[int],
     steps: Sequence[Step],
     preference: float = 1.0,
-    scores: tuple[float, ...] | None = None,
-) -> Iterator[StepPair]:
-    """Two trajectories (steps + 1, C, h, w) as a pair at each step that has noise."""
+    merits: tuple[float, ...] | None = None,
+) -> Iterator[StepGroup]:
+    """The images ``members`` of a prompt as a group at each step that has noise."""
+    assert record.targets is not None  # noqa: S101 (trajectories have them)
+    chosen = list(members)
+    scores = _alone(record.scores, chosen) if len(record.scores) else None
     for k, step in enumerate(steps):
         if step.transition.std:
-            x, x_next = (chosen[k], rejected[k]), (chosen[k + 1], rejected[k + 1])
-            yield StepPair(prompt, k, x, x_next, scores, preference)
+            x, target = tuple(record.states[chosen, k]), tuple(record.targets[chosen, k])
+            yield StepGroup(record.prompt, step, x, target, scores, preference, merits)
 
 
-def _of_forks(prompt: int, forks: Forks) -> Iterator[StepPair]:
+def _of_forks(prompt: int, forks: Forks, steps: Sequence[Step]) -> Iterator[StepGroup]:
     for (best, worst), k, scores in zip(forks.states, forks.steps, forks.scores.tolist(), strict=True):
-        yield StepPair(prompt, k, (best[0], worst[0]), (best[1], worst[1]), tuple(scores))
+        target = tuple(steps[k].transition.target(x, after) for x, after in (best, worst))
+        yield StepGroup(prompt, steps[k], (best[0], worst[0]), target, tuple(scores))
 
 
-def _final(record: Sampled, kind: str) -> Iterator[SampledGroup]:
-    """A prompt's final images as its best against its worst, as single images with a liking, or as a ranked list.
+def _rated(record: Sampled, merits: Tensor, settings: ObjectiveSettings, steps: Sequence[Step]) -> Iterator[Item]:
+    """A prompt's images, of which `rollout.keep` are kept, by their advantages: each step of each image, or the
+    finished images (`_final`)."""
+    rollout = settings.rollout
+    kept = merits.argsort(descending=True, stable=True).tolist()
+    if rollout.keep is not None and rollout.keep < len(kept):
+        best = (rollout.keep + 1) // 2
+        kept = kept[:best] + kept[best - rollout.keep :]
+    if not settings.single_steps:
+        yield from _final(record, merits, kept, settings)
+        return
+    for i in kept:
+        merit = merits[i].item()
+        yield from step_groups(record, (i,), steps[: rollout.transitions], float(merit > 0), (merit,))
+
+
+def _final(record: Sampled, merits: Tensor, kept: list[int], settings: ObjectiveSettings) -> Iterator[SampledGroup]:
+    """The images ``kept``, best first, as best against worst, as single images with a liking, or as a ranked list.
 
     Several scorers: pairs are all those with Pareto dominance; lists and likings go by the mean of the standardised
-    numbers. The liking is DiffusionNFT's (arXiv 2509.16117): clip(A / 5, -1, 1) / 2 + 1/2, A standardised within the
-    prompt's images. Nothing where all images are equally good.
+    numbers. The liking is DiffusionNFT's (arXiv 2509.16117): clip(A / 5, -1, 1) / 2 + 1/2, where 5 is
+    rollout.advantages.limit.
     """
-    x_0, merit = record.states[:, -1], standardised(record.scores)
-    if (record.scores == record.scores[0]).all():
-        return
+    x_0, kind = record.states[:, -1], links.kind(settings.link)
     if kind == "single":
-        for i, advantage in enumerate(merit.tolist()):
-            liked = min(1.0, max(-1.0, advantage / 5)) / 2 + 0.5
-            yield SampledGroup(record.prompt, (x_0[i],), _alone(record.scores, (i,)), liked)
+        for i in sorted(kept):
+            merit = merits[i].item()
+            liked = merit / settings.rollout.advantages.limit / 2 + 0.5
+            yield SampledGroup(record.prompt, (x_0[i],), _alone(record.scores, (i,)), liked, (merit,))
         return
-    ranked = merit.argsort(descending=True, stable=True).tolist()
-    chains = [tuple(ranked)]
+    ranked = standardised(record.scores).argsort(descending=True, stable=True).tolist()
+    chains = [tuple(i for i in ranked if i in kept)]
     if kind == "pair":
         chains = pairs(record.scores) if record.scores.shape[1] > 1 else [(ranked[0], ranked[-1])]
     for chain in chains:
-        yield SampledGroup(record.prompt, tuple(x_0[i] for i in chain), _alone(record.scores, chain))
+        order = tuple(merits[list(chain)].tolist())
+        yield SampledGroup(record.prompt, tuple(x_0[i] for i in chain), _alone(record.scores, chain), 1.0, order)
 
 
 def _alone(scores: Tensor, rows: Sequence[int]) -> tuple[float, ...] | None:
@@ -170,7 +198,9 @@ def noised(
     members = len(groups[0].x_0)
     x_0 = torch.stack([group.x_0[member] for member in range(members) for group in groups]).to(device)
     cond = conditions([group.prompt for group in groups] * members).cond
-    return forward.noised(x_0, cond, Judgement.of(groups, members, device), draws)
+    return forward.noised(
+        x_0, cond, Judgement.of(groups, members, device, [group.advantages for group in groups]), draws
+    )
 
 
 def against_itself(

@@ -17,9 +17,9 @@ from ..data.cache import content_key
 from ..problems import transitions
 from ..problems.policy import Policy
 from ..problems.regression import Regression
-from ..problems.transitions import Step, StepPair, sampler_steps
+from ..problems.transitions import Step, StepGroup, sampler_steps, without_history
 from .feed import visited
-from .groups import step_pairs
+from .groups import Sampled, step_groups
 from .labels import read_labels
 from .prompts import PromptConditions
 
@@ -46,7 +46,7 @@ class Labelled:
         if not self.items:
             return None
         condition = functools.partial(self.conditions, guidance=self.settings.guidance)
-        return transitions.regression(visited(self.items, self.seed, 0, positions), self.steps, condition, self.device)
+        return transitions.regression(visited(self.items, self.seed, 0, positions), condition, self.device)
 
     def state(self) -> dict[str, Any]:
         return {"labels": self.hash}
@@ -62,7 +62,7 @@ class Labelled:
 
 def judged_steps(
     labels: Path, settings: RolloutSettings, steps: Sequence[Step], prompts: Sequence[str]
-) -> list[StepPair]:
+) -> list[StepGroup]:
     """The judged pairs of the file ``labels`` as pairs of steps of the trajectories beside it.
 
     ``prompts``: all that were judged; an item names its prompt by the place here.
@@ -70,9 +70,14 @@ def judged_steps(
     Raises DiffpoError: a trajectory file is missing or damaged, or was sampled with other settings (steps would have
     another likelihood).
     """
+    if not without_history(steps):
+        raise DiffpoError(
+            f"objective.rollout.step={settings.step} uses earlier outputs, which the files of trajectories lack: use a "
+            f"solver without, such as ddim or flow_sde"
+        )
     folder = labels.expanduser().parent
     index = {prompt: i for i, prompt in enumerate(prompts)}
-    items: list[StepPair] = []
+    items: list[StepGroup] = []
     read = functools.lru_cache(maxsize=1)(lambda group: read_trajectories(folder, group, settings))
     for label in read_labels(labels):
         states = read(label.group)
@@ -81,12 +86,29 @@ def judged_steps(
                 f"{labels} names image {max(label.chosen, label.rejected)} of {label.group}, but its "
                 f"trajectory file holds {len(states)} images: correct that line"
             )
-        pair = states[label.chosen], states[label.rejected]
-        items += step_pairs(index[label.prompt], *pair, steps[: settings.transitions], label.preference)
+        pair = states[[label.chosen, label.rejected]]
+        targets = torch.stack([_targets(own, steps) for own in pair])
+        record = Sampled(0, index[label.prompt], pair, torch.empty(0, 0), targets=targets)
+        items += step_groups(record, (0, 1), steps[: settings.transitions], label.preference)
     return items
 
 
-KEPT = ("steps", "eta", "guidance", "step", "end")  # settings of objective.rollout that decide a step's likelihood
+def _targets(states: torch.Tensor, steps: Sequence[Step]) -> torch.Tensor:
+    """Of one trajectory, as `Walker.walk` gives them."""
+    each = zip(states[:-1], states[1:], steps, strict=True)
+    return torch.stack(
+        [step.transition.target(x, after) if step.transition.std else torch.zeros_like(x) for x, after, step in each]
+    )
+
+
+KEPT = (
+    "steps",
+    "eta",
+    "guidance",
+    "step",
+    "step_options",
+    "end",
+)  # settings of objective.rollout that decide a step's likelihood
 
 
 def trajectory_file(folder: Path, group: str) -> Path:

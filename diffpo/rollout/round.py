@@ -21,12 +21,12 @@ from ..config import ObjectiveSettings
 from ..data.batches import PIXELS, Batches
 from ..data.groups import Groups
 from ..data.order import order
-from ..objective.reference import Reference
+from ..objective.reference import Behaviour, Reference
 from ..problems import transitions
 from ..problems.forward import Forward
 from ..problems.policy import Policy
 from ..problems.regression import Conditioning, Regression
-from ..problems.transitions import StepPair
+from ..problems.transitions import StepGroup
 from ..scorers.judge import Judge
 from ..scorers.step.base import pictures
 from ..scorers.step.load import load as load_step_scorer
@@ -41,6 +41,7 @@ class Rounds(ABC):
     """Samples rounds by the current policy, or by its reference where the settings say so (`by_reference`).
 
     Attributes:
+        reference: what samples in place of the policy then, the reference or the behaviour policy.
         names: of the scores.
         crowd: samples of a prompt that are in memory at once.
     """
@@ -48,7 +49,9 @@ class Rounds(ABC):
     names: Sequence[str] = ()
     crowd: int
 
-    def __init__(self, settings: ObjectiveSettings, resolution: int, policy: Policy, reference: Reference, seed: int):
+    def __init__(
+        self, settings: ObjectiveSettings, resolution: int, policy: Policy, reference: Reference | Behaviour, seed: int
+    ):
         self.settings, self.rollout, self.resolution, self.seed = settings, settings.rollout, resolution, seed
         self.policy, self.reference, self.family, self.device = policy, reference, policy.family, policy.device
         self.walker = Walker(settings.rollout, policy.family)
@@ -96,7 +99,7 @@ class PromptRounds(Rounds):
         settings: ObjectiveSettings,
         conditions: PromptConditions,
         policy: Policy,
-        reference: Reference,
+        reference: Reference | Behaviour,
         seed: int,
     ) -> None:
         super().__init__(settings, conditions.resolution, policy, reference, seed)
@@ -105,9 +108,9 @@ class PromptRounds(Rounds):
     def regression(self, items: Sequence[Item], positions: Sequence[int]) -> Regression:
         if all_are(items, SampledGroup):
             return noised(items, self.conditions, self.forward, Draws(self.seed, "train", positions), self.device)
-        if all_are(items, StepPair):
+        if all_are(items, StepGroup):
             condition = functools.partial(self.conditions, guidance=self.rollout.guidance)
-            return transitions.regression(items, self.walker.steps, condition, self.device)
+            return transitions.regression(items, condition, self.device)
         raise TypeError("these are no groups of sampled images")
 
     def _prompt(self, number: int, place: int) -> int:
@@ -122,7 +125,7 @@ class ImageRounds(PromptRounds):
         settings: ObjectiveSettings,
         conditions: PromptConditions,
         policy: Policy,
-        reference: Reference,
+        reference: Reference | Behaviour,
         seed: int,
     ) -> None:
         super().__init__(settings, conditions, policy, reference, seed)
@@ -131,6 +134,10 @@ class ImageRounds(PromptRounds):
 
     def trajectories(self, number: int, places: Sequence[int], prompts: Sequence[int]) -> Tensor:
         """The sampler's own for these prompts, (n, samples, steps + 1, C, h, w) float32 on the CPU."""
+        return self._walk(number, places, prompts)[0]
+
+    def _walk(self, number: int, places: Sequence[int], prompts: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """`trajectories`, and the targets of their steps, (n, samples, steps, C, h, w), empty for source samples."""
         samples = self.rollout.samples
         draws = [self._draw(number, place, j) for place in places for j in range(samples)]
         noise = normal(draws, self._shape())
@@ -139,18 +146,21 @@ class ImageRounds(PromptRounds):
         each = [prompt for prompt in prompts for _ in range(samples)]
         given = self.conditions(each, self.rollout.guidance)
         with self._sampler() as policy:
-            states = self.walker.trajectories(policy, noise.to(self.device), draws, given)
-        return states.unflatten(0, (-1, samples))
+            on_steps = self.settings.source == "trajectory"
+            walked = self.walker.walk(policy, noise.to(self.device), draws, given, number, on_steps)
+        states, targets = walked
+        shaped = targets.unflatten(0, (-1, samples)) if len(targets) else targets.expand(len(prompts), 0)
+        return states.unflatten(0, (-1, samples)), shaped
 
     def _sample(self, number: int, places: Sequence[int]) -> Iterator[Sampled]:
         prompts = [self._prompt(number, place) for place in places]
-        states = self.trajectories(number, places, prompts)
+        states, targets = self._walk(number, places, prompts)
         captions = [self.conditions.prompts[prompt] for prompt in prompts for _ in range(self.rollout.samples)]
         scores = self._judged(states[:, :, -1].flatten(0, 1), captions).unflatten(0, (len(places), -1))
         if self.settings.source == "samples":
             states = states[:, :, -1:].clone()
-        for row in zip(places, prompts, states, scores, strict=True):
-            yield Sampled(*row)
+        for place, prompt, state, score, target in zip(places, prompts, states, scores, targets, strict=True):
+            yield Sampled(place, prompt, state, score, targets=target)
 
     def _judged(self, x_0: Tensor, prompts: list[str]) -> Tensor:
         side = x_0.shape[-1] * self.family.vae_factor()
@@ -168,7 +178,7 @@ class PoolRounds(PromptRounds):
         settings: ObjectiveSettings,
         conditions: PromptConditions,
         policy: Policy,
-        reference: Reference,
+        reference: Reference | Behaviour,
         seed: int,
     ) -> None:
         super().__init__(settings, conditions, policy, reference, seed)
@@ -195,7 +205,7 @@ class SelfPlayRounds(Rounds):
     crowd = 1
 
     def __init__(
-        self, settings: ObjectiveSettings, batches: Batches, policy: Policy, reference: Reference, seed: int
+        self, settings: ObjectiveSettings, batches: Batches, policy: Policy, reference: Reference | Behaviour, seed: int
     ) -> None:
         super().__init__(settings, batches.data.resolution, policy, reference, seed)
         self.batches, self._groups = batches, worth_imitating(batches.groups)
@@ -220,8 +230,8 @@ class SelfPlayRounds(Rounds):
 
 
 def by_reference(settings: ObjectiveSettings) -> bool:
-    """Does the reference sample, not the policy?"""
-    return settings.source == "self_play" or settings.rollout.sampler == "reference"
+    """Does the reference (or the behaviour policy) sample, not the policy?"""
+    return settings.source == "self_play" or settings.rollout.sampler != "policy"
 
 
 def worth_imitating(groups: Groups) -> list[int]:

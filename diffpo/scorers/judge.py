@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from ..config import AdvantageSettings
+
 KEY = "objective.rollout.scorers"
 
 
@@ -124,6 +126,26 @@ def pairs(scores: Tensor) -> list[tuple[int, int]]:
     for i, j in itertools.combinations(range(len(scores)), 2):
         if order := better(scores[i], scores[j]):
             found.append((i, j) if order > 0 else (j, i))
+    return found
+
+
+def advantages(scores: Sequence[Tensor], settings: AdvantageSettings) -> list[Tensor]:
+    """(S, K) of each prompt of a round -> (S,) each: (score - mean) / spread, cut at the limit; of several numbers the
+    mean. Where the spread is 0 they are 0."""
+    import torch
+
+    if not scores:
+        return []
+    whole, found = torch.cat(list(scores)), []
+    for own in scores:
+        mean = (own if settings.mean == "prompt" else whole).mean(0)
+        spread = torch.ones_like(mean)
+        if settings.spread != "none":
+            spread = (own if settings.spread == "prompt" else whole).std(0, correction=0)
+        each = (own - mean) / spread.where(spread > 0, 1)
+        if settings.mean == "prompt":
+            each = each * (own != own[0]).any(0)  # a mean of equal numbers may be off by rounding
+        found.append(each.mean(1).clamp(-settings.limit, settings.limit))
     return found
 
 

@@ -25,7 +25,7 @@ from ..data.prompts import load_prompts
 from ..data.relabel import turn
 from ..models.lazy_encoders import LazyEncoders
 from ..objective import reference, users, weighting
-from ..objective.reference import Reference
+from ..objective.reference import Behaviour, Reference
 from ..objective.reward import Objective
 from ..objective.steering import Steering, read_rewards
 from ..problems.forward import Forward
@@ -187,13 +187,17 @@ def make_objective(
     """The composed objective and what it trains on. The policy's network is bare, and has its adapter already."""
     settings = config.objective
     against = reference.make(settings.reference, policy, started=bool(config.lora and config.lora.start))
+    behaviour = None
+    if settings.behaviour.policy != "none":
+        behaviour = Behaviour(settings.behaviour, policy, settings.rollout.updates)
     perceptual = None
     if settings.error == "perceptual":
         from ..objective.perceptual import Perceptual
 
         perceptual = Perceptual(policy.family, policy.network, settings.features == "middle")
-    feed = _feed(config, sources, against, accelerator)
-    objective = Objective(settings, against, lambda t: torch.ones_like(t, dtype=torch.float32), perceptual)
+    sampler = behaviour if behaviour is not None and settings.rollout.sampler == "behaviour" else against
+    feed = _feed(config, sources, against, sampler, accelerator)
+    objective = Objective(settings, against, lambda t: torch.ones_like(t, dtype=torch.float32), perceptual, behaviour)
     errors = None
     if settings.weighting == "measured" and isinstance(feed, Offline):
 
@@ -205,14 +209,17 @@ def make_objective(
     return replace(objective, omega=weighting.make(settings.weighting, policy.family, errors)), feed
 
 
-def _feed(config: Config, sources: Sources, against: Reference, accelerator: Accelerator) -> Feed:
-    """The data through a source of regression problems, or the policy's own samples, or samples that people judged."""
+def _feed(
+    config: Config, sources: Sources, against: Reference, sampler: Reference | Behaviour, accelerator: Accelerator
+) -> Feed:
+    """The data through a source of regression problems, or the policy's own samples, or samples that people judged.
+    ``sampler``: what samples where the policy does not."""
     settings, train = config.objective, config.train
     per_update = train.batch_size * train.accumulation * accelerator.num_processes
     if settings.source == "reward":
         return _rewarded(config, sources, against.policy, per_update)
     if settings.on_policy:
-        return _sampled(config, sources, against, Worker.of(accelerator), per_update)
+        return _sampled(config, sources, against.policy, sampler, Worker.of(accelerator))
     policy, batches = against.policy, sources.batches
     assert batches is not None  # noqa: S101 (`Config` requires data.train for these sources)
     source: Callable[[Batch], Regression] = Forward(policy.family, settings.forward)
@@ -248,19 +255,20 @@ def _rewarded(config: Config, sources: Sources, policy: Policy, per_update: int)
     return Direct(settings, sources.conditions, policy, seed, data)
 
 
-def _sampled(config: Config, sources: Sources, against: Reference, worker: Worker, per_update: int) -> Feed:
+def _sampled(config: Config, sources: Sources, policy: Policy, sampler: Reference | Behaviour, worker: Worker) -> Feed:
     """The policy's own samples, or samples that people judged."""
     from ..rollout.feed import OnPolicy
     from ..rollout.labelled import Labelled
     from ..rollout.round import ImageRounds, PoolRounds, SelfPlayRounds
 
-    settings, policy, seed = config.objective, against.policy, config.train.seed
+    settings, seed = config.objective, config.train.seed
+    per_update = config.train.batch_size * config.train.accumulation * worker.count
     batches, conditions = sources.batches, sources.conditions
     if conditions is not None and settings.rollout.labels is not None:
         return Labelled(settings.rollout.labels, settings.rollout, conditions, policy, seed)
     if settings.source == "self_play":
         assert batches is not None  # noqa: S101 (`Config` requires data.train for it)
-        return OnPolicy(SelfPlayRounds(settings, batches, policy, against, seed), worker, per_update)
+        return OnPolicy(SelfPlayRounds(settings, batches, policy, sampler, seed), worker, per_update)
     assert conditions is not None  # noqa: S101 (`Config` requires data.prompts or labels)
     kind = PoolRounds if settings.source == "pool" else ImageRounds
-    return OnPolicy(kind(settings, conditions, policy, against, seed), worker, per_update)
+    return OnPolicy(kind(settings, conditions, policy, sampler, seed), worker, per_update)

@@ -49,7 +49,8 @@ class HeldOut:
         eval/pairs. Pairs are noised forward, whatever the objective trains on."""
         source = Forward(policy.family)
         # likelihood ratios of transitions are bounded, those of noised images need not be
-        objective = replace(objective, settings=objective.settings.model_copy(update={"clip": None}))
+        settings = objective.settings.model_copy(update={"clip": None})
+        objective = replace(objective, settings=settings, behaviour=None)
         margins = torch.zeros(self.n, dtype=torch.float64)
         width = policy.family.train_timesteps / DRAWS
         for positions, counts in self._portions():

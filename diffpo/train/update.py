@@ -11,6 +11,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from .. import links
 from ..common.errors import DiffpoError
 from ..config import Train
 from ..objective.reward import Objective, Outcome, group_losses, score
@@ -94,6 +95,8 @@ class Updater:
         schedule.step()
         optimizer.zero_grad()
         self.objective.reference.after_update(step + 1)
+        if self.objective.behaviour is not None:
+            self.objective.behaviour.after_update(step + 1)
         return metrics
 
     def _judged(self, table: torch.Tensor, step: int) -> dict[str, float]:
@@ -103,7 +106,8 @@ class Updater:
         if self.exploding == PATIENCE:
             raise Diverged(f"the policy's error is {ratio:.3g} times the reference's at step {step + 1}", spoilt=True)
         self.baseline = table[:, MEAN_REWARD].double().mean().item()
-        return summarize(table, self.policy.family.train_timesteps)
+        found = summarize(table[:, :RATIO], self.policy.family.train_timesteps)
+        return found | compared(table[:, RATIO:], self.objective)
 
     def _part(self, step: int, part: int) -> torch.Tensor | None:
         """Forward and backward of one batch; the table of its groups, or None if there is nothing to learn from."""
@@ -129,15 +133,40 @@ class Updater:
         return rows(outcome, losses, regression.t)
 
     def state(self) -> dict[str, Any]:
-        return {"baseline": self.baseline, "reference": self.objective.reference.state(), "feed": self.feed.state()}
+        found = {"baseline": self.baseline, "reference": self.objective.reference.state(), "feed": self.feed.state()}
+        if self.objective.behaviour is not None:
+            found["behaviour"] = self.objective.behaviour.state()
+        return found
 
     def load(self, state: dict[str, Any]) -> None:
         self.baseline = state["baseline"]
         self.objective.reference.load(state["reference"])
+        if self.objective.behaviour is not None:
+            self.objective.behaviour.load(state["behaviour"])
         self.feed.load(state["feed"])
 
 
-MEAN_REWARD = 6  # column of the table below
+MEAN_REWARD, RATIO = 6, 10  # columns of the table below: the mean reward, and the first of the last three
+
+
+def compared(table: torch.Tensor, objective: Objective) -> dict[str, float]:
+    """Of groups' log-ratios, and KL divergences from behaviour policy and reference, (n, 3): ratio/mean, the mean
+    likelihood ratio to the behaviour policy; ratio/deviation, the mean of |log ratio|; ratio/clipped, the share beyond
+    the link's clip; kl/behaviour and kl/reference. What the objective does not use is left out."""
+    log_ratio, behaviour, reference = table.double().unbind(1)
+    found = {}
+    if objective.behaviour is not None:
+        ratio, options = log_ratio.exp(), links.options(objective.settings.link) | objective.settings.link_options
+        found = {
+            "ratio/mean": ratio.mean(),
+            "ratio/deviation": log_ratio.abs().mean(),
+            "kl/behaviour": behaviour.mean(),
+        }
+        if "clip" in options:
+            found["ratio/clipped"] = ((ratio - 1).abs() > options["clip"]).double().mean()
+    if objective.settings.kl:
+        found["kl/reference"] = reference.mean()
+    return {name: value.item() for name, value in found.items()}
 
 
 def rewarded(table: torch.Tensor) -> dict[str, float]:
@@ -147,16 +176,20 @@ def rewarded(table: torch.Tensor) -> dict[str, float]:
 
 
 def rows(outcome: Outcome, losses: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-    """What is logged of each group, (n, 10): loss, reward of the best and of the worst member, their errors minus the
+    """What is logged of each group, (n, 13): loss, reward of the best and of the worst member, their errors minus the
     reference's, timestep, mean reward, preference, reference error of the best, 1 for single images (best and worst
-    at once)."""
+    at once); means over the members of the log-ratio to the behaviour policy and of the KL divergences from that and
+    from the reference (0 without)."""
     judgement, by_member = outcome.judgement, outcome.judgement.by_member
     reward, reference = by_member(outcome.reward), by_member(outcome.reference_error)
     delta = by_member(outcome.error - outcome.reference_error)
     columns = (losses, reward[0], reward[-1], delta[0], delta[-1], by_member(t)[0], reward.mean(0))
     table = [column.detach().float() for column in (*columns, judgement.preference, reference[0])]
     single = torch.full_like(table[0], float(judgement.members == 1))
-    return torch.stack([*table, single], 1)
+    none = torch.zeros_like(outcome.error)
+    further = (outcome.more.get("log_ratio", none), outcome.more.get("behaviour_kl", none), outcome.kl)
+    means = [by_member(none if each is None else each).mean(0).detach().float() for each in further]
+    return torch.stack([*table, single, *means], 1)
 
 
 def exploded(table: torch.Tensor) -> float:

@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ..config import Config
 from . import lora, lora_apply, lora_file
-from .lora import ADAPTER, REFERENCE, adapter_parameters
+from .lora import ADAPTER, adapter_parameters
 
 if TYPE_CHECKING:
     from ..models import Family
@@ -43,7 +43,7 @@ class LoraWeights:
     def set_state(self, state: dict[str, torch.Tensor]) -> None:
         lora.set_lora_state(self.network, state)
 
-    # ---- the base and a second copy
+    # ---- the base and further copies
 
     def frozen(self) -> list[torch.nn.Module]:
         return []
@@ -63,22 +63,22 @@ class LoraWeights:
             for layer, (names, off) in zip(layers, before, strict=True):
                 _choose(layer, names, off)
 
-    def add_copy(self) -> None:
-        """A second adapter with the policy's settings and weights; the policy's stays the active one."""
+    def add_copy(self, name: str) -> None:
+        """Another adapter with the policy's settings and weights; the policy's stays the active one."""
         network = self.network
         trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # its random start is overwritten
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # having two is meant
-            lora.inject(network, copy.deepcopy(network.peft_config[ADAPTER]), REFERENCE)
+            lora.inject(network, copy.deepcopy(network.peft_config[ADAPTER]), name)
         for module in network.modules():
             if isinstance(module, BaseTunerLayer):
                 module.set_adapter(ADAPTER)
         for parameter in trainable:  # adding an adapter freezes the others
             parameter.requires_grad_(True)
         policy = self.parameters(ADAPTER)
-        for name, weight in self.parameters(REFERENCE).items():
+        for own, weight in self.parameters(name).items():
             weight.requires_grad_(False)
-            weight.data = policy[name].detach().clone()  # in the policy's precision, float32
+            weight.data = policy[own].detach().clone()  # in the policy's precision, float32
 
     def parameters(self, adapter: str) -> dict[str, torch.nn.Parameter]:
         return adapter_parameters(self.network, adapter)

@@ -24,7 +24,7 @@ from ..common.text import read_text
 from ..config import Config, ObjectiveSettings
 from ..models.identity import base_identity, same_base
 from .header import known
-from .lora import ADAPTER, REFERENCE, network_of
+from .lora import ADAPTER, BEHAVIOUR, REFERENCE, network_of
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +84,8 @@ def needed(objective: ObjectiveSettings) -> list[str]:
     # a step scorer may read the base's features
     base = objective.weighting == "measured" or objective.source == "pool" or (policy == "none" and samples)
     names = [BASE] if base or policy == "adapter_off" else []
-    return names + ([] if policy in ("adapter_off", "none") else [REFERENCE])
+    names += [] if policy in ("adapter_off", "none") else [REFERENCE]
+    return names + ([BEHAVIOUR] if objective.behaviour_moves else [])
 
 
 class WholeNetwork:
@@ -120,7 +121,7 @@ class WholeNetwork:
     def set_state(self, state: dict[str, torch.Tensor]) -> None:
         self.network.load_state_dict(state)
 
-    # ---- the base and a second copy
+    # ---- the base and further copies
 
     def frozen(self) -> list[torch.nn.Module]:
         return list(self.network.frozen_copies.modules.values())
@@ -128,7 +129,7 @@ class WholeNetwork:
     def switched(self, adapter: str | None) -> contextlib.AbstractContextManager[torch.nn.Module]:
         return self.network.frozen_copies.on(adapter or BASE)
 
-    def add_copy(self) -> None:
+    def add_copy(self, name: str) -> None:
         """It is there from the beginning."""
 
     def parameters(self, adapter: str) -> dict[str, torch.nn.Parameter]:

@@ -17,7 +17,8 @@ from .sharding import like, whole
 if TYPE_CHECKING:
     import torch
 
-ADAPTER, REFERENCE = "default", "reference"  # names of the policy's adapter, and of a moving reference's
+# names of the policy's adapter, of a moving reference's and of the behaviour policy's
+ADAPTER, REFERENCE, BEHAVIOUR = "default", "reference", "behaviour"
 
 
 def add_lora(network: torch.nn.Module, lora: Lora, targets: Sequence[str], seed: int = 0) -> list[torch.nn.Parameter]:

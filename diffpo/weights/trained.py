@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class Weights(Protocol):
     """What is trained of ``network``, the bare module.
 
-    Its copies have names: `lora.ADAPTER` is the policy, `lora.REFERENCE` the second copy that a moving reference keeps,
-    and None the base model.
+    Its copies have names: `lora.ADAPTER` is the policy, `lora.REFERENCE` the copy that a moving reference keeps,
+    `lora.BEHAVIOUR` that of the behaviour policy, and None the base model.
     """
 
     network: torch.nn.Module
@@ -38,7 +38,7 @@ class Weights(Protocol):
     def set_state(self, state: dict[str, torch.Tensor]) -> None:
         """Put `state` back."""
 
-    # ---- the base and a second copy
+    # ---- the base and further copies
 
     def frozen(self) -> list[torch.nn.Module]:
         """The frozen copies that are computed beside the network."""
@@ -46,11 +46,11 @@ class Weights(Protocol):
     def switched(self, adapter: str | None) -> contextlib.AbstractContextManager[torch.nn.Module]:
         """A context whose value is the network with ``adapter`` alone active, without gradients."""
 
-    def add_copy(self) -> None:
-        """Begin the second copy, equal to the policy."""
+    def add_copy(self, name: str) -> None:
+        """Begin the copy ``name``, equal to the policy."""
 
     def parameters(self, adapter: str) -> dict[str, torch.nn.Parameter]:
-        """Those of the policy or of the second copy, by the same names."""
+        """Those of the policy or of a copy, by the same names."""
 
     # ---- files
 

@@ -22,6 +22,7 @@ from .deis import deis
 from .dpmpp import dpmpp
 from .ersde import er_sde
 from .evodiff import evodiff
+from .flowsde import flow_sde
 from .pndm import pndm
 from .renoise import renoise
 from .rungekutta import dpm2, euler, heun, runge_kutta
@@ -39,6 +40,7 @@ SOLVERS = {
         *(euler_ancestral, dpm2_ancestral, dpmpp_2s_ancestral, dpmpp_sde),
         *(reverse_diffusion, euler_maruyama, predictor_corrector),
         *(er_sde, gradient_estimation, evodiff),
+        *(flow_sde,),
     )
 }
 

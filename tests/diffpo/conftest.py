@@ -36,6 +36,8 @@ def feed(tiny_sd, make_config, monkeypatch):
         if settings.rollout.labels is not None:
             return Labelled(settings.rollout.labels, settings.rollout, conditions, policy, 5)
         made = reference.make(settings.reference, policy)
+        if settings.rollout.sampler == "behaviour":
+            made = reference.Behaviour(settings.behaviour, policy, settings.rollout.updates)
         if settings.source == "self_play":
             return OnPolicy(SelfPlayRounds(settings, batches, policy, made, 5), worker, per_update)
         kind = PoolRounds if settings.source == "pool" else ImageRounds

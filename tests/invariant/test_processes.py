@@ -90,6 +90,7 @@ class Launched:
     fp8 = (*SGD, "train.steps=2", "model.base_weights=fp8")
     mixed = ("data.buckets=true", *SGD, "train.steps=3", "data.caption_dropout=0.3")
     spo = (*on_policy.options("spo"), *SGD, "train.steps=3")
+    grpo = (*on_policy.options("flow_grpo"), *SGD, "train.steps=3")
     reward = (*SGD, "objective.name=draft", "objective.direct.calls=null", "objective.rollout.steps=3", "train.steps=2")
     reward += ("objective.rollout.scorers=[on_policy:Redness]", "data.train=null", "train.lr=30")
     stopped = (*SGD, "log.samples.every=2", "log.samples.steps=2", "log.samples.scorers=[on_policy:Redness]")
@@ -122,6 +123,7 @@ class Launched:
             [self.transformer, *self.fp8, self.output("small")],
             [*self.mixed, *data, "train.batch_size=2", self.output("sizes of two")],
             [*self.spo, self.output("spo of two")],
+            [*self.grpo, self.output("grpo of two")],
             [*self.reward, self.output("reward of two")],
             [*self.stopped, self.output("stopped of two")],
         ]
@@ -224,12 +226,13 @@ def test_two_processes_fill_the_caches_of_several_sizes_as_one_does(launched):
     same(one, finished(launched.folder / "sizes of two"))
 
 
-def test_two_processes_share_out_sampling_and_judging(launched):
-    """The round that results is the same."""
-    manifest = json.loads((launched.folder / "spo of two" / "checkpoint-000003" / "checkpoint.json").read_text())
+@pytest.mark.parametrize("name", ["spo", "grpo"])
+def test_two_processes_share_out_sampling_and_judging(launched, name):
+    """The round that results is the same, and so are ratios to the policy that sampled it."""
+    manifest = json.loads((launched.folder / f"{name} of two" / "checkpoint-000003" / "checkpoint.json").read_text())
     assert manifest["pairs_per_update"] == 8
-    one = launched.alone("spo of one", *launched.spo, "train.batch_size=8")
-    on_policy.same(one, finished(launched.folder / "spo of two"))
+    one = launched.alone(f"{name} of one", *getattr(launched, name), "train.batch_size=8")
+    on_policy.same(one, finished(launched.folder / f"{name} of two"))
 
 
 def test_two_processes_share_out_the_images_of_reward_fine_tuning(launched):

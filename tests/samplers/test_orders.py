@@ -98,6 +98,7 @@ ORDERS = [  # solver, options, claimed order, calls
     ("gradient_estimation", {}, 1, 80),
     ("evodiff", {}, 1, 80),
     ("evodiff", {"as_published": True, "lower_order_final": False}, 1, 80),
+    ("flow_sde", {"amount": 0.0}, 1, 80),
 ]
 WEAK = [  # solver, options, claimed weak order, calls
     ("ddim", {"eta": 1.0}, 1, 80),
@@ -120,6 +121,8 @@ WEAK = [  # solver, options, claimed weak order, calls
     ("er_sde", {"order": 2}, 2, 80),
     ("er_sde", {"order": 3}, 2, 80),
     ("er_sde", {"order": 2, "phi": "sde"}, 2, 80),
+    ("flow_sde", {"amount": 0.7}, 1, 80),
+    ("flow_sde", {"amount": math.sqrt(2)}, 1, 80),
 ]
 
 

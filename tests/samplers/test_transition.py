@@ -133,6 +133,8 @@ STOCHASTIC = [  # solver, options, the calls whose draw is no single Gaussian
     ("dpmpp_sde", {"independent_noise": True}, []),
     ("reverse_diffusion", {}, []),
     ("euler_maruyama", {}, []),
+    ("er_sde", {"order": 3}, []),
+    ("flow_sde", {}, []),
     ("predictor_corrector", {"corrector": "ald"}, []),
     ("predictor_corrector", {}, [0, 2, 4, 6, 8]),
 ]

@@ -156,3 +156,14 @@ def test_dropped_rows_and_ignored_files_are_counted(tmp_path):
     about = {line.split()[0]: line for line in lines}
     assert not problems and about["identical"].split()[1] == "1" and about["ignored"].endswith("1 file: more.jsonl")
     assert about["split"].split()[1] == "train;" and about["split"].endswith("test (1 file)")
+
+
+@pytest.mark.parametrize(
+    ("step", "reason"),
+    [("flow_sdf", "flow_sde"), ("unipc", "no noise"), ("dpmpp_sde", "between the timesteps")],
+)
+def test_a_solver_without_likelihoods_is_refused_before_training(tiny_sd, make_config, step, reason):
+    options = ["objective.name=ddpo", "objective.rollout.scorers=[shapes.total]", "data.prompts=shapes:train:4"]
+    config = make_config(tiny_sd, *options, "data.train=null", "data.validation=null", f"objective.rollout.step={step}")
+    with pytest.raises(DiffpoError, match=rf"objective\.rollout\.step={step}.*{reason}"):
+        check(config)

@@ -5,6 +5,7 @@ from pydantic import ValidationError
 
 from diffpo import links
 from diffpo.config import ObjectiveSettings
+from diffpo.config.objective import OF_BEHAVIOUR
 
 
 def settings(**given) -> ObjectiveSettings:
@@ -24,6 +25,9 @@ def test_a_preset_lies_below_the_users_own_settings():
     assert (own.beta, own.link, own.reference.policy, own.reference.decay) == (500, "ipo", "ema", 0.9)
 
 
+JUDGED, SYNC = {"rollout": {"scorers": ["a"]}}, {"behaviour": {"policy": "sync"}}
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -31,7 +35,18 @@ def test_a_preset_lies_below_the_users_own_settings():
         ({"link": "sigmoyd"}, "did you mean sigmoid"),
         ({"link": "exo", "link_options": {"epsilonn": 0.1}}, "did you mean epsilon"),
         ({"link": "mapo"}, "set reference.policy=none"),
-        ({"link": "nft", "reference": {"policy": "none"}}, "set reference.policy=adapter_off"),
+        ({"link": "dspo", "reference": {"policy": "none"}}, "set reference.policy=adapter_off"),
+        ({"link": "nft"}, "set behaviour.policy=sync"),
+        ({"link": "nft", "behaviour": {"policy": "sync"}}, "behaviour.policy=none"),
+        ({"source": "samples", "behaviour": {"policy": "sync"}, **JUDGED}, "set behaviour.policy=none"),
+        ({"source": "samples", "rollout": {"sampler": "behaviour", "scorers": ["a"]}}, "set behaviour.policy=ema"),
+        ({"source": "samples", "link": "normalised_ratio", **SYNC, **JUDGED}, "set source=trajectory"),
+        ({"source": "pool", "link": "clipped_ratio", **SYNC, **JUDGED}, "takes advantages"),
+        ({"source": "samples", "kl": 0.1, "reference": {"policy": "none"}, **JUDGED}, "kl is the divergence"),
+        ({"source": "samples", "rollout": {"window": 2, "scorers": ["a"]}}, "rollout.window"),
+        ({"source": "trajectory", "rollout": {"window": 30, "scorers": ["a"]}}, "rollout.steps=20"),
+        ({"source": "samples", "rollout": {"step_options": {"eta": 1}, "scorers": ["a"]}}, "noise is rollout.eta"),
+        ({"source": "samples", "rollout": {"keep": 3, "scorers": ["a"]}}, "rollout.samples=2"),
         ({"divergence": "js", "reference": {"policy": "none"}}, "set reference.policy=adapter_off"),
         ({"users": True, "link": "kto"}, "set users=false"),
         ({"users": True, "source": "samples", "rollout": {"scorers": ["a"]}}, "this objective samples its own"),
@@ -68,11 +83,12 @@ def test_every_link_goes_with_every_source_reference_and_weighting_or_says_why_n
     """The whole table: nothing but a ValidationError with a sentence, and each link works somewhere."""
     rollout = {"scorers": ["shapes.total"], "step_scorer": "shapes.total"}
     for link in links.names():
-        accepted = 0
+        accepted, compared = 0, {"policy": "sync" if set(links.needs(link)) & OF_BEHAVIOUR else "none"}
         for source in ("forward", "inversion", "trajectory", "pool", "samples", "self_play"):
             for policy in ("adapter_off", "ema", "sync", "accelerated", "fast_slow", "none"):
                 for weighting in ("uniform", "min_snr", "measured"):
                     given = {"link": link, "source": source, "reference": {"policy": policy}, "weighting": weighting}
+                    given["behaviour"] = compared
                     try:
                         settings(**given, rollout=rollout)
                         accepted += 1

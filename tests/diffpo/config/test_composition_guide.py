@@ -32,6 +32,15 @@ def test_the_guide_names_every_key():
     assert all(f"`{key}`" in GUIDE for key in keys)
 
 
+def test_options_of_the_presets_solver_do_not_stay_with_another_solver():
+    def options(**rollout):
+        given = {"name": "flow_grpo", "rollout": {"scorers": ["pickscore"], **rollout}}
+        return ObjectiveSettings.model_validate(given).rollout.step_options
+
+    assert options() == options(step="flow_sde") == {"amount": 0.7}
+    assert options(step="ddim") == {} and options(step="dpmpp", step_options={"eta": 1}) == {"eta": 1}
+
+
 def test_options_of_the_presets_link_do_not_stay_with_another_link():
     own = ObjectiveSettings.model_validate({"name": "dpop", "link": "exo"})
     assert (own.link, own.link_options) == ("exo", {})

@@ -192,7 +192,10 @@ PUBLISHED = {
     "sdpo": {"winner_safeguard": 0.6, "beta": 5000},
     "exo": {"beta": 2000},
     "tr_dpo": {"reference.decay": 1 - 0.6, "reference.every": 512},
-    "diffusion_nft": {"rollout.samples": 24, "rollout.eta": 0, "reference.policy": "ema"},
+    "diffusion_nft": {"rollout.samples": 24, "rollout.eta": 0, "behaviour.policy": "ema", "kl": 1e-4, "link_weight": 5},
+    "flow_grpo": {"kl": 0.04, "link_options.clip": 1e-4, "rollout.step_options.amount": 0.7, "rollout.steps": 10},
+    "ddpo": {"rollout.steps": 50, "rollout.eta": 1, "link_options.clip": 1e-4, "rollout.guidance": 5},
+    "mix_grpo": {"rollout.window": 4, "rollout.window_rounds": 25, "rollout.steps": 25},
     "dpop": {"link_options.weight": 50},
 }
 

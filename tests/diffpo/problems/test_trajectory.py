@@ -7,7 +7,7 @@ from diffpo.common.errors import DiffpoError
 from diffpo.config import Lora, Model, RolloutSettings
 from diffpo.problems.policy import Policy
 from diffpo.problems.regression import Conditioning
-from diffpo.problems.transitions import StepPair, regression, sampler_steps
+from diffpo.problems.transitions import StepGroup, regression, sampler_steps
 from diffpo.weights import lora
 from samplers import VPDiscrete, convert
 
@@ -88,10 +88,14 @@ def test_a_regression_is_laid_out_by_member_and_starts_at_no_reward(tiny_sd_v):
     lora.add_lora(unet, Lora(rank=2), family.lora_targets)
     steps = sampler_steps(RolloutSettings(steps=4), family.schedule(), family.prediction)
     states = random(2, 5, 4, 8, 8).float()
+
+    def target(k, member):
+        return steps[k].transition.target(states[member, k], states[member, k + 1])
+
     items = [
-        StepPair(7, k, (states[0, k], states[1, k]), (states[0, k + 1], states[1, k + 1]), (2.0, 1.0)) for k in (0, 2)
+        StepGroup(7, steps[k], (states[0, k], states[1, k]), (target(k, 0), target(k, 1)), (2.0, 1.0)) for k in (0, 2)
     ]
-    found = regression(items, steps, conditioning, "cpu")
+    found = regression(items, conditioning, "cpu")
     assert found.t.tolist() == [999, 499, 999, 499] and found.judgement.members == 2
     assert torch.equal(found.x_t, states[[0, 0, 1, 1], [0, 2, 0, 2]])
     assert found.conditioning.cond["prompt_embeds"][:, 0, 0].tolist() == [7.0] * 4

@@ -6,6 +6,7 @@ import torch
 
 from diffpo import models
 from diffpo.common.errors import DiffpoError
+from diffpo.config import ObjectiveSettings
 from diffpo.problems.regression import Conditioning
 from diffpo.rollout import groups as harvest
 from diffpo.rollout import round
@@ -16,8 +17,25 @@ def record(scores, prompt=2):
     return harvest.Sampled(0, prompt, torch.arange(len(scores)).float().view(-1, 1, 1, 1, 1), scores)
 
 
-def chosen(record, kind):
-    return [([x.item() for x in group.x_0], group.preference) for group in harvest._final(record, kind)]
+LINKS = {"pair": "sigmoid", "list": "plackett_luce", "single": "kto"}
+
+
+def settings(link, source="samples", **rollout):
+    rollout = {"scorers": ["a"], "samples": 8, **rollout}
+    behaviour = {"policy": "sync" if link in ("clipped_ratio", "crd") else "none"}
+    policy = "none" if link == "clipped_ratio" else "adapter_off"
+    given = {"name": "online_dpo", "link": link, "source": source, "rollout": rollout, "behaviour": behaviour}
+    kl = {"kl": 0.1} if link == "crd" else {}
+    return ObjectiveSettings.model_validate({**given, **kl, "reference": {"policy": policy}})
+
+
+def groups_of(records, chosen):
+    return harvest.harvest(records, chosen, [], ["a"])[0]
+
+
+def chosen(record, kind, **rollout):
+    found = groups_of([record], settings(LINKS[kind], **rollout))
+    return [([x.item() for x in group.x_0], group.preference) for group in found]
 
 
 def test_samples_become_pairs_lists_and_likings():

@@ -24,8 +24,8 @@ def test_a_round_gives_every_noisy_step_of_every_pair(feed):
     assert 0 < metrics["rollout/score"] < 1 and metrics["rollout/ties"] == 0
     assert made.begin(0) == {}
     for item in made.items:  # the chosen one ends brighter
-        assert item.scores[0] > item.scores[1] and item.step < 3
-    first = [item for item in made.items if item.step == 0]
+        assert item.scores[0] > item.scores[1] and item.at.t > 249
+    first = [item for item in made.items if item.at.t == 999]
     assert all(torch.equal(*item.x) for item in first), "the images of a prompt start from one noise"
     assert scores.names == tuple(made.rounds.judge.names)
 
@@ -33,7 +33,7 @@ def test_a_round_gives_every_noisy_step_of_every_pair(feed):
 def test_transitions_limit_the_steps_and_same_noise_can_be_switched_off(feed):
     made = feed("pso", transitions=2, same_noise=False)
     made.begin(0)
-    assert {item.step for item in made.items} == {0, 1}
+    assert {item.at.t for item in made.items} == {999, 749}
     assert not any(torch.equal(*item.x) for item in made.items)
 
 
@@ -41,17 +41,17 @@ def test_the_chain_of_a_trajectory_is_what_the_policy_samples(feed):
     """Each x' is a x + b out + s z with the policy's own guided output, and z is standard normal."""
     made = feed(prompts=1, same_noise=False)
     made.begin(0)
-    steps = made.rounds.walker.steps
     residuals = []
     for item in made.items:
         given = made.rounds.conditions([item.prompt], 2.0)
-        for x, x_next in zip(item.x, item.x_next, strict=True):
+        for x, target in zip(item.x, item.target, strict=True):
             with torch.no_grad():
-                t = torch.tensor([steps[item.step].t])
+                t = torch.tensor([item.at.t])
                 family = made.rounds.family
                 plain, without = (family.predict(made.network, x[None], t, each) for each in (given.cond, given.uncond))
             out = without + 2.0 * (plain - without)
-            step = steps[item.step].transition
+            step = item.at.transition
+            x_next = step.anchor * x + step.outputs[0] * target
             residuals.append((x_next - step.anchor * x - step.outputs[0] * out[0]) / step.std)
     z = torch.stack(residuals)
     assert abs(z.mean()) < 0.1 and abs(z.std() - 1) < 0.1
