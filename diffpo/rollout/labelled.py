@@ -126,7 +126,7 @@ def read_trajectories(folder: Path, group: str, settings: RolloutSettings) -> to
             states = file.get_tensor("states")
             if not isinstance(about, dict):
                 raise ValueError("its header has no record of how it was sampled")
-            about.setdefault("end", "clean")  # files of versions without the choice
+            about = {"end": "clean", "step_options": {}} | about  # files of versions without these choices
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise DiffpoError(
             f"cannot read the trajectories {path}, which the labels name: {error}; run `diffpo collect` again"
