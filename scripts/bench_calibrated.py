@@ -51,8 +51,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--lora", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/bench-calibrated"))
-    for name in ("count", "references", "table", "sheet"):
-        parser.add_argument(f"--{name}", action="store_true")
+    parser.add_argument("--count", action="store_true")
+    parser.add_argument("--references", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--sheet", action="store_true")
     args = parser.parse_args(arguments)
     if not 1 <= args.select <= worlds.SELECT:
         parser.error(f"--select must be 1 to {worlds.SELECT}, not {args.select}")
