@@ -78,7 +78,9 @@ class Grid:
 
     Args:
         schedule: the noise schedule.
-        kind: one of `GRIDS`. None: the schedule's default, 'logsnr', or 'time' if lambda is infinite at the start.
+        kind: one of `GRIDS`. None: the schedule's default, 'logsnr', or 'sgm_uniform' for flow. Both 'time' and
+            'sgm_uniform' are uniform in t. With end='zero' the last call of 'time' is at t_end, that of 'sgm_uniform'
+            one step before, since its last point is replaced by sigma = 0.
             'ays' and 'ays_sdxl' are published for 10 steps and interpolated log-linearly for other numbers.
         end: 'zero' (step to sigma = 0 at the end) or 't_end'.
         t_start, t_end: the range; default t_max and t_min of the schedule. With t_start < t_end it runs towards noise.

@@ -18,6 +18,11 @@ SIGMA_FLAGS = {
     "use_beta_sigmas": "beta",
 }
 
+# Solvers whose last call is at the smallest time of a flow. FlowMatchEulerDiscreteScheduler and
+# FlowMatchHeunDiscreteScheduler have it there, and abm corrects its last step with it. Others, which work in lambda,
+# make nothing of it (schedule.RectifiedFlow); diffusers' UniPC, DPM-Solver and DEIS do not call there either.
+CALLED_LAST = ("ddim", "euler", "heun", "abm")
+
 
 def place(config, schedule: Schedule, chosen: Grid | None, given: dict[str, Any]) -> Grid:
     """The grid that a config describes.
@@ -79,6 +84,8 @@ def _flow(config, schedule: Schedule, chosen: Grid | None, end: str, flagged: st
         return _Relevelled(schedule, Grid(schedule, "time", end=end), lambda level: _stretched(level, terminal))
     if chosen is not None and not kind:
         return chosen
+    if config.solver in CALLED_LAST:
+        kind = kind or "time"
     t_end = float(schedule.t_of_noise_level(terminal)) if terminal else None
     return Grid(schedule, kind, end=end, t_end=t_end)
 

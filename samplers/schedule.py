@@ -187,7 +187,9 @@ class RectifiedFlow(Schedule):
     t is the time before the shift: a grid that is uniform in t is the shifted grid of SD3 and Flux.
     """
 
-    default_grid = "time"  # lambda is -inf at t = 1
+    # Uniform in t, and not 'logsnr', because lambda is -inf at t = 1. Not 'time' either, whose last call is at t_min:
+    # there the network's x_0 is the state itself, so this call cannot correct the long step in lambda before it.
+    default_grid = "sgm_uniform"
 
     def __init__(self, shift: float = 1.0, num_train_timesteps: int = 1000, t_min: float | None = None):
         if not 1e-6 <= shift <= 1e6:

@@ -41,9 +41,9 @@ class SolverScheduler(PipelineConfig):
         solver_options: the solver's own options by name, e.g. {"order": 3, "variant": "bh1"}. They override all others.
         guidance: the guidance scale of the pipeline, which a scheduler cannot see. Only `default_solver` uses it.
         grid: where the calls are placed, a name in `samplers.grid.GRIDS`. None: by the use_*_sigmas flags, else by
-            `default_solver` or the schedule's default ('logsnr'; 'time' for flow). 'config': by `timestep_spacing`,
-            which is not the default, because the 'leading' of the Stable Diffusion configs starts at label 901 although
-            the latent is pure noise.
+            `default_solver` or the schedule's default ('logsnr'; for flow 'sgm_uniform', or 'time' for the solvers of
+            `placing.CALLED_LAST`). 'config': by `timestep_spacing`, which is not the default, because the 'leading' of
+            the Stable Diffusion configs starts at label 901 although the latent is pure noise.
         eta: noise of solvers that have this option (None: the solver's default). A pipeline's own `eta=` argument
             overrides it if it is not 0.
         as_published: reproduce the official code where it departs from its own mathematics.

@@ -3,7 +3,8 @@
 
     python scripts/bench_calibrated.py [--models tiny-sdxl tiny-dit gmm2a gmm16a gmm16s] [--guidance 1 3 7.5]
                                        [--calls 4 5 6 8 10] [--methods NAME ...] [--prompts 256] [--fit 256]
-                                       [--device cuda] [--batch 32] [--threads 1] [--out runs/bench-calibrated]
+                                       [--rivals N] [--budget CALLS] [--device cuda] [--batch 32] [--threads 1]
+                                       [--out runs/bench-calibrated]
     python scripts/bench_calibrated.py --count       how many model calls the selected part still makes
     python scripts/bench_calibrated.py --lora FILE   plans of the base model on the tuned one
     python scripts/bench_calibrated.py --table       Markdown tables of what is there
@@ -11,8 +12,9 @@
 
 Error: latents against a solution with 500 calls (exact for the mixtures), at the method's own end. Settings of every
 method are chosen on 32 training prompts: all of them on 8, the best three of a family on 32. Plans are fitted to other
-training prompts. What is reported are held-out prompts. An interrupted run goes on where it was; several runs may share
-OUT. --methods takes names of calibrated methods and words of uncalibrated families, such as 'diffusers'.
+training prompts. What is reported are held-out prompts. With --rivals only so many uncalibrated families are measured
+on those, the best ones on the training prompts, and the default rule. An interrupted run goes on where it was; several
+runs may share OUT. --methods takes names of calibrated methods and words of uncalibrated families, such as 'diffusers'.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=256, help="held-out ones")
     parser.add_argument("--select", type=int, default=worlds.SELECT, help="training prompts to choose settings on")
     parser.add_argument("--fit", type=int, default=256, help="training prompts to fit plans to")
+    parser.add_argument("--rivals", type=int, help="uncalibrated families to measure; default: all")
+    parser.add_argument("--budget", type=int, help="model calls of the search (`searched`) on every fitted prompt")
     parser.add_argument("--reference-calls", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0, help="of all noises")
     parser.add_argument("--batch", type=int, default=32, help="prompts in one call, for references and measurements")
@@ -47,8 +51,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--lora", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/bench-calibrated"))
-    for name in ("count", "references", "table", "sheet"):
-        parser.add_argument(f"--{name}", action="store_true")
+    parser.add_argument("--count", action="store_true")
+    parser.add_argument("--references", action="store_true")
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--sheet", action="store_true")
     args = parser.parse_args(arguments)
     if not 1 <= args.select <= worlds.SELECT:
         parser.error(f"--select must be 1 to {worlds.SELECT}, not {args.select}")
@@ -60,7 +66,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def measure(args: argparse.Namespace) -> None:
     """References first, then cell after cell."""
-    sizes = Sizes(args.prompts, args.select, args.fit, args.batch)
+    sizes = Sizes(args.prompts, args.select, args.fit, args.batch, args.rivals, args.budget)
     names = None if args.methods is None else [name for name in calibrated() if name in args.methods]
     for model in args.models:
         for guidance in args.guidance:
@@ -102,7 +108,7 @@ def tables(args: argparse.Namespace) -> None:
 
 
 def sheets(args: argparse.Namespace) -> None:
-    sizes = Sizes(args.prompts, args.select, args.fit, args.batch)
+    sizes = Sizes(args.prompts, args.select, args.fit, args.batch, args.rivals, args.budget)
     for model in [model for model in args.models if model in worlds.EMBEDDED]:
         for guidance in args.guidance:
             world = worlds.world(model, guidance, worlds.Options(args.seed, args.reference_calls, args.device))

@@ -19,7 +19,7 @@ CLASSICAL: tuple[tuple[str, dict], ...] = (
     ("ipndm", {"order": 3}),
     ("deis", {"order": 2}),
 )
-GRIDS = ("logsnr", "karras", "time", "beta_time")
+GRIDS = ("logsnr", "karras", "sgm_uniform", "beta_time")
 KEPT = 4  # one candidate in so many goes on from a round to the next
 
 

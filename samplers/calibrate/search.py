@@ -133,8 +133,8 @@ class _Tally:
 def beginnings(problem: Problem, calls: int) -> list[Candidate]:
     """Classical solvers on the default rule's grid and on two usual ones: the first generation."""
     schedule = problem.schedule
-    grids = [default_solver(calls, problem.guidance, schedule, "zero").grid or Grid(schedule), Grid(schedule)]
-    grids += [Grid(schedule, "time")] if schedule.default_grid != "time" else []
+    rule = default_solver(calls, problem.guidance, schedule, "zero").grid or Grid(schedule)
+    grids = [rule, Grid(schedule), Grid(schedule, "time")]
     found = []
     for grid in grids:
         levels = tuple(_level(schedule, t) for t in grid.nodes(calls).t[:-1])

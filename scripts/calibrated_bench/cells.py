@@ -1,7 +1,8 @@
 """One cell = one model, guidance scale and number of calls: settings chosen, plans fitted, everything measured.
 
 Files of a cell: `results/SPLIT-CALLS-KEY.npz`, one for each method, setting and split, with mean squared errors and
-scores per sample; `plans/METHOD-CALLS-KEY`, a fitted plan and what it cost; `cell-CALLS.json`, what is reported.
+scores per sample; `plans/METHOD-CALLS-KEY`, a fitted plan and what it cost; `cell-CALLS/KIND-FAMILY.json`, what is
+reported of one method.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import torch
 
 from samplers import Plan
 from samplers.calibrate import Problem, errors
-from samplers.calibrate.problem import rms
+from samplers.calibrate.problem import REFERENCE_CALLS, rms
 
-from .methods import Candidate, calibrated, source_of, uncalibrated
+from .methods import RULE, Candidate, calibrated, source_of, uncalibrated
 from .references import References
-from .store import digest, read_arrays, read_json, write_arrays, write_json
+from .store import digest, read_arrays, read_entries, read_json, write_arrays, write_entry, write_json
 from .worlds import SELECT, World
 
 SCAN, SHORTLIST = 8, 3  # prompts that all settings of a family are tried on, and settings that go on to all of SELECT
@@ -29,12 +30,18 @@ SCAN, SHORTLIST = 8, 3  # prompts that all settings of a family are tried on, an
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of prompts: measured on, chosen on, fitted to; `batch`: prompts in one call when measuring."""
+    """Numbers of prompts: measured on, chosen on, fitted to; `batch`: prompts in one call when measuring.
+
+    rivals: how many uncalibrated families are measured, the best on `select`; None: all. budget: model calls of the
+    search on all prompts that are fitted to; None: its own default.
+    """
 
     heldout: int = 256
     select: int = SELECT
     fit: int = 256
     batch: int = 32
+    rivals: int | None = None
+    budget: int | None = None
 
 
 @dataclass(eq=False)
@@ -58,8 +65,16 @@ class Cell:
 
     @property
     def summary(self) -> dict:
-        """{"uncalibrated": {family: chosen}, "calibrated": {method: chosen and cost}, "n", "model", ...}."""
-        return read_json(self.folder / f"cell-{self.calls}.json")
+        """{"uncalibrated": {family: chosen}, "calibrated": {method: chosen and cost}, "model", "guidance", "calls"}."""
+        return read_entries(self._entries)
+
+    @property
+    def _entries(self) -> Path:
+        return self.folder / f"cell-{self.calls}"
+
+    def _note(self, kind: str, family: str, about: dict) -> None:
+        where = {"model": self.world.name, "guidance": self.world.guidance, "calls": self.calls}
+        write_entry(self._entries, kind, family, about, where)
 
     # ---- what is measured
 
@@ -112,23 +127,31 @@ class Cell:
         return sorted(known, key=lambda pair: pair[1])
 
     def run_uncalibrated(self, families: list[str] | None = None) -> None:
+        """Choose a setting of each family, and measure it; of `sizes.rivals` families only, if that is not None.
+
+        Which ones is decided on `select` alone. The default rule is always measured.
+        """
         groups: dict[str, list[Candidate]] = {}
         for candidate in uncalibrated(self.world, self.calls, families):
             groups.setdefault(candidate.family, []).append(candidate)
-        for family, candidates in groups.items():
-            chosen = self.choose(candidates)
-            if chosen is not None:
-                self._report("uncalibrated", family, *chosen)
+        rivals, rule = self.sizes.rivals, groups.get(RULE, [])
+        if rivals is not None:
+            scanned = {family: self._ranked(those, min(SCAN, self.sizes.select)) for family, those in groups.items()}
+            order = sorted((f for f in groups if scanned[f]), key=lambda family: scanned[family][0][1])
+            groups = {family: groups[family] for family in order[: 2 * rivals]}
+            groups |= {RULE: rule} if rule else {}
+        chosen = {family: self.choose(candidates) for family, candidates in groups.items()}
+        found = {family: pair for family, pair in chosen.items() if pair is not None}
+        order = sorted(found, key=lambda family: found[family][1])
+        for family in found:
+            if rivals is None or family == RULE or family in order[:rivals]:
+                self._report("uncalibrated", family, *found[family])
 
     def _report(self, kind: str, family: str, candidate: Candidate, selected: float, **more) -> None:
         rows = self.measure(candidate, "heldout", self.sizes.heldout)
         if rows is None:
             return
-        about = {"name": candidate.name, "key": candidate.key, "select": selected, **more}
-        found = {"uncalibrated": {}, "calibrated": {}, **self.summary}
-        found |= {"model": self.world.name, "guidance": self.world.guidance, "calls": self.calls}
-        found[kind][family] = about
-        write_json(self.folder / f"cell-{self.calls}.json", found)
+        self._note(kind, family, {"name": candidate.name, "key": candidate.key, "select": selected, **more})
         self.log(
             f"{self.world.name} g={self.world.guidance:g}, {self.calls} calls, {family}: RMSE "
             f"{np.sqrt(rows['squares'].mean()):.4f} on {len(rows['squares'])} held-out, {candidate.name}"
@@ -138,14 +161,12 @@ class Cell:
 
     def run_calibrated(self, names: list[str] | None = None, problem: Callable[[], Problem] | None = None) -> None:
         """Fit each method to `problem()`, or read its plan, and measure it. A method that fails is noted."""
-        for name, method in calibrated().items():
+        for name, method in calibrated(self.base or self.world, self.sizes.budget).items():
             if names is not None and name not in names:
                 continue
             plan, cost = self._fitted(name, method, problem)
             if plan is None:
-                found = {"uncalibrated": {}, "calibrated": {}, **self.summary}
-                found["calibrated"][name] = cost
-                write_json(self.folder / f"cell-{self.calls}.json", found)
+                self._note("calibrated", name, cost)
                 self.log(f"{self.world.name}, {self.calls} calls, {name}: {cost['failed']}")
                 continue
             candidate = Candidate.of(name, plan.name, plan)
@@ -176,7 +197,7 @@ class Cell:
         return plan, cost
 
     def plan_path(self, name: str, method: Callable) -> Path:
-        key = digest(name, source_of(method), self.sizes.fit)
+        key = digest(name, source_of(method), self.sizes.fit, REFERENCE_CALLS)
         return self.out / (self.base or self.world).key / "plans" / f"{name}-{self.calls}-{key}.safetensors"
 
 

@@ -17,8 +17,9 @@ from itertools import product
 import diffusers
 import torch
 from sampler_bench import theirs
+from sampler_bench.tiny import ASSETS
 
-from samplers import Plan, VPDiscrete, build_plan, dualfast
+from samplers import Plan, Statistics, VPDiscrete, build_plan, dualfast
 from samplers.calibrate import METHODS
 from samplers.calibrate.baseline import CLASSICAL, GRIDS
 
@@ -106,15 +107,29 @@ def _built(family: str, name: str, world: World, solver: str, calls: int, grid: 
     return [Candidate.of(family, name, plan)]
 
 
-def calibrated() -> dict[str, Callable[..., Plan]]:
-    """Every method that fits numbers to a model. `classical` fits none: it chooses among uncalibrated plans."""
-    return {**{name: method for name, method in METHODS.items() if name != "classical"}, "gits": gits}
+def calibrated(world: World | None = None, budget: int | None = None) -> dict[str, Callable[..., Plan]]:
+    """Every method that fits numbers to a model. `classical` fits none: it chooses among uncalibrated plans.
+
+    Args:
+        world: what is fitted to; `v3` takes its statistics of assets/calibrated, if they are there.
+        budget: of `searched`; None: its default.
+    """
+    found = {**{name: method for name, method in METHODS.items() if name != "classical"}, "gits": gits}
+    if world is not None and "v3" in found:
+        path = ASSETS / "calibrated" / world.model_name / f"statistics-g{world.guidance:g}.safetensors"
+        if path.exists():
+            found["v3"] = partial(found["v3"], statistics=Statistics.load(path))
+    if budget is not None and "searched" in found:
+        found["searched"] = partial(found["searched"], budget=budget)
+    return found
 
 
 def source_of(method: Callable) -> str:
-    """A digest of the code of the method's module and of those that it takes functions from; comments do not count."""
-    function = method.func if isinstance(method, partial) else method
+    """A digest of the method's options, and of the code of its module and of those that it takes functions from."""
+    function, options = (method.func, method.keywords) if isinstance(method, partial) else (method, {})
+    given = [(name, content_of(x) if isinstance(x, Statistics) else x) for name, x in sorted(options.items())]
     own = inspect.getmodule(function)
     used = {inspect.getmodule(value) for value in vars(own).values() if inspect.isfunction(value)} | {own}
     fitting = [m for m in used if m is own or m.__name__.startswith("samplers.calibrate.")]
-    return digest(*(ast.dump(ast.parse(inspect.getsource(m))) for m in sorted(fitting, key=lambda m: m.__name__)))
+    code = [ast.dump(ast.parse(inspect.getsource(m))) for m in sorted(fitting, key=lambda m: m.__name__)]  # no comments
+    return digest(*code, *given)

@@ -20,7 +20,8 @@ class References:
     """The references of one world in a folder.
 
     `select` and `heldout`: the solution at both ends of `Tiny.exact`, or the mixture's exact one. `fit`: what
-    `samplers.calibrate.reference` makes of the noise, the target of a calibration.
+    `samplers.calibrate.reference` makes of the noise, the target of a calibration; its number of calls is in the
+    files' names.
     """
 
     def __init__(self, world: World, folder: Path, batch: int = BLOCK):
@@ -84,4 +85,5 @@ class References:
         return len(read_arrays(self._path(split, first)).get("zero", ()))
 
     def _path(self, split: str, first: int) -> Path:
-        return self.folder / f"{split}-{first:04d}.npz"
+        calls = REFERENCE_CALLS if split == "fit" else ""  # those of the others are in the world's key
+        return self.folder / f"{split}{calls}-{first:04d}.npz"

@@ -18,19 +18,19 @@ from samplers.calibrate import ratio
 
 from .cells import best
 from .methods import RULE
-from .store import read_arrays, read_json
+from .store import read_arrays, read_entries
 
 
 @dataclass(eq=False)
 class Results:
-    """A measured cell, from its `cell-CALLS.json`; at most the first `prompts` held-out ones."""
+    """A measured cell, from its folder `cell-CALLS`; at most the first `prompts` held-out ones."""
 
     path: Path
     prompts: int
 
     @cached_property
     def about(self) -> dict:
-        return read_json(self.path)
+        return read_entries(self.path)
 
     @cached_property
     def rows(self) -> dict[str, dict[str, np.ndarray]]:
@@ -91,7 +91,7 @@ class Selected:
 
 def cells(out: Path, chosen: Selected, wanted: Callable[[str], bool] = lambda key: True) -> Iterator[Results]:
     """The measured cells, in the order of the models, guidance scales and calls. `wanted`: of a world's key."""
-    found = [Results(path, chosen.prompts) for path in out.glob("*/cell-*.json") if wanted(path.parent.name)]
+    found = [Results(path, chosen.prompts) for path in out.glob("*/cell-*/") if wanted(path.parent.name)]
     found = [r for r in found if r.about["guidance"] in chosen.guidance and r.about["calls"] in chosen.calls]
     for model in chosen.models:
         own = [r for r in found if r.about["model"] == model or r.about["model"].startswith(f"{model} + ")]

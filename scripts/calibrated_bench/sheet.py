@@ -24,7 +24,7 @@ def pictures(cell: Cell, prompts: int) -> tuple[list[str], list[list[Image.Image
     chosen = keys.get(summary["uncalibrated"][plain]["key"])
     if chosen is None:
         raise SystemExit(f"{plain} of {world.name} has changed: measure the cell again before you draw it")
-    fitted, _ = cell._fitted(plan, calibrated()[plan], None)
+    fitted, _ = cell._fitted(plan, calibrated(world, cell.sizes.budget)[plan], None)
     if fitted is None:
         raise SystemExit(f"{plan} of {world.name} has changed: measure the cell again before you draw it")
     part = world.part("heldout", 0, prompts)

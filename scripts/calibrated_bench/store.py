@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from samplers import Plan
+from samplers import Plan, Statistics
 
 
 def write(path: Path, content: bytes) -> None:
@@ -45,6 +45,25 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+KINDS = ("uncalibrated", "calibrated")
+
+
+def write_entry(folder: Path, kind: str, family: str, about: dict, where: dict) -> None:
+    """One method of a cell. It has a file of its own, so that runs which share a cell do not overwrite each other."""
+    path = folder / f"{kind}-{family.replace(' ', '-')}.json"
+    write_json(path, {"kind": kind, "family": family, "about": about, "where": where})
+
+
+def read_entries(folder: Path) -> dict:
+    """What `write_entry` wrote: {"uncalibrated": {family: about}, "calibrated": {method: about}, **where}."""
+    found: dict = {kind: {} for kind in KINDS}
+    for path in sorted(folder.glob("*.json")):
+        entry = read_json(path)
+        found |= entry["where"]
+        found[entry["kind"]][entry["family"]] = entry["about"]
+    return found
+
+
 def digest(*parts: object) -> str:
     """16 characters that depend on every part: bytes as they are, all else as its repr."""
     found = hashlib.sha256()
@@ -54,11 +73,11 @@ def digest(*parts: object) -> str:
     return found.hexdigest()[:16]
 
 
-def content_of(plan: Plan) -> str:
-    """The digest of a plan's numbers. A plan that changes gets new measurements; one that is renamed keeps them."""
-    parts: list[object] = [type(plan).__name__]
-    for field in fields(plan):
-        value = getattr(plan, field.name)
+def content_of(table: Plan | Statistics) -> str:
+    """The digest of its numbers. A plan that changes gets new measurements; one that is renamed keeps them."""
+    parts: list[object] = [type(table).__name__]
+    for field in fields(table):
+        value = getattr(table, field.name)
         if field.name.startswith("_") or field.name in ("name", "origin"):
             continue
         parts += [field.name, value.tobytes() if isinstance(value, np.ndarray) else value]

@@ -35,5 +35,9 @@ def _uncalibrated(cell: Cell, families: list[str] | None) -> int:
             continue
         scanned = min(SCAN, cell.sizes.select) if len(candidates) > SHORTLIST else 0
         samples += sum(max(0, scanned - cell.cached(candidate, "select")) for candidate in candidates)
-        samples += min(SHORTLIST, len(candidates)) * (cell.sizes.select - scanned) + cell.sizes.heldout
+        if cell.sizes.rivals is None:
+            samples += min(SHORTLIST, len(candidates)) * (cell.sizes.select - scanned) + cell.sizes.heldout
+    if cell.sizes.rivals is not None:
+        kept = 2 * cell.sizes.rivals * SHORTLIST * cell.sizes.select
+        samples += kept + (cell.sizes.rivals + 1) * cell.sizes.heldout
     return samples * cell.calls

@@ -31,7 +31,10 @@ CASES = {  # schedule, grid of n intervals
     "logsnr": (VP, lambda n: Grid(VP, "logsnr", end="t_end")),
     "alternating": (VP, alternating),
     "flow": (RectifiedFlow(shift=2.0), lambda n: Grid(RectifiedFlow(shift=2.0), end="t_end")),  # from alpha = 0
-    "uniform flow to 0": (RectifiedFlow(), lambda n: Grid(RectifiedFlow(t_min=1.0 / n))),  # ... and to sigma = 0
+    "uniform flow to 0": (
+        RectifiedFlow(),
+        lambda n: Grid(RectifiedFlow(t_min=1.0 / n), "time"),
+    ),  # ... and to sigma = 0
 }
 WRONG = {"variable": True, "as_published": True}
 

@@ -43,12 +43,26 @@ def test_flow_match_places_as_diffusers(settings, mu, flag):
     """By number and by given sigmas (as the Flux pipelines call it), in every way of making the scheduler."""
     theirs = FM(**settings, **flag)
     makes = [samplers.Euler.from_config(theirs.config), SolverScheduler.from_config(theirs.config, solver="euler")]
-    makes.append(SolverScheduler.from_config(makes[0].config, solver="dpmpp"))
+    makes.append(SolverScheduler.from_config(makes[0].config, solver="abm", solver_options={"order": 2}))
     makes.append(samplers.Euler.from_config(FM.from_config(makes[0].config).config))
     for given in ({"num_inference_steps": 10}, {"num_inference_steps": 2}, {"sigmas": np.linspace(1.0, 1 / 7, 7)}):
         expected = placed(theirs, **given, mu=mu)
         for ours in makes:
             np.testing.assert_allclose(placed(ours, **given, mu=mu), expected, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+@pytest.mark.parametrize("solver", ["unipc", "dpmpp", "deis"])
+def test_solvers_in_lambda_make_their_last_call_one_step_before_the_end(solver, shift):
+    """As diffusers' UniPC, which begins at 0.999 where ours begin at 1; by the config of either of diffusers'."""
+    theirs = diffusers.UniPCMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=shift, final_sigmas_type="zero"
+    )
+    theirs.set_timesteps(8)
+    expected = theirs.sigmas.double().numpy()
+    for config in (theirs.config, FM(shift=shift).config):
+        ours = placed(SolverScheduler.from_config(config, solver=solver), num_inference_steps=8)
+        assert ours == pytest.approx(expected, abs=1.5e-3 * shift)
 
 
 @pytest.mark.parametrize("flag", FLAGS[1:], ids=flagged)

@@ -270,7 +270,7 @@ def test_start_at_alpha_zero(mixture, z, solver, options):
     """The first value is no derivative, and its lambda is -inf; both ends of the grid are infinite here."""
     flow = RectifiedFlow()
     exact = mixture.exact(flow, z, t_end=0)
-    settings = {"schedule": flow, "prediction": "flow", **options}
+    settings = {"schedule": flow, "prediction": "flow", "grid": "time", **options}
     coarse, fine = errors_of(solver, mixture.model(flow, "flow"), z, exact, (41, 161), **settings)
     assert fine < 2e-3 and fine < coarse / 8
 

@@ -1,18 +1,19 @@
 """The bench of calibrated plans, on its smallest cell: nothing is computed twice, and a ratio is what it says."""
 
-import json
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import bench_calibrated
 import numpy as np
 import pytest
 import torch
-from calibrated_bench import methods, report, worlds
-from calibrated_bench.store import content_of
+from calibrated_bench import cells, methods, references, report, worlds
+from calibrated_bench.store import content_of, read_entries, write_entry
 from sampler_bench import problems, theirs
 
 from diffpo.common.rng import generator
 from samplers import VPDiscrete, build_plan
-from samplers.calibrate import baseline, errors
+from samplers.calibrate import baseline, errors, reference
 
 SETTINGS = ("DDIM trailing to_one=True", "UniPCMultistep linspace o2 bh2 end=sigma_min", "EulerDiscrete karras")
 
@@ -86,7 +87,48 @@ def test_a_cell_end_to_end(made, tmp_path, capsys):
     bench_calibrated.main([*arguments, "--prompts", "8", "--table"])
     text = capsys.readouterr().out
     assert f"{cell.rmse(cell.rival):.4f}" in text and "nothing" in text.split("Missing:")[1]
-    assert len(json.loads(next(tmp_path.glob("*/cell-4.json")).read_text())["calibrated"]) == 1
+    assert len(list(tmp_path.glob("*/cell-4/calibrated-*.json"))) == 1
+
+
+def test_runs_that_share_a_cell_keep_each_others_entries(tmp_path):
+    folder, where = tmp_path / "cell-4", {"model": "m", "guidance": 3.0, "calls": 4}
+    names = [f"family {i}" for i in range(16)]
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda name: write_entry(folder, "uncalibrated", name, {"select": 1.0}, where), names))
+    write_entry(folder, "calibrated", "family 0", {"failed": "no"}, where)
+    found = read_entries(folder)
+    assert set(found["uncalibrated"]) == set(names) and found["calls"] == 4
+    assert found["calibrated"] == {"family 0": {"failed": "no"}}
+
+
+def test_targets_of_another_number_of_calls_are_others(tmp_path, monkeypatch):
+    """A plan that was fitted to the old targets is not taken for one of the new ones either."""
+    world = worlds.world("gmm2a", 3.0, worlds.Options())
+    found, plans = [], []
+    for calls in (12, 40):
+        monkeypatch.setattr(references, "REFERENCE_CALLS", calls)
+        monkeypatch.setattr(cells, "REFERENCE_CALLS", calls)
+        monkeypatch.setattr(references, "reference", partial(reference, calls=calls))
+        made = references.References(world, tmp_path)
+        assert made.missing("fit", 4) == [(0, 4)]
+        made.compute("fit", 4)
+        found.append(made.exact("fit", 0, 4)["zero"])
+        plans.append(cells.Cell(world, 4, tmp_path, cells.Sizes()).plan_path("settled", settled))
+    assert not torch.equal(*found) and plans[0] != plans[1]
+
+
+def test_with_few_rivals_the_best_on_training_prompts_are_measured(made, tmp_path):
+    arguments = "--models gmm2a --guidance 3 --calls 4 --prompts 4 --select 4".split()
+    arguments += ["--methods", "default rule", "samplers", "diffusers"]
+    chosen = {}
+    for rivals in ([], ["--rivals", "1"]):
+        out = tmp_path / str(len(rivals))
+        bench_calibrated.main([*arguments, *rivals, "--out", str(out)])
+        (cell,) = report.cells(out, report.Selected(["gmm2a"], [3.0], [4], [], 4))
+        chosen[len(rivals)] = cell.about["uncalibrated"]
+    least = min(chosen[0], key=lambda family: chosen[0][family]["select"])
+    assert chosen[2] == {family: chosen[0][family] for family in {least, "default rule"}}
+    assert len(chosen[0]) > 3
 
 
 def test_splits_share_no_prompt_and_no_noise():
