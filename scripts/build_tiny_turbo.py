@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import time
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from diffpo.commands.guided_model import PromptedModel
 from diffpo.common.rng import generator
 from diffpo.config import Lora, RolloutSettings
 from diffpo.data.prompts import load_prompts
+from diffpo.evaluation import generate
 from diffpo.evaluation.generation import Generation
 from diffpo.models.identity import base_identity
 from diffpo.problems.policy import Policy
@@ -97,11 +99,11 @@ def train(work: Path) -> None:
     parameters = lora_module.add_lora(network.requires_grad_(False), LORA, [], seed=SEED)
     optimizer = torch.optim.AdamW(parameters, lr=LR, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda k: min(1.0, (k + 1) / WARMUP) * 0.5 * (1 + np.cos(np.pi * min(1.0, k / UPDATES)))
+        optimizer, lambda k: min(1.0, (k + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * min(1.0, k / UPDATES)))
     )
     step, log = 0, []
     if (work / "student.pt").exists():
-        state = torch.load(work / "student.pt")
+        state = torch.load(work / "student.pt", weights_only=False)
         lora_module.set_lora_state(network, state["lora"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
@@ -156,9 +158,11 @@ def drawn(model: PromptedModel, captions: list[str], seed: int) -> dict[str, flo
 
 
 def assemble(work: Path) -> None:
-    state = torch.load(work / "student.pt")
+    state = torch.load(work / "student.pt", weights_only=False)
     captions = heldout_captions()[:512]
     model = PromptedModel(Generation(str(MODEL), guidance=1.0, device="cpu"), captions)
+    model.family.pipe = pipe = generate.load(Generation(str(MODEL), device="cpu"))  # for its VAE
+    model.family.vae_config = dict(pipe.vae.config)
     table = {"base": drawn(model, captions, SEED + 1)}
     lora_module.add_lora(model.network, LORA, [], seed=SEED)
     lora_module.set_lora_state(model.network, state["average"])

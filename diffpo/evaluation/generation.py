@@ -133,8 +133,8 @@ class Generation:
 
     def base(self) -> Generation:
         """The same without the LoRA, and without the negative one."""
-        base = replace(self, lora=None, lora_hash=None, lora_weight=None, user_pairs=None, user_hash=None)
-        base = replace(base, user_features=None, steer=None)
+        base = replace(self, user_pairs=None, user_features=None, steer=None, user_hash=None)
+        base = replace(base, lora=None, lora_hash=None, lora_weight=None)
         return replace(base, negative_lora=None, negative_lora_hash=None, negative_lora_weight=None)
 
     def arms(self) -> dict[str, Generation]:
