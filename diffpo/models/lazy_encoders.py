@@ -51,12 +51,16 @@ class LazyEncoders:
             self.loaded = True
 
     def free(self, keep_vae: bool = False) -> None:
-        """Free what is loaded; the VAE is there afterwards if it is to be kept."""
+        """Free what is loaded; the VAE is there afterwards if it is to be kept. To be called once."""
         if keep_vae:
             self.load()
-        self.family.vae_config = self.remember("vae_config", lambda: self.family.vae_config)
+        self._configure()
         if self.loaded:
             self.family.free_encoders(keep_vae)
+
+    def _configure(self) -> None:
+        """Give the family the config of its VAE, which outlives the VAE."""
+        self.family.vae_config = self.remember("vae_config", lambda: self.family.vae_config)
 
     def remember(self, name: str, compute: Callable[[], Any]) -> Any:
         """What ``compute`` finds in the loaded encoders: JSON, from the file if it has been asked before."""
@@ -87,6 +91,7 @@ class LazyEncoders:
         return self.family.encode_image(pixels)
 
     def scale_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        self._configure()
         return self.family.scale_latents(latents)
 
     def condition(self, text: dict[str, torch.Tensor], micro_conditioning: torch.Tensor) -> dict[str, torch.Tensor]:
