@@ -45,7 +45,7 @@ CAPTIONS, PER_CAPTION, BATCH = 700, 3, 60  # samples of the teacher
 TEACHER_CALLS = 8  # for a whole picture; a later start takes its share, three at least
 TURBO = RolloutSettings(step="renoise", steps=4, guidance=1.0)
 LORA = Lora(rank=12, targets=["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"])
-UPDATES, ROWS, LR, WARMUP = 900, 32, 2e-3, 30
+UPDATES, ROWS, LR, WARMUP = 420, 32, 2e-3, 30
 
 
 def levels(family) -> list[int]:

@@ -197,9 +197,7 @@ def _personalised(pipe: Any, arm: Generation, person: Any) -> Any:
     assert arm.lora is not None  # noqa: S101 (`Generation` takes no user_pairs and no steer without a LoRA)
     seen = None if arm.user_features is None else features.load(arm.user_features, str(pipe.device))
     vector = users.welcome(person, arm.lora, _base(arm), pipe, seen)
-    family = models.family_class(_base(arm), type(pipe).__name__)
-    guided = arm.guidance > 1 and not family.guidance_is_input
-    return user_attention.painting_for(lora_module.network_of(pipe), vector, guided)
+    return user_attention.painting_for(lora_module.network_of(pipe), vector)
 
 
 def _keep(row: dict[str, Any], image: Image.Image, out: Path, manifest_file: Path) -> dict[str, Any]:

@@ -16,10 +16,10 @@ PRESET = Preset(
     results="76 % win rate over Stable Cascade for new users with four pairs each (abstract)",
     notes=(
         "Loss and beta are Diffusion-DPO's. The policy is also conditioned on the user: name the column of users, "
-        "data.columns.user, and see users.md. Here a user's taste is the mean difference of pooled VAE latents over "
-        "four of the user's pairs; in the paper it is a vision-language model's embedding of the pairs. So the taste "
-        "here can hold light and colour, but no content; users.md has what was measured. It enters by decoupled "
-        "cross-attention, as in the paper. In pictures it is in the conditional half of guidance alone, so that "
-        "guidance strengthens it. `diffpo generate --user-pairs A@0.5+B@0.5` is between two users."
+        "data.columns.user, and see users.md. A user's taste is the mean difference of features over four of the "
+        "user's pairs: of pooled VAE latents, which hold light and colour, or of objective.taste=clip and the like. "
+        "The paper takes a vision-language model's embedding of the pairs. The taste enters by decoupled "
+        "cross-attention, as in the paper. `diffpo generate --user-pairs A@0.5+B@0.5` is between two users, and A@0.3 "
+        "is a weaker taste."
     ),
 )

@@ -29,7 +29,6 @@ class UserTokens(torch.nn.Module):
         scale: what a vector is divided by, (F,).
         keys, values: of each cross-attention layer; none in a network with joint attention.
         user: the vector (F,) for calls without the keyword ``user`` (generation), or None.
-        guided: such calls are two halves of guidance, of which the unconditional one gets no user.
         silent: nothing is added (the reference).
         now: the tokens of the call at hand, for the layers.
     """
@@ -49,7 +48,7 @@ class UserTokens(torch.nn.Module):
             for parameter in last.parameters():
                 torch.nn.init.zeros_(parameter)
         self.user: Tensor | None = None
-        self.guided = self.silent = False
+        self.silent = False
         self.now: Tensor | None = None
 
     def forward(self, user: Tensor) -> Tensor:
@@ -88,21 +87,16 @@ def _rows(linear: Any) -> int:
 def _take(network: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """Forward pre-hook: takes ``user`` (n, F) out of the keywords and makes its tokens."""
     module, text = network.user_tokens, kwargs["encoder_hidden_states"]
-    user, guided = kwargs.pop("user", None), False
+    user = kwargs.pop("user", None)
     if user is None and module.user is not None:
-        user, guided = module.user.to(text.device).expand(len(text), -1), module.guided
+        user = module.user.to(text.device).expand(len(text), -1)  # both halves of guidance
     module.now = None
     if user is None or module.silent:
         return args, kwargs
     tokens = module(user)
     if module.keys:
-        seen = torch.ones(len(text), 1, 1, device=text.device)
-        if guided:
-            seen[: len(text) // 2] = 0
-        module.now = torch.cat([tokens, seen.expand(-1, TOKENS, -1)], 2)
+        module.now = tokens
         return args, kwargs
-    if guided:
-        tokens = torch.cat([torch.zeros_like(tokens[: len(text) // 2]), tokens[len(text) // 2 :]])
     kwargs["encoder_hidden_states"] = torch.cat([text[:, :-TOKENS], text[:, -TOKENS:] + tokens.to(text.dtype)], 1)
     return args, kwargs
 
@@ -119,7 +113,7 @@ class _Attend:
     def __call__(self, layer: Any, args: tuple, kwargs: dict[str, Any], output: Tensor) -> Tensor:
         if self.module.now is None:
             return output
-        tokens, seen = self.module.now[..., :-1], self.module.now[:, :1, -1:]
+        tokens = self.module.now
         hidden = args[0] if args else kwargs["hidden_states"]
         projections = self.module.keys[self.number], self.module.values[self.number]
         query, key, value = (
@@ -130,18 +124,16 @@ class _Attend:
         projected = layer.to_out[0](found)
         if layer.to_out[0].bias is not None:
             projected = projected - layer.to_out[0].bias.to(projected.dtype)
-        return output + seen.to(output.dtype) * projected
+        return output + projected
 
 
 @contextlib.contextmanager
-def painting_for(network: torch.nn.Module, user: Tensor | None, guided: bool = False) -> Iterator[None]:
-    """A context in which every call of ``network`` is conditioned on the vector ``user`` (F,), e.g. a pipeline's.
-    ``guided``: calls are two halves, and the first (unconditional) one is for nobody; guidance then moves away from
-    pictures for nobody too."""
+def painting_for(network: torch.nn.Module, user: Tensor | None) -> Iterator[None]:
+    """A context in which every call of ``network`` is conditioned on the vector ``user`` (F,), e.g. a pipeline's: in
+    both halves of guidance. In the conditional half alone, guidance multiplies the taste and washes pictures out."""
     module = network.user_tokens
-    before = module.user, module.guided
-    module.user, module.guided = user, guided
+    before, module.user = module.user, user
     try:
         yield
     finally:
-        module.user, module.guided = before
+        module.user = before

@@ -162,10 +162,7 @@ def test_a_pipeline_paints_for_a_user(tiny_sdxl):
         torch.nn.init.normal_(values.weight)
     assert torch.equal(paint(), before)
     with painting_for(pipe.unet, torch.ones(68)):
-        whole = paint()
-        assert not torch.allclose(whole, before, atol=1e-3)
-    with painting_for(pipe.unet, torch.ones(68), guided=True):
-        assert not torch.allclose(paint(), before, atol=1e-3) and not torch.allclose(paint(), whole, atol=1e-3)
+        assert not torch.allclose(paint(), before, atol=1e-3)
 
 
 def test_tokens_of_another_model_or_none_are_refused(tiny_sd, tiny_sdxl, tmp_path):

@@ -121,8 +121,7 @@ def test_opposite_users_get_different_pictures_and_nobody_gets_the_plain_loras(t
 
 
 class Decoupled:
-    """An attention processor of diffusers that also attends to a user's keys and values (1, 4, d), in the second,
-    conditional half of the batch."""
+    """An attention processor of diffusers that also attends to a user's keys and values (1, 4, d)."""
 
     def __init__(self, keys, values):
         self.keys, self.values = keys, values
@@ -137,7 +136,7 @@ class Decoupled:
 
         found = attended(attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states))
         n = len(hidden_states)
-        found[n // 2 :] += attended(self.keys.expand(n, -1, -1), self.values.expand(n, -1, -1))[n // 2 :]
+        found = found + attended(self.keys.expand(n, -1, -1), self.values.expand(n, -1, -1))
         return attn.to_out[0](found)
 
 
