@@ -23,7 +23,7 @@ from ..data.prompts import load_prompts
 from ..models.identity import base_identity
 from ..objective.reference import Reference
 from ..problems.policy import Policy
-from ..rollout.labelled import KEPT, trajectory_file
+from ..rollout.labelled import kept, trajectory_file
 from ..rollout.labels import image_name
 from ..rollout.prompts import PromptConditions
 from ..rollout.round import ImageRounds
@@ -66,7 +66,7 @@ def _collect(config: Config, labels: Path, accelerator: Any) -> Path:
     rounds = ImageRounds(objective, conditions, policy, Reference(policy), seed)
     made = {"base": base_identity(network)["hash"], "seed": seed, "samples": rollout.samples}
     made["resolution"] = config.data.resolution
-    about = {"rollout": json.dumps({key: getattr(rollout, key) for key in KEPT}), "made": json.dumps(made)}
+    about = {"rollout": json.dumps(kept(rollout)), "made": json.dumps(made)}
     names = [f"{number:05d}" for number in range(len(prompts))]
     done = {number for number, name in enumerate(names) if trajectory_file(folder, name).exists()}
     for number in sorted(done):

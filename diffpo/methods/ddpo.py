@@ -34,6 +34,6 @@ PRESET = Preset(
     notes=(
         "beta 2 makes (beta/2) k (err_old - err) the log-ratio itself, a mean over the dimensions as in the code. The "
         "sum, the true likelihood ratio, is beta = 2 C h w with a larger clip. Set rollout.scorers. Statistics are "
-        "those of one round; the paper's buffer over rounds is left out."
+        "those of one round; the paper's buffer over rounds is left out. link importance is the same without clip."
     ),
 )

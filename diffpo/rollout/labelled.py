@@ -111,6 +111,11 @@ KEPT = (
 )  # settings of objective.rollout that decide a step's likelihood
 
 
+def kept(settings: RolloutSettings) -> dict[str, Any]:
+    """The settings `KEPT`, without options if there are none."""
+    return {key: getattr(settings, key) for key in KEPT if key != "step_options" or settings.step_options}
+
+
 def trajectory_file(folder: Path, group: str) -> Path:
     return folder / "trajectories" / f"{group}.safetensors"
 
@@ -132,7 +137,7 @@ def read_trajectories(folder: Path, group: str, settings: RolloutSettings) -> to
             f"cannot read the trajectories {path}, which the labels name: {error}; run `diffpo collect` again"
         ) from None
     for key in KEPT:
-        if about.get(key) != getattr(settings, key):
+        if about.get(key) != kept(settings).get(key):
             raise DiffpoError(
                 f"{path} was sampled with rollout.{key}={about.get(key)}, but objective.rollout.{key} is "
                 f"{getattr(settings, key)}: set it to {about.get(key)}, or collect again"

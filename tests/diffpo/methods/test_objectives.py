@@ -63,7 +63,8 @@ def test_no_two_presets_are_the_same_objective_unless_the_data_differ():
 
 def test_every_link_has_a_preset():
     used = {paper_index.settings(name).link for name in ALL}
-    assert set(links.names()) - used == {"squared_sigmoid"}  # the released code of DSPO, named in dspo's notes
+    # the released code of DSPO, DDPO without clip, NFT without adaptive weights: named in these presets' notes
+    assert set(links.names()) - used == {"squared_sigmoid", "importance", "nft"}
 
 
 def test_presets_and_the_validation_of_a_config_do_without_torch():
@@ -96,6 +97,11 @@ def test_the_loss_of_a_preset_falls_when_the_better_image_is_solved_better(name)
     reward = links.divergences.transform(
         settings.divergence, implicit_reward(error, base, settings.beta), settings.divergence_alpha
     )
+    held = error.detach()  # the behaviour policy's too
+    still, one = torch.zeros_like(held), torch.ones_like(held)
+    more = {"log_ratio": (settings.beta / 2) * (held - error), "behaviour_error": held, "behaviour_drift": still}
+    more |= {"behaviour_kl": still, "step_weight": one, "step_std": one, "x_0_scale": one, "target": still[None]}
+    more |= {"prediction": error.sqrt()[None], "behaviour_prediction": held.sqrt()[None], "reference_reward": still}
     outcome = Outcome(
         error=error,
         reference_error=base,
@@ -105,7 +111,9 @@ def test_the_loss_of_a_preset_falls_when_the_better_image_is_solved_better(name)
             torch.ones(n, dtype=DOUBLE),
             members,
             torch.linspace(1, 0, members, dtype=DOUBLE)[:, None].expand(members, n) if members > 1 else None,
+            torch.linspace(1, -1, members, dtype=DOUBLE)[:, None].expand(members, n),
         ),
+        more=more,
     )
     losses = group_losses(outcome, settings, torch.zeros((), dtype=DOUBLE))
     assert losses.shape == (n,) and losses.isfinite().all()

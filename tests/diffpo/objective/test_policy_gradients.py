@@ -326,3 +326,44 @@ def test_crd_is_least_where_centred_ratios_are_centred_rewards():
     loss = links.losses("crd", {}, {"log_ratios": q, "advantages": advantages})
     (slope,) = torch.autograd.grad(loss.sum(), q)
     torch.testing.assert_close(slope.sum(0), torch.zeros(2).double(), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("prediction", ["flow", "epsilon"])
+def test_the_score_of_new_samples_rises(prediction):
+    """Thirty rounds of two updates on the toy, whose score is minus the distance of x_0's channel means to a colour."""
+    chosen = {"step": "ddim", "eta": 0.9} if prediction == "epsilon" else {"step": "flow_sde"}
+    settings = ObjectiveSettings(
+        name="ddpo", link_options={"clip": 0.2}, rollout={**chosen, "scorers": ["a"], "steps": 6}
+    )
+    policy = Policy(Family(prediction), Network())
+    steps = sampler_steps(settings.rollout, policy.family.schedule, prediction)
+    colour, optimizer = torch.tensor([0.4, -0.3]).double(), torch.optim.Adam(policy.network.parameters(), 0.02)
+
+    def walk(seed, n=32):
+        x, groups = random(n, *SHAPE, seed=seed), []
+        with torch.no_grad():
+            for k, step in enumerate(steps):
+                out = policy.network(x)
+                after = step.transition.sample(x, out, random(n, *SHAPE, seed=1000 * seed + k))
+                if step.transition.std:
+                    groups += list(zip([step] * n, x, step.transition.target(x, after), range(n), strict=True))
+                x = after
+        return groups, -(x.mean((2, 3)) - colour).square().sum(1)
+
+    before = walk(999, 512)[1].mean()
+    for number in range(1, 31):
+        walked, scores = walk(number)
+        merits = ((scores - scores.mean()) / scores.std()).tolist()
+        groups = [StepGroup(0, s, (x,), (y,), None, 1.0, (merits[i],)) for s, x, y, i in walked]
+        problem = regression(groups, lambda prompts: Conditioning({}), "cpu")
+        old = Network()
+        old.load_state_dict(policy.network.state_dict())
+        for update in range(2):
+            behaviour = Old(policy, old if update else None)
+            ones = lambda t: torch.ones(len(t)).double()  # noqa: E731
+            objective = Objective(settings, Reference(policy, free=True), ones, None, behaviour)
+            optimizer.zero_grad()
+            group_losses(score(policy, objective, problem), settings, torch.tensor(0.0)).mean().backward()
+            optimizer.step()
+    after = walk(999, 512)[1].mean()
+    assert after > before / 2, (before, after)  # the mean squared distance is halved
