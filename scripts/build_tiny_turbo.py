@@ -169,7 +169,13 @@ def assemble(work: Path) -> None:
     folder = ASSETS / "tiny-turbo"
     folder.mkdir(exist_ok=True)
     about = {"objective": "distillation", "base": base_identity(model.network, "tiny-sdxl"), "step": state["step"]}
-    lora_module.save_lora(folder / lora_module_file(), model.network, "unet", about, state["average"])
+    lora_module.save_lora(
+        folder / lora_module_file(),
+        model.network,
+        "unet",
+        about,
+        {name: weight.half() for name, weight in state["average"].items()},
+    )
     table["turbo"] = drawn(model, captions, SEED + 1)
     (work / "scores.json").write_text(json.dumps(table, indent=1))
     for name, row in table.items():

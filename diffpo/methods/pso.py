@@ -19,7 +19,8 @@ PRESET = Preset(
         ),
     },
     notes=(
-        "Published b = 50 without 1/2: beta = 100. Set model.path to a distilled model and rollout.scorers. Only the "
-        "online form is here; the offline one is diffusion_dpo with forward.timesteps at the model's own levels."
+        "Published b = 50 without 1/2: beta = 100. Set model.path to a distilled model and rollout.scorers "
+        "(configs/pso_shapes.yaml with assets/tiny-turbo). Only the online form is here; the offline one is "
+        "diffusion_dpo with forward.timesteps at the model's own levels."
     ),
 )
