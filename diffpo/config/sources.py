@@ -98,6 +98,7 @@ class RolloutSettings(Section):
     end: Literal["clean", "lowest"] = "clean"
     """Where sampling ends. clean: at sigma = 0, by a step without noise, which cannot be trained on. lowest: at the
     lowest level that the model was trained at, so that the last step is trained on too (SPO, D3PO as released)."""
+
     keep: int | None = Field(None, gt=1)
     """Train on so many of a prompt's images: half of them the best, the others the worst. null: on all."""
 
