@@ -61,7 +61,7 @@ def targets(work: Path) -> None:
     prompts = [captions[i % len(captions)] for i in range(CAPTIONS * PER_CAPTION)]
     states, found, first = [], [], 0
     if (file := work / "targets.pt").exists():
-        kept = torch.load(file)
+        kept = torch.load(file, weights_only=True)
         states, found, first = [kept["x_t"]], [kept["x_0"]], kept["x_t"].shape[1]
     started = time.perf_counter()
     for start in range(first, len(prompts), BATCH):
@@ -92,7 +92,7 @@ def targets(work: Path) -> None:
 
 def train(work: Path) -> None:
     """The student's x_0 in one call against the teacher's, mean over the four levels."""
-    kept = torch.load(work / "targets.pt")
+    kept = torch.load(work / "targets.pt", weights_only=True)
     captions = list(dict.fromkeys(kept["prompts"]))
     base = PromptedModel(Generation(str(MODEL), guidance=1.0, device="cpu"), captions)
     network, family = base.network, base.family
@@ -103,7 +103,7 @@ def train(work: Path) -> None:
     )
     step, log = 0, []
     if (work / "student.pt").exists():
-        state = torch.load(work / "student.pt", weights_only=False)
+        state = torch.load(work / "student.pt", weights_only=True)
         lora_module.set_lora_state(network, state["lora"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
@@ -158,7 +158,7 @@ def drawn(model: PromptedModel, captions: list[str], seed: int) -> dict[str, flo
 
 
 def assemble(work: Path) -> None:
-    state = torch.load(work / "student.pt", weights_only=False)
+    state = torch.load(work / "student.pt", weights_only=True)
     captions = heldout_captions()[:512]
     model = PromptedModel(Generation(str(MODEL), guidance=1.0, device="cpu"), captions)
     model.family.pipe = pipe = generate.load(Generation(str(MODEL), device="cpu"))  # for its VAE

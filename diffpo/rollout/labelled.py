@@ -137,7 +137,7 @@ def read_trajectories(folder: Path, group: str, settings: RolloutSettings) -> to
             f"cannot read the trajectories {path}, which the labels name: {error}; run `diffpo collect` again"
         ) from None
     for key in KEPT:
-        if about.get(key) != kept(settings).get(key):
+        if about.get(key) != getattr(settings, key):
             raise DiffpoError(
                 f"{path} was sampled with rollout.{key}={about.get(key)}, but objective.rollout.{key} is "
                 f"{getattr(settings, key)}: set it to {about.get(key)}, or collect again"

@@ -191,12 +191,12 @@ def test_every_verb_that_writes_refuses_a_folder_in_use(tiny_sd, make_config, ma
     lora, _ = trained("sd")
     out = tmp_path / "out"
     sampling = ("objective.name=d3po", "objective.beta=0.2", "data.prompts=shapes:train:2")
-    pictures = Generation(tiny_sd, lora=lora)
+    pictures, prompt = Generation(tiny_sd, lora=lora), "a red circle on a white background"
     for verb in (
         lambda: train(make_config(tiny_sd, f"output={out}")),
         lambda: train_scorer(make_scorer_config(tiny_sd, f"output={out}")),
-        lambda: generate.run(pictures.arms(), ["a cat"], out),
-        lambda: evaluate.run(out, pictures, ["a cat"]),
+        lambda: generate.run(pictures.arms(), [prompt], out),
+        lambda: evaluate.run(out, pictures, [prompt]),
         lambda: collect(make_config(tiny_sd, *sampling, f"objective.rollout.labels={out}/labels.jsonl"), None),
         lambda: quickstart.run(out),
     ):
