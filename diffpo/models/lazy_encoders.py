@@ -99,8 +99,10 @@ class LazyEncoders:
 
 
 def key_of(family: Family) -> str | None:
-    """A key that changes with any of the model's files; None if one is too young to trust its time, or is remote."""
+    """A key that changes with any of the model's files; None if none is here, or one is too young to trust its time."""
     files = family.source.files()
+    if not files:
+        return None
     if vae := family.settings.vae:
         if not os.path.exists(path := Path(local(vae)).expanduser()):
             return None  # of the hub

@@ -75,8 +75,13 @@ class Pipeline:
             return DiffusionPipeline.from_pretrained(self.name_or_path, **self.options, **dtype_option(dtype), **parts)
 
     def files(self) -> list[Path]:
-        """All its files, in the folder or in the hub's cache."""
-        return listed(self._folder)
+        """Its files on this machine, in the folder or in the hub's cache; nothing is downloaded."""
+        if os.path.isdir(self.name_or_path):
+            return listed(Path(self.name_or_path))
+        from huggingface_hub import try_to_load_from_cache
+
+        index = try_to_load_from_cache(self.path, "model_index.json", revision=self.revision)
+        return listed(Path(index).parent) if isinstance(index, str) else []
 
     def fingerprint(self) -> str:
         """Of a folder, the hash of everything in it that decides an image; of a hub id, the commit in the cache."""
