@@ -101,19 +101,15 @@ def _targets(states: torch.Tensor, steps: Sequence[Step]) -> torch.Tensor:
     )
 
 
-KEPT = (
-    "steps",
-    "eta",
-    "guidance",
-    "step",
-    "step_options",
-    "end",
-)  # settings of objective.rollout that decide a step's likelihood
+# settings of objective.rollout that decide a step's likelihood; LATER: what those were that older files lack
+KEPT = ("steps", "eta", "guidance", "step", "step_options", "end")
+LATER: dict[str, Any] = {"step_options": {}, "end": "clean"}
 
 
 def kept(settings: RolloutSettings) -> dict[str, Any]:
-    """The settings `KEPT`, without options if there are none."""
-    return {key: getattr(settings, key) for key in KEPT if key != "step_options" or settings.step_options}
+    """The settings `KEPT`, without those that are as in older files, so that an older collection can go on."""
+    found = {key: getattr(settings, key) for key in KEPT}
+    return {key: value for key, value in found.items() if key not in LATER or value != LATER[key]}
 
 
 def trajectory_file(folder: Path, group: str) -> Path:
@@ -131,7 +127,7 @@ def read_trajectories(folder: Path, group: str, settings: RolloutSettings) -> to
             states = file.get_tensor("states")
             if not isinstance(about, dict):
                 raise ValueError("its header has no record of how it was sampled")
-            about = {"end": "clean", "step_options": {}} | about  # files of versions without these choices
+            about = LATER | about
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise DiffpoError(
             f"cannot read the trajectories {path}, which the labels name: {error}; run `diffpo collect` again"

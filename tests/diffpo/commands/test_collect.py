@@ -8,6 +8,8 @@ from safetensors import safe_open
 
 from diffpo.commands.collect import collect
 from diffpo.common.errors import DiffpoError
+from diffpo.config import RolloutSettings
+from diffpo.rollout.labelled import kept
 
 
 def collected(make_config, tiny_sd, folder, *overrides):
@@ -100,3 +102,11 @@ def test_the_reference_is_the_policy_before_training(make_config, tiny_sd, tmp_p
         with safe_open(collect(config).parent / "trajectories/00000.safetensors", "pt") as file:
             states.append(file.get_tensor("states"))
     assert torch.equal(*states)
+
+
+def test_a_collection_of_before_solver_options_goes_on():
+    """Its header has four settings; with the default sampler a new one's has the same."""
+    plain = RolloutSettings(steps=3, guidance=2.0)
+    assert kept(plain) == {"steps": 3, "eta": 1.0, "guidance": 2.0, "step": "ddim"}
+    changed = plain.model_copy(update={"end": "lowest", "step_options": {"order": 2}})
+    assert kept(changed) == {**kept(plain), "end": "lowest", "step_options": {"order": 2}}
