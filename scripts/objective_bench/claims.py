@@ -11,24 +11,26 @@ from diffpo.evaluation import statistics
 
 from .data import FLIPS
 from .methods import ROBUST
-from .results import SEEDS, cell, points, pooled, reached
+from .results import SEEDS, Earlier, cell, points, pooled, reached
 
 Results = dict[str, list[dict[str, Any]]]
 
 
-def section(results: Results) -> str:
-    """All claims whose runs are there, with all their seeds: one seed is no verdict."""
+def section(results: Results, before: Earlier) -> str:
+    """All claims whose runs have all their seeds (one seed is no verdict), and the earlier text of the others."""
     results = {name: runs for name, runs in results.items() if len(runs) >= SEEDS}
-    parts = [
-        sooner(results, "spo", "SPO reaches Diffusion-DPO's win rate with far fewer calls (paper: 20 x faster)", 5.0),
-        sooner(results, "inpo", "InPO needs far fewer updates than Diffusion-DPO (paper: 400 for 2,000)", 2.0),
-        sooner(results, "ncp_dpo", "NCP-DPO converges faster than Diffusion-DPO", 1.0),
-        lists(results),
-        robust(results),
-        safeguard(results),
-    ]
-    found = [part for part in parts if part] or ["None has all its seeds yet."]
-    return "\n\n".join(["## Claims of the papers, tried in small", *found])
+    now = {
+        "spo": sooner(
+            results, "spo", "SPO reaches Diffusion-DPO's win rate with far fewer calls (paper: 20 x faster)", 5.0
+        ),
+        "inpo": sooner(results, "inpo", "InPO needs far fewer updates than Diffusion-DPO (paper: 400 for 2,000)", 2.0),
+        "ncp_dpo": sooner(results, "ncp_dpo", "NCP-DPO converges faster than Diffusion-DPO", 1.0),
+        "lists": lists(results),
+        "robust": robust(results),
+        "sdpo": safeguard(results),
+    }
+    found = [now.get(name) or before.claims.get(name, "") for name in now]
+    return "\n\n".join(["## Claims of the papers, tried in small", *(part for part in found if part)])
 
 
 def sooner(results: Results, name: str, claim: str, factor: float) -> str:
@@ -55,16 +57,19 @@ def verdict(runs: list[dict[str, Any]], others: list[dict[str, Any]], bar: float
     return f"**{word}**: it is there after {ours:,.0f} ({how}), and ends at {cell(others, 'total')} after {spent}"
 
 
-def against(results: Results, one: str, other: str, score: str = "shapes.total") -> str:
-    """Paired difference of the mean scores, prompts as units, seeds averaged."""
-    ours, theirs = (np.mean([run["scores"][score] for run in results[name]], 0) for name in (one, other))
+def against(results: Results, one: str, other: str) -> str:
+    """Paired difference of the mean totals, prompts as units, seeds averaged."""
+    ours, theirs = (np.mean([run["total"] for run in results[name]], 0) for name in (one, other))
     found = statistics.mean_difference(theirs, ours, np.arange(len(ours)))
     return f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
 
 
+RANKED = ("rankdpo", "rankdpo_win_rates", "rankdpo_minmax", "plackett_luce", "pairs_of_lists", "diffusion_dpo")
+
+
 def lists(results: Results) -> str:
-    names = [name for name in ("rankdpo", "plackett_luce", "pairs_of_lists") if name in results]
-    if len(names) < 3:
+    names = [name for name in RANKED if name in results]
+    if not {"rankdpo", "pairs_of_lists"} <= set(names):
         return ""
     rows = ", ".join(f"{name} {cell(results[name], 'total')}" for name in names)
     gap = against(results, "rankdpo", "pairs_of_lists")

@@ -1,36 +1,60 @@
-"""Data of the comparison, all made from assets/shapes-preferences: the same images in other formats."""
+"""Data of the comparison in three regimes: the model's own samples, other models' samples, and real pictures.
+
+own: assets/shapes-preferences. others: pictures of the same captions by other models. real: the scenes themselves,
+rendered, against the model's own samples. Each regime has the same images in several formats.
+"""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from diffpo.commands.quickstart import ROOT
+from diffpo.evaluation.generation import Generation
 
-MODEL = ROOT / "assets" / "tiny-sdxl"
-PAIRS = ROOT / "assets" / "shapes-preferences" / "train.parquet"
-VALIDATION = ROOT / "assets" / "shapes-preferences" / "validation.parquet"
+if TYPE_CHECKING:
+    from PIL import Image
+
+REGIMES = ("own", "others", "real")
+ASSETS = ROOT / "assets"
+MODEL = ASSETS / "tiny-sdxl"
+PAIRS = ASSETS / "shapes-preferences" / "train.parquet"
+VALIDATION = ASSETS / "shapes-preferences" / "validation.parquet"
 FLIPS = (20, 40)  # per cent of the labels
+SEED = 20_260  # of the pictures of others and of real
+CAPTIONS = 350  # of others
+TIE = 0.02  # a smaller difference of totals is a tie, as in assets/shapes-preferences
+DRAWN = {"steps": 10, "batch_size": 64, "device": "cpu"}
+# the models that draw for `others`, two pictures of a caption each: weaker and stronger guidance, distilled, a DiT
+OTHERS = (
+    Generation(MODEL, guidance=1.0, **DRAWN),
+    Generation(MODEL, guidance=7.0, **DRAWN),
+    Generation(MODEL, guidance=1.0, lora=ASSETS / "tiny-turbo", **{**DRAWN, "steps": 4}),
+    Generation(ASSETS / "tiny-dit", guidance=3.0, **DRAWN),
+)
+EACH = 2
 
 
-def make(folder: Path) -> None:
-    """Write lists.parquet, pairs-scored.parquet, flipped-20/40.parquet and captions.parquet into ``folder``.
+def make(folder: Path, regime: str = "own") -> None:
+    """Write pairs.parquet, lists.parquet, flipped-20/40.parquet and captions.parquet of ``regime`` into ``folder``.
 
-    lists: the eight images of a caption with their scores (the oracle's total). scored: the pairs with both scores.
-    flipped: the labels of so many per cent of the pairs that are no ties are turned round. captions: the rejected image
-    has a caption of its own, the prompt with one word changed (DCPO's perturbed prompt).
+    lists: the images of a caption with their scores (the oracle's total). flipped: the labels of so many per cent of
+    the pairs that are no ties are turned round. captions: the rejected image has a caption of its own, the prompt with
+    one word changed (DCPO's perturbed prompt).
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     folder.mkdir(parents=True, exist_ok=True)
-    rows = pq.read_table(PAIRS).to_pylist()
+    rows = {"own": lambda: pq.read_table(PAIRS).to_pylist(), "others": others, "real": real}[regime]()
 
     def write(name: str, content: list[dict[str, Any]]) -> None:
         pq.write_table(pa.Table.from_pylist(content), folder / f"{name}.parquet")
 
+    write("pairs", rows)
     write("lists", as_lists(rows))
     for share in FLIPS:
         write(f"flipped-{share}", flipped(rows, share / 100))
@@ -53,6 +77,80 @@ def scorers(folder: Path, cache: Path) -> None:
         settings += [f"model.path={MODEL}", f"data.train={PAIRS}", f"data.validation={VALIDATION}"]
         if not (folder / name / "scorer.json").exists():
             train_scorer(load_config(ROOT / "configs" / f"train_scorer_{kind}.yaml", settings, kind=ScorerConfig))
+
+
+def others(captions: int = CAPTIONS) -> list[dict[str, Any]]:
+    """Pairs of pictures by `OTHERS`, in the columns of assets/shapes-preferences: best with worst of a caption, second
+    with last but one, and so on."""
+    from diffpo.scorers.shapes import ShapesScorer
+
+    drawn: dict[str, list[Image.Image]] = {}
+    texts = train_captions_of_pairs()[:captions]
+    for place, generation in enumerate(OTHERS):
+        for caption, images in zip(texts, _pictures(generation, texts, SEED + place), strict=True):
+            drawn.setdefault(caption, []).extend(images)
+    scorer, rows = ShapesScorer(), []
+    for caption, images in drawn.items():
+        scores = scorer.score(images, [caption] * len(images))["shapes.total"].tolist()
+        order = sorted(range(len(images)), key=lambda i: -scores[i])
+        for better, worse in zip(order[: len(order) // 2], reversed(order[len(order) // 2 :]), strict=True):
+            rows.append(pair(caption, (images[better], images[worse]), (scores[better], scores[worse])))
+    return rows
+
+
+def real(captions: int | None = None) -> list[dict[str, Any]]:
+    """The pairs of assets/shapes-preferences with a rendered scene of the caption in place of the better picture."""
+    import pyarrow.parquet as pq
+    from PIL import Image
+
+    from diffpo.scorers.shapes import ShapesScorer
+    from diffpo.shapes import parse, render
+
+    rng, scorer, rows = np.random.default_rng(SEED), ShapesScorer(), []
+    texts = set(train_captions_of_pairs()[:captions])
+    for row in (one for one in pq.read_table(PAIRS).to_pylist() if one["caption"] in texts):
+        caption, worse = row["caption"], int(row["score_0"] > row["score_1"])
+        scene = Image.fromarray(render(parse(caption), rng))
+        score = float(scorer.score([scene], [caption])["shapes.total"][0])
+        rows.append(pair(caption, (scene, row[f"jpg_{worse}"]), (score, row[f"score_{worse}"])))
+    return rows
+
+
+def pair(caption: str, images: tuple[Any, Any], scores: tuple[float, float]) -> dict[str, Any]:
+    """A row of Pick-a-Pic's columns, the better image first; a small difference of the scores is a tie."""
+    label = 0.5 if abs(scores[0] - scores[1]) < TIE else float(scores[0] > scores[1])
+    row: dict[str, Any] = {"caption": caption, "label_0": label, "label_1": 1 - label}
+    for i in range(2):
+        row |= {f"jpg_{i}": images[i] if isinstance(images[i], bytes) else lossless(images[i]), f"score_{i}": scores[i]}
+    return row
+
+
+def lossless(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def train_captions_of_pairs() -> list[str]:
+    """The captions of assets/shapes-preferences, in their order there."""
+    import pyarrow.parquet as pq
+
+    return list(dict.fromkeys(pq.read_table(PAIRS, columns=["caption"])["caption"].to_pylist()))
+
+
+def _pictures(generation: Generation, captions: list[str], seed: int) -> list[list[Image.Image]]:
+    """`EACH` pictures of every caption."""
+    from diffpo.evaluation import generate
+    from diffpo.weights import trained
+
+    pipe = generate.load(generation.base())
+    if generation.lora is not None:
+        trained.load_into(pipe, Path(generation.lora))
+    wanted = [generate.Picture(i, seed + j * len(OTHERS), text) for i, text in enumerate(captions) for j in range(EACH)]
+    found: list[Image.Image] = []
+    for start in range(0, len(wanted), generation.batch_size):
+        found += generate.paint(pipe, generation, wanted[start : start + generation.batch_size])
+    return [found[i : i + EACH] for i in range(0, len(found), EACH)]
 
 
 def as_lists(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -21,12 +21,12 @@ from diffpo.config import Config, load_config
 from diffpo.evaluation import signals, statistics
 from diffpo.evaluation.generation import Generation
 
-from .data import MODEL, PAIRS, VALIDATION
+from . import store
+from .data import ASSETS, VALIDATION
 from .methods import Method
 
-SCORES = ("shapes.total", "shapes.following", "shapes.appearance", "shapes.all_right")
-# how the pictures that are compared are made
-GENERATION = Generation(MODEL, steps=6, guidance=3.0, batch_size=64, device="cpu")
+SCORES = ("shapes.total", "shapes.following", "shapes.appearance")
+MODELS = {"tiny-sdxl": ("quickstart", 500), "tiny-dit": ("quickstart_dit", 100)}  # the config and its beta, $BETA
 PARTS = 3  # measurements, the last one at the end
 DIVERSE_PROMPTS, DIVERSE_SEEDS = 16, 4
 
@@ -34,12 +34,32 @@ DIVERSE_PROMPTS, DIVERSE_SEEDS = 16, 4
 @dataclass(frozen=True)
 class Setting:
     """What all jobs share. ``budget``: forward calls + 2 x backward calls, in samples; ``n`` held-out prompts at the
-    end, the first ``n_curve`` of them on the way."""
+    end, the first ``n_curve`` of them on the way; ``regime``: what the data are (data.py)."""
 
     folder: Path
     budget: int
     n: int
     n_curve: int
+    model: str = "tiny-sdxl"
+    regime: str = "own"
+
+    @property
+    def label(self) -> str:
+        return self.regime if self.model == "tiny-sdxl" else f"{self.regime}-{self.model}"
+
+    @property
+    def data(self) -> Path:
+        return self.folder / f"data-{self.regime}"
+
+    @property
+    def base(self) -> Path:
+        """The base model's scores, which do not depend on the regime."""
+        return self.folder / f"base-{self.model}-{self.n}.json"
+
+
+def generation(model: str) -> Generation:
+    """How the pictures that are compared are made."""
+    return Generation(ASSETS / model, steps=6, guidance=3.0, batch_size=64, device="cpu")
 
 
 def cost(forward: float, backward: float) -> float:
@@ -48,14 +68,21 @@ def cost(forward: float, backward: float) -> float:
 
 
 def run(method: Method, seed: int, setting: Setting) -> dict[str, Any]:
-    """Train ``method`` with ``seed`` until the budget is used and measure it; the result is kept as JSON."""
-    file = setting.folder / "results" / f"{method.name}-{seed}.json"
-    if file.exists():
-        return json.loads(file.read_text())
-    output = setting.folder / "runs" / f"{method.name}-{seed}"
+    """The result of `measure`, from the committed files if it is there."""
+    if (found := store.kept(method, seed, setting)) is not None:
+        return found
+    result = measure(method, seed, setting, PARTS)
+    store.keep(result, store.file(method.name, seed, setting))
+    return result
+
+
+def measure(method: Method, seed: int, setting: Setting, parts: int = 1) -> dict[str, Any]:
+    """Train ``method`` with ``seed`` until the budget is used, and measure it ``parts`` times, the last time at the
+    end."""
+    output = setting.folder / "runs" / f"{setting.label}-{method.name}-{seed}"
     shutil.rmtree(output, ignore_errors=True)
-    steps = affordable(method, seed, setting, output)
-    every = math.ceil(steps / PARTS)
+    steps = affordable(method, setting, output)
+    every = math.ceil(steps / parts)
     config = configure(method, seed, setting, output, steps, every)
     started = time.perf_counter()
     from diffpo.train.loop import train
@@ -63,38 +90,43 @@ def run(method: Method, seed: int, setting: Setting) -> dict[str, Any]:
     train(config)
     seconds = time.perf_counter() - started
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    base = json.loads((setting.folder / "base.json").read_text())
+    base = json.loads(setting.base.read_text())
     curve = []
     for step in [*range(every, steps, every), steps]:
         n = setting.n if step == steps else setting.n_curve
-        tuned = draw(output / f"checkpoint-{step:06d}", range(n))
+        tuned = draw(setting.model, output / f"checkpoint-{step:06d}", range(n))
         calls = {name: rows[step - 1][f"calls/{name}"] for name in ("forward", "backward")}
         curve.append({"step": step, **calls, "n": n, **compare(base["scores"], tuned["scores"], n)})
     result = {
         "method": method.name,
         "seed": seed,
+        "regime": setting.regime,
+        "model": setting.model,
+        "key": store.key(method, seed, setting),
+        "settings": list(method.overrides),
+        "budget": setting.budget,
         "steps": steps,
-        "seconds": seconds,
+        "seconds": round(seconds, 1),
         "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "curve": curve,
-        "diversity": diversity(output / f"checkpoint-{steps:06d}"),
         "log": tail(rows),
-        "scores": {name: [round(value, 5) for value in values] for name, values in tuned["scores"].items()},
+        "total": np.array(tuned["scores"]["shapes.total"]),
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(result, indent=1))
+    if parts > 1:
+        result["diversity"] = diversity(setting.model, output / f"checkpoint-{steps:06d}")
     shutil.rmtree(output)
     return result
 
 
 def configure(method: Method, seed: int, setting: Setting, output: Path, steps: int, every: int) -> Config:
-    places = {f"${name.upper()}": str(setting.folder / name) for name in ("data", "scorers")}
+    name, beta = MODELS[setting.model]
+    places = {"$DATA": str(setting.data), "$SCORERS": str(setting.folder / "scorers"), "$BETA": str(beta)}
     overrides = [functools.reduce(lambda s, name: s.replace(name, places[name]), places, o) for o in method.overrides]
     return load_config(
-        ROOT / "configs" / "quickstart.yaml",
+        ROOT / "configs" / f"{name}.yaml",
         [
-            f"model.path={MODEL}",
-            f"data.train={PAIRS}",
+            f"model.path={ASSETS / setting.model}",
+            f"data.train={setting.data / 'pairs.parquet'}",
             f"data.validation={VALIDATION}",
             f"data.cache={setting.folder / 'cache'}",
             f"objective.name={method.preset}",
@@ -110,18 +142,22 @@ def configure(method: Method, seed: int, setting: Setting, output: Path, steps: 
     )
 
 
-def affordable(method: Method, seed: int, setting: Setting, output: Path) -> int:
-    """How many updates the budget pays for, from the cost of the first few."""
+def affordable(method: Method, setting: Setting, output: Path) -> int:
+    """How many updates the budget pays for, from the cost of the first few, which is measured once for all seeds."""
     if method.updates:
         return method.updates
-    config = configure(method, seed, setting, output, 1, 1)
-    trial = config.objective.rollout.updates if config.objective.on_policy else 1
-    from diffpo.train.loop import train
+    file = setting.folder / "costs" / f"{store.key(method, 0, setting)}.json"
+    if not file.exists():
+        config = configure(method, 0, setting, output, 1, 1)
+        trial = config.objective.rollout.updates if config.objective.on_policy else 1
+        from diffpo.train.loop import train
 
-    train(configure(method, seed, setting, output, trial, trial))
-    last = json.loads((output / "metrics.jsonl").read_text().splitlines()[-1])
-    shutil.rmtree(output)
-    return max(1, int(setting.budget / (cost(last["calls/forward"], last["calls/backward"]) / trial)))
+        train(configure(method, 0, setting, output, trial, trial))
+        last = json.loads((output / "metrics.jsonl").read_text().splitlines()[-1])
+        shutil.rmtree(output)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(cost(last["calls/forward"], last["calls/backward"]) / trial))
+    return max(1, int(setting.budget / json.loads(file.read_text())))
 
 
 def tail(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -134,22 +170,23 @@ def tail(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {**found, **({"eval/accuracy": held_out[-1]} if held_out else {})}
 
 
-def draw(lora: Path | None, indices: Iterable[int], seed: int = 0) -> dict[str, Any]:
+def draw(model: str, lora: Path | None, indices: Iterable[int], seed: int = 0) -> dict[str, Any]:
     """Pictures of held-out prompts, (n, H, W, 3) in 0..1, and their scores by name."""
     from diffpo.evaluation import generate
     from diffpo.scorers.shapes import ShapesScorer
     from diffpo.shapes import heldout_captions
     from diffpo.weights import trained
 
-    pipe = generate.load(GENERATION)
+    way = generation(model)
+    pipe = generate.load(way)
     if lora is not None:
         trained.load_into(pipe, lora)
     captions, scorer = heldout_captions(), ShapesScorer()
     scores: dict[str, list[float]] = {name: [] for name in SCORES}
     pictures: list[np.ndarray] = []
     rest = iter(indices)
-    while part := list(islice(rest, GENERATION.batch_size)):
-        images = generate.paint(pipe, GENERATION, [generate.Picture(i, seed, captions[i]) for i in part])
+    while part := list(islice(rest, way.batch_size)):
+        images = generate.paint(pipe, way, [generate.Picture(i, seed, captions[i]) for i in part])
         for name, values in scorer.score(images, [captions[i] for i in part]).items():
             if name in scores:
                 scores[name] += values.tolist()
@@ -157,23 +194,25 @@ def draw(lora: Path | None, indices: Iterable[int], seed: int = 0) -> dict[str, 
     return {"scores": scores, "pictures": np.stack(pictures)}
 
 
-def diversity(lora: Path | None) -> float:
+def diversity(model: str, lora: Path | None) -> float:
     """Mean distance between the pictures of one prompt from several seeds."""
-    pictures = [draw(lora, range(DIVERSE_PROMPTS), seed)["pictures"] for seed in range(1, 1 + DIVERSE_SEEDS)]
+    pictures = [draw(model, lora, range(DIVERSE_PROMPTS), seed)["pictures"] for seed in range(1, 1 + DIVERSE_SEEDS)]
     flat = np.concatenate(pictures).reshape(DIVERSE_PROMPTS * DIVERSE_SEEDS, -1)
     features = flat / np.sqrt(flat.shape[1])  # their distance is the root-mean-square distance of the pictures
     return float(signals.diversity(features, np.tile(np.arange(DIVERSE_PROMPTS), DIVERSE_SEEDS)).mean())
 
 
+def measure_base(setting: Setting) -> None:
+    """Keep the base model's scores, which all jobs are compared with."""
+    drawn = draw(setting.model, None, range(setting.n))
+    setting.folder.mkdir(parents=True, exist_ok=True)
+    setting.base.write_text(json.dumps({"scores": drawn["scores"]}))
+
+
 def compare(base: dict[str, list[float]], tuned: dict[str, list[float]], n: int) -> dict[str, Any]:
-    """Win rate and mean difference of every score, with intervals, over the first ``n`` prompts."""
-    result = {}
+    """Win rate of every score, with its interval, over the first ``n`` prompts."""
+    found = {}
     for name in SCORES:
-        ours, theirs = np.array(base[name][:n]), np.array(tuned[name])
-        rate = statistics.win_rate(ours, theirs, np.arange(n))
-        difference = statistics.mean_difference(ours, theirs, np.arange(n), resamples=2000)
-        result[name.removeprefix("shapes.")] = {
-            "win": [rate.value, rate.low, rate.high],
-            "difference": [difference.value, difference.low, difference.high],
-        }
-    return result
+        rate = statistics.win_rate(np.array(base[name][:n]), np.array(tuned[name][:n]), np.arange(n))
+        found[name.removeprefix("shapes.")] = {"win": [rate.value, rate.low, rate.high]}
+    return found

@@ -1,14 +1,15 @@
 """What is compared: each published method on the embedded world, and the claims that need runs of their own.
 
-Offline methods learn from the 2,800 pairs of assets/shapes-preferences or the same images in another format. On-policy
-ones sample for its captions and are judged by the oracle's total. One learning rate and one beta for all unless a line
-says otherwise. Lines that do were mostly written after a look at seed 0: a gentler rate where the common one broke the
-model, a few settings of the on-policy methods. So nothing was tuned to win, but not all were left alone alike, and any
-method may do better than here.
+Offline methods learn from the pairs of a regime (data.py) or the same images in another format. On-policy ones sample
+for the captions of assets/shapes-preferences and are judged by the oracle's total. One learning rate and one beta for
+all unless a line says otherwise. Lines that do were mostly written after a look at seed 0: a gentler rate where the
+common one broke the model, a few settings of the on-policy methods. So nothing was tuned to win, but not all were left
+alone alike, and any method may do better than here. What tuning brings is in recipes.py.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from .data import FLIPS
@@ -16,9 +17,10 @@ from .data import FLIPS
 
 @dataclass(frozen=True)
 class Method:
-    """``name`` in the report, the ``preset`` it starts from, overrides of configs/quickstart.yaml (``$DATA`` and
-    ``$SCORERS``: folders of what `data.make` and `data.scorers` made), and a ``note`` on what differs. ``main``: part
-    of the comparison, not only of a claim. ``updates``: as many, whatever they cost, instead of the budget."""
+    """``name`` in the report, the ``preset`` it starts from, overrides of the model's quickstart config (``$DATA`` and
+    ``$SCORERS``: folders of what `data.make` and `data.scorers` made; ``$BETA``: the quickstart's), and a ``note`` on
+    what differs. ``main``: part of the comparison, not only of a claim. ``updates``: as many, whatever they cost,
+    instead of the budget. ``budget``: its own, instead of the command's."""
 
     name: str
     preset: str
@@ -26,11 +28,20 @@ class Method:
     note: str = ""
     main: bool = True
     updates: int | None = None
+    budget: int | None = None
+
+
+def named(name: str, methods: Iterable[Method]) -> Method:
+    """KeyError with all names if there is none of this name."""
+    found = {method.name: method for method in methods}
+    if name not in found:
+        raise KeyError(f"unknown method {name}; there are {', '.join(found)}")
+    return found[name]
 
 
 def offline(name: str, *overrides: str, preset: str | None = None, note: str = "", main: bool = True) -> Method:
     """From the data, with the quickstart's beta."""
-    return Method(name, preset or name, ("objective.beta=500", *overrides), note, main)
+    return Method(name, preset or name, ("objective.beta=$BETA", *overrides), note, main)
 
 
 def sampled(name: str, *overrides: str, preset: str | None = None, note: str = "") -> Method:
@@ -140,7 +151,7 @@ ON_POLICY = [
     sampled(
         "online_dpo",
         TOTAL,
-        "objective.beta=500",
+        "objective.beta=$BETA",
         "objective.rollout.samples=4",
         "objective.rollout.prompts=32",
         "objective.rollout.updates=8",

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .job import cost
-from .results import cell, pooled
+from .results import Earlier, cell, pooled
 
 Results = dict[str, list[dict[str, Any]]]
 
@@ -29,8 +29,8 @@ def longer(runs: list[dict[str, Any]]) -> str:
     return f" After {steps} updates, {calls:,.0f} calls, it reaches {cell(runs, 'total')}."
 
 
-def section(failing: list[str], results: Results) -> str:
-    lines = [line for name in failing if (line := reason(name, results))]
+def section(failing: list[str], results: Results, before: Earlier) -> str:
+    lines = [reason(name, results) if name in results else f"- **{name}** {before.reasons[name]}" for name in failing]
     head = "### Why the others fail\n\nThe brackets give the win rate in `total` of each seed.\n\n"
     return head + "\n".join(lines) if lines else ""
 

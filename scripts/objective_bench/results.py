@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from . import store
 from .job import cost
 
 SEEDS = 3  # of a finished comparison
 BAR = 0.60  # the fixed win rate whose cost is asked for
 
 
-def read(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Results by method, sorted by seed."""
+def read(label: str, root: Path = store.RESULTS) -> dict[str, list[dict[str, Any]]]:
+    """Results of a regime (and model) by method, sorted by seed."""
     found: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted((folder / "results").glob("*.json")):
-        result = json.loads(path.read_text())
+    for path in sorted((root / label).glob("*.json")):
+        result = store.read(path)
         found.setdefault(result["method"], []).append(result)
     return found
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What was measured before results were kept one by one: pooled win rates and costs of three seeds (``rows``, by
+    method), and the sentences about them (``reasons`` by method, ``claims`` by name)."""
+
+    rows: dict[str, dict[str, Any]]
+    reasons: dict[str, str]
+    claims: dict[str, str]
+
+
+def earlier(path: Path = store.EARLIER) -> Earlier:
+    return Earlier(**json.loads(path.read_text()))
 
 
 def pooled(runs: list[dict[str, Any]], score: str) -> tuple[float, float, float]:

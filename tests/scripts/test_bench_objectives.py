@@ -1,0 +1,99 @@
+"""The bench of the methods: results belong to their content, the tuned setting is the best that was tried, and data of
+every regime are what they are called."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from objective_bench import data, job, store
+from objective_bench.methods import METHODS, named
+from PIL import Image
+
+from diffpo.shapes import score
+
+SETTING = job.Setting(Path("here"), budget=100, n=4, n_curve=2)
+DPO = named("diffusion_dpo", METHODS)
+
+
+def test_key_depends_on_content_alone():
+    key = store.key(DPO, 0, SETTING)
+    assert store.key(replace(DPO, name="renamed", note="new"), 0, replace(SETTING, folder=Path("elsewhere"))) == key
+    others = {
+        "seed": (DPO, 1, SETTING),
+        "budget": (DPO, 0, replace(SETTING, budget=101)),
+        "prompts": (DPO, 0, replace(SETTING, n=5)),
+        "regime": (DPO, 0, replace(SETTING, regime="real")),
+        "model": (DPO, 0, replace(SETTING, model="tiny-dit")),
+        "preset": (replace(DPO, preset="cdpo"), 0, SETTING),
+        "override": (replace(DPO, overrides=(*DPO.overrides, "train.lr=1e-3")), 0, SETTING),
+        "data": (replace(DPO, overrides=(*DPO.overrides, "data.train=$DATA/flipped-20.parquet")), 0, SETTING),
+        "updates": (replace(DPO, updates=7), 0, SETTING),
+    }
+    keys = {name: store.key(*content) for name, content in others.items()}
+    assert len({key, *keys.values()}) == 1 + len(keys), keys
+
+
+def test_key_has_no_place_of_this_machine():
+    """A scorer that the bench trained itself stands in its folder, which may be anywhere."""
+    trained = named("spo_trained", METHODS)
+    assert store.key(trained, 0, SETTING) == store.key(trained, 0, replace(SETTING, folder=Path("/other/place")))
+
+
+def test_results_are_read_as_they_were_written_and_only_if_they_belong_to_the_job(tmp_path):
+    total = np.array([0.0, 0.123456, 0.75, 1.0])
+    result = {"method": DPO.name, "key": store.key(DPO, 0, SETTING), "win": [1 / 3, 0.25], "steps": 100, "total": total}
+    path = store.file(DPO.name, 0, SETTING, tmp_path)
+    store.keep(result, path)
+    found = store.kept(DPO, 0, SETTING, tmp_path)
+    assert found["win"] == [0.3333, 0.25] and found["steps"] == 100
+    np.testing.assert_allclose(found["total"], total, atol=0.5 / store.LEVELS)
+    assert store.kept(DPO, 0, replace(SETTING, budget=200), tmp_path) is None  # the file is there, of another content
+    assert store.kept(DPO, 1, SETTING, tmp_path) is None
+
+
+def test_file_of_512_prompts_is_small():
+    assert len(store.packed(np.linspace(0, 1, 512))) < 1400
+
+
+def tried(settings, win, **own):
+    return {"method": "spo", "regime": "own", "model": "tiny-sdxl", "settings": settings, "win": [win, 0, 1], **own}
+
+
+def test_chosen_setting_is_the_best_of_its_method_and_data():
+    lines = [
+        tried(["lr=1"], 0.5),
+        tried(["lr=2"], 0.6),
+        tried(["lr=3"], 0.6),
+        tried(["lr=4"], 0.9, regime="real"),
+        tried(["lr=5"], 0.9, method="inpo"),
+        tried(["lr=6"], 0.9, model="tiny-dit"),
+    ]
+    assert store.chosen("spo", "own", "tiny-sdxl", lines) == ("lr=2",)
+    assert store.chosen("spo", "others", "tiny-sdxl", lines) is None
+
+
+def picture(content):
+    return Image.open(io.BytesIO(content)).convert("RGB")
+
+
+def test_real_pairs_are_rendered_scenes_and_the_worse_picture_of_a_pair():
+    rows, again = data.real(captions=3), data.real(captions=3)
+    assert [row["jpg_0"] for row in rows] == [row["jpg_0"] for row in again] and len(rows) == 12
+    assert len({row["jpg_0"] for row in rows}) == 12
+    for row in rows:
+        totals = [score(picture(row[f"jpg_{i}"]), row["caption"])["total"] for i in range(2)]
+        assert totals == pytest.approx([row["score_0"], row["score_1"]], abs=1e-6)
+        assert score(picture(row["jpg_0"]), row["caption"])["following"] > 0.99
+
+
+def test_other_models_draw_eight_pictures_of_a_caption():
+    rows = data.others(captions=2)
+    assert len(rows) == 8 and len({row[f"jpg_{i}"] for row in rows for i in range(2)}) == 16
+    for own in (rows[:4], rows[4:]):
+        better, worse = [row["score_0"] for row in own], [row["score_1"] for row in own]
+        assert better == sorted(better, reverse=True) and worse == sorted(worse) and better[-1] >= worse[-1]
+        assert all(row["label_0"] == (0.5 if row["score_0"] - row["score_1"] < data.TIE else 1) for row in own)
+    row = rows[0]
+    assert score(picture(row["jpg_1"]), row["caption"])["total"] == pytest.approx(row["score_1"], abs=1e-6)
