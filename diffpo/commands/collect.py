@@ -119,6 +119,11 @@ def _checked(config: Config, out: Path | None) -> Path:
             f"collect samples trajectories for people to compare, but objective {objective.name} trains on the source "
             f"{objective.source}; use objective.name=d3po"
         )
+    if objective.rollout.window is not None:
+        raise DiffpoError(
+            f"collect samples trajectories with noise in all steps, but objective.rollout.window is "
+            f"{objective.rollout.window}; set objective.rollout.window=null"
+        )
     if config.data.prompts is None:
         raise DiffpoError("collect needs prompts: set data.prompts to a text file with one prompt per line")
     if out is not None:

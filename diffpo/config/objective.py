@@ -310,6 +310,8 @@ def _source(objective: ObjectiveSettings) -> str | None:
         )
     if rollout.window is not None and source != "trajectory":
         return f"rollout.window is of steps that are trained on, and source {source} trains on none: leave it out"
+    if rollout.window is not None and rollout.labels is not None:
+        return "rollout.labels are of trajectories with noise in all steps: leave rollout.window out"
     if rollout.window is not None and rollout.window > rollout.steps:
         return f"rollout.window={rollout.window} is more than rollout.steps={rollout.steps}"
     if rollout.keep is not None and rollout.keep > rollout.samples:

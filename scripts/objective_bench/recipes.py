@@ -1,8 +1,8 @@
-"""Recipes: methods tuned by results/tried.jsonl (seed 100, a quarter of the calls), run with four times the budget.
+"""Recipes: methods tuned by results/tried.jsonl (seed 100, half of the calls), run with twice the comparison's budget.
 
-A recipe's settings are those of its lines with the highest win rate. Diffusion-DPO is the control, tuned in the same
-way. The grids are learning rate x beta (or the clip) x a knob of the method's own, eight settings each. Lines beyond
-the grid are experiments on what holds a method back; the page lists all of them.
+A recipe's settings are those of its lines with the highest win rate; the page lists all lines. Diffusion-DPO is the
+control. `--tune` tries a grid: learning rate x beta (or the clip) x a knob of the method's own, eight settings. Most
+lines are not of these grids but single trials (`--try`), which follow a guess of what holds a method back.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from . import store
 from .methods import LISTS, Method, offline, sampled
 
-BUDGET = 51_200  # four times that of the comparison
+BUDGET = 25_600  # twice that of the comparison
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,20 @@ STARTS = [
     offline("rankdpo", *LISTS),
     offline("curriculum_dpo", "data.curriculum=4", "data.curriculum_updates=50"),
 ]
-RATES = ("train.lr=5e-4", "train.lr=1.5e-3")
+_BATCH, _CLIP = "train.batch_size={}", "objective.link_options.clip={}"
+RATES = ("train.lr=5e-4", "train.lr=1e-3")
+ONE_STEP = "objective.rollout.window=1"
 # the three axes of each grid, by preset
 KNOBS = {
-    "diffusion_dpo": [
+    "diffusion_dpo": [RATES, ("objective.beta=$BETA", "objective.beta=2000"), (_BATCH.format(16), _BATCH.format(32))],
+    "inpo": [
         RATES,
         ("objective.beta=$BETA", "objective.beta=2000"),
-        ("train.batch_size=16", "train.batch_size=32"),
+        ("objective.inversion.steps=5", "objective.inversion.steps=10"),
     ],
+    "d3po": [RATES, ("objective.beta=0.2", "objective.beta=200"), (ONE_STEP, "objective.rollout.window=null")],
+    "spo": [RATES, ("objective.beta=20", "objective.beta=200"), ("objective.rollout.pool=4", "objective.rollout.pool=8")],
+    "dance_grpo": [RATES, (_CLIP.format("2e-3"), _CLIP.format("2e-2")), (ONE_STEP, "objective.rollout.window=null")],
+    "awm": [RATES, (_CLIP.format("2e-3"), _CLIP.format("2e-2")), ("objective.kl=0", "objective.kl=1e-3")],
 }
 RECIPES = [recipe(method) for method in STARTS]

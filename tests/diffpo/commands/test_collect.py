@@ -75,6 +75,9 @@ def test_collect_refuses_what_it_cannot_do(make_config, tiny_sd, tmp_path):
         collect(config)
     with pytest.raises(DiffpoError, match=r"source forward.*d3po"):
         collect(make_config(tiny_sd))
+    with pytest.raises(DiffpoError, match=r"objective\.rollout\.window=null"):  # labels would count steps without noise
+        judged = ("objective.rollout.labels=null", "objective.rollout.scorers=[shapes.total]")
+        collect(collected(make_config, tiny_sd, tmp_path / "g", "objective.rollout.window=1", *judged))
 
 
 def test_collect_does_not_mix_settings_nor_overwrite_pictures(make_config, tiny_sd, tmp_path):

@@ -45,6 +45,7 @@ JUDGED, SYNC = {"rollout": {"scorers": ["a"]}}, {"behaviour": {"policy": "sync"}
         ({"source": "samples", "kl": 0.1, "reference": {"policy": "none"}, **JUDGED}, "kl is the divergence"),
         ({"source": "samples", "rollout": {"window": 2, "scorers": ["a"]}}, "rollout.window"),
         ({"source": "trajectory", "rollout": {"window": 30, "scorers": ["a"]}}, "rollout.steps=20"),
+        ({"source": "trajectory", "rollout": {"window": 1, "labels": "a.jsonl"}}, "leave rollout.window out"),
         ({"source": "samples", "rollout": {"step_options": {"eta": 1}, "scorers": ["a"]}}, "noise is rollout.eta"),
         ({"source": "samples", "rollout": {"keep": 3, "scorers": ["a"]}}, "rollout.samples=2"),
         ({"divergence": "js", "reference": {"policy": "none"}}, "set reference.policy=adapter_off"),
