@@ -2,7 +2,7 @@
 
 python scripts/bench_objectives.py [--regime own|others|real] [--model tiny-sdxl|tiny-dit] [--seeds 0 1 2]
                                    [--only NAME ...] [--jobs 2] [--out runs/bench-objectives]
-python scripts/bench_objectives.py --tune NAME ...                its grid of settings, seed 100, half of the calls
+python scripts/bench_objectives.py --tune NAME ...                its grid of eight settings, seed 100
 python scripts/bench_objectives.py --try NAME SETTING=VALUE ...   one more setting in the same way
 python scripts/bench_objectives.py --report                       only write the page
 

@@ -1,4 +1,4 @@
-"""Recipes: methods tuned by results/tried.jsonl (seed 100, half of the calls), run with twice the comparison's budget.
+"""Recipes: methods tuned by results/tried.jsonl (seed 100), then run with the budget of the comparison.
 
 A recipe's settings are those of its lines with the highest win rate; the page lists all lines. Diffusion-DPO is the
 control. `--tune` tries a grid: learning rate x beta (or the clip) x a knob of the method's own, eight settings. Most
@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 from . import store
 from .methods import LISTS, Method, offline, sampled
-
-BUDGET = 25_600  # twice that of the comparison
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ def recipe(method: Method, regime: str = "own", model: str = "tiny-sdxl") -> Rec
     settings = store.chosen(method.preset, regime, model, store.tried()) or ()
     note = "; ".join(settings)
     overrides = (*method.overrides, *settings)
-    return Recipe(f"{method.preset}_tuned", method.preset, overrides, note, False, None, BUDGET, len(method.overrides))
+    return Recipe(f"{method.preset}_tuned", method.preset, overrides, note, main=False, common=len(method.overrides))
 
 
 TOTAL = "objective.rollout.scorers=[shapes.total]"
@@ -56,7 +54,11 @@ KNOBS = {
         ("objective.inversion.steps=5", "objective.inversion.steps=10"),
     ],
     "d3po": [RATES, ("objective.beta=0.2", "objective.beta=200"), (ONE_STEP, "objective.rollout.window=null")],
-    "spo": [RATES, ("objective.beta=20", "objective.beta=200"), ("objective.rollout.pool=4", "objective.rollout.pool=8")],
+    "spo": [
+        RATES,
+        ("objective.beta=20", "objective.beta=200"),
+        ("objective.rollout.pool=4", "objective.rollout.pool=8"),
+    ],
     "dance_grpo": [RATES, (_CLIP.format("2e-3"), _CLIP.format("2e-2")), (ONE_STEP, "objective.rollout.window=null")],
     "awm": [RATES, (_CLIP.format("2e-3"), _CLIP.format("2e-2")), ("objective.kl=0", "objective.kl=1e-3")],
 }

@@ -126,11 +126,10 @@ chosen after a look at seed 0. TR-DPO's interval, and the guidance that the trai
 chosen after a look at all three seeds.
 
 """
-RECIPES_HEAD = """## Tuned, with twice the calls
+RECIPES_HEAD = """## Tuned
 
 At one learning rate and beta for all, the methods that sample or invert make few updates. Here each was tuned on
-seed 100 with 12,800 calls (all trials are listed [below](#settings-that-were-tried)), and then run once with
-25,600 calls on seeds 0, 1 and 2. Diffusion-DPO is the control, tuned with the same number of trials.
+seed 100 with 12,800 calls (all trials are listed [below](#settings-that-were-tried)), and then run once on seeds 0, 1 and 2. Diffusion-DPO is the control, tuned with the same number of trials.
 
 """
 TRIED_HEAD = """## Settings that were tried

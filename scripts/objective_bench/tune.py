@@ -1,4 +1,4 @@
-"""Tuning in the open: settings are tried on a seed of their own with half of the calls, and are written down."""
+"""Tuning in the open: settings are tried on a seed of their own, and are written down."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from .methods import Method
 from .recipes import KNOBS
 
 SEED = 100  # no seed of a comparison
-PART = 2  # a trial gets 1/PART of the recipe's calls
 
 
 def task(recipe: Method, settings: Sequence[str], setting: Setting) -> tuple[Method, int, Setting, Method]:
     """The job that tries ``settings`` in place of those that were chosen for ``recipe``."""
     tried = replace(recipe, name=f"{recipe.name}-{store.digest(list(settings))[:8]}")
-    tried = replace(tried, overrides=(*recipe.overrides[: recipe.common], *settings), budget=None)
-    return tried, SEED, replace(setting, budget=(recipe.budget or setting.budget) // PART), recipe
+    tried = replace(tried, overrides=(*recipe.overrides[: recipe.common], *settings))
+    return tried, SEED, setting, recipe
 
 
 def grid(recipe: Method, setting: Setting) -> list[tuple[Method, int, Setting, Method]]:
