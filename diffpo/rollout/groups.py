@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import links
 from ..common.rng import Draws
-from ..config import ObjectiveSettings
+from ..config import ObjectiveSettings, RolloutSettings
 from ..data.batches import Batches
 from ..data.judgement import Judgement
 from ..problems.forward import Forward
@@ -94,10 +94,11 @@ def harvest(
             items.append(SelfPlay(record.prompt, record.place, record.states[0, -1]))
             compared, decided = compared + 1, decided + 1
         elif settings.source == "trajectory" and not settings.single_steps:
-            winners = pairs(record.scores)
+            kept = _kept(merits, settings.rollout)
+            winners = [pair for pair in pairs(record.scores) if set(pair) <= set(kept)]
             for pair in winners:
                 items += step_groups(record, pair, steps[: settings.rollout.transitions])
-            samples = len(record.scores)
+            samples = len(kept)
             compared, decided = compared + samples * (samples - 1) // 2, decided + len(winners)
         else:
             groups: list[Item] = []
@@ -144,14 +145,20 @@ def _of_forks(prompt: int, forks: Forks, steps: Sequence[Step]) -> Iterator[Step
         yield StepGroup(prompt, steps[k], (best[0], worst[0]), target, tuple(scores))
 
 
+def _kept(merits: Tensor, rollout: RolloutSettings) -> list[int]:
+    """The images of a prompt that are trained on, best first, by their advantages: all, or `rollout.keep` of them."""
+    ranked: list[int] = merits.argsort(descending=True, stable=True).tolist()
+    if rollout.keep is None or rollout.keep >= len(ranked):
+        return ranked
+    best = (rollout.keep + 1) // 2
+    return ranked[:best] + ranked[best - rollout.keep :]
+
+
 def _rated(record: Sampled, merits: Tensor, settings: ObjectiveSettings, steps: Sequence[Step]) -> Iterator[Item]:
-    """A prompt's images, of which `rollout.keep` are kept, by their advantages: each step of each image, or the
-    finished images (`_final`)."""
+    """A prompt's images, of which `rollout.keep` are kept: each step of each image, or the finished images
+    (`_final`)."""
     rollout = settings.rollout
-    kept = merits.argsort(descending=True, stable=True).tolist()
-    if rollout.keep is not None and rollout.keep < len(kept):
-        best = (rollout.keep + 1) // 2
-        kept = kept[:best] + kept[best - rollout.keep :]
+    kept = _kept(merits, rollout)
     if not settings.single_steps:
         yield from _final(record, merits, kept, settings)
         return

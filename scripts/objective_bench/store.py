@@ -30,6 +30,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 TRIED = RESULTS / "tried.jsonl"
 EARLIER = RESULTS / "earlier.json"  # rows that were measured before results were kept one by one
 PLACES = ("output", "data.cache", "data.train", "data.validation", "model.path")
+TUNING = 100  # the seed of trials, which is no seed of a comparison
 LEVELS = 2**16 - 1  # scores lie in 0..1 and are kept in 16 bits
 
 
@@ -143,7 +144,8 @@ def add(line: dict[str, Any], path: Path = TRIED) -> None:
 def chosen(method: str, regime: str, model: str, lines: Iterable[dict[str, Any]]) -> tuple[str, ...] | None:
     """The settings of ``method`` with the highest win rate of those tried on the seed for tuning, the first of equals;
     None if none were tried."""
-    own = [line for line in lines if (line["method"], line["regime"], line["model"]) == (method, regime, model)]
+    wanted = (method, regime, model, TUNING)
+    own = [line for line in lines if tuple(line[name] for name in ("method", "regime", "model", "seed")) == wanted]
     best = max(own, key=lambda line: line["win"][0], default=None)
     return None if best is None else tuple(best["settings"])
 

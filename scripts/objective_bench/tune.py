@@ -12,7 +12,7 @@ from .job import Setting
 from .methods import Method
 from .recipes import KNOBS
 
-SEED = 100  # no seed of a comparison
+SEED = store.TUNING
 
 
 def task(recipe: Method, settings: Sequence[str], setting: Setting) -> tuple[Method, int, Setting, Method]:

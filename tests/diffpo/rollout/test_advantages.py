@@ -82,6 +82,8 @@ def test_best_of_n_keeps_both_ends_and_filters_leave_out_prompts_that_teach_litt
     assert harvest([record([0.1, 0.1, 0.1])], settings())[0] == []
     lists, _ = harvest([record(A)], settings("dgpo", keep=2))
     assert [item.advantages for item in lists] == [pytest.approx((whole[1], whole[2]))]
+    pairs, _ = harvest([record(A)], settings("d3po", keep=2))
+    assert {tuple(int(x.item()) // 5 for x in item.x) for item in pairs} == {(1, 2)} and len(pairs) == 3  # noisy steps
 
 
 def test_a_window_moves_on_after_its_rounds_and_only_its_steps_are_trained_on(feed):
