@@ -1,4 +1,4 @@
-"""Recipes: methods tuned by results/tried.jsonl (seed 100), then run with the budget of the comparison.
+"""Recipes: methods tuned by results/tried.jsonl (seed 100), then run with twice the comparison's budget.
 
 A recipe's settings are those of its lines with the highest win rate; the page lists all lines. Diffusion-DPO is the
 control. `--tune` tries a grid: learning rate x beta (or the clip) x a knob of the method's own, eight settings. Most
@@ -13,6 +13,9 @@ from . import store
 from .methods import LISTS, Method, offline, sampled
 
 
+BUDGET = 25_600
+
+
 @dataclass(frozen=True)
 class Recipe(Method):
     """A method whose overrides after the first ``common`` ones were chosen."""
@@ -25,7 +28,7 @@ def recipe(method: Method, regime: str = "own", model: str = "tiny-sdxl") -> Rec
     settings = store.chosen(method.preset, regime, model, store.tried()) or ()
     note = "; ".join(settings)
     overrides = (*method.overrides, *settings)
-    return Recipe(f"{method.preset}_tuned", method.preset, overrides, note, main=False, common=len(method.overrides))
+    return Recipe(f"{method.preset}_tuned", method.preset, overrides, note, False, None, BUDGET, len(method.overrides))
 
 
 TOTAL = "objective.rollout.scorers=[shapes.total]"
