@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from . import store
 from .methods import LISTS, Method, offline, sampled
 
-
 BUDGET = 25_600
 
 

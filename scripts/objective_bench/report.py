@@ -105,13 +105,14 @@ def others() -> str:
 
 def tuning() -> str:
     """Every setting that was tried, method by method."""
-    columns = ["method", "data", "settings", "updates", "calls", "total", "following"]
+    columns = ["method", "data", "settings", "seed", "prompts", "updates", "calls", "total", "following"]
     rows = []
     for line in sorted(store.tried(), key=lambda one: (one["regime"], one["model"], one["method"], -one["win"][0])):
         low, high = line["win"][1:]
-        settings = " ".join(text.removeprefix("objective.") for text in line["settings"]) or "as in the comparison"
-        rows.append([line["method"], line["regime"], f"`{settings}`", line["steps"], f"{line['calls']:,.0f}"])
-        rows[-1] += [f"{line['win'][0]:.1%} [{low:.1%}, {high:.1%}]", f"{line['following'][0]:.1%}"]
+        settings = ", ".join(f"`{text}`" for text in line["settings"]) or "as in the comparison"
+        rows.append([line["method"], line["regime"], settings, line["seed"], line["n"], line["steps"]])
+        win = f"{line['win'][0]:.1%} [{low:.1%}, {high:.1%}]"
+        rows[-1] += [f"{line['calls']:,.0f}", win, f"{line['following'][0]:.1%}"]
     return TRIED_HEAD + Table(columns, rows).markdown() if rows else ""
 
 
@@ -128,14 +129,15 @@ chosen after a look at all three seeds.
 """
 RECIPES_HEAD = """## Tuned
 
-At one learning rate and beta for all, the methods that sample or invert make few updates. Here each was tuned on
-seed 100 with 12,800 calls (all trials are listed [below](#settings-that-were-tried)), and then run once on seeds 0, 1 and 2. Diffusion-DPO is the control, tuned with the same number of trials.
+Above, all methods share one learning rate and beta. Here each was tuned on seed 100 with 12,800 calls, and then run
+once on seeds 0, 1 and 2 with twice as many calls and 512 held-out prompts. The trials are listed
+[below](#settings-that-were-tried). They are few and of one seed each, so a setting that looks best may have had luck.
 
 """
 TRIED_HEAD = """## Settings that were tried
 
-All on seed 100, which no table above uses, with about 12,800 calls and 256 held-out prompts. What is not named is as in
-the comparison. The settings with the highest win rate made the recipe.
+About 12,800 calls each. What is not named is as in the comparison. Of the settings tried on seed 100, the one with the
+highest win rate made the recipe. Lines of other seeds are recipes of less calls that were given up.
 
 """
 HEAD = """# Choose a method
@@ -152,7 +154,9 @@ network, for any purpose (policy, reference, sampling, guidance); calls are coun
   easy one.
 - Diversity is the mean distance between four pictures of one prompt (the base model's: 0.202).
 - Memory is that of the whole process, imports and pictures included.
-- Rows in bold were measured with the current presets. The others are of an earlier version, not measured again.
+- Rows in bold were measured with the current version. The others are of an earlier one, not measured again. Of these,
+  some are of earlier presets: `rankdpo_minmax` (`link_options.spread=1`), `ddo` and `spin_diffusion` (guidance 5 for
+  their own samples, now 1), and `diffusion_nft` (without the divergence from the base).
 
 ## The model's own samples
 
