@@ -100,7 +100,8 @@ class RolloutSettings(Section):
     lowest level that the model was trained at, so that the last step is trained on too (SPO, D3PO as released)."""
 
     keep: int | None = Field(None, gt=1)
-    """Train on so many of a prompt's images: half of them the best, the others the worst. null: on all."""
+    """Train on so many of a prompt's images, in pairs or by themselves: half of them the best, the others the worst.
+    null: on all."""
 
     min_spread: float = Field(0.0, ge=0)
     """Prompts whose scores have no larger standard deviation than this are left out, in links that take advantages or

@@ -29,6 +29,7 @@ PRESET = Preset(
         "51 to 1) weighs 14.7 and is clipped first; rollout.end=lowest is that, with 28.7 here. Set rollout.scorers, "
         "or rollout.labels for human preferences. With several scorers an image wins by Pareto dominance, and pairs "
         "without dominance are left out. In the released code a resumed run takes its resumed weights as the "
-        "reference; here the reference stays the base model."
+        "reference; here the reference stays the base model. With rollout.window=1 a label is of one step and not of a "
+        "whole trajectory (docs/on_policy.md)."
     ),
 )

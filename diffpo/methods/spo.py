@@ -30,7 +30,7 @@ PRESET = Preset(
     ),
     notes=(
         "Published b = 10 multiplies log-ratios without 1/2: beta = 20, |u| <= 2. Set rollout.step_scorer. SDXL's "
-        "inner steps are left out: a candidate is judged at its own step. The released code configures gradient "
+        "inner steps are rollout.inner=3. The released code configures gradient "
         "clipping at 1 but clips nothing (its parameter iterator is exhausted)."
     ),
 )
