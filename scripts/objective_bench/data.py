@@ -7,6 +7,7 @@ rendered, against the model's own samples. Each regime has the same images in se
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,14 +80,14 @@ def scorers(folder: Path, cache: Path) -> None:
             train_scorer(load_config(ROOT / "configs" / f"train_scorer_{kind}.yaml", settings, kind=ScorerConfig))
 
 
-def others(captions: int = CAPTIONS) -> list[dict[str, Any]]:
-    """Pairs of pictures by `OTHERS`, in the columns of assets/shapes-preferences: best with worst of a caption, second
+def others(captions: int = CAPTIONS, models: Sequence[Generation] = OTHERS) -> list[dict[str, Any]]:
+    """Pairs of pictures by ``models``, in the columns of assets/shapes-preferences: best with worst of a caption, second
     with last but one, and so on."""
     from diffpo.scorers.shapes import ShapesScorer
 
     drawn: dict[str, list[Image.Image]] = {}
     texts = train_captions_of_pairs()[:captions]
-    for place, generation in enumerate(OTHERS):
+    for place, generation in enumerate(models):
         for caption, images in zip(texts, _pictures(generation, texts, SEED + place), strict=True):
             drawn.setdefault(caption, []).extend(images)
     scorer, rows = ShapesScorer(), []

@@ -62,6 +62,10 @@ KNOBS = {
         ("objective.rollout.pool=4", "objective.rollout.pool=8"),
     ],
     "dance_grpo": [RATES, (_CLIP.format("2e-3"), _CLIP.format("2e-2")), (ONE_STEP, "objective.rollout.window=null")],
-    "awm": [RATES, (_CLIP.format("2e-3"), _CLIP.format("2e-2")), ("objective.kl=0", "objective.kl=1e-3")],
+    "awm": [
+        RATES,
+        (_CLIP.format("2e-3"), _CLIP.format("2e-2")),
+        ("objective.rollout.guidance=1.0", "objective.rollout.guidance=3.0"),
+    ],
 }
 RECIPES = [recipe(method) for method in STARTS]

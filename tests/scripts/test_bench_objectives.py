@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from objective_bench import data, job, store
+from objective_bench import data, job, store, tune
 from objective_bench.methods import METHODS, named
+from objective_bench.recipes import KNOBS, RECIPES
 from PIL import Image
 
 from diffpo.shapes import score
@@ -76,6 +77,16 @@ def test_chosen_setting_is_the_best_of_its_method_and_data():
     assert store.chosen("spo", "others", "tiny-sdxl", lines) is None
 
 
+@pytest.mark.parametrize("preset", KNOBS)
+def test_grid_has_eight_different_trials(preset):
+    recipe = next(one for one in RECIPES if one.preset == preset)
+    tasks = tune.grid(recipe, SETTING)
+    keys = {store.key(tried, seed, setting) for tried, seed, setting, _ in tasks}  # reads each config
+    assert len(tasks) == len({tried.name for tried, *_ in tasks}) == len(keys) == 8
+    assert {seed for _, seed, _, _ in tasks} == {store.TUNING}
+    assert all(tried.overrides[: recipe.common] == recipe.overrides[: recipe.common] for tried, *_ in tasks)
+
+
 def picture(content):
     return Image.open(io.BytesIO(content)).convert("RGB")
 
@@ -90,10 +101,10 @@ def test_real_pairs_are_rendered_scenes_and_the_worse_picture_of_a_pair():
         assert score(picture(row["jpg_0"]), row["caption"])["following"] > 0.99
 
 
-def test_other_models_draw_eight_pictures_of_a_caption():
-    rows = data.others(captions=2)
-    assert len(rows) == 8 and len({row[f"jpg_{i}"] for row in rows for i in range(2)}) == 16
-    for own in (rows[:4], rows[4:]):
+def test_other_models_draw_two_pictures_of_a_caption_each():
+    rows = data.others(captions=2, models=data.OTHERS[2:])  # the distilled one and the transformer
+    assert len(rows) == 4 and len({row[f"jpg_{i}"] for row in rows for i in range(2)}) == 8
+    for own in (rows[:2], rows[2:]):
         better, worse = [row["score_0"] for row in own], [row["score_1"] for row in own]
         assert better == sorted(better, reverse=True) and worse == sorted(worse) and better[-1] >= worse[-1]
         assert all(row["label_0"] == (0.5 if row["score_0"] - row["score_1"] < data.TIE else 1) for row in own)
