@@ -81,8 +81,8 @@ def scorers(folder: Path, cache: Path) -> None:
 
 
 def others(captions: int = CAPTIONS, models: Sequence[Generation] = OTHERS) -> list[dict[str, Any]]:
-    """Pairs of pictures by ``models``, in the columns of assets/shapes-preferences: best with worst of a caption, second
-    with last but one, and so on."""
+    """Pairs of pictures by ``models``, in the columns of assets/shapes-preferences: best with worst of a caption,
+    second with last but one, and so on."""
     from diffpo.scorers.shapes import ShapesScorer
 
     drawn: dict[str, list[Image.Image]] = {}
