@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ REGIMES = {
 def write() -> None:
     """The page, as far as there are results."""
     results, before = read("own"), earlier()
-    done = [method for method in METHODS if method.name in results]
+    done = [method for method in METHODS if method.name in results or method.name in before.rows]
     text = [HEAD, main_table(results, before), losers(results, before)]
     text += [recipes(), others(), claims.section(results, before)]
     text += [notes([m for m in done if m.note]), tuning()]
@@ -84,12 +85,12 @@ def losers(results: Results, before: Earlier) -> str:
 
 def recipes() -> str:
     found = read("own")
-    rows = [
-        [*row(r.preset, found[r.name]), ", ".join(f"`{one}`" for one in r.overrides[r.common :])]
-        for r in RECIPES
-        if r.name in found
-    ]
+    rows = [[*row(r.preset, found[r.name]), listed(r.overrides[r.common :])] for r in RECIPES if r.name in found]
     return RECIPES_HEAD + Table([*COLUMNS, "settings"], rows).markdown() if rows else ""
+
+
+def listed(settings: Sequence[str]) -> str:
+    return ", ".join(f"`{text.removeprefix('objective.')}`" for text in settings)
 
 
 def others() -> str:
@@ -109,7 +110,7 @@ def tuning() -> str:
     rows = []
     for line in sorted(store.tried(), key=lambda one: (one["regime"], one["model"], one["method"], -one["win"][0])):
         low, high = line["win"][1:]
-        settings = ", ".join(f"`{text}`" for text in line["settings"]) or "as in the comparison"
+        settings = listed(line["settings"]) or "as in the comparison"
         rows.append([line["method"], line["regime"], settings, line["seed"], line["n"], line["steps"]])
         win = f"{line['win'][0]:.1%} [{low:.1%}, {high:.1%}]"
         rows[-1] += [f"{line['calls']:,.0f}", win, f"{line['following'][0]:.1%}"]
