@@ -141,9 +141,9 @@ chosen after a look at all three seeds.
 RECIPES_HEAD = """## Tuned
 
 Above, all methods share one learning rate and beta. Here each was tuned on seed 100 with 12,800 calls, and then run
-once on seeds 0, 1 and 2 with twice as many calls and 512 held-out prompts. `spo_gentle` was thought of after that, and was
-run on seeds 3, 4 and 5. The trials are listed
-[below](#settings-that-were-tried). They are few and of one seed each, so a setting that looks best may have had luck.
+once on seeds 0, 1 and 2 with twice as many calls and 512 held-out prompts. `spo_gentle` was thought of after that, and
+was run on seeds 3, 4 and 5. The trials are listed [below](#settings-that-were-tried). They are few and of one seed
+each, so a setting that looks best may have had luck.
 
 """
 NEEDS = """## What each named method needs
@@ -158,7 +158,8 @@ NEEDS = """## What each named method needs
   trials on seed 100 gave 41.8% to 46.9%. With noise in one step (`rollout.window`) it was 62.9%, with a falling
   learning rate 71.5%. That was luck in part: the same recipe gave 59.4% [55.1%, 63.5%], 46.1% [41.8%, 50.4%] and 50.0%
   [45.7%, 54.3%] on seeds 0, 1 and 2. With twice the calls: {d3po}. An update of 16 pairs costs 192 calls, sampling
-  included. Beta and guidance made no difference that could be seen. Use it where the judge, or a person, can only read finished pictures.
+  included. Beta and guidance made no difference that could be seen. Use it where the judge, or a person, can only read
+  finished pictures.
 - **InPO** needs exact inversions and about as many updates as Diffusion-DPO. In the comparison's settings, with 10
   inversion steps, 100 updates (30,369 calls) reach 61.7% [51.3%, 75.2%] on seeds 0, 1 and 2, so each is better than the
   base. With a falling learning rate of 5e-4, 5 inversion steps give 52.0% on seed 100, and 3 give 49.6%. At 1e-3, 5
