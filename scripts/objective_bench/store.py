@@ -1,6 +1,6 @@
 """What the bench keeps: a small committed file for each job, and one line for every setting that was tried.
 
-A result belongs to its *content*: all settings of the method (those of its preset too), the seed, the regime's data,
+A result belongs to its *content*: the settings of the method (those of its preset too), the seed, the regime's data,
 the model's weights and what all jobs share. If any of them changes, the job is run again.
 """
 
@@ -69,13 +69,13 @@ def _sha256(path: Path) -> str:
 
 
 def key(method: Method, seed: int, setting: Setting) -> str:
-    """The content of a job."""
+    """The content of a job: settings that are not the defaults (so that new options leave it alone), data, model."""
     from .job import configure, generation
 
-    config = configure(method, seed, setting, Path("output"), 1, 1).model_dump(mode="json")
+    config = configure(method, seed, setting, Path("output"), 1, 1).model_dump(mode="json", exclude_defaults=True)
     for place in PLACES:
         section, _, name = place.rpartition(".")
-        (config[section] if section else config).pop(name)
+        (config[section] if section else config).pop(name, None)
     named = json.dumps(config, sort_keys=True).replace(str(setting.folder), "$OUT")
     given = [text for text in method.overrides if text.startswith("data.")]
     shared = [of_folder(data.ASSETS / setting.model), of_regime(setting.regime), _drawing(generation(setting.model))]
