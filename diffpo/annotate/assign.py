@@ -1,0 +1,179 @@
+"""Who is shown what next, and on which side. Everything follows from the seed and the votes, so a restart changes
+nothing."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from hashlib import blake2b
+from typing import Literal
+
+from .store import Vote
+from .tasks import Task
+
+GAP = 10  # tasks between a pair and its repetition, as long as there are others
+HOLD = 600.0  # s that a task which was sent to somebody counts as voted on
+PRIOR = 2.0  # votes that a prior of `tasks.Task` counts as
+Policy = Literal["balanced", "active"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How tasks are assigned.
+
+    Attributes:
+        per_task: annotators who vote on each task.
+        repeat: share of an annotator's tasks that are asked again.
+        assign: balanced, the least voted task first; active, the most uncertain one first.
+    """
+
+    per_task: int = 1
+    repeat: float = 0.05
+    assign: Policy = "balanced"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A task as it is shown: its pictures in ``order``. ``repeat``: 1 if it is asked for the second time."""
+
+    task: Task
+    repeat: int
+    order: tuple[int, ...]
+
+
+def uniform(*parts: object) -> float:
+    """A number in [0, 1) that depends on ``parts`` alone."""
+    value = blake2b("\0".join(map(str, parts)).encode(errors="replace"), digest_size=8).digest()
+    return int.from_bytes(value, "big") / 2**64
+
+
+def order(seed: int, annotator: str, task: Task, repeat: int) -> tuple[int, ...]:
+    """The sides: a random permutation for each annotator, task and repetition."""
+    numbers = range(len(task.pictures))
+    return tuple(sorted(numbers, key=lambda k: uniform(seed, "side", annotator, task.id, repeat, k)))
+
+
+def is_repeated(plan: Plan, annotator: str, task: str) -> bool:
+    return uniform(plan.seed, "repeat", annotator, task) < plan.repeat
+
+
+def uncertainty(task: Task, votes: Sequence[Vote]) -> float:
+    """The variance of the posterior of who wins.
+
+    Of a pair it is that of Beta(2p + w, 2(1 - p) + l), for w wins, l losses, ties half each, and the prior p. Of a set
+    it is the summed variance of a Dirichlet distribution over which picture is the best, uniform at first.
+    """
+    k = len(task.pictures)
+    shares = [PRIOR * task.prior, PRIOR * (1 - task.prior)] if k == 2 else [PRIOR / k] * k
+    for vote in votes:
+        if vote.ranks is not None and not vote.repeat:
+            best = [place for place, rank in enumerate(vote.ranks) if rank == 1]
+            for place in best:
+                shares[place] += 1 / len(best)
+    total = sum(shares)
+    return sum(a / total * (1 - a / total) for a in shares) / (total + 1) / (2 if k == 2 else 1)
+
+
+@dataclass
+class Desk:
+    """Which votes there are, and who holds which task now. Not safe for threads: one at a time.
+
+    `next` never gives an annotator a task twice, except the repetitions, and no task to more than ``plan.per_task``
+    annotators, unless they hold it for longer than `HOLD`.
+    """
+
+    tasks: Sequence[Task]
+    plan: Plan
+    votes: dict[tuple[str, str, int], Vote] = field(default_factory=dict)  # by annotator, task, repeat
+    held: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))  # by task and annotator
+    by_task: dict[str, dict[str, Vote]] = field(default_factory=lambda: defaultdict(dict))  # first votes, by annotator
+    turns: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # tasks of an annotator, in order
+
+    def __post_init__(self) -> None:
+        self.known = {task.id: task for task in self.tasks}
+        self._shuffled = cache(self._shuffle)
+
+    def put(self, vote: Vote) -> None:
+        """Count a vote, in place of an earlier one on the same."""
+        self.votes[vote.annotator, vote.task, vote.repeat] = vote
+        self.held[vote.task].pop(vote.annotator, None)
+        if vote.repeat:
+            return
+        if vote.annotator not in self.by_task[vote.task]:
+            self.turns[vote.annotator].append(vote.task)
+        self.by_task[vote.task][vote.annotator] = vote
+
+    def take_back(self, annotator: str, task: str, repeat: int) -> None:
+        """Forget a vote that was undone."""
+        if self.votes.pop((annotator, task, repeat), None) and not repeat:
+            self.by_task[task].pop(annotator, None)
+            self.turns[annotator].remove(task)
+
+    def next(self, annotator: str, n: int, have: Sequence[str] = (), now: float | None = None) -> list[Assignment]:
+        """Up to ``n`` tasks for an annotator, who has those of ``have`` ("ID" or "ID:1" for a repetition) already."""
+        now = time.monotonic() if now is None else now
+        chosen = [(each, 1) for each in self._due(annotator, have)][:n]
+        fresh = self._fresh(annotator, n - len(chosen), have, now)
+        chosen += [(each, 0) for each in fresh]
+        if len(chosen) < n and not any(":" not in each for each in have):  # nothing new is left
+            due = [each for each in self._due(annotator, have, 1) if (each, 1) not in chosen]
+            chosen += [(each, 1) for each in due[: n - len(chosen)]]
+        for each in fresh:
+            self.held[each][annotator] = now
+        return [
+            Assignment(self.known[each], repeat, order(self.plan.seed, annotator, self.known[each], repeat))
+            for each, repeat in chosen
+        ]
+
+    def _due(self, annotator: str, have: Sequence[str], gap: int = GAP) -> list[str]:
+        """Tasks to be asked again now: voted on at least ``gap`` tasks ago."""
+        turns = self.turns[annotator]
+        return [
+            task
+            for task in turns[: max(0, len(turns) - gap)]
+            if f"{task}:1" not in have
+            and (annotator, task, 1) not in self.votes
+            and self.by_task[task][annotator].ranks is not None
+            and is_repeated(self.plan, annotator, task)
+        ]
+
+    def _fresh(self, annotator: str, n: int, have: Sequence[str], now: float) -> list[str]:
+        """Tasks that the annotator has not seen, by the policy."""
+        if n <= 0:
+            return []
+        own, without, open_tasks = self.turns[annotator], {*have}, []
+        seen = {*own}
+        for rank, task in enumerate(self._shuffled(annotator)):
+            if task in seen or task in without:
+                continue
+            votes = self.by_task[task]
+            holders = self.held[task]
+            waiting = sum(1 for who, since in holders.items() if who != annotator and now - since < HOLD)
+            count = sum(1 for vote in votes.values() if vote.ranks is not None) + waiting
+            if count < self.plan.per_task:
+                key = -uncertainty(self.known[task], [*votes.values()]) if self.plan.assign == "active" else 0.0
+                open_tasks.append(
+                    (key, count, rank, task) if self.plan.assign == "active" else (count, key, rank, task)
+                )
+        return [each[-1] for each in sorted(open_tasks)[:n]]
+
+    def _shuffle(self, annotator: str) -> list[str]:
+        return sorted(self.known, key=lambda task: uniform(self.plan.seed, "turn", annotator, task))
+
+    # ---- how far
+
+    def counts(self) -> Counter[str]:
+        """Votes that count of each task: of the first asking, and no skips."""
+        return Counter(
+            {task: sum(vote.ranks is not None for vote in votes.values()) for task, votes in self.by_task.items()}
+        )
+
+    def progress(self, annotator: str) -> dict[str, int]:
+        """For the page: votes of this annotator and of all, and how many are wanted."""
+        done = sum(min(self.plan.per_task, count) for count in self.counts().values())
+        mine = sum(1 for who, _, _ in self.votes if who == annotator)
+        return {"mine": mine, "done": done, "wanted": self.plan.per_task * len(self.tasks)}

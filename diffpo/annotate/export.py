@@ -1,0 +1,183 @@
+"""Votes as rows that `diffpo train` reads: prompt, pictures, label_0 or ranks, masks, and who voted when.
+
+| column | what it holds |
+| --- | --- |
+| prompt, image_0, image_1, label_0 | a pair; label_0 is 1, 0, or 0.5 for a tie; a share with ``rows="share"`` |
+| prompt, images, ranks | a ranked set (``ask="ranking"``); 1 is best |
+| name_0, name_1 (names) | what made the pictures, where that is known |
+| mask; mask_0, mask_1 | PNG, white where somebody marked; of both pictures together, and of each |
+| votes, user_id | how many votes; the annotator, where the row is of one |
+| time, seconds | of the last vote; how long the votes took on average |
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image, ImageChops
+
+from ..common.errors import DiffpoError
+from ..common.files import whole_file, writing
+from ..common.images import BadRow, decode
+from ..common.text import plain
+from .store import Store, Vote
+from .tally import Tally, summed, tallies
+from .tasks import Tasks
+
+Rows = Literal["majority", "share", "each"]
+AT_ONCE = 64  # rows with their pictures in memory
+
+
+@dataclass(frozen=True)
+class Export:
+    """``rows``: majority, one row a task with what most votes say; share, one row a task with the share of votes;
+    each, one row a vote. ``both_bad``: leave these out, or count them as ties."""
+
+    rows: Rows = "majority"
+    both_bad: Literal["drop", "tie"] = "drop"
+
+
+def run(folder: Path, out: Path, export: Export = Export()) -> Counter[str]:
+    """Write the votes of a folder to a parquet file, and return counts: rows, votes, ties, both_bad, skipped, unclear.
+
+    DiffpoError if there are no votes, or if a picture has changed or cannot be read.
+    """
+    if out.suffix != ".parquet":
+        raise DiffpoError(f"--out {plain(out, 200)}: name a file that ends in .parquet")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tasks, store = Tasks.load(folder), Store(folder, readonly=True)
+    votes = store.votes()
+    counts: Counter[str] = Counter(votes=sum(not vote.repeat for vote in votes))
+    counts["skipped"] = sum(vote.ranks is None for vote in votes)
+    lists = tasks.show == "sets" and tasks.ask == "ranking"
+    schema = _schema(pa, lists)
+    with writing(out), whole_file(out) as file, pq.ParquetWriter(file, schema) as writer:
+        batch: list[dict[str, Any]] = []
+        for row in _rows(tasks, store, votes, export, counts):
+            batch.append(row)
+            counts["rows"] += 1
+            if len(batch) == AT_ONCE:
+                writer.write_table(pa.Table.from_pylist(batch, schema))
+                batch = []
+        if batch:
+            writer.write_table(pa.Table.from_pylist(batch, schema))
+        if not counts["rows"]:
+            raise DiffpoError(f"{folder}: no row to write: {counts['votes']} votes, {counts['skipped']} of them skipped, "
+                              f"{counts['both_bad']} where all is bad")  # fmt: skip
+    return counts
+
+
+def _schema(pa: Any, lists: bool) -> Any:
+    blob, text = pa.binary(), pa.string()
+    pictures: dict[str, Any] = {"image_0": blob, "image_1": blob, "label_0": pa.float64()}
+    pictures |= {"name_0": text, "name_1": text, "mask": blob, "mask_0": blob, "mask_1": blob}
+    if lists:
+        pictures = {"images": pa.list_(blob), "ranks": pa.list_(pa.float64()), "names": pa.list_(text)}
+        pictures |= {"mask": blob, "masks": pa.list_(blob)}
+    about = {"votes": pa.int32(), "user_id": text, "time": pa.timestamp("ms", "UTC"), "seconds": pa.float64()}
+    return pa.schema(list(({"prompt": text} | pictures | about | {"task": text}).items()))
+
+
+def _rows(tasks: Tasks, store: Store, votes: list[Vote], export: Export, counts: Counter[str]) -> Iterator[dict]:
+    for tally in tallies(tasks, votes):
+        good = [vote for vote in tally.votes if not vote.bad or export.both_bad == "tie"]
+        counts["both_bad"] += tally.bad
+        groups = [[vote] for vote in good] if export.rows == "each" else [good] * bool(good)
+        for group in groups:
+            yield from _of(tasks, store, Tally(tally.task, tuple(group)), export, counts)
+
+
+def _of(tasks: Tasks, store: Store, tally: Tally, export: Export, counts: Counter[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a task: one, or for a set with a best picture one for each of the others."""
+    task, best_only = tally.task, tasks.show == "sets" and tasks.ask == "best"
+    try:
+        encoded = [tasks.content(picture) for picture in task.pictures]
+        marks = _union([store.marks(vote.uid) for vote in tally.votes])
+        sizes = {k: decode(encoded[k]).size for k in {0, *marks}} if marks else {}
+    except BadRow as problem:
+        raise DiffpoError(f"the pictures of {plain(task.prompt, 100)!r} cannot be exported: {problem}") from None
+    users = {vote.annotator for vote in tally.votes}
+    about = {
+        "prompt": task.prompt,
+        "votes": len(tally.votes),
+        "user_id": next(iter(users)) if len(users) == 1 else None,
+        "time": round(max(vote.time for vote in tally.votes) * 1000),
+        "seconds": float(np.mean([vote.ms for vote in tally.votes]) / 1000),
+        "task": task.id,
+    }
+    names = [picture.name or None for picture in task.pictures]
+    if tasks.show == "sets" and tasks.ask == "ranking":
+        mean = np.mean([vote.ranks for vote in tally.votes if vote.ranks], 0)
+        _, ranks = np.unique(mean.round(9), return_inverse=True)
+        masks = [_png(marks.get(k)) for k in range(len(encoded))]
+        pictures = {"images": encoded, "ranks": (ranks + 1.0).tolist(), "names": names, "masks": masks}
+        yield about | pictures | {"mask": _png(_joined(marks, sizes, range(len(encoded)), 0))}
+        return
+    won = summed(tally, best_only)
+    for first, second in _pairs(tally, won, best_only, counts):
+        label = won[first, second] / (won[first, second] + won[second, first])
+        if export.rows == "majority":
+            label = 0.5 + 0.5 * np.sign(round(label - 0.5, 9))
+        counts["ties"] += label == 0.5
+        pair = {"image_0": encoded[first], "image_1": encoded[second], "label_0": float(label)}
+        pair |= {"name_0": names[first], "name_1": names[second]}
+        pair |= {"mask_0": _png(marks.get(first)), "mask_1": _png(marks.get(second))}
+        sizes.setdefault(first, decode(encoded[first]).size) if marks else None
+        yield about | pair | {"mask": _png(_joined(marks, sizes, (first, second), first))}
+
+
+def _pairs(tally: Tally, won: np.ndarray, best_only: bool, counts: Counter[str]) -> list[tuple[int, int]]:
+    """Which pictures make a row: the two of a pair, or the best of a set with each other one."""
+    if not best_only:
+        return list(combinations(range(len(won)), 2))
+    named = np.sum([np.array(vote.ranks) == 1 for vote in tally.votes if vote.ranks], 0)
+    best = np.flatnonzero(named == named.max())
+    if len(best) != 1:
+        counts["unclear"] += 1
+        return []
+    return [
+        (int(best[0]), other)
+        for other in range(len(won))
+        if other != best[0] and won[best[0], other] + won[other, best[0]]
+    ]
+
+
+def _union(marks: list[dict[int, bytes]]) -> dict[int, Image.Image]:
+    found: dict[int, Image.Image] = {}
+    for each in marks:
+        for k, png in each.items():
+            mask = Image.open(BytesIO(png)).convert("L")
+            if mask.getbbox():
+                found[k] = ImageChops.lighter(found[k], mask) if k in found else mask
+    return found
+
+
+def _joined(
+    marks: dict[int, Image.Image], sizes: dict[int, tuple[int, int]], which: Any, first: int
+) -> Image.Image | None:
+    """The marks of several pictures as one mask of the size of the ``first``, which `data.columns.mask` wants."""
+    found = None
+    for k in which:
+        if k in marks:
+            mask = (
+                marks[k] if marks[k].size == sizes[first] else marks[k].resize(sizes[first], Image.Resampling.NEAREST)
+            )
+            found = mask if found is None else ImageChops.lighter(found, mask)
+    return found
+
+
+def _png(mask: Image.Image | None) -> bytes | None:
+    if mask is None:
+        return None
+    buffer = BytesIO()
+    mask.convert("1").save(buffer, "PNG")
+    return buffer.getvalue()
