@@ -26,11 +26,8 @@ from .session import Refused, Session
 from .store import CannotStore, Conflict
 
 PAGE = Path(__file__).parent / "page"
-FILES = {
-    "/": ("page.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-}
+KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
+FILES = {"/": "page.html"} | {f"/{path.name}": path.name for path in PAGE.glob("*.*") if path.suffix in (".css", ".js")}
 MISSING = "`diffpo annotate` needs starlette and uvicorn: pip install 'diffpo[annotate]'"
 LEAST = 16  # characters of a token
 
@@ -49,8 +46,8 @@ def application(session: Session, rules: Rules) -> Any:
     from starlette.routing import Route
 
     async def page(request: Any) -> Any:
-        name, kind = FILES[request.url.path]
-        return Response((PAGE / name).read_bytes(), media_type=kind, headers={"cache-control": "no-cache"})
+        path = PAGE / FILES[request.url.path]
+        return Response(path.read_bytes(), media_type=KINDS[path.suffix], headers={"cache-control": "no-cache"})
 
     async def picture(request: Any) -> Any:
         kind, data = await asyncio.to_thread(session.picture, request.path_params["key"])
@@ -58,9 +55,8 @@ def application(session: Session, rules: Rules) -> Any:
         return Response(data, media_type=kind, headers={"cache-control": "private, max-age=86400, immutable"})
 
     async def about(request: Any) -> Any:
-        return JSONResponse(
-            {"show": session.tasks.show, "ask": session.tasks.ask}, headers={"cache-control": "no-store"}
-        )
+        found = {"show": session.tasks.show, "ask": session.tasks.ask}
+        return JSONResponse(found, headers={"cache-control": "no-store"})
 
     async def following(request: Any) -> Any:
         sent = await _json(request)
@@ -117,9 +113,7 @@ def token_for(host: str, token: str | None) -> str | None:
     if token is not None and len(token) < LEAST:
         raise DiffpoError(f"--token has {len(token)} characters, which can be guessed: give at least {LEAST}")
     if token is not None and (not token.isascii() or not token.replace("-", "").replace("_", "").isalnum()):
-        raise DiffpoError(
-            f"--token {plain(token, 60)!r}: use letters, digits, '-' and '_', because it is part of an address"
-        )
+        raise DiffpoError(f"--token {plain(token, 60)!r} is part of an address: use letters, digits, '-' and '_'")
     return token or (None if is_loopback(host) else secrets.token_urlsafe(32))
 
 
@@ -133,9 +127,8 @@ def serve(session: Session, host: str = "127.0.0.1", port: int = 8765, token: st
         address, number = listening.getsockname()[:2]
         shown = socket.gethostname() if address in ("0.0.0.0", "::") else address  # noqa: S104 (not bound here)
         name = f"[{shown}]" if ":" in shown else shown
-        print(
-            f"open http://{name}:{number}/{f'?token={token}' if token else ''} in a browser; Ctrl-C stops", flush=True
-        )
+        given = f"?token={token}" if token else ""
+        print(f"open http://{name}:{number}/{given} in a browser; Ctrl-C stops", flush=True)
         if not is_loopback(host):
             print("the connection is not encrypted: use it in a network that you trust, or through an SSH tunnel")
         options: dict[str, Any] = {"log_level": "warning", "access_log": False, "lifespan": "off", "ws": "none"}

@@ -145,21 +145,19 @@ class Desk:
         """Tasks that the annotator has not seen, by the policy."""
         if n <= 0:
             return []
-        own, without, open_tasks = self.turns[annotator], {*have}, []
-        seen = {*own}
+        seen, without = {*self.turns[annotator]}, {*have}
+        found: list[tuple[float, float, int, str]] = []
         for rank, task in enumerate(self._shuffled(annotator)):
             if task in seen or task in without:
                 continue
             votes = self.by_task[task]
-            holders = self.held[task]
-            waiting = sum(1 for who, since in holders.items() if who != annotator and now - since < HOLD)
-            count = sum(1 for vote in votes.values() if vote.ranks is not None) + waiting
-            if count < self.plan.per_task:
-                key = -uncertainty(self.known[task], [*votes.values()]) if self.plan.assign == "active" else 0.0
-                open_tasks.append(
-                    (key, count, rank, task) if self.plan.assign == "active" else (count, key, rank, task)
-                )
-        return [each[-1] for each in sorted(open_tasks)[:n]]
+            waiting = sum(who != annotator and now - since < HOLD for who, since in self.held[task].items())
+            count = sum(vote.ranks is not None for vote in votes.values()) + waiting
+            if count >= self.plan.per_task:
+                continue
+            doubt = -uncertainty(self.known[task], [*votes.values()]) if self.plan.assign == "active" else 0.0
+            found.append((doubt, count, rank, task))
+        return [task for *_, task in sorted(found)[:n]]
 
     def _shuffle(self, annotator: str) -> list[str]:
         return sorted(self.known, key=lambda task: uniform(self.plan.seed, "turn", annotator, task))

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import combinations
@@ -71,8 +71,8 @@ def run(folder: Path, out: Path, export: Export = Export()) -> Counter[str]:
         if batch:
             writer.write_table(pa.Table.from_pylist(batch, schema))
         if not counts["rows"]:
-            raise DiffpoError(f"{folder}: no row to write: {counts['votes']} votes, {counts['skipped']} of them skipped, "
-                              f"{counts['both_bad']} where all is bad")  # fmt: skip
+            why = f"{counts['votes']} votes, {counts['skipped']} skipped, {counts['both_bad']} that all is bad"
+            raise DiffpoError(f"{folder} has no vote that makes a row: {why}")
     return counts
 
 
@@ -102,7 +102,7 @@ def _of(tasks: Tasks, store: Store, tally: Tally, export: Export, counts: Counte
     try:
         encoded = [tasks.content(picture) for picture in task.pictures]
         marks = _union([store.marks(vote.uid) for vote in tally.votes])
-        sizes = {k: decode(encoded[k]).size for k in {0, *marks}} if marks else {}
+        sizes = [decode(each).size for each in encoded]
     except BadRow as problem:
         raise DiffpoError(f"the pictures of {plain(task.prompt, 100)!r} cannot be exported: {problem}") from None
     users = {vote.annotator for vote in tally.votes}
@@ -120,7 +120,7 @@ def _of(tasks: Tasks, store: Store, tally: Tally, export: Export, counts: Counte
         _, ranks = np.unique(mean.round(9), return_inverse=True)
         masks = [_png(marks.get(k)) for k in range(len(encoded))]
         pictures = {"images": encoded, "ranks": (ranks + 1.0).tolist(), "names": names, "masks": masks}
-        yield about | pictures | {"mask": _png(_joined(marks, sizes, range(len(encoded)), 0))}
+        yield about | pictures | {"mask": _png(_joined(marks, range(len(encoded)), sizes[0]))}
         return
     won = summed(tally, best_only)
     for first, second in _pairs(tally, won, best_only, counts):
@@ -131,8 +131,7 @@ def _of(tasks: Tasks, store: Store, tally: Tally, export: Export, counts: Counte
         pair = {"image_0": encoded[first], "image_1": encoded[second], "label_0": float(label)}
         pair |= {"name_0": names[first], "name_1": names[second]}
         pair |= {"mask_0": _png(marks.get(first)), "mask_1": _png(marks.get(second))}
-        sizes.setdefault(first, decode(encoded[first]).size) if marks else None
-        yield about | pair | {"mask": _png(_joined(marks, sizes, (first, second), first))}
+        yield about | pair | {"mask": _png(_joined(marks, (first, second), sizes[first]))}
 
 
 def _pairs(tally: Tally, won: np.ndarray, best_only: bool, counts: Counter[str]) -> list[tuple[int, int]]:
@@ -144,11 +143,8 @@ def _pairs(tally: Tally, won: np.ndarray, best_only: bool, counts: Counter[str])
     if len(best) != 1:
         counts["unclear"] += 1
         return []
-    return [
-        (int(best[0]), other)
-        for other in range(len(won))
-        if other != best[0] and won[best[0], other] + won[other, best[0]]
-    ]
+    first = int(best[0])
+    return [(first, other) for other in range(len(won)) if won[first, other] + won[other, first] > 0]
 
 
 def _union(marks: list[dict[int, bytes]]) -> dict[int, Image.Image]:
@@ -161,16 +157,12 @@ def _union(marks: list[dict[int, bytes]]) -> dict[int, Image.Image]:
     return found
 
 
-def _joined(
-    marks: dict[int, Image.Image], sizes: dict[int, tuple[int, int]], which: Any, first: int
-) -> Image.Image | None:
-    """The marks of several pictures as one mask of the size of the ``first``, which `data.columns.mask` wants."""
+def _joined(marks: dict[int, Image.Image], which: Iterable[int], size: tuple[int, int]) -> Image.Image | None:
+    """The marks of several pictures as one mask of the ``size`` of the first, as `data.columns.mask` wants it."""
     found = None
     for k in which:
         if k in marks:
-            mask = (
-                marks[k] if marks[k].size == sizes[first] else marks[k].resize(sizes[first], Image.Resampling.NEAREST)
-            )
+            mask = marks[k] if marks[k].size == size else marks[k].resize(size, Image.Resampling.NEAREST)
             found = mask if found is None else ImageChops.lighter(found, mask)
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,7 @@ def _known(row: dict[str, Any], found: dict[str, str | None], pictures: int) -> 
 
 def _expecting(groups: list[Group], raw: list[tuple[float, ...] | None]) -> list[Group]:
     """The groups with the odds of each picture: exp of its score in units of the median difference."""
-    spread = [abs(a - b) for each in raw if each for a, b in zip(each, each[1:], strict=False)]
+    spread = [abs(a - b) for each in raw if each for a, b in pairwise(each)]
     scale = float(np.median(spread)) if spread else 0.0
     shares = all(0 <= value <= 1 for each in raw if each for value in each) and all(
         abs(sum(each) - 1) < 1e-9 for each in raw if each

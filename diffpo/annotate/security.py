@@ -80,9 +80,9 @@ class Guard:
                 await send({"type": "websocket.close", "code": 1008})
             return
         headers = _headers(scope["headers"])
-        if headers is None or (refusal := self._refused(scope, headers)):
-            status, sentence = refusal if headers else (400, "a header is there twice")
-            await answer(send, status, sentence)
+        refusal = (400, "a header is there twice") if headers is None else self._refused(scope, headers)
+        if headers is None or refusal is not None:
+            await answer(send, *(refusal or (400, "")))
             return
         token = self._new_token(scope)
         if token is not None:  # the address bar and the history keep no token

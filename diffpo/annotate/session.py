@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from base64 import b64decode
 from collections import OrderedDict
 from dataclasses import asdict
@@ -118,10 +119,11 @@ class Session:
         vote = self.places.get(of)
         if vote is not None and vote.annotator != annotator:
             raise Refused(403, "only one's own votes can be undone")
-        return Event(sent["uid"], annotator, "undo", vote.task if vote else "", {"of": of})
+        return Event(sent["uid"], annotator, "undo", vote.task if vote else "", {"of": of}, time=time.time())
 
     def _vote(self, sent: dict, annotator: str) -> Event:
-        task = self.tasks.by_id.get(sent.get("task")) if isinstance(sent.get("task"), str) else None
+        named = sent.get("task")
+        task = self.tasks.by_id.get(named) if isinstance(named, str) else None
         if task is None:
             raise Refused(404, "there is no such task: the server was started with another source")
         repeat, ms, bad = sent.get("repeat"), sent.get("ms"), sent.get("bad", False)
@@ -130,7 +132,8 @@ class Session:
         sides = assign.order(self.plan.seed, annotator, task, int(repeat))
         ranks = _ranks(sent.get("ranks"), sides)
         body = {"ranks": ranks, "bad": bad, "repeat": int(repeat), "order": list(sides), "ms": ms}
-        return Event(sent["uid"], annotator, "vote", task.id, body, self._marks(sent.get("marks"), task, sides))
+        marks = self._marks(sent.get("marks"), task, sides)
+        return Event(sent["uid"], annotator, "vote", task.id, body, marks, time.time())
 
     def _marks(self, sent: Any, task: Task, sides: tuple[int, ...]) -> dict[int, bytes]:
         """Masks as PNG with one bit, by the picture's number in the task."""
@@ -146,9 +149,8 @@ class Session:
             with Image.open(BytesIO(data), formats=("PNG",)) as image:
                 size, wanted = image.size, decode(self.tasks.content(picture)).size
                 if size != wanted or size[0] * size[1] > min(PIXELS, MARKS):
-                    raise Refused(
-                        400, f"a mark has {size[0]}x{size[1]} pixels, and its picture {wanted[0]}x{wanted[1]}"
-                    )
+                    sizes = f"{size[0]}x{size[1]} pixels, and its picture {wanted[0]}x{wanted[1]}"
+                    raise Refused(400, f"a mark has {sizes}")
                 white = image.convert("L").point(lambda value: 255 if value > 127 else 0).convert("1")
         except Refused:
             raise

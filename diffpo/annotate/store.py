@@ -49,7 +49,7 @@ class Event:
         body: of a vote {"ranks": of each picture in the task's own order, 1 is best, or None for a skip; "bad": all are
             bad; "repeat": 1 if it is asked for the second time; "order": the task's numbers as shown; "ms": how long}.
         marks: PNG by the picture's number in the task.
-        time: seconds since 1970, of the server.
+        time: seconds since 1970, of the server; 0: when it is stored.
     """
 
     uid: str

@@ -46,6 +46,5 @@ def wins(ranks: tuple[int, ...], best_only: bool) -> np.ndarray:
 
 def summed(tally: Tally, best_only: bool) -> np.ndarray:
     """(k, k): the `wins` of all votes. Votes that all are bad count as ties."""
-    return sum(
-        (wins(vote.ranks, best_only) for vote in tally.votes if vote.ranks), np.zeros((len(tally.task.pictures),) * 2)
-    )
+    k = len(tally.task.pictures)
+    return sum((wins(vote.ranks, best_only) for vote in tally.votes if vote.ranks), np.zeros((k, k)))

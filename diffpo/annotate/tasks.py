@@ -107,8 +107,8 @@ class Tasks:
     # ---- the file
 
     def save(self, folder: Path) -> None:
-        head = {"source": self.source, "split": self.split, "show": self.show, "ask": self.ask}
-        lines = [head]
+        head: dict[str, Any] = {"source": self.source, "split": self.split, "show": self.show, "ask": self.ask}
+        lines: list[dict[str, Any]] = [head]
         for task in self.all:
             pictures = [[each.key, each.place, each.name] for each in task.pictures]
             lines.append({"id": task.id, "prompt": task.prompt, "pictures": pictures, "prior": task.prior})
@@ -122,7 +122,7 @@ class Tasks:
         try:
             lines = read_file(path, ENCODED).decode().split("\n")
             found = cls([], **json.loads(lines[0]))
-            for number, line in enumerate(lines[1:], 2):
+            for number, line in enumerate(lines[1:], 2):  # noqa: B007 (named in the error)
                 if line:
                     row = json.loads(line)
                     places = [(key, place if isinstance(place, str) else tuple(place), name)
@@ -134,7 +134,8 @@ class Tasks:
             raise DiffpoError(f"{folder} is not a folder of `diffpo annotate`: it holds no {FILE}") from None
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise DiffpoError(
-                f"cannot read {path}, line {number or 1}: {plain(error, 200)}. The same `diffpo annotate` writes it again"
+                f"cannot read {path}, line {number or 1}: {plain(error, 200)}. The same `diffpo annotate` writes it "
+                "again"
             ) from None
 
 
@@ -160,8 +161,8 @@ def make(groups: Iterable[Group], show: Show) -> tuple[list[Task], list[str]]:
     for group in groups:
         if show == "sets" and len(group.pictures) > MOST:
             raise DiffpoError(
-                f"{len(group.pictures)} pictures of the prompt {plain(group.prompt, 100)!r} are too many to be shown at "
-                f"once (at most {MOST}): use --show pairs"
+                f"{len(group.pictures)} pictures of the prompt {plain(group.prompt, 100)!r} are too many to be shown "
+                f"at once (at most {MOST}): use --show pairs"
             )
         numbers = range(len(group.pictures))
         for chosen in combinations(numbers, 2) if show == "pairs" else [tuple(numbers)]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..annotate import agreement, rows
 from ..annotate.assign import Plan
@@ -14,10 +14,12 @@ from ..annotate.tasks import Group, Picture, Show, Tasks, hashed, make
 from ..common import lock
 from ..common.errors import DiffpoError
 from ..common.text import plain
-from ..evaluation import arms as arms_of
-from ..evaluation import generate, items
+from ..evaluation import items
 from ..evaluation.generation import Generation
 from ..scorers.pictures import holds_rows
+
+if TYPE_CHECKING:
+    from ..evaluation.arms import Source
 
 LIVE = 2  # pictures of a prompt, where one model makes them
 
@@ -110,7 +112,7 @@ def _is_pictures(path: Path) -> bool:
 
 def _of_pictures(out: Path, shown: Shown, making: dict[str, Any]) -> tuple[list[Group], list[str]]:
     """Groups of pictures in files: of arms, or of one folder by prompt."""
-    named: dict[str, arms_of.Source]
+    named: dict[str, Source]
     if shown.source is not None:
         named = _arms_in(Path(shown.source).expanduser())
     else:
@@ -118,7 +120,9 @@ def _of_pictures(out: Path, shown: Shown, making: dict[str, Any]) -> tuple[list[
         making["images_per_prompt"] = making.get("images_per_prompt") or (1 if several else LIVE)
         making["model"] = making.get("model") or ""
         if shown.arms:
-            named = arms_of.read_arms(shown.arms, making)
+            from ..evaluation import arms
+
+            named = arms.read_arms(shown.arms, making)
         else:
             named = {"tuned" if making.get("lora") else "base": Generation(**making)}
     left: list[str] = []
@@ -126,7 +130,7 @@ def _of_pictures(out: Path, shown: Shown, making: dict[str, Any]) -> tuple[list[
     made = {name: each for name, each in named.items() if isinstance(each, Generation)}
     if made and shown.prompts is None:
         raise DiffpoError("annotate needs --prompts to make the pictures")
-    rows_made = generate.run(made, shown.prompts, out, shown.n) if made and shown.prompts is not None else []
+    rows_made = _made(made, shown, out) if made else []
     found = {
         name: items.of_folder(each, texts, left)
         if isinstance(each, Path)
@@ -149,7 +153,15 @@ def _of_pictures(out: Path, shown: Shown, making: dict[str, Any]) -> tuple[list[
     return [Group(prompt, tuple(each)) for prompt, each in by_prompt.items() if len(each) > 1], left
 
 
-def _arms_in(folder: Path) -> dict[str, arms_of.Source]:
+def _made(made: dict[str, Generation], shown: Shown, out: Path) -> list[dict[str, Any]]:
+    """The rows of the pictures that are made for it; those that are there are kept."""
+    from ..evaluation import generate  # imports torch
+
+    assert shown.prompts is not None  # noqa: S101 (asked by the caller)
+    return generate.run(made, shown.prompts, out, shown.n)
+
+
+def _arms_in(folder: Path) -> dict[str, Source]:
     if (folder / "manifest.jsonl").is_file() or (folder / "images").is_dir():
         return {**items.in_folder(folder)}
     return {folder.name: folder}

@@ -82,7 +82,9 @@ def export_votes(
     from .annotate import summary
 
     counts = run(folder, out, Export(rows, both_bad))
-    print(f"{counts['rows']} rows of {counts['votes']} votes in {out}; {counts['ties']} ties, {counts['both_bad']} votes "
-          f"that all is bad, {counts['skipped']} skipped, {counts['unclear']} sets without one best picture")  # fmt: skip
+    said = f"{counts['rows']} rows of {counts['votes']} votes in {out}"
+    kinds = {"ties": "ties", "both_bad": "votes that all is bad", "skipped": "skipped"}
+    kinds["unclear"] = "sets without one best picture"
+    print("; ".join([said, *(f"{counts[key]} {words}" for key, words in kinds.items() if counts[key])]))
     for line in summary(folder):
         print(line)
