@@ -37,8 +37,8 @@ AT_ONCE = 64  # rows with their pictures in memory
 
 @dataclass(frozen=True)
 class Export:
-    """``rows``: majority, one row a task with what most votes say; share, one row a task with the share of votes;
-    each, one row a vote. ``both_bad``: leave these out, or count them as ties."""
+    """``rows``: majority, one row a task with the picture that more votes prefer (a tie where as many prefer either);
+    share, one row a task with the share of votes, ties half; each, one row a vote. ``both_bad``: leave these out, or count them as ties."""
 
     rows: Rows = "majority"
     both_bad: Literal["drop", "tie"] = "drop"
@@ -127,7 +127,7 @@ def _of(tasks: Tasks, store: Store, tally: Tally, export: Export, counts: Counte
         label = won[first, second] / (won[first, second] + won[second, first])
         if export.rows == "majority":
             label = 0.5 + 0.5 * np.sign(round(label - 0.5, 9))
-        counts["ties"] += label == 0.5
+        counts["ties"] += int(label == 0.5)
         pair = {"image_0": encoded[first], "image_1": encoded[second], "label_0": float(label)}
         pair |= {"name_0": names[first], "name_1": names[second]}
         pair |= {"mask_0": _png(marks.get(first)), "mask_1": _png(marks.get(second))}

@@ -80,7 +80,9 @@ def test_sides_are_fair_coins_that_the_seed_decides():
     assert all(abs(five[k] - 400) < 4 * sqrt(2000 * 0.2 * 0.8) for k in range(5))
 
 
-@pytest.mark.parametrize(("prior", "won", "lost", "tied"), [(0.5, 0, 0, 0), (0.5, 3, 1, 0), (0.9, 0, 2, 1), (0.2, 5, 0, 2)])
+@pytest.mark.parametrize(
+    ("prior", "won", "lost", "tied"), [(0.5, 0, 0, 0), (0.5, 3, 1, 0), (0.9, 0, 2, 1), (0.2, 5, 0, 2)]
+)
 def test_uncertainty_of_a_pair_is_the_variance_of_its_beta_posterior(prior, won, lost, tied):
     (task,) = made_tasks(1, prior=prior)
     votes = [vote("a", "x", (1, 2))] * won + [vote("a", "x", (2, 1))] * lost + [vote("a", "x", (1, 1))] * tied

@@ -175,7 +175,16 @@ def test_another_host_always_has_a_token():
     [
         *("/picture/", "/picture", "/picture/..", "/picture/../page.js", "/picture/%2e%2e/%2e%2e/etc/passwd"),
         *("/picture/%2fetc%2fpasswd", "/picture/..%5cpairs.jsonl", "/picture/0-0.png", "/picture/" + "0" * 32),
-        *("/page/", "/page/page.js", "/app.py", "/../app.py", "/%2e%2e/app.py", "/votes.sqlite", "/pairs.jsonl", "/api/"),
+        *(
+            "/page/",
+            "/page/page.js",
+            "/app.py",
+            "/../app.py",
+            "/%2e%2e/app.py",
+            "/votes.sqlite",
+            "/pairs.jsonl",
+            "/api/",
+        ),
     ],
 )
 def test_only_the_page_and_listed_pictures_are_sent(session, path):
@@ -198,7 +207,10 @@ def test_every_answer_has_a_policy_that_allows_only_its_own_files(page, session)
     key = next(iter(session.tasks.pictures))
     for path in ("/", "/page.js", "/page.css", f"/picture/{key}", "/api/about", "/nothing"):
         headers = page.get(path).headers
-        assert "default-src 'none'" in headers["content-security-policy"] and headers["x-content-type-options"] == "nosniff"
+        assert (
+            "default-src 'none'" in headers["content-security-policy"]
+            and headers["x-content-type-options"] == "nosniff"
+        )
         assert "unsafe" not in headers["content-security-policy"] and "*" not in headers["content-security-policy"]
     assert page.get("/", headers={"host": "evil.example"}).headers["content-security-policy"] == security.CSP
     html = page.get("/").text

@@ -108,7 +108,9 @@ def test_tasks_are_read_again_as_they_were_written(tmp_path):
     again = Tasks.load(tmp_path)
     assert (again.all, again.source, again.show, again.ask) == (tasks.all, tasks.source, tasks.show, tasks.ask)
     assert bytes_of(again) == bytes_of(tasks)
-    (tmp_path / "tasks.jsonl").write_text('{"source": null, "split": "train", "show": "pairs", "ask": "best"}\n{"id": 5')
+    (tmp_path / "tasks.jsonl").write_text(
+        '{"source": null, "split": "train", "show": "pairs", "ask": "best"}\n{"id": 5'
+    )
     with pytest.raises(DiffpoError, match="line 2"):
         Tasks.load(tmp_path)
     with pytest.raises(DiffpoError, match="none"):
