@@ -91,11 +91,11 @@ def client(session: Session, token=None, host="127.0.0.1", body=2**23):
 
 
 @contextmanager
-def served(session: Session, token=None):
+def served(session: Session, token=None, port=0):
     """The address of a real server in a thread."""
     import uvicorn
 
-    with app.listen("127.0.0.1", 0) as listening:
+    with app.listen("127.0.0.1", port) as listening:
         made = app.application(session, rules("127.0.0.1", token))
         config = uvicorn.Config(made, log_level="warning", lifespan="off", ws="none", http="h11")
         server = uvicorn.Server(config)

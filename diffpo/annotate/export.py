@@ -37,8 +37,13 @@ AT_ONCE = 64  # rows with their pictures in memory
 
 @dataclass(frozen=True)
 class Export:
-    """``rows``: majority, one row a task with the picture that more votes prefer (a tie where as many prefer either);
-    share, one row a task with the share of votes, ties half; each, one row a vote. ``both_bad``: leave these out, or count them as ties."""
+    """How votes become rows.
+
+    Attributes:
+        rows: majority: one row a task, with the picture that more votes prefer, or a tie where as many prefer either.
+            share: one row a task, with the share of votes, ties half. each: one row a vote.
+        both_bad: leave such votes out, or count them as ties.
+    """
 
     rows: Rows = "majority"
     both_bad: Literal["drop", "tie"] = "drop"

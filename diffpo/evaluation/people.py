@@ -96,12 +96,12 @@ def lines(evaluation: Evaluation) -> list[str]:
     found = []
     for each in needed(evaluation):
         rate = each.rate
-        words = f"people prefer {each.arm} to {evaluation.arms[0]} in {rate.value:.1%} [{rate.low:.1%}, {rate.high:.1%}]"
+        share = f"{rate.value:.1%} [{rate.low:.1%}, {rate.high:.1%}]"
         settled = not rate.low <= 0.5 <= rate.high
         more = f"votes on {each.more} more prompts would show that" if each.more else "more votes are not needed"
         if each.more and settled:
             more = "that is shown"
-        found.append(f"{words} of {each.prompts} prompts; {more}")
+        found.append(f"people prefer {each.arm} to {evaluation.arms[0]} on {share} of {each.prompts} prompts; {more}")
     for one in agreements(evaluation):
         kappa = "" if one.kappa is None else f", kappa {one.kappa:.2f}"
         rate = f"{one.rate.value:.1%} [{one.rate.low:.1%}, {one.rate.high:.1%}]"

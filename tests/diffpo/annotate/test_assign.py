@@ -1,9 +1,9 @@
 """Who sees what: balance, repetitions, sides, and which pairs are uncertain."""
 
-import random
 from collections import Counter
 from math import sqrt
 
+import numpy as np
 import pytest
 from annotated import made_tasks
 from scipy import stats
@@ -19,14 +19,14 @@ def vote(annotator, task, ranks=(1, 2), repeat=0):
 
 def run(desk, names, seed=0, skip=0.0):
     """All annotators vote in random order until nobody gets anything; [(annotator, task, repeat)] in that order."""
-    rng, seen, left = random.Random(seed), [], list(names)
+    rng, seen, left = np.random.default_rng(seed), [], list(names)
     while left:
-        name = rng.choice(left)
+        name = left[rng.integers(len(left))]
         given = desk.next(name, 1, now=0.0)
         if not given:
             left.remove(name)
             continue
-        ranks = None if rng.random() < skip else rng.choice([(1, 2), (2, 1), (1, 1)])
+        ranks = None if rng.random() < skip else ((1, 2), (2, 1), (1, 1))[rng.integers(3)]
         desk.put(vote(name, given[0].task.id, ranks, given[0].repeat))
         seen.append((name, given[0].task.id, given[0].repeat))
     return seen
@@ -42,7 +42,7 @@ def test_every_task_gets_its_votes_from_different_annotators_and_nobody_sees_one
 
 def test_the_least_voted_task_comes_first():
     desk, counts = Desk(made_tasks(30), Plan(per_task=3, repeat=0)), Counter()
-    for name, task, _ in run(desk, "abc"):
+    for _, task, _ in run(desk, "abc"):
         fewest = min(counts[each.id] for each in desk.tasks)
         assert counts[task] <= fewest + 1  # one that another has not seen may be left for that one
         counts[task] += 1

@@ -11,7 +11,7 @@ from diffpo.annotate import app, security
 from diffpo.annotate.security import Guard, rules
 from diffpo.common.errors import DiffpoError
 
-TOKEN = "correct-horse-battery-staple"
+TOKEN = "correct-horse-battery-staple"  # noqa: S105
 JSON = {"content-type": "application/json"}
 
 

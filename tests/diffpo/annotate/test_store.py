@@ -1,7 +1,6 @@
 """The store of votes: nothing lost, nothing twice, whatever happens to the process and the disk."""
 
 import os
-import random
 import signal
 import sqlite3
 import subprocess
@@ -10,6 +9,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from diffpo.annotate.store import FILE, CannotStore, Conflict, Event, Store, counted
@@ -65,11 +65,11 @@ for k in range(start, 10**6):
 
 
 def test_a_killed_process_loses_no_confirmed_vote_and_a_second_try_stores_none_twice(tmp_path):
-    rng, confirmed = random.Random(0), -1
+    rng, confirmed = np.random.default_rng(0), -1
     for _ in range(5):
         command = [sys.executable, "-c", WRITER, str(tmp_path), str(max(0, confirmed))]  # the last one is sent again
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        for _ in range(rng.randrange(3, 40)):
+        for _ in range(rng.integers(3, 40)):
             confirmed = max(confirmed, int(process.stdout.readline()))
         time.sleep(rng.random() * 0.01)
         os.kill(process.pid, signal.SIGKILL)

@@ -92,9 +92,9 @@ def test_a_link_that_appears_later_is_not_followed(tmp_path):
 def test_a_row_without_prompt_or_picture_is_named(tmp_path):
     source = write_pairs(tmp_path / "a", 2)
     good = source.read_text()
-    for wrong in ('{"prompt": "", "image_0": "0-0.png", "image_1": "0-1.png"}', '{"prompt": "x", "image_0": "none.png", '
-                  '"image_1": "0-1.png"}'):  # fmt: skip
-        source.write_text(good + wrong)
+    row = {"prompt": "x", "image_0": "0-0.png", "image_1": "0-1.png"}
+    for wrong in ({"prompt": ""}, {"prompt": 5}, {"image_0": "none.png"}, {"image_1": None}):
+        source.write_text(good + json.dumps(row | wrong))
         with pytest.raises(DiffpoError, match="row 2"):
             of(source)
     source.write_text('{"text": "x", "image_0": "0-0.png", "image_1": "0-1.png"}')
