@@ -23,9 +23,8 @@ def act(browser, key):
     before = browser.value("document.querySelector('#prompt').textContent")
     browser.key(key)
     text = json.dumps(before)
-    browser.until(
-        f"document.querySelector('#prompt').textContent !== {text} && (({READY}) || !document.querySelector('#end').hidden)"
-    )
+    browser.until(f"document.querySelector('#prompt').textContent !== {text}")
+    browser.until(f"({READY}) || !document.querySelector('#end').hidden")
 
 
 def by_prompt(session):

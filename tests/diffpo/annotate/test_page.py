@@ -175,9 +175,9 @@ def test_everything_fits_and_has_a_name_and_motion_can_be_reduced(browser, opene
     try:
         opened(write_pairs(tmp_path / "pairs", 1, (96, 64), prompt="word " * 300 + "{}"), size)
         width, height = size[:2]
-        out = f"""[...document.querySelectorAll('.frame, header, footer, footer button')].filter(e => e.offsetParent || e.className)
-            .map(e => e.getBoundingClientRect()).filter(b => b.width && (b.x < -1 || b.y < -1 || b.right > {width + 1} ||
-            b.bottom > {height + 1})).length"""
+        out = "[...document.querySelectorAll('.frame, header, footer, footer button')].map(e => "
+        out += "e.getBoundingClientRect()).filter(b => b.width && (b.x < -1 || b.y < -1 || "
+        out += f"b.right > {width + 1} || b.bottom > {height + 1})).length"
         assert browser.value(out) == 0
         unnamed = "[...document.querySelectorAll('button, input')].filter(e => !(e.ariaLabel || e.labels?.length || "
         assert browser.value(unnamed + "e.textContent.trim())).length") == 0

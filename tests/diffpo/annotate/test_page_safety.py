@@ -38,8 +38,9 @@ def test_hostile_prompts_and_names_run_nothing(browser, opened, tmp_path):
 
 def test_a_script_that_was_slipped_into_the_page_does_not_run(browser, opened, tmp_path):
     opened(write_pairs(tmp_path / "pairs", 1, (32, 32)))
-    browser.value("""(() => { const s = document.createElement('script'); s.textContent = 'window.owned=1';
-        document.body.append(s); document.body.insertAdjacentHTML('beforeend', '<img src=x onerror="window.owned=1">') })()""")
+    inline = "const s = document.createElement('script'); s.textContent = 'window.owned=1'; document.body.append(s)"
+    handler = "document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=window.owned=1>')"
+    browser.value(f"(() => {{ {inline}; {handler} }})()")
     browser.value("new Promise(done => setTimeout(done, 100))")
     assert browser.value("window.owned") is None
     assert any("Content Security Policy" in str(fault) for fault in browser.faults)

@@ -152,12 +152,10 @@ def test_a_folder_goes_on_with_its_own_seed_and_source_only(session, tmp_path):
 @pytest.mark.parametrize(
     ("name", "mode", "kind"),
     [
-        ("a.png", "RGB", "image/png"),
-        ("a.jpg", "L", "image/jpeg"),
-        ("a.webp", "RGB", "image/webp"),
-        ("a.png", "RGBA", None),
-    ]
-    + [("a.tiff", "RGB", None), ("a.gif", "P", None), ("a.jpg", "CMYK", None), ("a.bmp", "RGB", None)],
+        *(("a.png", "RGB", "image/png"), ("a.jpg", "L", "image/jpeg"), ("a.webp", "RGB", "image/webp")),
+        *(("a.png", "RGBA", None), ("a.tiff", "RGB", None), ("a.gif", "P", None)),
+        *(("a.jpg", "CMYK", None), ("a.bmp", "RGB", None)),
+    ],
 )
 def test_browsers_get_what_they_can_show_with_the_pixels_that_training_sees(tmp_path, name, mode, kind):
     from diffpo.common.images import decode
