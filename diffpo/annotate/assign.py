@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from hashlib import blake2b
+from heapq import nsmallest
 from typing import Literal
 
 from .store import Vote
@@ -57,6 +58,7 @@ def order(seed: int, annotator: str, task: Task, repeat: int) -> tuple[int, ...]
     return tuple(sorted(numbers, key=lambda k: uniform(seed, "side", annotator, task.id, repeat, k)))
 
 
+@lru_cache(2**17)
 def is_repeated(plan: Plan, annotator: str, task: str) -> bool:
     return uniform(plan.seed, "repeat", annotator, task) < plan.repeat
 
@@ -89,89 +91,103 @@ class Desk:
     tasks: Sequence[Task]
     plan: Plan
     votes: dict[tuple[str, str, int], Vote] = field(default_factory=dict)  # by annotator, task, repeat
-    held: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))  # by task and annotator
     by_task: dict[str, dict[str, Vote]] = field(default_factory=lambda: defaultdict(dict))  # first votes, by annotator
-    turns: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # tasks of an annotator, in order
+    turns: dict[str, dict[str, int]] = field(default_factory=lambda: defaultdict(dict))  # number of a first vote
+    held: dict[str, dict[str, float]] = field(default_factory=dict)  # since when, by task and annotator
+    counts: Counter[str] = field(default_factory=Counter)  # by task: first votes that are no skips
+    mine: Counter[str] = field(default_factory=Counter)  # by annotator: votes, repetitions and skips too
+    done: int = 0  # votes of `counts`, at most ``plan.per_task`` of each task
 
     def __post_init__(self) -> None:
         self.known = {task.id: task for task in self.tasks}
-        self._shuffled = cache(self._shuffle)
+        self._shuffled = lru_cache(256)(self._shuffle)
+        self._doubts: dict[str, float] = {}
 
     def put(self, vote: Vote) -> None:
         """Count a vote, in place of an earlier one on the same."""
-        self.votes[vote.annotator, vote.task, vote.repeat] = vote
-        self.held[vote.task].pop(vote.annotator, None)
-        if vote.repeat:
-            return
-        if vote.annotator not in self.by_task[vote.task]:
-            self.turns[vote.annotator].append(vote.task)
-        self.by_task[vote.task][vote.annotator] = vote
+        key = (vote.annotator, vote.task, vote.repeat)
+        if earlier := self.votes.get(key):
+            self._add(earlier, -1)
+        self.votes[key] = vote
+        if holders := self.held.get(vote.task):
+            holders.pop(vote.annotator, None)
+        if not vote.repeat:
+            turns = self.turns[vote.annotator]
+            turns.setdefault(vote.task, next(reversed(turns.values()), 0) + 1)
+            self.by_task[vote.task][vote.annotator] = vote
+        self._add(vote, 1)
 
     def take_back(self, annotator: str, task: str, repeat: int) -> None:
         """Forget a vote that was undone."""
-        if self.votes.pop((annotator, task, repeat), None) and not repeat:
+        if not (vote := self.votes.pop((annotator, task, repeat), None)):
+            return
+        if not repeat:
             self.by_task[task].pop(annotator, None)
-            self.turns[annotator].remove(task)
+            self.turns[annotator].pop(task, None)
+        self._add(vote, -1)
+
+    def _add(self, vote: Vote, sign: int) -> None:
+        self.mine[vote.annotator] += sign
+        self._doubts.pop(vote.task, None)
+        if vote.ranks is not None and not vote.repeat:
+            before = min(self.plan.per_task, self.counts[vote.task])
+            self.counts[vote.task] += sign
+            self.done += min(self.plan.per_task, self.counts[vote.task]) - before
 
     def next(self, annotator: str, n: int, have: Sequence[str] = (), now: float | None = None) -> list[Assignment]:
         """Up to ``n`` tasks for an annotator, who has those of ``have`` ("ID" or "ID:1" for a repetition) already."""
-        now = time.monotonic() if now is None else now
-        chosen = [(each, 1) for each in self._due(annotator, have)][:n]
-        fresh = self._fresh(annotator, n - len(chosen), have, now)
+        now, without = time.monotonic() if now is None else now, {*have}
+        chosen = [(each, 1) for each in self._due(annotator, without)][:n]
+        fresh = self._fresh(annotator, n - len(chosen), without, now)
         chosen += [(each, 0) for each in fresh]
-        if len(chosen) < n and not any(":" not in each for each in have):  # nothing new is left
-            due = [each for each in self._due(annotator, have, 1) if (each, 1) not in chosen]
+        if len(chosen) < n and all(":" in each for each in have):  # nothing new is left
+            due = [each for each in self._due(annotator, without, 1) if (each, 1) not in chosen]
             chosen += [(each, 1) for each in due[: n - len(chosen)]]
         for each in fresh:
-            self.held[each][annotator] = now
+            self.held.setdefault(each, {})[annotator] = now
         return [
             Assignment(self.known[each], repeat, order(self.plan.seed, annotator, self.known[each], repeat))
             for each, repeat in chosen
         ]
 
-    def _due(self, annotator: str, have: Sequence[str], gap: int = GAP) -> list[str]:
+    def _due(self, annotator: str, without: Collection[str], gap: int = GAP) -> list[str]:
         """Tasks to be asked again now: voted on at least ``gap`` tasks ago."""
         turns = self.turns[annotator]
+        last = next(reversed(turns.values()), 0)
         return [
             task
-            for task in turns[: max(0, len(turns) - gap)]
-            if f"{task}:1" not in have
+            for task, turn in turns.items()
+            if last - turn >= gap
+            and is_repeated(self.plan, annotator, task)
+            and f"{task}:1" not in without
             and (annotator, task, 1) not in self.votes
             and self.by_task[task][annotator].ranks is not None
-            and is_repeated(self.plan, annotator, task)
         ]
 
-    def _fresh(self, annotator: str, n: int, have: Sequence[str], now: float) -> list[str]:
+    def _fresh(self, annotator: str, n: int, without: Collection[str], now: float) -> list[str]:
         """Tasks that the annotator has not seen, by the policy."""
         if n <= 0:
             return []
-        seen, without = {*self.turns[annotator]}, {*have}
-        found: list[tuple[float, float, int, str]] = []
+        seen, found = self.turns[annotator], []
         for rank, task in enumerate(self._shuffled(annotator)):
             if task in seen or task in without:
                 continue
-            votes = self.by_task[task]
-            waiting = sum(who != annotator and now - since < HOLD for who, since in self.held[task].items())
-            count = sum(vote.ranks is not None for vote in votes.values()) + waiting
-            if count >= self.plan.per_task:
-                continue
-            doubt = -uncertainty(self.known[task], [*votes.values()]) if self.plan.assign == "active" else 0.0
-            found.append((doubt, count, rank, task))
-        return [task for *_, task in sorted(found)[:n]]
+            count = self.counts[task]
+            if holders := self.held.get(task):
+                count += sum(who != annotator and now - since < HOLD for who, since in holders.items())
+            if count < self.plan.per_task:
+                found.append((-self._doubt(task) if self.plan.assign == "active" else 0.0, count, rank, task))
+        return [task for *_, task in nsmallest(n, found)]
+
+    def _doubt(self, task: str) -> float:
+        if task not in self._doubts:
+            self._doubts[task] = uncertainty(self.known[task], [*self.by_task[task].values()])
+        return self._doubts[task]
 
     def _shuffle(self, annotator: str) -> list[str]:
         return sorted(self.known, key=lambda task: uniform(self.plan.seed, "turn", annotator, task))
 
-    # ---- how far
-
-    def counts(self) -> Counter[str]:
-        """Votes that count of each task: of the first asking, and no skips."""
-        return Counter(
-            {task: sum(vote.ranks is not None for vote in votes.values()) for task, votes in self.by_task.items()}
-        )
-
     def progress(self, annotator: str) -> dict[str, int]:
         """For the page: votes of this annotator and of all, and how many are wanted."""
-        done = sum(min(self.plan.per_task, count) for count in self.counts().values())
-        mine = sum(1 for who, _, _ in self.votes if who == annotator)
-        return {"mine": mine, "done": done, "wanted": self.plan.per_task * len(self.tasks)}
+        wanted = self.plan.per_task * len(self.tasks)
+        return {"mine": self.mine[annotator], "done": self.done, "wanted": wanted}
