@@ -102,6 +102,7 @@ class Desk:
         self.known = {task.id: task for task in self.tasks}
         self._shuffled = lru_cache(256)(self._shuffle)
         self._doubts: dict[str, float] = {}
+        self._levels = Counter({0: len(self.known)})  # how many tasks have so many votes
 
     def put(self, vote: Vote) -> None:
         """Count a vote, in place of an earlier one on the same."""
@@ -130,9 +131,11 @@ class Desk:
         self.mine[vote.annotator] += sign
         self._doubts.pop(vote.task, None)
         if vote.ranks is not None and not vote.repeat:
-            before = min(self.plan.per_task, self.counts[vote.task])
-            self.counts[vote.task] += sign
-            self.done += min(self.plan.per_task, self.counts[vote.task]) - before
+            before = self.counts[vote.task]
+            self.counts[vote.task] = after = before + sign
+            self._levels[before] -= 1
+            self._levels[after] += 1
+            self.done += min(self.plan.per_task, after) - min(self.plan.per_task, before)
 
     def next(self, annotator: str, n: int, have: Sequence[str] = (), now: float | None = None) -> list[Assignment]:
         """Up to ``n`` tasks for an annotator, who has those of ``have`` ("ID" or "ID:1" for a repetition) already."""
@@ -168,7 +171,8 @@ class Desk:
         """Tasks that the annotator has not seen, by the policy."""
         if n <= 0:
             return []
-        seen, found = self.turns[annotator], []
+        seen, active, found, best = self.turns[annotator], self.plan.assign == "active", [], 0
+        fewest = min((votes for votes, tasks in self._levels.items() if tasks), default=0)
         for rank, task in enumerate(self._shuffled(annotator)):
             if task in seen or task in without:
                 continue
@@ -176,7 +180,10 @@ class Desk:
             if holders := self.held.get(task):
                 count += sum(who != annotator and now - since < HOLD for who, since in holders.items())
             if count < self.plan.per_task:
-                found.append((-self._doubt(task) if self.plan.assign == "active" else 0.0, count, rank, task))
+                found.append((-self._doubt(task) if active else 0.0, count, rank, task))
+                best += not active and count == fewest
+            if best == n:  # none that follows can be before these
+                break
         return [task for *_, task in nsmallest(n, found)]
 
     def _doubt(self, task: str) -> float:
