@@ -12,11 +12,12 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
-from itertools import combinations
+from itertools import combinations, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,42 +44,54 @@ class Export:
         rows: majority: one row a task, with the picture that more votes prefer, or a tie where as many prefer either.
             share: one row a task, with the share of votes, ties half. each: one row a vote.
         both_bad: leave such votes out, or count them as ties.
+        files: pictures by the names of their files, not by their bytes, and without masks.
     """
 
     rows: Rows = "majority"
     both_bad: Literal["drop", "tie"] = "drop"
+    files: bool = False
 
 
 def run(folder: Path, out: Path, export: Export = Export()) -> Counter[str]:
-    """Write the votes of a folder to a parquet file, and return counts: rows, votes, ties, both_bad, skipped, unclear.
+    """Write the votes of a folder, and return counts: rows, votes, ties, both_bad, skipped, unclear, unmarked.
+
+    A .parquet file holds the pictures. A .jsonl file names them as the source does, and is for pairs: so
+    `objective.rollout.labels` reads it beside the labels.jsonl of `diffpo collect`.
 
     DiffpoError if there are no votes, or if a picture has changed or cannot be read.
     """
-    if out.suffix != ".parquet":
-        raise DiffpoError(f"--out {plain(out, 200)}: name a file that ends in .parquet")
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    if out.suffix not in (".parquet", ".jsonl"):
+        raise DiffpoError(f"--out {plain(out, 200)}: name a file that ends in .parquet or .jsonl")
     tasks, store = Tasks.load(folder), Store(folder, readonly=True)
+    lists = tasks.show == "sets" and tasks.ask == "ranking"
+    export = replace(export, files=out.suffix == ".jsonl")
+    if lists and export.files:
+        raise DiffpoError(f"{folder} holds rankings, which do not fit into a .jsonl file of pairs: write .parquet")
     votes = store.votes()
     counts: Counter[str] = Counter(votes=sum(not vote.repeat for vote in votes))
     counts["skipped"] = sum(vote.ranks is None for vote in votes)
-    lists = tasks.show == "sets" and tasks.ask == "ranking"
-    schema = _schema(pa, lists)
-    with writing(out), whole_file(out) as file, pq.ParquetWriter(file, schema) as writer:
-        batch: list[dict[str, Any]] = []
-        for row in _rows(tasks, store, votes, export, counts):
-            batch.append(row)
-            counts["rows"] += 1
-            if len(batch) == AT_ONCE:
-                writer.write_table(pa.Table.from_pylist(batch, schema))
-                batch = []
-        if batch:
-            writer.write_table(pa.Table.from_pylist(batch, schema))
+    with writing(out), whole_file(out) as file:
+        found = _rows(tasks, store, votes, export, counts)
+        if export.files:
+            for row in found:
+                kept = {key: value for key, value in row.items() if not key.startswith("mask")}
+                file.write(json.dumps(kept, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
+        else:
+            _parquet(file, found, lists)
         if not counts["rows"]:
             why = f"{counts['votes']} votes, {counts['skipped']} skipped, {counts['both_bad']} that all is bad"
             raise DiffpoError(f"{folder} has no vote that makes a row: {why}")
     return counts
+
+
+def _parquet(file: Any, rows: Iterator[dict], lists: bool) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = _schema(pa, lists)
+    with pq.ParquetWriter(file, schema) as writer:
+        while batch := list(islice(rows, AT_ONCE)):
+            writer.write_table(pa.Table.from_pylist(batch, schema))
 
 
 def _schema(pa: Any, lists: bool) -> Any:
@@ -98,7 +111,11 @@ def _rows(tasks: Tasks, store: Store, votes: list[Vote], export: Export, counts:
         counts["both_bad"] += tally.bad
         groups = [[vote] for vote in good] if export.rows == "each" else [good] * bool(good)
         for group in groups:
-            yield from _of(tasks, store, Tally(tally.task, tuple(group)), export, counts)
+            for row in _of(tasks, store, Tally(tally.task, tuple(group)), export, counts):
+                counts["rows"] += 1
+                if export.files and row["mask"] is not None:
+                    counts["unmarked"] += 1
+                yield row
 
 
 def _of(tasks: Tasks, store: Store, tally: Tally, export: Export, counts: Counter[str]) -> Iterator[dict[str, Any]]:
@@ -108,6 +125,7 @@ def _of(tasks: Tasks, store: Store, tally: Tally, export: Export, counts: Counte
         encoded = [tasks.content(picture) for picture in task.pictures]
         marks = _union([store.marks(vote.uid) for vote in tally.votes])
         sizes = [decode(each).size for each in encoded]
+        cells = [tasks.file(picture) for picture in task.pictures] if export.files else encoded
     except BadRow as problem:
         raise DiffpoError(f"the pictures of {plain(task.prompt, 100)!r} cannot be exported: {problem}") from None
     users = {vote.annotator for vote in tally.votes}
@@ -124,7 +142,7 @@ def _of(tasks: Tasks, store: Store, tally: Tally, export: Export, counts: Counte
         mean = np.mean([vote.ranks for vote in tally.votes if vote.ranks], 0)
         _, ranks = np.unique(mean.round(9), return_inverse=True)
         masks = [_png(marks.get(k)) for k in range(len(encoded))]
-        pictures = {"images": encoded, "ranks": (ranks + 1.0).tolist(), "names": names, "masks": masks}
+        pictures = {"images": cells, "ranks": (ranks + 1.0).tolist(), "names": names, "masks": masks}
         yield about | pictures | {"mask": _png(_joined(marks, range(len(encoded)), sizes[0]))}
         return
     won = summed(tally, best_only)
@@ -133,7 +151,7 @@ def _of(tasks: Tasks, store: Store, tally: Tally, export: Export, counts: Counte
         if export.rows == "majority":
             label = 0.5 + 0.5 * np.sign(round(label - 0.5, 9))
         counts["ties"] += int(label == 0.5)
-        pair = {"image_0": encoded[first], "image_1": encoded[second], "label_0": float(label)}
+        pair: dict[str, Any] = {"image_0": cells[first], "image_1": cells[second], "label_0": float(label)}
         pair |= {"name_0": names[first], "name_1": names[second]}
         pair |= {"mask_0": _png(marks.get(first)), "mask_1": _png(marks.get(second))}
         yield about | pair | {"mask": _png(_joined(marks, (first, second), sizes[first]))}

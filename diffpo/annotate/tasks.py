@@ -104,6 +104,18 @@ class Tasks:
             raise BadRow("the picture has changed since the tasks were made", about=str(picture.place))
         return found
 
+    def file(self, picture: Picture) -> str:
+        """The name of a picture's file, as the source has it. DiffpoError if it is not in a file of its own."""
+        if isinstance(picture.place, str):
+            return picture.place
+        row, column, number = picture.place
+        cell = self._cells[row][column]
+        cell = cell if number < 0 else cell[number]
+        cell = cell.get("path") if isinstance(cell, dict) and not cell.get("bytes") else cell
+        if not isinstance(cell, str):
+            raise DiffpoError(f"the pictures of {self.source} are not files of their own: write a .parquet file")
+        return cell
+
     # ---- the file
 
     def save(self, folder: Path) -> None:

@@ -65,7 +65,7 @@ def annotate(
 
 def export_votes(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder of annotate.")],
-    out: Annotated[Path, typer.Option(help="A .parquet file, which train reads.")],
+    out: Annotated[Path, typer.Option(help="A .parquet file with the pictures, or a .jsonl file with their names.")],
     rows: Annotated[
         Literal["majority", "share", "each"],
         typer.Option(
@@ -84,7 +84,7 @@ def export_votes(
     counts = run(folder, out, Export(rows, both_bad))
     said = f"{counts['rows']} rows of {counts['votes']} votes in {out}"
     kinds = {"ties": "ties", "both_bad": "votes that all is bad", "skipped": "skipped"}
-    kinds["unclear"] = "sets without one best picture"
+    kinds |= {"unclear": "sets without one best picture", "unmarked": "rows whose marks only .parquet keeps"}
     print("; ".join([said, *(f"{counts[key]} {words}" for key, words in kinds.items() if counts[key])]))
     for line in summary(folder):
         print(line)

@@ -1,6 +1,7 @@
 """Votes as rows: what the data room reads from them equals what people said."""
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -177,6 +178,19 @@ def test_masks_of_pictures_of_other_sizes_fit_the_first(tmp_path):
     with Image.open(io.BytesIO(table(path)[0]["mask"])) as image:
         assert image.size == (24, 16) and image.convert("L").getbbox() == (0, 0, 12, 16)
     assert read(path, buckets=True).groups[0].mask
+
+
+def test_files_are_named_as_the_source_does_for_labels_of_collect(session, tmp_path):
+    from diffpo.rollout.labels import read_labels
+
+    counts = export.run(session.store.path.parent, tmp_path / "votes.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "votes.jsonl").read_text().splitlines()]
+    assert [(row["image_0"], row["image_1"]) for row in rows] == [(f"{k}-0.png", f"{k}-1.png") for k in range(5)]
+    assert [row["label_0"] for row in rows] == [1, 1, 0, 0.5, 0] and counts["unmarked"] == 1
+    labels = read_labels(tmp_path / "votes.jsonl")
+    assert [(label.group, label.chosen, label.rejected) for label in labels] == [
+        *(("0", 0, 1), ("1", 0, 1), ("2", 1, 0), ("4", 1, 0))
+    ]
 
 
 def test_what_cannot_be_exported_is_named(session, tmp_path):
