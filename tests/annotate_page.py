@@ -10,7 +10,7 @@ SHOWN = "[...document.querySelectorAll('.frame img')].map(e => e.src.split('/').
 
 def begin(browser, address, size, name):
     browser.open(address, *size)
-    browser.until("!document.querySelector('#card').hidden || document.querySelector('.frame')")
+    browser.until("!document.querySelector('#card').hidden || !!document.querySelector('.frame')")
     if not browser.value("document.querySelector('#card').hidden"):
         browser.value("document.querySelector('#who').focus()")
         browser.call("Input.insertText", text=name)

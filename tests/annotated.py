@@ -55,7 +55,7 @@ def write_table(path, table):
 def make_session(folder, source, plan=Plan(repeat=0.0), **about) -> Session:  # noqa: B008 (frozen)
     tasks = rows.of_rows(str(source), "train", about.pop("show", None))
     tasks.ask = about.pop("ask", "best")
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     tasks.save(folder)
     return Session(folder, tasks, plan)
 

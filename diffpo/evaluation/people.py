@@ -97,13 +97,15 @@ def lines(evaluation: Evaluation) -> list[str]:
     for each in needed(evaluation):
         rate = each.rate
         share = f"{rate.value:.1%} [{rate.low:.1%}, {rate.high:.1%}]"
-        settled = not rate.low <= 0.5 <= rate.high
-        more = f"votes on {each.more} more prompts would show that" if each.more else "more votes are not needed"
-        if each.more and settled:
-            more = "that is shown"
-        found.append(f"people prefer {each.arm} to {evaluation.arms[0]} on {share} of {each.prompts} prompts; {more}")
+        if not rate.low <= 0.5 <= rate.high:
+            rest = "a difference is shown"
+        elif each.more:
+            rest = f"votes on {each.more} more prompts are needed to tell them apart"
+        else:
+            rest = "no difference is shown, and 55 % would have shown"
+        found.append(f"people prefer {each.arm} to {evaluation.arms[0]} on {share} of {each.prompts} prompts; {rest}")
     for one in agreements(evaluation):
         kappa = "" if one.kappa is None else f", kappa {one.kappa:.2f}"
-        rate = f"{one.rate.value:.1%} [{one.rate.low:.1%}, {one.rate.high:.1%}]"
-        found.append(f"{one.scorer} agrees with the votes on {rate} of {one.n} pairs{kappa}")
+        share = f"{one.rate.value:.1%} [{one.rate.low:.1%}, {one.rate.high:.1%}]"
+        found.append(f"{one.scorer} agrees with the votes on {share} of {one.n} pairs{kappa}")
     return found

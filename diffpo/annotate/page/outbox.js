@@ -51,7 +51,9 @@ export function notice(text, ms = 0) {
   clearTimeout(timed);
   timed = ms ? setTimeout(() => { timed = 0; notice(""); }, ms) : 0;
   line.textContent = text;
+  if (line.hidden === !text) return;
   line.hidden = !text;
+  dispatchEvent(new Event("resize")); // the pictures have less room, or more
 }
 
 // ---- the outbox
