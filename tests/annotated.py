@@ -55,9 +55,9 @@ def write_table(path, table):
 def make_session(folder, source, plan=Plan(repeat=0.0), **about) -> Session:  # noqa: B008 (frozen)
     tasks = rows.of_rows(str(source), "train", about.pop("show", None))
     tasks.ask = about.pop("ask", "best")
-    folder.mkdir(parents=True, exist_ok=True)
+    session = Session(folder, tasks, plan)
     tasks.save(folder)
-    return Session(folder, tasks, plan)
+    return session
 
 
 def made_tasks(n: int, k: int = 2, prior: float = 0.5) -> list[Task]:

@@ -2,7 +2,7 @@
 
     GET  /                  the page; /page.css, /page.js
     GET  /picture/KEY       a picture by the hash of its bytes
-    GET  /api/about         {"show", "ask", "title"}
+    GET  /api/about         {"show", "ask"}
     POST /api/next          {"annotator", "n", "have"}              -> {"tasks", "progress"}
     POST /api/event         a vote or an undo (`session.Session`)   -> {"new", "progress"}
 

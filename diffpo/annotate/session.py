@@ -43,7 +43,7 @@ class Session:
     def __init__(self, folder: Path, tasks: Tasks, plan: Plan) -> None:
         self.tasks, self.plan, self.store = tasks, plan, Store(folder)
         self.lock = threading.Lock()
-        self._check_seed(folder)
+        self._check_same(folder)
         self.desk = Desk(tasks.all, plan)
         events = list(self.store.events())
         self.undone = {event.body["of"] for event in events if event.kind == "undo"}
@@ -59,12 +59,14 @@ class Session:
             )
         self._served: OrderedDict[str, tuple[str, bytes]] = OrderedDict()
 
-    def _check_seed(self, folder: Path) -> None:
-        before = self.store.get("seed")
-        if before is None:
-            self.store.set("seed", str(self.plan.seed))
-        elif before != str(self.plan.seed):  # sides of votes follow from it
-            raise DiffpoError(f"{folder} was begun with --seed {before}: continue with it, or choose another folder")
+    def _check_same(self, folder: Path) -> None:
+        """The sides of the votes follow from the seed, and what their ranks mean from what was asked."""
+        for key, option, now in (("seed", "--shuffle", str(self.plan.seed)), ("ask", "--ask", self.tasks.ask)):
+            before = self.store.get(key)
+            if before is None:
+                self.store.set(key, now)
+            elif before != now:
+                raise DiffpoError(f"{folder} was begun with {option} {before}: use it, or another folder with --out")
         self.store.set("plan", json.dumps(asdict(self.plan)))
 
     # ---- what is asked

@@ -63,8 +63,8 @@ def run(out: Path, shown: Shown, plan: Plan, address: Address) -> None:
     app.token_for(address.host, address.token)  # a bad one is reported before pictures are made
     with lock.held(out):
         tasks = find(out, shown)
+        session = Session(out, tasks, plan)  # refuses a folder of other tasks, whose file must not be replaced
         tasks.save(out)
-        session = Session(out, tasks, plan)
         for line in tasks.left:
             print(f"left out: {line}")
         progress = session.desk.progress("")

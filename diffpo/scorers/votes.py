@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..annotate.store import Store
+from ..annotate.store import Store, counted
 from ..annotate.tally import summed, tallies
 from ..annotate.tasks import Tasks
 from ..common.errors import DiffpoError
@@ -22,7 +22,7 @@ from ..common.text import plain, whole
 
 class Votes:
     """``votes``: 0 to 1, and NaN for a picture on which nobody voted. Skips and repetitions do not count, and a vote
-    that all are bad counts as a tie."""
+    that all are bad counts as a tie. ``state`` differs where the votes do."""
 
     names = ("votes",)
     optional = frozenset(names)
@@ -31,11 +31,12 @@ class Votes:
     def __init__(self, folder: Path) -> None:
         tasks = Tasks.load(folder)
         store = Store(folder, readonly=True)
-        votes = store.votes()
+        events = list(store.events())
         store.close()
+        self.state = f" {len(events)}"  # events are only ever added
         won: dict[str, list[float]] = {}
         best_only = tasks.show == "sets" and tasks.ask == "best"
-        for tally in tallies(tasks, votes):
+        for tally in tallies(tasks, counted(events)):
             wins = summed(tally, best_only)
             try:
                 names = [_name(decode(tasks.content(each)), whole(tally.task.prompt)) for each in tally.task.pictures]

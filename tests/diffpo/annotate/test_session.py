@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import replace
 
 import pytest
 from annotated import cast, client, made_tasks, make_session, mask, picture, vote, write_pairs
@@ -143,8 +144,10 @@ def test_a_full_disk_is_said_and_the_vote_can_be_sent_again(session):
 def test_a_folder_goes_on_with_its_own_seed_and_source_only(session, tmp_path):
     (task,) = given(session)
     cast(session, task, 0, "vote-0001")
-    with pytest.raises(DiffpoError, match="seed 0"):
+    with pytest.raises(DiffpoError, match="--shuffle 0"):
         Session(tmp_path / "votes", session.tasks, Plan(repeat=0.0, seed=1))
+    with pytest.raises(DiffpoError, match="--ask best"):
+        Session(tmp_path / "votes", replace(session.tasks, ask="ranking"), session.plan)
     with pytest.raises(DiffpoError, match="1 tasks"):
         Session(tmp_path / "votes", Tasks(made_tasks(3)), session.plan)
 

@@ -1,6 +1,7 @@
 """Votes as a scorer of an evaluation: their win rate, agreement with other scorers, and how many more are needed."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from diffpo.annotate.assign import Plan
 from diffpo.annotate.session import Session
 from diffpo.commands.annotate import Shown, find
 from diffpo.common.errors import DiffpoError
-from diffpo.evaluation import evaluate, people, statistics
+from diffpo.evaluation import evaluate, items, people, statistics
 from diffpo.evaluation.scoring import Scoring
 
 N = 12
@@ -113,6 +114,24 @@ def test_pictures_are_known_by_their_pixels_and_prompt(folder, votes):
     again = Image.open(folder / "images/tuned/00000_0.png").convert("RGBA")  # another file of the same pixels
     values = scorer.score([image, again, image, picture(0)], ["prompt 0", "prompt 0", "prompt 1", "prompt 0"])["votes"]
     assert values[:2].tolist() == [1, 1] and np.isnan(values[2:]).all()
+
+
+def test_kept_scores_of_fewer_votes_are_not_used_again(folder, votes, tmp_path):
+    from diffpo.annotate.store import Event, Store
+    from diffpo.evaluation.scoring import score_items
+
+    shutil.copytree(votes, tmp_path / "votes")
+    compared = items.joined({arm: items.of_folder(folder / "images" / arm, None, []) for arm in ARMS}, None, None, [])
+    scoring = Scoring((f"votes={tmp_path / 'votes'}",))
+    before = score_items(compared, ARMS, scoring, tmp_path / "eval").values["votes"]["tuned"]
+    store = Store(tmp_path / "votes")
+    first = next(vote for vote in store.votes() if vote.ranks and vote.ranks[0] != vote.ranks[1])
+    store.add(Event("undo-of-it", first.annotator, "undo", first.task, {"of": first.uid}))
+    body = {"ranks": [*first.ranks[::-1]], "bad": False, "repeat": 0, "order": [0, 1], "ms": 1}
+    store.add(Event("other-way", first.annotator, "vote", first.task, body))
+    store.close()
+    after = score_items(compared, ARMS, scoring, tmp_path / "eval").values["votes"]["tuned"]
+    assert np.nansum(before != after) - np.isnan(before).sum() == 1 and 0.5 in after  # one of two votes is another
 
 
 def test_a_folder_without_votes_is_refused(tmp_path):
