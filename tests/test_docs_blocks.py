@@ -244,7 +244,7 @@ def votes():
         Path("runs/votes").mkdir(parents=True)
         session = make_session(Path("runs/votes").absolute(), Path("my-pairs").absolute())
         for k, given in enumerate(session.next("ada", 9, [])["tasks"]):
-            cast(session, given, 0, f"vote-{k:04d}", marks={"0": mask((64, 64), (0, 0, 32, 32))})
+            cast(session, given, 0, f"vote-{k:04d}", marks={"0": mask((32, 32), (0, 0, 16, 16))})
 
 
 def network(x, t):
