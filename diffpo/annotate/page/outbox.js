@@ -3,7 +3,6 @@
 
 const START = "diffpo.";
 const LONGEST = 5000; // ms between two tries
-const FINAL = [400, 404, 409, 422]; // the server will never take it
 
 export const kept = {
   get(key, other) {
@@ -29,9 +28,9 @@ export async function ask(what, body) {
     const reply = await fetch("/api/" + what, options);
     const text = await reply.text();
     if (reply.ok) return { ok: true, status: reply.status, body: JSON.parse(text) };
-    let error = text;
-    try { error = JSON.parse(text).error; } catch { /* a plain sentence */ }
-    return { ok: false, status: reply.status, error: sentence(error) };
+    let error = text, final = reply.status === 413;
+    try { error = JSON.parse(text).error; final = reply.status < 500; } catch { /* a plain sentence, not of the session */ }
+    return { ok: false, status: reply.status, error: sentence(error), final }; // final: the same request never succeeds
   } catch {
     return { ok: false, status: 0, error: "The server does not answer." };
   }
@@ -79,7 +78,7 @@ export async function send() {
     for (let key; (key = kept.keys("out.")[0]); ) {
       const event = kept.get(key, null);
       const answer = event ? await ask("event", event) : { ok: true, body: {} };
-      if (!answer.ok && !FINAL.includes(answer.status)) {
+      if (!answer.ok && !answer.final) {
         const n = kept.keys("out.").length;
         notice(`${answer.error} ${n === 1 ? "1 vote waits" : `${n} votes wait`} in this browser and will be sent again.`);
         timer = setTimeout(send, pause);
@@ -87,7 +86,7 @@ export async function send() {
         return;
       }
       if (!answer.ok) {
-        kept.set("refused." + key.slice(4), event);
+        kept.set(`refused.${answer.status}.${key.slice(4)}`, event);
         notice(`A vote was refused and is kept in this browser. ${answer.error}`, 8000);
       }
       kept.remove(key);
@@ -98,4 +97,9 @@ export async function send() {
   } finally { sending = false; }
 }
 
+// tasks that a server of another source did not know may be known now
+for (const key of kept.keys("refused.404.")) {
+  kept.set("out." + key.slice(12), kept.get(key, null));
+  kept.remove(key);
+}
 addEventListener("online", send);

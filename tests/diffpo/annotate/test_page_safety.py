@@ -86,6 +86,29 @@ def test_a_server_that_comes_back_gets_what_was_voted_meanwhile(browser, tmp_pat
     browser.own = "file:"
 
 
+def test_votes_for_a_server_of_another_source_are_kept_until_the_right_one_is_back(browser, tmp_path):
+    source = write_pairs(tmp_path / "pairs", 4, (16, 16))
+    session = make_session(tmp_path / "votes", source)
+    with served(session) as browser.own:
+        begin(browser, browser.own, DESKTOP, "ada")
+        port = int(browser.own.rstrip("/").rpartition(":")[2])
+    act(browser, "ArrowLeft")
+    other = make_session(tmp_path / "other", write_pairs(tmp_path / "more", 3, (16, 16), prompt="another {}"))
+    with served(other, port=port):
+        browser.until(SENT, 40)
+        assert "refused" in browser.value("document.querySelector('#notice').textContent")
+    session.store.close()
+    again = make_session(tmp_path / "votes", source)
+    with served(again, port=port):
+        browser.open(browser.own, *DESKTOP)
+        browser.until(READY)
+        browser.until(SENT)
+        assert len(again.store.votes()) == 1 and other.store.votes() == []
+        browser.call("Page.navigate", url="about:blank")
+    browser.faults.clear()
+    browser.own = "file:"
+
+
 def test_the_token_opens_the_page_once_and_the_cookie_after_that(browser, tmp_path):
     token = "correct-horse-battery-staple"  # noqa: S105
     session = make_session(tmp_path / "votes", write_pairs(tmp_path / "pairs", 2, (16, 16)))
