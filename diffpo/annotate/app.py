@@ -112,6 +112,16 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
 
 
+def _own_address() -> str:
+    """An address of this machine that others reach, because a phone may not know its name. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # an address that is nobody's (RFC 5737)
+            return str(probe.getsockname()[0])
+        except OSError:
+            return socket.gethostname()
+
+
 def token_for(host: str, token: str | None) -> str | None:
     """The token of a server: the given one; a new one where other machines can connect; else none."""
     if token is not None and len(token) < LEAST:
@@ -129,7 +139,7 @@ def serve(session: Session, host: str = "127.0.0.1", port: int = 8765, token: st
     app = application(session, rules(host, token))
     with listen(host, port) as listening:
         address, number = listening.getsockname()[:2]
-        shown = socket.gethostname() if address in ("0.0.0.0", "::") else address  # noqa: S104 (not bound here)
+        shown = _own_address() if address in ("0.0.0.0", "::") else address  # noqa: S104 (not bound here)
         name = f"[{shown}]" if ":" in shown else shown
         given = f"?token={token}" if token else ""
         print(f"open http://{name}:{number}/{given} in a browser; Ctrl-C stops", flush=True)

@@ -17,11 +17,11 @@ import ipaddress
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
+from hashlib import sha256
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-COOKIE = "diffpo"
 BODY = 2**23  # bytes of a request, marks included
 DEADLINE = 30.0  # s in which a body must come
 CSP = (
@@ -49,6 +49,11 @@ class Rules:
     token: str | None = None
     body: int = BODY
     deadline: float = DEADLINE
+
+    @property
+    def cookie(self) -> str:
+        """Its name: cookies of one machine's servers are not kept apart by port."""
+        return f"diffpo-{sha256((self.token or '').encode()).hexdigest()[:8]}"
 
 
 def rules(host: str, token: str | None, body: int = BODY) -> Rules:
@@ -86,10 +91,10 @@ class Guard:
             return
         token = self._new_token(scope)
         if token is not None:  # the address bar and the history keep no token
-            cookie = f"{COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/; Max-Age=2592000"
+            cookie = f"{self.rules.cookie}={token}; HttpOnly; SameSite=Strict; Path=/; Max-Age=2592000"
             await answer(send, 303, "see /", {"location": "/", "set-cookie": cookie})
             return
-        if self.rules.token is not None and not _equal(_cookie(headers.get("cookie", "")), self.rules.token):
+        if self.rules.token is not None and not _equal(self._cookie(headers.get("cookie", "")), self.rules.token):
             await answer(send, 401, "a token is needed: open the address that `diffpo annotate` printed")
             return
         try:
@@ -101,6 +106,13 @@ class Guard:
             await answer(send, 413, f"the request has more than {self.rules.body} bytes")
             return
         await self.app(scope, _replay(body, receive), _guarded(send))
+
+    def _cookie(self, header: str) -> str:
+        try:
+            found = SimpleCookie(header).get(self.rules.cookie)
+        except CookieError:
+            return ""
+        return found.value if found else ""
 
     def _refused(self, scope: dict, headers: dict[str, str]) -> tuple[int, str] | None:
         host = headers.get("host", "")
@@ -166,14 +178,6 @@ def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str] | None:
             return None
         found[key] = f"{found[key]}; {value.decode('latin-1')}" if key in found else value.decode("latin-1")
     return found
-
-
-def _cookie(header: str) -> str:
-    try:
-        found = SimpleCookie(header).get(COOKIE)
-    except CookieError:
-        return ""
-    return found.value if found else ""
 
 
 def _equal(given: str, token: str) -> bool:
