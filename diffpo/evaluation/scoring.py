@@ -184,7 +184,8 @@ class _Arm:
 
     def rows(self, items: Sequence[Item], arm: str, out: Path | None) -> list[_Row]:
         """A row for each item; those that are finished come from ``out``."""
-        kept = _Kept(None if out is None else out / PARTS, self.spec, arm, processes.here().rank)
+        spec = self.spec + getattr(self.careful.scorer, "state", "")  # of votes: how many there are
+        kept = _Kept(None if out is None else out / PARTS, spec, arm, processes.here().rank)
         own = [item for item in items if arm in item.pictures]
         rows = {id(item): row for item in own if (row := kept.get(item))}
         todo = [item for item in own if id(item) not in rows]
