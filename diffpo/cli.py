@@ -17,7 +17,7 @@ INTERRUPTED = "\ninterrupted; run the same command again to continue from what i
 try:
     import typer
 
-    from .commands import measures
+    from .commands import labels, measures
     from .commands import options as given
 except KeyboardInterrupt:
     print(INTERRUPTED, file=sys.stderr)
@@ -164,6 +164,7 @@ def evaluate(
 
 
 measures.add_to(app)
+labels.add_to(app)
 
 
 @app.command()

@@ -1,0 +1,75 @@
+"""The verb `label`: its options."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..labelling.rows import Form, Which
+from .options import MODEL, PROMPTS, SCORERS_HELP, Count, Out, makes_pictures
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the verb to the command line."""
+    app.command()(makes_pictures(label, images_per_prompt=4))
+
+
+def label(
+    out: Out,
+    scorers: Annotated[
+        list[str],
+        typer.Option(help=f"{SCORERS_HELP} Of a scorer with several numbers, one: shapes.total."),
+    ],
+    model: Annotated[str | None, MODEL] = None,
+    prompts: Annotated[str | None, PROMPTS] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=WHAT",
+            help="Where pictures come from, repeatable, as in eval: base, a LoRA, a folder of pictures, another model. "
+            "By default the model of --model, with --lora if it is given.",
+        ),
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="A folder with images/ARM/..., instead of making images.")] = None,
+    form: Annotated[
+        Form, typer.Option("--as", help="pairs; rankings (rankdpo); likes, for single images (diffusion_kto).")
+    ] = "pairs",
+    rule: Annotated[
+        str,
+        typer.Option(
+            help="How several scorers become one judgement: win-rate, bradley-terry, majority, pareto; score for one "
+            "number as it is."
+        ),
+    ] = "win-rate",
+    pairs: Annotated[Which, typer.Option(help="Which pairs of a prompt's pictures: best-worst, all, best-random.")] = (
+        "best-worst"
+    ),
+    margin: Annotated[
+        float, typer.Option(min=0, help="What does not differ by more is a tie; in units of the rule (docs/label.md).")
+    ] = 0.0,
+    drop_ties: Annotated[bool, typer.Option("--drop-ties", help="Leave ties out instead of writing them.")] = False,
+    flip: Annotated[
+        float, typer.Option(min=0, max=1, help="Turn round this share of the labels, to test robust methods.")
+    ] = 0.0,
+    n: Count = None,
+    **making: Any,
+) -> None:
+    """Label pictures by scorers: pairs, rankings or likes to train on, from one or several models."""
+    from ..common import processes
+    from ..evaluation import arms, items
+    from ..evaluation.generation import Generation
+    from ..labelling import label as labelling
+    from ..labelling.rows import Choice
+
+    making["model"] = model or ""
+    if arm:
+        sources = arms.read_arms(arm, making)
+    elif images:
+        sources = dict(items.in_folder(images))
+    else:
+        one = Generation(**making)
+        sources = {"base" if one.lora is None else "tuned": one}
+    choice = Choice(form, pairs, margin, drop_ties, flip, making["seed"])
+    found = labelling.run(out, sources, labelling.Labelling(tuple(scorers), rule, choice, making["device"]), prompts, n)
+    if processes.here().main:
+        labelling.show(found)
