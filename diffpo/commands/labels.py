@@ -1,4 +1,4 @@
-"""The verb `label`: its options."""
+"""The verbs `label` and `loop`: their options."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,8 +10,9 @@ from .options import MODEL, PROMPTS, SCORERS_HELP, Count, Out, makes_pictures
 
 
 def add_to(app: typer.Typer) -> None:
-    """Add the verb to the command line."""
+    """Add the verbs to the command line."""
     app.command()(makes_pictures(label, images_per_prompt=4))
+    app.command()(makes_pictures(loop, images_per_prompt=4))
 
 
 def label(
@@ -73,3 +74,36 @@ def label(
     found = labelling.run(out, sources, labelling.Labelling(tuple(scorers), rule, choice, making["device"]), prompts, n)
     if processes.here().main:
         labelling.show(found)
+
+
+def loop(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; its data.prompts are sampled for.")],
+    heldout: Annotated[str, typer.Option(help="Prompts to compare the rounds on, as for eval --prompts.")],
+    scorers: Annotated[list[str], typer.Option(help="What labels, as for label. Repeatable.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[a.b=c]...", help="Settings that replace those in CONFIG.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often to sample, label, train and compare.")] = 3,
+    n: Annotated[int, typer.Option("--n", min=1, help="Prompts of a round; each round takes the next ones.")] = 200,
+    rule: Annotated[str, typer.Option(help="As for label.")] = "win-rate",
+    judges: Annotated[
+        list[str] | None,
+        typer.Option(help="Scorers that compare the rounds; by default those that label. Repeatable."),
+    ] = None,
+    **making: Any,
+) -> None:
+    """Sample from the last LoRA, label, train on from it, compare, again. The same command continues."""
+    from ..common.errors import DiffpoError
+    from ..evaluation.generation import Generation
+    from ..labelling.label import Labelling
+    from ..labelling.rows import Choice
+    from .loop import Cycle, run
+
+    if making["lora"] is not None:
+        raise DiffpoError("--lora: the loop samples with its own LoRAs. To begin with one, set lora.start=FOLDER")
+    labelling = Labelling(tuple(scorers), rule, Choice(seed=making["seed"]), making["device"])
+    compared = tuple(judges or dict.fromkeys(each.partition(".")[0] for each in scorers))
+    cycle = Cycle(config, tuple(overrides or ()), rounds, n, heldout, labelling, compared)
+    model = cycle.settings(1, None).model
+    making |= {"model": model.path, "model_config": model.config, "family": model.family}
+    run(cycle, Generation(**making))

@@ -140,7 +140,7 @@ def extremes(rows: Sequence[Row]) -> Iterator[Row]:
             if not row.flipped:
                 prompts.setdefault(row.prompt.index, {})[k] = (worth, row)
     for own in prompts.values():
-        ranked = sorted(own, key=lambda k: own[k][0])  # noqa: B023 (used at once)
+        ranked = sorted(own, key=lambda k: own[k][0])
         worst, best = ranked[0], ranked[-1]
         if best != worst:
             (high, row), (low, _) = own[best], own[worst]

@@ -44,7 +44,7 @@ class Prompted:
     @property
     def there(self) -> NDArray[np.bool_]:
         """Which numbers the prompt asks for, (m,)."""
-        return np.isfinite(self.scores).all(0)
+        return np.asarray(np.isfinite(self.scores).all(0))
 
     @property
     def asked(self) -> Floats:
@@ -125,12 +125,12 @@ def group(singles: Sequence[Item], scores: Scores, numbers: Sequence[str]) -> tu
     for index, own in sorted(prompts.items()):
         table = np.stack([row for _, row in own])
         asked = np.isfinite(table).any(0)  # an optional number may not be asked for by this prompt
-        good = np.isfinite(table[:, asked]).all(1) & asked.any()
+        good = np.asarray(np.isfinite(table[:, asked]).all(1) & asked.any())
         lost += int((~good).sum())
         if good.sum() < 2:
             few.append(own[0][0].prompt)
             continue
-        there = [item for (item, _), ok in zip(own, good, strict=True) if ok]
+        there = [item for (item, _), ok in zip(own, good.tolist(), strict=True) if ok]
         pictures = tuple(Picture(next(iter(i.pictures)), i.seed, next(iter(i.pictures.values()))) for i in there)
         kept.append(Prompted(index, there[0].prompt, pictures, table[good]))
     if lost:
