@@ -1,12 +1,17 @@
 """The verbs `label` and `loop`: their options."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
-from ..labelling.rows import Form, Which
 from .options import MODEL, PROMPTS, SCORERS_HELP, Count, Out, makes_pictures
+
+# as in labelling/, whose import takes seconds
+Form = Literal["pairs", "rankings", "likes"]
+Which = Literal["best-worst", "all", "best-random"]
+Mode = Literal["captioner", "perturbed", "hybrid"]
+Level = Literal["weak", "medium", "strong"]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -52,14 +57,30 @@ def label(
     flip: Annotated[
         float, typer.Option(min=0, max=1, help="Turn round this share of the labels, to test robust methods.")
     ] = 0.0,
+    captions: Annotated[
+        Mode | None,
+        typer.Option(help="A caption for each picture (dcpo): captioner, perturbed (other words), or hybrid."),
+    ] = None,
+    captioner: Annotated[
+        str | None, typer.Option(help="A vision-language model for --captions, FILE.yaml as for judge=FILE.yaml.")
+    ] = None,
+    level: Annotated[Level, typer.Option(help="How many words --captions changes: weak, medium, strong.")] = "medium",
+    filter: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Leave out this share of the pairs: those that raise the better picture's error most."
+        ),
+    ] = None,
     n: Count = None,
     **making: Any,
 ) -> None:
     """Label pictures by scorers: pairs, rankings or likes to train on, from one or several models."""
+    from .. import models
     from ..common import processes
     from ..evaluation import arms, items
     from ..evaluation.generation import Generation
     from ..labelling import label as labelling
+    from ..labelling.captions import Captions
     from ..labelling.rows import Choice
 
     making["model"] = model or ""
@@ -71,7 +92,10 @@ def label(
         one = Generation(**making)
         sources = {"base" if one.lora is None else "tuned": one}
     choice = Choice(form, pairs, margin, drop_ties, flip, making["seed"])
-    found = labelling.run(out, sources, labelling.Labelling(tuple(scorers), rule, choice, making["device"]), prompts, n)
+    words = None if captions is None else Captions(captions, captioner, level, making["seed"])
+    seen = None if model is None else models.named(model, making["model_config"], making["family"])
+    how = labelling.Labelling(tuple(scorers), rule, choice, words, filter, seen, making["device"])
+    found = labelling.run(out, sources, how, prompts, n)
     if processes.here().main:
         labelling.show(found)
 
@@ -101,7 +125,7 @@ def loop(
 
     if making["lora"] is not None:
         raise DiffpoError("--lora: the loop samples with its own LoRAs. To begin with one, set lora.start=FOLDER")
-    labelling = Labelling(tuple(scorers), rule, Choice(seed=making["seed"]), making["device"])
+    labelling = Labelling(tuple(scorers), rule, Choice(seed=making["seed"]), device=making["device"])
     compared = tuple(judges or dict.fromkeys(each.partition(".")[0] for each in scorers))
     cycle = Cycle(config, tuple(overrides or ()), rounds, n, heldout, labelling, compared)
     model = cycle.settings(1, None).model

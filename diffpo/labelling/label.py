@@ -17,12 +17,14 @@ from typing import Any
 from ..common import processes
 from ..common.errors import DiffpoError
 from ..common.text import plain
+from ..config import Model
 from ..evaluation import items
 from ..evaluation.arms import Source
 from ..evaluation.manifest import json_bytes, save
 from ..evaluation.scoring import Scoring, score_pictures
-from . import files, pictures, rows
+from . import captions, displacement, files, pictures, rows
 from .aggregate import RULES, agreement, judge, scales
+from .captions import Captions
 from .rows import Choice, Row
 
 
@@ -34,17 +36,29 @@ class Labelling:
         scorers: as in `objective.rollout.scorers`: of a scorer with several numbers one is named, e.g. shapes.total.
         rule: of `aggregate.RULES`.
         choice: the form, the pairs, margin, ties and flips.
+        captions: one for each picture of a pair; None: the prompt alone.
+        share: of the pairs that the displacement score leaves out; None does not compute it. ``model``: computes it.
         device: of the scorers; None is each one's own default.
     """
 
     scorers: tuple[str, ...]
     rule: str = "win-rate"
     choice: Choice = field(default_factory=Choice)
+    captions: Captions | None = None
+    share: float | None = None
+    model: Model | None = None
     device: str | None = None
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
             raise DiffpoError(f"--rule {plain(self.rule, 60)}: use {', '.join(RULES)}")
+        for option, value in (("captions", self.captions), ("filter", self.share)):
+            if value is not None and self.choice.form != "pairs":
+                raise DiffpoError(f"--{option} is for pairs: leave out --as {self.choice.form}")
+        if self.share is not None and not 0 <= self.share < 1:
+            raise DiffpoError(f"--filter {self.share:g}: a share is at least 0 and less than 1")
+        if self.share is not None and self.model is None:
+            raise DiffpoError("--filter sees the pairs with a model: name the one to train with --model")
 
 
 @dataclass
@@ -96,6 +110,12 @@ def run(
         scale = scales([each.scores for each in prompted])
         judged = [(each, judge(each.asked, labelling.rule, scale[each.there])) for each in prompted]
         made, ties = rows.make(judged, labelling.choice)
+        if labelling.captions is not None:
+            made, said = captions.add(made, labelling.captions, out)
+            more += said
+        if labelling.share is not None and labelling.model is not None:
+            made, said = displacement.add(made, labelling.model, labelling.share, out)
+            more += said
         agree = agreement([each.scores for each in prompted], numbers)
         counts = {"pictures": len(singles), "judged": sum(len(each.pictures) for each in prompted)}
         counts |= {"prompts": len(prompted), "rows": len(made), "ties": ties}
@@ -109,6 +129,7 @@ def run(
 
 def _write(out: Path, found: Labelled, labelling: Labelling, numbers: Sequence[str], arms: Sequence[str]) -> None:
     about = {"scorers": list(labelling.scorers), "rule": labelling.rule, "arms": list(arms), **asdict(labelling.choice)}
+    about |= {"captions": labelling.captions and asdict(labelling.captions), "filter": labelling.share}
     files.write(found.path, labelling.choice.form, found.rows, numbers, about)
     left_out = [plain(line, 2000) for line in found.left_out]
     summary = {"settings": about, **found.counts, "agreement": found.agreement, "left_out": left_out}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -40,6 +41,11 @@ class Row:
     flipped: bool = False
     captions: tuple[str, str] | None = None
     displacement: float | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """Of its pictures."""
+        return [self.prompt.pictures[k].path for k in self.members]
 
     @property
     def tie(self) -> bool:
