@@ -86,13 +86,16 @@ def _sigmoid(x: Floats) -> Floats:
 
 
 def scales(tables: Sequence[Floats]) -> Floats:
-    """The scale (m,) of each number: the standard deviation of the difference of two pictures of a prompt, over the
-    ``tables`` (k, m) of all prompts; 1 where nothing differs. NaN are left out."""
-    if not tables:
-        return np.ones(0)
-    centred = np.concatenate([table - np.nanmean(table, 0) for table in tables if len(table) > 1])
-    spread = np.sqrt(2) * np.nanstd(centred, 0)  # of a difference of two
-    return np.where(np.isfinite(spread) & (spread > 0), spread, 1.0)
+    """The scale (m,) of each number: the root mean square of the difference of two pictures of a prompt, over all pairs
+    in the ``tables`` (k, m) of all prompts; 1 where nothing differs. NaN are left out."""
+    differences = []
+    for table in tables:
+        i, j = np.triu_indices(len(table), 1)
+        differences.append(table[i] - table[j])
+    squares = np.concatenate(differences) ** 2
+    there = np.isfinite(squares)
+    spread = np.sqrt(np.where(there, squares, 0).sum(0) / np.maximum(1, there.sum(0)))
+    return np.where(spread > 0, spread, 1.0)
 
 
 def agreement(tables: Sequence[Floats], names: Sequence[str]) -> dict[tuple[str, str], tuple[Estimate, int]]:

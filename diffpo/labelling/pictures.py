@@ -90,8 +90,7 @@ def resolve(specs: Sequence[str], prompts: Sequence[str]) -> dict[str, list[str]
     found: dict[str, list[str]] = {}
     for spec in specs:
         name, source, number = scorers.parse(spec)
-        alone = scorers.is_url(spec) or scorers.is_outside(spec.partition(".")[0])
-        where = spec if alone or ":" in name else name if source is None else f"{name}={source}"
+        where = spec if ":" in name else name if source is None else f"{name}={source}"  # a URL, or one of the user's
         scorer = scorers.load(where)
         if callable(check := getattr(scorer, "check_prompts", None)) and prompts:
             check(list(prompts))
