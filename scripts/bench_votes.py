@@ -40,9 +40,12 @@ SETTINGS = {
 VARIANTS = (
     {},
     {"train.steps": "50"},
+    {"train.steps": "25"},
     {"objective.beta": "2000"},
     {"objective.name": "ipo"},
     {"train.lr": "2e-4"},
+    {"train.lr": "2e-4", "train.steps": "50"},
+    {"objective.beta": "200", "train.steps": "50"},
 )
 # the order in which cells are run: what the table needs most comes first
 ORDER = [(n, "random", 0.0) for n in (100, 300, 1000)]

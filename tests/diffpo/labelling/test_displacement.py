@@ -18,8 +18,8 @@ BETA, STEP = 500.0, 1e-2
 
 @pytest.mark.parametrize("name", ["sd", "pixart"])
 def test_the_gradient_score_is_the_change_of_the_error_by_one_step(tiny_folder, name):
-    """-log sigma(u) at u = 0, differentiated by autograd through the whole objective. The error is quadratic in the last
-    layer's weights, so half the difference of a step forth and one back is its first-order change."""
+    """-log sigma(u) at u = 0, differentiated by autograd through the whole objective. The error is quadratic in the
+    last layer's weights, so half the difference of a step forth and one back is its first-order change."""
     family = models.load(Model(path=str(tiny_folder(name))))
     network = family.load_network()
     shape = family.latent_shape(network, 16)
