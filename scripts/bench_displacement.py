@@ -30,7 +30,7 @@ from diffpo.common.parts import Parts
 from diffpo.config import Data, Model
 from diffpo.data.batches import Batches
 from diffpo.data.groups import load_groups
-from diffpo.labelling.displacement import score_pairs
+from diffpo.labelling.displacement import Filter, score_pairs
 from diffpo.objective.reward import squared_error
 from diffpo.problems.forward import Forward
 from diffpo.weights import trained
@@ -140,7 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
     source = bench_votes.write(out / "pairs.parquet", rows)
     data = Data(train=str(source), resolution=32, cache=str(out / "cache"))
     parts = Parts(out / "scores", "scores")
-    keys = score_pairs(data, Model(path=str(MODEL)), parts)
+    keys = score_pairs(data, Filter(0.0, Model(path=str(MODEL))), parts)
     pairs = np.array([parts.rows[keys[k]] for k in sorted(keys)])  # (n, 2): hidden, gradient
     config = bench_votes.configured(out, source, out / "run", TUNED)
     measured = Measured(data, config)

@@ -12,6 +12,7 @@ Form = Literal["pairs", "rankings", "likes"]
 Which = Literal["best-worst", "all", "best-random"]
 Mode = Literal["captioner", "perturbed", "hybrid"]
 Level = Literal["weak", "medium", "strong"]
+PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}  # by --dtype
 
 
 def add_to(app: typer.Typer) -> None:
@@ -77,10 +78,12 @@ def label(
     """Label pictures by scorers: pairs, rankings or likes to train on, from one or several models."""
     from .. import models
     from ..common import processes
+    from ..common.errors import DiffpoError
     from ..evaluation import arms, items
     from ..evaluation.generation import Generation
     from ..labelling import label as labelling
     from ..labelling.captions import Captions
+    from ..labelling.displacement import Filter
     from ..labelling.rows import Choice
 
     making["model"] = model or ""
@@ -93,8 +96,13 @@ def label(
         sources = {"base" if one.lora is None else "tuned": one}
     choice = Choice(form, pairs, margin, drop_ties, flip, making["seed"])
     words = None if captions is None else Captions(captions, captioner, level, making["seed"])
-    seen = None if model is None else models.named(model, making["model_config"], making["family"])
-    how = labelling.Labelling(tuple(scorers), rule, choice, words, filter, seen, making["device"])
+    out_of = None
+    if filter is not None:
+        if model is None:
+            raise DiffpoError("--filter sees the pairs with a model: name the one to train with --model")
+        seen_by = models.named(model, making["model_config"], making["family"])
+        out_of = Filter(filter, seen_by, PRECISIONS[making["dtype"]])
+    how = labelling.Labelling(tuple(scorers), rule, choice, words, out_of, making["device"])
     found = labelling.run(out, sources, how, prompts, n)
     if processes.here().main:
         labelling.show(found)

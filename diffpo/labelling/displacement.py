@@ -14,7 +14,7 @@ gradient  the same with h the gradient of the picture's denoising error by the w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,19 @@ LAST = (
 )  # the last layer in diffusers' networks; a DiT has two of them
 
 
+@dataclass(frozen=True)
+class Filter:
+    """``share`` of the pairs is left out, seen by ``model`` (the one to train) in ``precision`` (of `Train`)."""
+
+    share: float
+    model: Model
+    precision: str = "no"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1:
+            raise DiffpoError(f"--filter {self.share:g}: a share is at least 0 and less than 1")
+
+
 def scores(family: Family, network: torch.nn.Module, regression: Regression) -> tuple[Tensor, Tensor]:
     """``hidden`` and ``gradient`` (n,) float32 of n pairs, the better pictures first, by the base ``network``."""
     layer: Any = next((getattr(network, name) for name in LAST if hasattr(network, name)), None)
@@ -57,7 +70,8 @@ def scores(family: Family, network: torch.nn.Module, regression: Regression) -> 
     hook = layer.register_forward_pre_hook(lambda _module, given: seen.append(given[0].detach()))
     layer.weight.requires_grad_(True)
     try:
-        with torch.enable_grad():
+        half = torch.autocast(regression.x_t.device.type, family.dtype, enabled=family.dtype != torch.float32)
+        with torch.enable_grad(), half:
             prediction = family.predict(network, regression.x_t, regression.t, regression.conditioning.cond)
             errors = squared_error(prediction, regression.target)
             gradients = torch.stack(
@@ -77,14 +91,14 @@ def _ches(features: Tensor) -> Tensor:
     return (better * worse).sum(1) - better.square().sum(1)
 
 
-def score_pairs(data: Data, model: Model, kept: Parts) -> dict[int, str]:
-    """Score the pairs of ``data.train`` that are neither ties nor equal pictures, by the base model. (hidden, gradient)
-    goes into ``kept``; of several processes each computes a share. Returns {row: key there}."""
+def score_pairs(data: Data, seen_by: Filter, kept: Parts) -> dict[int, str]:
+    """Score the pairs of ``data.train`` that are neither ties nor equal pictures, by the base model of ``seen_by``.
+    (hidden, gradient) goes into ``kept``; of several processes each computes a share. Returns {row: key there}."""
     from tqdm.auto import tqdm
 
     ours = processes.here()
     worker, source = ours.worker(), str(data.train)
-    family = models.load(model, "no", data.resolution)
+    family = models.load(seen_by.model, seen_by.precision, data.resolution)
     family.load_encoders(worker.device)
     groups = load_groups(data, source, data.train_split, quiet=worker.quiet)
     batches = Batches(groups, data, family, worker=worker)
@@ -108,9 +122,9 @@ def score_pairs(data: Data, model: Model, kept: Parts) -> dict[int, str]:
     return {group.row: key for key, group in zip(keys, groups.groups, strict=True)}
 
 
-def add(rows: Sequence[Row], model: Model, share: float, out: Path) -> tuple[list[Row], list[str]]:
-    """The pairs with their score `gradient`, without the ``share`` of them that have the largest, and a sentence on
-    these. Ties and pairs of equal pictures have no score, and stay.
+def add(rows: Sequence[Row], chosen: Filter, out: Path) -> tuple[list[Row], list[str]]:
+    """The pairs with their score `gradient`, without the share of them that have the largest, and a sentence on these.
+    Ties and pairs of equal pictures have no score, and stay.
 
     What is finished is kept in ``out``, and all processes work together.
     """
@@ -122,14 +136,14 @@ def add(rows: Sequence[Row], model: Model, share: float, out: Path) -> tuple[lis
     side = min(min(size) for size in sizes) // 8 * 8
     ours.wait()
     data = Data(train=str(source), resolution=max(8, side), cache=str(folder), buckets=len(sizes) > 1)
-    keys = score_pairs(data, model, Parts(folder, "scores", ours.rank))
+    keys = score_pairs(data, chosen, Parts(folder, "scores", ours.rank))
     ours.wait()
     known = Parts(folder, "scores", ours.rank).rows
     found = {row: float(known[key][1]) for row, key in keys.items()}
     scored = [replace(row, displacement=found.get(k)) for k, row in enumerate(rows)]
-    dropped = {*sorted(found, key=lambda k: -found[k])[: round(share * len(found))]}
-    left = f"{len(dropped)} of {len(rows)} pairs with the largest displacement score are left out (--filter {share:g})"
-    return [row for k, row in enumerate(scored) if k not in dropped], [left] if dropped else []
+    dropped = {*sorted(found, key=lambda k: -found[k])[: round(chosen.share * len(found))]}
+    said = f"{len(dropped)} of {len(rows)} pairs are left out: those with the largest displacement score (--filter)"
+    return [row for k, row in enumerate(scored) if k not in dropped], [said] if dropped else []
 
 
 def _size(path: Path) -> tuple[int, int]:

@@ -17,7 +17,6 @@ from typing import Any
 from ..common import processes
 from ..common.errors import DiffpoError
 from ..common.text import plain
-from ..config import Model
 from ..evaluation import items
 from ..evaluation.arms import Source
 from ..evaluation.manifest import json_bytes, save
@@ -25,6 +24,7 @@ from ..evaluation.scoring import Scoring, score_pictures
 from . import captions, displacement, files, pictures, rows
 from .aggregate import RULES, agreement, judge, scales
 from .captions import Captions
+from .displacement import Filter
 from .rows import Choice, Row
 
 
@@ -37,7 +37,7 @@ class Labelling:
         rule: of `aggregate.RULES`.
         choice: the form, the pairs, margin, ties and flips.
         captions: one for each picture of a pair; None: the prompt alone.
-        share: of the pairs that the displacement score leaves out; None does not compute it. ``model``: computes it.
+        filter: which pairs the displacement score leaves out; None does not compute it.
         device: of the scorers; None is each one's own default.
     """
 
@@ -45,20 +45,15 @@ class Labelling:
     rule: str = "win-rate"
     choice: Choice = field(default_factory=Choice)
     captions: Captions | None = None
-    share: float | None = None
-    model: Model | None = None
+    filter: Filter | None = None
     device: str | None = None
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
             raise DiffpoError(f"--rule {plain(self.rule, 60)}: use {', '.join(RULES)}")
-        for option, value in (("captions", self.captions), ("filter", self.share)):
+        for option, value in (("captions", self.captions), ("filter", self.filter)):
             if value is not None and self.choice.form != "pairs":
                 raise DiffpoError(f"--{option} is for pairs: leave out --as {self.choice.form}")
-        if self.share is not None and not 0 <= self.share < 1:
-            raise DiffpoError(f"--filter {self.share:g}: a share is at least 0 and less than 1")
-        if self.share is not None and self.model is None:
-            raise DiffpoError("--filter sees the pairs with a model: name the one to train with --model")
 
 
 @dataclass
@@ -113,8 +108,8 @@ def run(
         if labelling.captions is not None:
             made, said = captions.add(made, labelling.captions, out)
             more += said
-        if labelling.share is not None and labelling.model is not None:
-            made, said = displacement.add(made, labelling.model, labelling.share, out)
+        if labelling.filter is not None:
+            made, said = displacement.add(made, labelling.filter, out)
             more += said
         agree = agreement([each.scores for each in prompted], numbers)
         counts = {"pictures": len(singles), "judged": sum(len(each.pictures) for each in prompted)}
@@ -129,7 +124,10 @@ def run(
 
 def _write(out: Path, found: Labelled, labelling: Labelling, numbers: Sequence[str], arms: Sequence[str]) -> None:
     about = {"scorers": list(labelling.scorers), "rule": labelling.rule, "arms": list(arms), **asdict(labelling.choice)}
-    about |= {"captions": labelling.captions and asdict(labelling.captions), "filter": labelling.share}
+    about |= {
+        "captions": labelling.captions and asdict(labelling.captions),
+        "filter": labelling.filter and labelling.filter.share,
+    }
     files.write(found.path, labelling.choice.form, found.rows, numbers, about)
     left_out = [plain(line, 2000) for line in found.left_out]
     summary = {"settings": about, **found.counts, "agreement": found.agreement, "left_out": left_out}

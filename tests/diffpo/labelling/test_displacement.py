@@ -9,6 +9,7 @@ from diffpo import models
 from diffpo.config import Model
 from diffpo.data.judgement import Judgement
 from diffpo.labelling import displacement
+from diffpo.labelling.displacement import Filter
 from diffpo.labelling.pictures import Picture, Prompted
 from diffpo.labelling.rows import Row
 from diffpo.problems.regression import Conditioning, Regression
@@ -68,11 +69,13 @@ def test_the_filter_drops_the_pairs_with_the_largest_score(tiny_sd, tmp_path):
         prompt = Prompted(index, f"prompt {index}", tuple(pictures), np.zeros((2, 0)))
         rows.append(Row(prompt, (0, 1), 0.5 if index == 4 else float(index % 2), (0.0, 1.0), 1.0))
     model = Model(path=str(tiny_sd))
-    every, said = displacement.add(rows, model, 0.0, tmp_path / "out")
+    every, said = displacement.add(rows, Filter(0.0, model), tmp_path / "out")
     assert len(every) == 5 and not said
     scores = [row.displacement for row in every]
     assert scores[4] is None  # a tie pushes nothing
-    kept, said = displacement.add(rows, model, 0.5, tmp_path / "out")
+    kept, said = displacement.add(rows, Filter(0.5, model), tmp_path / "out")
     assert "2 of 5 pairs" in said[0]
+    half, _ = displacement.add(rows, Filter(0.0, model, "bf16"), tmp_path / "half")
+    np.testing.assert_allclose([row.displacement for row in half[:4]], scores[:4], rtol=0.1)
     lowest = sorted(scores[:4])[:2]
     assert [row.displacement for row in kept] == [each for each in scores if each is None or each in lowest]
