@@ -36,7 +36,7 @@ from diffpo.problems.forward import Forward
 from diffpo.weights import trained
 
 DRAWS, STEP, BETA, ROWS = 8, 2e-3, 500.0, 32
-TUNED = bench_votes.cell(1000, "random", 0.0, 0)
+RECIPE = {"train.steps": "100"}
 
 
 class Measured:
@@ -142,7 +142,7 @@ def main(arguments: list[str] | None = None) -> None:
     parts = Parts(out / "scores", "scores")
     keys = score_pairs(data, Filter(0.0, Model(path=str(MODEL))), parts)
     pairs = np.array([parts.rows[keys[k]] for k in sorted(keys)])  # (n, 2): hidden, gradient
-    config = bench_votes.configured(out, source, out / "run", TUNED)
+    config = bench_votes.configured(out, source, out / "run", bench_votes.cell(1000, "random", 0.0, 0, RECIPE))
     measured = Measured(data, config)
     captions = [group.captions[0] for group in measured.groups.groups]
     every = list(range(len(captions)))
@@ -154,7 +154,7 @@ def main(arguments: list[str] | None = None) -> None:
     for seed in args.seeds:
 
         def together(seed: int = seed) -> list[float]:
-            one = bench_votes.cell(1000, "random", 0.0, seed)
+            one = bench_votes.cell(1000, "random", 0.0, seed, RECIPE)
             all_pairs = bench_votes.write(out / "all.parquet", bench_votes.pool())
             folder = bench_votes.train(bench_votes.configured(out, all_pairs, out / f"run-{seed}", one))
             fresh = measured.weights.state()
