@@ -128,13 +128,14 @@ def loop(
     from ..common.errors import DiffpoError
     from ..evaluation.generation import Generation
     from ..labelling.label import Labelling
+    from ..labelling.pictures import loaded_as
     from ..labelling.rows import Choice
     from .loop import Cycle, run
 
     if making["lora"] is not None:
         raise DiffpoError("--lora: the loop samples with its own LoRAs. To begin with one, set lora.start=FOLDER")
     labelling = Labelling(tuple(scorers), rule, Choice(seed=making["seed"]), device=making["device"])
-    compared = tuple(judges or dict.fromkeys(each.partition(".")[0] for each in scorers))
+    compared = tuple(judges or dict.fromkeys(map(loaded_as, scorers)))
     cycle = Cycle(config, tuple(overrides or ()), rounds, n, heldout, labelling, compared)
     model = cycle.settings(1, None).model
     making |= {"model": model.path, "model_config": model.config, "family": model.family}

@@ -94,13 +94,13 @@ def run(
     with ours.lock(out):
         singles, _ = pictures.collect(arms, prompts, out, n, gaps)
         scores = score_pictures(singles, list(arms), Scoring(tuple(numbers_of), device=labelling.device), out)
-        gaps += [line for line in scores.gaps() if "gave up" not in line]
         if scores.stopped:
             spec, reason = next(iter(scores.stopped.items()))
             raise DiffpoError(
                 f"the scorer {spec} gave up, and no labels were written: {reason}. What is scored is kept: the same "
                 f"command continues. Or leave the scorer out with the other --scorers"
             )
+        gaps += scores.gaps()
         prompted, more = pictures.group(singles, scores, numbers)
         scale = scales([each.scores for each in prompted])
         judged = [(each, judge(each.asked, labelling.rule, scale[each.there])) for each in prompted]

@@ -84,13 +84,21 @@ def collect(
     return sorted(single, key=lambda item: item.index), rows
 
 
+def loaded_as(spec: str) -> str:
+    """What `scorers.load` takes for ``spec``, which may name one number of several: shapes.total is shapes."""
+    name, source, _ = scorers.parse(spec)
+    if ":" in name:  # a URL, or a class of the user's, which give one number alone
+        return spec
+    return name if source is None else f"{name}={source}"
+
+
 def resolve(specs: Sequence[str], prompts: Sequence[str]) -> dict[str, list[str]]:
     """{scorer as `scorers.load` takes it: the numbers to label by}. Each scorer is loaded once, so that missing weights
     are found before a picture is made. DiffpoError for a scorer of several numbers of which none is named."""
     found: dict[str, list[str]] = {}
     for spec in specs:
-        name, source, number = scorers.parse(spec)
-        where = spec if ":" in name else name if source is None else f"{name}={source}"  # a URL, or one of the user's
+        name, _, number = scorers.parse(spec)
+        where = loaded_as(spec)
         scorer = scorers.load(where)
         if callable(check := getattr(scorer, "check_prompts", None)) and prompts:
             check(list(prompts))

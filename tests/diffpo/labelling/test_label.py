@@ -16,6 +16,7 @@ from diffpo.data.groups import load_groups
 from diffpo.evaluation import items
 from diffpo.labelling import label
 from diffpo.labelling.label import Labelling
+from diffpo.labelling.pictures import loaded_as
 from diffpo.labelling.rows import Choice
 from diffpo.scorers.careful import CannotScore
 from diffpo.scorers.shapes import ShapesScorer
@@ -155,6 +156,20 @@ def test_a_scorer_that_gives_up_writes_no_labels(folder, monkeypatch):
     with pytest.raises(DiffpoError, match=r"own_scorers:Failing gave up.*the same command continues"):
         labelled(folder, scorers=["shapes.appearance", "own_scorers:Failing"])
     assert (folder / "out/labels.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("spec", "whole"),
+    [
+        ("shapes.total", "shapes"),
+        ("hps2.0", "hps2.0"),
+        ("pickscore=some/folder", "pickscore=some/folder"),
+        ("own_scorers:Long.long.sum", "own_scorers:Long.long.sum"),
+        ("http://127.0.0.1:8000/clip", "http://127.0.0.1:8000/clip"),
+    ],
+)
+def test_a_number_belongs_to_a_scorer(spec, whole):
+    assert loaded_as(spec) == whole
 
 
 @pytest.mark.parametrize(
