@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # from the top down
-ROOMS = ["cli", "commands", "train", "export", "evaluation", "rollout", "scorers", "annotate", "objective"]
+ROOMS = ["cli", "commands", "train", "export", "labelling", "evaluation", "rollout", "scorers", "annotate", "objective"]
 ROOMS += ["problems", "weights", "models", "data", "config", "links", "methods", "shapes", "common"]
 
 
