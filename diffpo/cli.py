@@ -1,6 +1,7 @@
 """The command line: verbs only. Each verb imports what it needs when it is called: `diffpo --help` stays instant."""
 
 import contextlib
+import json
 import os
 import signal
 import sys
@@ -17,7 +18,7 @@ INTERRUPTED = "\ninterrupted; run the same command again to continue from what i
 try:
     import typer
 
-    from .commands import measures
+    from .commands import annotate_verbs, labels, measures
     from .commands import options as given
 except KeyboardInterrupt:
     print(INTERRUPTED, file=sys.stderr)
@@ -83,11 +84,16 @@ def collect(
     config: Config,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Output folder; by default the folder of rollout.labels.")] = None,
+    lora: Annotated[
+        str | None, typer.Option(help="Sample with this LoRA, a file or the folder of a run; same as lora.start.")
+    ] = None,
 ) -> None:
-    """Sample pictures for people to compare. Then train with objective.rollout.labels=OUT/labels.jsonl."""
+    """Sample pictures for people to compare. Then train with objective.rollout.labels=OUT/labels.jsonl, and from the
+    same LoRA."""
     from .config import load_config
 
-    settings = load_config(config, overrides or [])
+    start = [] if lora is None else [f"lora.start={json.dumps(lora)}"]
+    settings = load_config(config, [*(overrides or []), *start])
 
     from .commands.collect import collect
 
@@ -164,6 +170,8 @@ def evaluate(
 
 
 measures.add_to(app)
+labels.add_to(app)
+annotate_verbs.add_to(app)
 
 
 @app.command()

@@ -17,8 +17,9 @@ from scipy.special import ndtr, ndtri, stdtrit
 
 from diffpo.common.tables import Table
 from diffpo.evaluation.bradley_terry import bradley_terry
+from diffpo.evaluation.hacking import hacking
+from diffpo.evaluation.measured import Measured
 from diffpo.evaluation.statistics import Estimate, holm, mean_difference, p_value, win_rate
-from diffpo.evaluation.verdict import Measured, hacking
 
 GOOD = (0.93, 0.97)
 SIZES = (30, 100, 500)  # prompts

@@ -18,7 +18,7 @@ from diffpo.cli import app
 from diffpo.config import Config, load_config
 from diffpo.config.step_scorer import ScorerConfig
 
-CONFIGS = {"train": Config, "check": Config, "collect": Config, "train-scorer": ScorerConfig}  # verbs that read one
+CONFIGS = dict.fromkeys(("train", "check", "collect", "loop"), Config) | {"train-scorer": ScorerConfig}  # that read one
 ELSEWHERE = ("git", "hf", "ssh", "source", "pre-commit", "huggingface-cli")  # programs of others: names alone
 
 

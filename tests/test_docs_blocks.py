@@ -184,6 +184,10 @@ def stand_in(arguments: list[str]) -> list[str]:
         scored = ["--scorers", "shapes"] if verb == "eval" else []
         calls = [] if "--plan" in rest else ["--steps", "2"]
         return [verb, *kept, *scored, "--n", "2", *calls]
+    if verb == "label":
+        pairs = zip(rest[::2], rest[1::2], strict=True)
+        kept = [word for pair in pairs if pair[0] != "--scorers" for word in pair]
+        return [verb, *kept, "--scorers", "shapes.total", "--n", "2", "--images-per-prompt", "2", "--steps", "2"]
     if verb == "calibrate":
         return [verb, *rest, "--prompts", "shapes:train:4", "--method", "classical", "--n", "1", "--heldout", "1"]
     if verb not in docs_commands.CONFIGS:
@@ -195,6 +199,8 @@ def stand_in(arguments: list[str]) -> list[str]:
         small |= {"model.path": TINY, "model.variant": "null"}
     if any(key.startswith("log.samples.") for key in given):
         small |= {"log.samples.n": "2", "log.samples.steps": "2"}
+    if verb == "loop":
+        rest += ["--heldout", "prompts.txt", "--rounds", "1", "--n", "2", "--images-per-prompt", "2", "--steps", "2"]
     if verb == "train-scorer":
         small = {key: value for key, value in small.items() if key != "train.gradient_checkpointing"}
     return [verb, *rest, *(f"{key}={value}" for key, value in small.items())]
@@ -236,12 +242,24 @@ def run():
         )
 
 
+def votes():
+    """`runs/votes`, as `diffpo annotate my-pairs` leaves it."""
+    from annotated import cast, make_session, mask
+
+    if not Path("runs/votes").exists():
+        Path("runs/votes").mkdir(parents=True)
+        session = make_session(Path("runs/votes").absolute(), Path("my-pairs").absolute())
+        for k, given in enumerate(session.next("ada", 9, [])["tasks"]):
+            cast(session, given, 0, f"vote-{k:04d}", marks={"0": mask((32, 32), (0, 0, 16, 16))})
+
+
 def network(x, t):
     return 0.1 * x
 
 
 GIVEN = {
     "run": run,
+    "votes": votes,
     "pipe": pipeline,
     "samplers": lambda: samplers,
     "model": lambda: network,

@@ -29,11 +29,12 @@ from ..rollout.prompts import PromptConditions
 from ..rollout.round import ImageRounds
 from ..scorers.step.base import pictures
 from ..train import build
+from ..weights import trained
 
 
 def collect(config: Config, out: Path | None = None) -> Path:
-    """Sample every prompt of ``data.prompts`` ``rollout.samples`` times with the base model and write, into ``out``
-    (default: the folder of ``rollout.labels``),
+    """Sample every prompt of ``data.prompts`` ``rollout.samples`` times with the base model, or with the LoRA that
+    ``lora.start`` names, and write, into ``out`` (default: the folder of ``rollout.labels``),
 
         images/00003-1.png                  prompt 3, image 1
         trajectories/00003.safetensors      states (samples, steps + 1, C, h, w) of prompt 3, float32
@@ -59,13 +60,19 @@ def _collect(config: Config, labels: Path, accelerator: Any) -> Path:
     family.load_encoders(accelerator.device)
     conditions = PromptConditions(prompts, config.data, family, Worker.of(accelerator))
     family.free_encoders(keep_vae=True)
-    network = family.load_network(accelerator.device)
+    weights = trained.load(config, family, accelerator.device)
+    start = config.lora.start if config.lora else None
+    if start is not None:
+        weights.begin(config, family)
+    network = weights.network
     # there are no preferences yet
     objective = config.objective.model_copy(update={"rollout": rollout.model_copy(update={"scorers": []})})
     policy = Policy(family, network, accelerator.autocast)
     rounds = ImageRounds(objective, conditions, policy, Reference(policy), seed)
     made = {"base": base_identity(network)["hash"], "seed": seed, "samples": rollout.samples}
     made["resolution"] = config.data.resolution
+    if start is not None:
+        made["lora"] = trained.file_hash(start)
     about = {"rollout": json.dumps(kept(rollout)), "made": json.dumps(made)}
     names = [f"{number:05d}" for number in range(len(prompts))]
     done = {number for number, name in enumerate(names) if trajectory_file(folder, name).exists()}

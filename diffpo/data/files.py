@@ -113,7 +113,8 @@ def shards(paths: Sequence[Path], quiet: bool = True) -> tuple[Shards, list[str]
 
     An image is kept as its position in the file. KEY.FIELD.txt is text; KEY.json has a field for each of its keys,
     unless a member has that field; KEY.png is the field `image` and KEY.txt the field `caption`. Nothing is unpacked to
-    disk, and other members, such as pickles, are not read. DiffpoError if a file is compressed or damaged.
+    disk, and other members, such as pickles, are not read. A sample whose JSON or text cannot be read is a bad row.
+    DiffpoError if a file is compressed or damaged, or if no sample can be read.
     """
     from tqdm.auto import tqdm
 
@@ -122,7 +123,11 @@ def shards(paths: Sequence[Path], quiet: bool = True) -> tuple[Shards, list[str]
     others: list[str] = []
     for number, path in enumerate(tqdm(paths, desc="indexing shards", unit="shard", delay=1, disable=quiet)):
         try:
-            for values, places in _samples(path, others):
+            for sample in _samples(path, others):
+                if isinstance(sample, BadRow):
+                    rows.append(sample)
+                    continue
+                values, places = sample
                 names |= dict.fromkeys([*values, *places])
                 rows.append(json.dumps([values, {name: [number, *place] for name, place in places.items()}]).encode())
         except tarfile.TarError as error:
@@ -132,6 +137,9 @@ def shards(paths: Sequence[Path], quiet: bool = True) -> tuple[Shards, list[str]
             ) from None
     if not rows:
         raise DiffpoError(f"{paths[0]} has no samples: name its members KEY.jpg_0.jpg and so on (docs/data.md)")
+    bad = next((row for row in rows if isinstance(row, BadRow)), None)
+    if bad is not None and not names:
+        raise DiffpoError(f"{paths[0]}: none of the {len(rows)} samples can be read; the first: {bad}")
     return Shards(rows, list(names), paths), others
 
 
@@ -155,9 +163,12 @@ class _Limited:
         return self.file.tell()
 
 
-def _samples(path: Path, others: list[str]) -> Iterator[tuple[dict[str, Any], dict[str, tuple[int, int, str]]]]:
-    """The values of each sample, and the positions (offset, size, name) of its images. Names of members that are not
-    fields are added to ``others``."""
+_Sample = tuple[dict[str, Any], dict[str, tuple[int, int, str]]]
+
+
+def _samples(path: Path, others: list[str]) -> Iterator[_Sample | BadRow]:
+    """The values of each sample, and the positions (offset, size, name) of its images; a BadRow if one of its texts
+    cannot be read. Names of members that are not fields are added to ``others``."""
     with open_file(path) as file, tarfile.open(fileobj=cast(BinaryIO, _Limited(file)), mode="r:") as archive:
         size = os.fstat(file.fileno()).st_size
         members = _members(archive, others)
@@ -165,12 +176,17 @@ def _samples(path: Path, others: list[str]) -> Iterator[tuple[dict[str, Any], di
             values: dict[str, Any] = {}
             about: dict[str, Any] = {}
             places: dict[str, tuple[int, int, str]] = {}
+            bad: BadRow | None = None
             for _, field, member in group:
                 if member.offset_data + member.size > size:
                     raise DiffpoError(
                         f"{path} is truncated: {plain(member.name, 200)} extends beyond its end. Download it again"
                     )
-                found = _fields(path, archive, field, member)
+                try:
+                    found = _fields(archive, field, member)
+                except BadRow as problem:
+                    bad = bad or problem
+                    continue
                 if found is None:
                     others.append(member.name)
                     continue
@@ -181,7 +197,9 @@ def _samples(path: Path, others: list[str]) -> Iterator[tuple[dict[str, Any], di
                             f"{plain(repr(name), 200)}; remove one"
                         )
                     (places if isinstance(value, tuple) else about if field == "json" else values)[name] = value
-            if values or about or places:
+            if bad is not None:
+                yield bad
+            elif values or about or places:
                 yield about | values, places
 
 
@@ -197,25 +215,24 @@ def _members(archive: tarfile.TarFile, others: list[str]) -> Iterator[tuple[str,
             others.append(member.name)
 
 
-def _fields(path: Path, archive: tarfile.TarFile, field: str, member: tarfile.TarInfo) -> list[tuple[str, Any]] | None:
-    """The fields that a member adds to its sample, an image as (offset, size, name); None if it is not a field."""
+def _fields(archive: tarfile.TarFile, field: str, member: tarfile.TarInfo) -> list[tuple[str, Any]] | None:
+    """The fields that a member adds to its sample, an image as (offset, size, name); None if it is not a field. BadRow
+    if its text cannot be read."""
     suffix = field.rpartition(".")[2].lower()
     if is_picture(f"x.{suffix}"):
         return [(column(field), (member.offset_data, member.size, member.name))]
     if suffix not in (*TEXTS, "json"):
         return None
     if member.size > TEXT_LIMIT:
-        raise DiffpoError(
-            f"{path}: {plain(member.name, 200)} has {member.size:,} bytes, but a text may have {TEXT_LIMIT:,}"
-        )
+        raise BadRow("a text is too long", f"{member.size:,} bytes; {TEXT_LIMIT:,} are allowed", member.name)
     try:
         text = decoded(cast(BinaryIO, archive.extractfile(member)).read())
         if suffix != "json":
             return [(column(field), text.strip())]
         values = json.loads(text)
     except (ValueError, RecursionError) as error:  # not UTF-8, or not JSON
-        reason = "nested too deeply" if isinstance(error, RecursionError) else plain(error, 200)
-        raise DiffpoError(f"{path}: cannot read {plain(member.name, 200)}: {reason}") from None
+        cause = "nested too deeply" if isinstance(error, RecursionError) else error
+        raise BadRow(f"unreadable {'JSON' if suffix == 'json' else 'text'}", cause, member.name) from None
     return list(values.items()) if isinstance(values, dict) and field == suffix else [(column(field), values)]
 
 

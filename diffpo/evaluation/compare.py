@@ -16,6 +16,7 @@ from ..common.errors import DiffpoError
 from . import statistics, verdict
 from .bradley_terry import bradley_terry
 from .items import Item
+from .measured import Measured
 from .statistics import Estimate
 from .traits import Traits, measure
 from .verdict import Verdict
@@ -128,7 +129,7 @@ def summarise(
         raise DiffpoError(f"no prompt has any of the scores {', '.join(scores)}; name other scorers")
     names = list(dict.fromkeys(row.scorer for row in rows))
     traits = measure(items, arms) if traits is None else traits
-    measured = verdict.Measured(
+    measured = Measured(
         scores={name: scores[name] for name in names if arms[0] in scores[name]},
         prompt_id=ids,
         base=arms[0],

@@ -5,12 +5,10 @@ OUT/.scores/<digest>.jsonl   a line for each picture that is scored; deleted onc
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,9 @@ import numpy as np
 from .. import scorers
 from ..common import processes
 from ..common.errors import DiffpoError
-from ..common.files import writing
 from ..common.images import named, remarks
 from ..common.names import hint
+from ..common.parts import Parts, file_key
 from ..common.text import plain, whole
 from ..scorers import features
 from ..scorers.careful import Careful
@@ -121,10 +119,20 @@ def _check_train_scorer(train_scorer: str | None, names: list[str]) -> None:
 
 
 def score_items(items: Sequence[Item], arms: Sequence[str], scoring: Scoring, out: Path | None = None) -> Scores:
+    """`score_pictures`, of which the scores stay that the first arm and another one have. DiffpoError if that leaves
+    nothing to compare with the first arm."""
+    found = score_pictures(items, arms, scoring, out)
+    found.values = {name: own for name, own in found.values.items() if arms[0] in own and len(own) > 1}
+    if not found.values:
+        raise DiffpoError(f"there is nothing to compare: {'; '.join(found.gaps()[:SAID])}")
+    return found
+
+
+def score_pictures(items: Sequence[Item], arms: Sequence[str], scoring: Scoring, out: Path | None = None) -> Scores:
     """The scores of all pictures. ``out``: where to keep what is finished; None keeps nothing.
 
     Of several processes each scores a share, and all get all scores. A scorer that gives up, and an arm or a score
-    without numbers, are left out. DiffpoError if that leaves nothing to compare with the first arm.
+    without numbers, are left out.
     """
     ours = processes.here()
     if ours.count > 1 and out is not None:
@@ -137,8 +145,6 @@ def score_items(items: Sequence[Item], arms: Sequence[str], scoring: Scoring, ou
     for arm, names in found.unreadable.items():
         if len(names) == sum(arm in item.pictures for item in items):
             found.dropped.append(f"no picture of the arm {arm} can be read; this arm is left out")
-    if not any(len(by_arm) > 1 for by_arm in found.values.values()):
-        raise DiffpoError(f"there is nothing to compare: {'; '.join(found.gaps()[:SAID])}")
     if ours.main:
         for line in remarks(found.notes):
             print(line)
@@ -184,9 +190,11 @@ class _Arm:
 
     def rows(self, items: Sequence[Item], arm: str, out: Path | None) -> list[_Row]:
         """A row for each item; those that are finished come from ``out``."""
-        kept = _Kept(None if out is None else out / PARTS, self.spec, arm, processes.here().rank)
+        spec = self.spec + getattr(self.careful.scorer, "state", "")  # of votes: how many there are
+        kept = Parts(None if out is None else out / PARTS, f"{spec} {arm}", processes.here().rank)
         own = [item for item in items if arm in item.pictures]
-        rows = {id(item): row for item in own if (row := kept.get(item))}
+        keys = {id(item): file_key(item.pictures[arm], item.prompt) for item in own}
+        rows = {id(item): row for item in own if (row := _numbers_in(kept.rows.get(keys[id(item)])))}
         todo = [item for item in own if id(item) not in rows]
         self.step(len(rows))
         for start in range(0, len(todo), BATCH):
@@ -194,7 +202,7 @@ class _Arm:
             for item, row in zip(batch, self._scored(batch, arm), strict=True):
                 if row is not None:
                     rows[id(item)] = row
-                    kept.add(item, row)
+                    kept.add(keys[id(item)], row)
             self.step(len(batch))
         return [(item, rows.get(id(item))) for item in items]
 
@@ -225,6 +233,14 @@ class _Arm:
         return rows
 
 
+def _numbers_in(kept: Any) -> dict[str, float] | None:
+    """A row as it was kept; None for anything else, whose picture is scored again."""
+    try:
+        return {name: float(value) for name, value in kept.items()} if kept else None
+    except (ValueError, TypeError, AttributeError):
+        return None
+
+
 def _short(path: Path) -> str:
     """A picture in a sentence that names its arm."""
     return f"{path.parent.name}/{path.name}"
@@ -232,7 +248,7 @@ def _short(path: Path) -> str:
 
 def _collect(found: Scores, spec: str, scorer: Any, rows: dict[str, list[_Row]]) -> None:
     """Put a scorer's rows into the arrays; what is not a number is counted. A score is left out for an arm that has no
-    number, and for all if the first arm has none."""
+    number."""
     empty: dict[str, list[str]] = {}  # by score, the arms without a number
     for name in scorer.names:
         by_arm = {arm: _numbers(found, name, arm, scorer, own) for arm, own in rows.items()}
@@ -240,7 +256,7 @@ def _collect(found: Scores, spec: str, scorer: Any, rows: dict[str, list[_Row]])
         if name not in scorer.optional:
             if any(row for arm in lacking for _, row in rows[arm]):  # others are unreadable, which is said
                 empty[name] = lacking
-        if next(iter(rows)) not in lacking and len(lacking) < len(rows) - 1:
+        if len(lacking) < len(rows):
             found.values[name] = {arm: values for arm, values in by_arm.items() if arm not in lacking}
     found.dropped += [f"the scorer {spec} gave no {name} for {named(arms, 10)}" for name, arms in empty.items()]
 
@@ -254,45 +270,3 @@ def _numbers(found: Scores, name: str, arm: str, scorer: Any, rows: Sequence[_Ro
             found.nan.setdefault((name, arm), []).append(text)
             values[k] = np.nan
     return values
-
-
-class _Kept:
-    """The finished scores of one scorer and arm: a line for each picture, known by its file and its prompt. Every
-    process adds to a file of its own and reads those of all."""
-
-    def __init__(self, folder: Path | None, spec: str, arm: str, rank: int) -> None:
-        self.arm, self.path = arm, None
-        self.rows: dict[str, dict[str, float]] = {}
-        if folder is None:
-            return
-        name = sha256(f"{spec} {arm}".encode()).hexdigest()[:16]
-        self.path = folder / f"{name}-{rank}.jsonl"
-        for path in sorted(folder.glob(f"{name}-*.jsonl")):
-            *lines, last = path.read_bytes().split(b"\n")
-            for line in lines:
-                try:
-                    key, row = json.loads(line)
-                    self.rows[key] = {name: float(value) for name, value in row.items()}
-                except (ValueError, TypeError, AttributeError):  # half written; that picture is scored again
-                    continue
-            if last and path == self.path:
-                self._append(b"\n")
-
-    def get(self, item: Item) -> dict[str, float] | None:
-        return self.rows.get(self._key(item)) if self.rows else None
-
-    def add(self, item: Item, row: dict[str, float]) -> None:
-        if self.path is not None:
-            self._append(json.dumps([self._key(item), row]).encode() + b"\n")
-
-    def _append(self, data: bytes) -> None:
-        assert self.path is not None  # noqa: S101 (asked by both callers)
-        with writing(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "ab") as file:
-                file.write(data)
-
-    def _key(self, item: Item) -> str:
-        path = item.pictures[self.arm]
-        about = path.stat()
-        return sha256(f"{path} {about.st_size} {about.st_mtime_ns} {item.prompt}".encode(errors="replace")).hexdigest()

@@ -19,7 +19,7 @@ Embed = Callable[[list[Image.Image]], np.ndarray]  # n pictures -> (n, d)
 
 @dataclass(frozen=True)
 class Traits:
-    """Numbers of n items by arm, as `verdict.Measured` takes them; NaN where an arm has no picture that can be read.
+    """Numbers of n items by arm, as `measured.Measured` takes them; NaN where an arm has no picture that can be read.
 
     Attributes:
         signals: by name and arm, (n,).

@@ -29,6 +29,7 @@ WHICH = (
     'The first and the second image were made for the text "{prompt}". Which of them is better, if you judge how well '
     "it shows the text and how well it is made? Answer with one word: first or second."
 )
+CAPTION = "Describe this image in one sentence of at most 40 words. Answer with the sentence alone."
 SPACE = " \t\r\n▁Ġ"  # around a token, the last two as some tokenizers write a space
 MANY, SHARE = 4, 0.25  # from how many questions on, and which share of nonsense, a judge is refused
 
@@ -72,8 +73,11 @@ class JudgeSettings(BaseModel):
     second: str = "second"
     """The answer to it that prefers the second picture."""
 
+    caption: str = CAPTION
+    """What is asked for a caption of a picture, for `VlmJudge.describe`; {prompt} stands for its prompt."""
+
     tokens: int = Field(1024, gt=0)
-    """The longest answer, in tokens, if numbers is set."""
+    """The longest answer, in tokens, if numbers is set or a caption is asked for."""
 
     parallel: int = Field(8, gt=0, le=256)
     """Questions asked at the same time."""
@@ -178,6 +182,12 @@ class VlmJudge:
             self._count(np.isnan(orders[-1]), replies, f"{settings.first} or {settings.second}")
         by_order = np.stack(orders, 1)
         return Comparison(by_order.mean(1), by_order)
+
+    def describe(self, images: list[Image.Image], prompts: list[str]) -> list[str]:
+        """What the model says of each of n pictures; empty where it says nothing."""
+        settings = self.settings
+        replies = self._ask([[image] for image in images], settings.caption, prompts, settings.tokens, False)
+        return [reply.text.strip() for reply in replies]
 
     def _ask(
         self, pictures: Sequence[Sequence[Image.Image]], question: str, prompts: Sequence[str], tokens: int, top: bool

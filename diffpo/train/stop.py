@@ -17,7 +17,9 @@ from ..common.run_folder import BEST
 from ..common.worker import Worker
 from ..config import Config, StopSettings
 from ..evaluation import signals, statistics
-from ..evaluation.verdict import Measured, deciding, hacking
+from ..evaluation.hacking import hacking
+from ..evaluation.measured import Measured
+from ..evaluation.verdict import deciding
 from ..problems.policy import Policy
 from ..rollout.prompts import PromptConditions
 from .samples import Look, Samples
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 class StopRule:
     """Judges the looks of `Samples`, of which ``planned`` are to come in all.
 
-    Each look makes the tests of `verdict.hacking` at the level false_alarms / planned. So the probability of stopping
+    Each look makes the tests of `hacking.hacking` at the level false_alarms / planned. So the probability of stopping
     for hacking at any of the looks, while there is none, is ``false_alarms`` at most, however the looks depend on each
     other (Bonferroni). The same level decides whether a look is better than the best one before.
 

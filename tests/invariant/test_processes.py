@@ -142,6 +142,7 @@ class Launched:
                     "whole": [
                         self.scoring(folder / "scores of two"),
                         self.evaluating(folder / "arms of two"),
+                        self.labelling(folder / "labels of two"),
                         *(["train", recipe, *options] for options in whole),
                     ],
                     "sharded": [["train", recipe, *options] for options in sharded],
@@ -160,8 +161,13 @@ class Launched:
         command += ["--arm", "base", "--arm", "plain=guidance=1", "--scorers", "on_policy:Redness"]
         return [*command, "--batch-size", "1", "--out", str(out)]
 
-    def evaluate_alone(self, out: Path) -> None:
-        result = CliRunner().invoke(cli.app, self.evaluating(out))
+    def labelling(self, out: Path) -> list[str]:
+        command = ["label", "--model", str(self.model), "--prompts", str(self.folder / "prompts.txt"), "--steps", "2"]
+        command += ["--images-per-prompt", "3", "--pairs", "all", "--scorers", "on_policy:Redness", "--filter", "0.3"]
+        return [*command, "--batch-size", "1", "--out", str(out)]
+
+    def run_alone(self, arguments: list[str]) -> None:
+        result = CliRunner().invoke(cli.app, arguments)
         assert result.exit_code == 0, result.output
 
     def config(self, *options: str):
@@ -271,10 +277,22 @@ def test_two_processes_share_out_the_pictures_to_score(launched):
 
 def test_two_processes_share_out_the_pictures_of_an_evaluation(launched):
     """The manifest has every picture once, and pictures, scores and verdict are those of one process."""
-    launched.evaluate_alone(launched.folder / "arms of one")
+    launched.run_alone(launched.evaluating(launched.folder / "arms of one"))
     one, two = (launched.folder / f"arms of {count}" for count in ("one", "two"))
     tables = [pq.read_table(each / "scores.parquet") for each in (one, two)]
     assert tables[0].equals(tables[1]) and len(tables[0]) == 6
     rows = [sorted(manifest.read_manifest(each), key=lambda row: row["file"]) for each in (one, two)]
     assert rows[0] == rows[1] and not list(two.glob("manifest-*")) and not (two / ".scores").exists()
     assert (one / "summary.json").read_text() == (two / "summary.json").read_text()
+
+
+def test_two_processes_share_out_pictures_scores_and_the_filter_of_labels(launched):
+    launched.run_alone(launched.labelling(launched.folder / "labels of one"))
+    one, two = (pq.read_table(launched.folder / f"labels of {name}" / "labels.parquet") for name in ("one", "two"))
+    assert len(one) == 6 and one.column_names == two.column_names  # of nine pairs a third is left out
+    for name in one.column_names:
+        if name == "displacement":  # in batches of other pairs
+            np.testing.assert_allclose(one[name], two[name], rtol=1e-4)
+        else:
+            assert one[name].equals(two[name]), name
+    assert len(list((launched.folder / "labels of two/.displacement").glob("*-1.jsonl"))) == 1  # there really were two

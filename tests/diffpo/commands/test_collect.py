@@ -113,3 +113,21 @@ def test_a_collection_of_before_solver_options_goes_on():
     assert kept(plain) == {"steps": 3, "eta": 1.0, "guidance": 2.0, "step": "ddim"}
     changed = plain.model_copy(update={"end": "lowest", "step_options": {"order": 2}})
     assert kept(changed) == {**kept(plain), "end": "lowest", "step_options": {"order": 2}}
+
+
+def test_trajectories_of_the_current_lora(make_config, tiny_sd, tmp_path):
+    """From the same noise as the base's, and not the base's; the two are not mixed."""
+    from exports import train
+
+    train(tiny_sd, tmp_path / "run", rank=4, alpha=4)
+    start = f"lora.start={tmp_path / 'run'}"
+    states = {}
+    for name, overrides in {"base": (), "tuned": (start,)}.items():
+        labels = collect(collected(make_config, tiny_sd, tmp_path / name, "lora.rank=4", *overrides))
+        with safe_open(labels.parent / "trajectories/00000.safetensors", "pt") as file:
+            states[name] = file.get_tensor("states")
+            assert ("lora" in json.loads(file.metadata()["made"])) == (name == "tuned")
+    assert torch.equal(states["base"][:, 0], states["tuned"][:, 0])  # the same noise
+    assert not torch.allclose(states["base"][:, -1], states["tuned"][:, -1], atol=1e-3)
+    with pytest.raises(DiffpoError, match="--out"):
+        collect(collected(make_config, tiny_sd, tmp_path / "tuned", "lora.rank=4"))

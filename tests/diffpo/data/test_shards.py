@@ -99,3 +99,15 @@ def test_shards_that_cannot_be_read(tmp_path):
     }.items():
         with pytest.raises(DiffpoError, match=f"{name}.tar.*{words}"):
             load(tmp_path / f"{name}.tar")
+
+
+def test_a_text_that_cannot_be_read_costs_only_its_sample(tmp_path, monkeypatch):
+    monkeypatch.setattr("diffpo.data.files.TEXT_LIMIT", 2**16)
+    broken = [("0003.json", b"{broken"), ("0005.note.txt", b"\xff\xd9x"), ("0007.note.txt", b"x" * 2**17)]
+    members = [orpo_members(i, i % 2) for i in range(9)]
+    for name, content in broken:
+        members[int(name[:4])].append((name, content))
+    write_tar(tmp_path / "0.tar", [member for sample in members for member in sample])
+    groups = load(tmp_path / "0.tar", bad_rows="skip")
+    assert [caption for caption, *_ in seen(groups)] == [f"cat {i}" for i in (0, 1, 2, 4, 6, 8)]
+    assert [(index, problem.about) for index, problem in groups.bad] == [(int(name[:4]), name) for name, _ in broken]

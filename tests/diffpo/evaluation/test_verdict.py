@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 
+from diffpo.evaluation.hacking import hacking
+from diffpo.evaluation.measured import Measured
 from diffpo.evaluation.statistics import needed
-from diffpo.evaluation.verdict import Measured, deciding, hacking, judge
+from diffpo.evaluation.verdict import deciding, judge
 
 PROMPTS = np.arange(300)
 
