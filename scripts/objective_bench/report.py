@@ -159,8 +159,8 @@ NEEDS = """## What each named method needs
   learning rate 71.5%. That was luck in part: the same recipe gave 59.4% [55.1%, 63.5%], 46.1% [41.8%, 50.4%] and 50.0%
   [45.7%, 54.3%] on seeds 0, 1 and 2. With twice the calls: {d3po}. So it
   is better than the base with two seeds of three, and not shown to be with the third. An update of 16 pairs costs 192
-  calls, sampling included. Beta and guidance made no difference that could be seen. Use it where the judge, or a person,
-  can only read finished pictures.
+  calls, sampling included. Beta and guidance made no difference that could be seen. Use it where the judge
+  (or a person) can only read finished pictures.
 - **InPO** needs exact inversions and about as many updates as Diffusion-DPO. In the comparison's settings, with 10
   inversion steps, 100 updates (30,369 calls) reach 61.7% [51.3%, 75.2%] on seeds 0, 1 and 2, so each is better than the
   base. With a falling learning rate of 5e-4, 5 inversion steps give 52.0% on seed 100, and 3 give 49.6%. At 1e-3, 5
