@@ -18,7 +18,7 @@ INTERRUPTED = "\ninterrupted; run the same command again to continue from what i
 try:
     import typer
 
-    from .commands import labels, measures
+    from .commands import annotate_verbs, labels, measures
     from .commands import options as given
 except KeyboardInterrupt:
     print(INTERRUPTED, file=sys.stderr)
@@ -171,6 +171,7 @@ def evaluate(
 
 measures.add_to(app)
 labels.add_to(app)
+annotate_verbs.add_to(app)
 
 
 @app.command()

@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 # from the top down
-ROOMS = ["cli", "commands", "train", "export", "labelling", "evaluation", "rollout", "scorers", "objective", "problems"]
-ROOMS += ["weights", "models", "data", "config", "links", "methods", "shapes", "common"]
+ROOMS = ["cli", "commands", "train", "export", "labelling", "evaluation", "rollout", "scorers", "annotate", "objective"]
+ROOMS += ["problems", "weights", "models", "data", "config", "links", "methods", "shapes", "common"]
 
 
 def modules(package: str) -> dict[str, Path]:

@@ -38,7 +38,8 @@ Guidance = Annotated[float, typer.Option(help="Classifier-free guidance scale.")
 Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Precision of the model.")]
 SCORERS_HELP = (
     "pickscore, hps, hps2.0, hpsv3, imagereward, mps, clip, aesthetic or shapes; NAME=SOURCE for local weights; "
-    "judge=FILE.yaml; sum=A*0.5+B; http://HOST:PORT of `diffpo serve-scorer`; module:Class of your own. Repeatable."
+    "judge=FILE.yaml; sum=A*0.5+B; votes=FOLDER of `diffpo annotate`; http://HOST:PORT of `diffpo serve-scorer`; "
+    "module:Class of your own. Repeatable."
 )
 SOURCE_HELP = "A folder of pictures, a table (.parquet, .jsonl, .csv), a .tar shard, a folder of these, or a hub id."
 # for the fields of `Generation`, except the model: generate requires it, and eval does not

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -24,7 +24,7 @@ from .rows import Group
 from .source import THREADS
 from .transforms import View, pixels, shown, views
 
-PIXELS = 2**20  # in one call of the VAE
+PIXELS, IMAGES = 2**20, 16  # in one call of the VAE, at most
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,16 @@ class Batches:
     be freed afterwards; the VAE only if ``cached``. The latents of an image that occurs in several groups are cached
     once."""
 
-    def __init__(self, groups: Groups, data: Data, family: Encoders, seed: int = 0, worker: Worker = ALONE) -> None:
+    def __init__(
+        self,
+        groups: Groups,
+        data: Data,
+        family: Encoders,
+        seed: int = 0,
+        worker: Worker = ALONE,
+        needed: Collection[int] | None = None,
+    ) -> None:
+        """``needed``: the groups that batches will be asked for, so that nothing else is encoded; None is all."""
         self.groups, self.data, self.family, self.seed, self.device = groups, data, family, seed, worker.device
         self.cached = latents_can_be_cached(data)
         # gives further conditions, e.g. of users, for the groups at (indices, draws): n rows for each member
@@ -62,7 +71,10 @@ class Batches:
         family.require_sizes(groups.targets)
         key = content_key(family.text_hash(), self.captions)
         self.text = Cache(data.cache, "text", key, len(self.captions) + 1)  # the last row: the unconditional embedding
-        self.text.build(self._encode_captions, 16, worker, worker.quiet)
+        asked = groups.groups if needed is None else [groups.groups[index] for index in sorted(needed)]
+        rows = {self._caption_row[caption] for group in asked for caption in group.captions}
+        self._needed = {self.text: {*rows, len(self.captions)}}
+        self.text.build(self._encode_captions, 16, worker, self._needed[self.text])
         self._latents: dict[tuple[int, int], Cache] = {}  # one for each size
         self._image_row: dict[tuple[int, int], dict[str, int]] = {}  # rows of these caches by the images' hashes
         for target in groups.targets if self.cached else ():
@@ -70,18 +82,20 @@ class Batches:
             self._image_row[target] = {each: row for row, each in enumerate(places)}
             square = target == (data.resolution, data.resolution)
             key = content_key(family.vae_hash(), data.resolution if square else target, list(places))
-            self._latents[target] = Cache(data.cache, "latents", key, len(places))
+            cache = self._latents[target] = Cache(data.cache, "latents", key, len(places))
             encode = functools.partial(self._encode_images, list(places.values()))
-            self._latents[target].build(encode, 64, worker, worker.quiet)
+            row = self._image_row[target]
+            self._needed[cache] = {row[each] for group in asked if group.target == target for each in group.hashes}
+            cache.build(encode, portion(*target), worker, self._needed[cache])
 
     def check(self) -> None:
-        """DiffpoError unless the caches are complete, when every process has built its part."""
-        for cache in (self.text, *self._latents.values()):
-            if cache.missing():
+        """DiffpoError unless the caches have all that is needed, when every process has built its part."""
+        for cache, rows in self._needed.items():
+            if lacking := cache.missing(rows):
                 raise DiffpoError(
-                    f"the cache {cache.folder} is incomplete: {cache.path(cache.missing()[0])} does not exist. If it "
-                    "was deleted, run the same command again. If processes run on several machines, set data.cache to "
-                    "a folder that all of them share"
+                    f"the cache {cache.folder} is incomplete: {cache.path(min(lacking))} is missing or lacks rows. If "
+                    "it was deleted, run the same command again. If processes run on several machines, set data.cache "
+                    "to a folder that all of them share"
                 )
 
     def batch(
@@ -225,10 +239,13 @@ class Batches:
 
     def _encode(self, images: Sequence[Image.Image], seen: Sequence[View]) -> dict[str, Tensor]:
         flat = torch.stack([pixels(image, view) for image, view in zip(images, seen, strict=True)])
-        # a float32 VAE needs several gigabytes per image of 1024 px
-        portions = flat.split(max(1, min(64, PIXELS // flat[0, 0].numel())))
-        parts = [self.family.encode_image(portion) for portion in portions]
+        parts = [self.family.encode_image(part) for part in flat.split(portion(*flat.shape[-2:]))]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def portion(width: int, height: int) -> int:
+    """How many images of a size the VAE encodes at once: in float32 it needs several gigabytes for one of 1024 px."""
+    return max(1, min(IMAGES, PIXELS // (width * height)))
 
 
 def latents_can_be_cached(data: Data) -> bool:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from ..common.worker import ALONE, Worker
 from .keys import content_key
 
 SHARD = 256  # rows per file
+ROWS = "__rows__"  # a tensor: which rows an incomplete shard has
 ABANDONED = 3600  # seconds after which an unfinished file counts as left by a killed process
 INCIDENTAL = {"transformers_version", "dtype", "torch_dtype", "architectures"}  # config keys that change no output
 
@@ -35,10 +40,26 @@ def module_key(module: torch.nn.Module) -> str:
     return content_key(sorted(settings.items()), sorted(weights))
 
 
+@dataclass(frozen=True)
+class _Shard:
+    """An open file. ``rows``: those that it has, in this order, counted within the shard."""
+
+    handle: Any
+    rows: Sequence[int]
+
+    @functools.cached_property
+    def place(self) -> dict[int, int]:
+        return {row: place for place, row in enumerate(self.rows)}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {name: self.handle.get_tensor(name) for name in self.handle.keys() if name != ROWS}
+
+
 class Cache:
     """``rows`` rows of named tensors in the folder ``root``/``kind``-<key>.
 
-    `build` computes the missing shards and `read` returns any rows. The files depend neither on the number of
+    `build` computes the rows that are missing of those that are asked for, and `read` returns any of them. A shard may
+    have some of its rows, with their numbers; later builds add others. The files depend neither on the number of
     processes, nor on interruptions, nor on other runs that fill the same folder. A shard that is damaged, or that was
     made from another model or other data, raises DiffpoError: it is neither used nor overwritten.
     """
@@ -46,7 +67,7 @@ class Cache:
     def __init__(self, root: str | Path, kind: str, key: str, rows: int) -> None:
         self.folder = Path(root).expanduser() / f"{kind}-{key[:16]}"
         self.kind, self.key, self.rows = kind, key, rows
-        self._open: dict[int, Any] = {}  # safetensors handles by shard
+        self._open: dict[int, _Shard] = {}
 
     @property
     def shards(self) -> int:
@@ -55,10 +76,13 @@ class Cache:
     def path(self, shard: int) -> Path:
         return self.folder / f"{shard:05d}.safetensors"
 
-    def missing(self) -> list[int]:
-        """The shards that do not exist. Those that exist are checked."""
-        absent = []
-        for shard in range(self.shards):
+    def missing(self, rows: Iterable[int] | None = None) -> dict[int, list[int]]:
+        """By shard, those of ``rows`` (None: all) that its file lacks, in order. Files that exist are checked."""
+        wanted: dict[int, list[int]] = {}
+        for row in range(self.rows) if rows is None else sorted(set(rows)):
+            wanted.setdefault(row // SHARD, []).append(row)
+        lacking = {}
+        for shard, asked in wanted.items():
             try:
                 there = self.path(shard).exists()
             except OSError as error:  # a folder that this user may not read
@@ -66,49 +90,77 @@ class Cache:
                     f"cannot use the cache {self.folder}: {error.strerror}. Choose another folder with "
                     "data.cache=FOLDER"
                 ) from None
-            if there:
-                self._handle(shard)
-            else:
-                absent.append(shard)
-        return absent
+            place = self._shard(shard).place if there else {}
+            if absent := [row for row in asked if row % SHARD not in place]:
+                lacking[shard] = absent
+        return lacking
 
     def build(
         self,
         compute: Callable[[Sequence[int]], dict[str, torch.Tensor]],
         batch: int,
         worker: Worker = ALONE,
-        quiet: bool = True,
+        rows: Iterable[int] | None = None,
     ) -> None:
-        """Compute the missing shards of the process ``worker``. ``compute(rows) -> {name: (n, ...) tensor}`` is called
-        for ``batch`` rows at a time."""
+        """Compute what is missing of ``rows`` (None: all) in the shards of the process ``worker``, the first of which
+        shows its progress. ``compute(rows) -> {name: (n, ...) tensor}`` is always called for ``batch`` rows, the last
+        time with repetitions: what comes out of an encoder depends on the size of its batch by rounding."""
         from tqdm.auto import tqdm
 
         self._tidy()
         first = sum(self.key.encode())  # so that not all of many small caches (one per bucket) fall to process 0
-        todo = [shard for shard in self.missing() if (first + shard) % worker.count == worker.index]
-        for shard in tqdm(todo, desc=f"caching {self.kind}", unit="shard", delay=1, disable=quiet):
-            if self.path(shard).exists():  # written by another run meanwhile
-                continue
-            rows = range(shard * SHARD, min(self.rows, (shard + 1) * SHARD))
-            parts = [compute(rows[i : i + batch]) for i in range(0, len(rows), batch)]
-            tensors = {name: torch.cat([part[name].cpu() for part in parts]).contiguous() for name in parts[0]}
-            if not all(value.isfinite().all() for value in tensors.values()):
-                raise DiffpoError(
-                    f"the {self.kind} for {self.folder} are NaN or infinite: the model's encoder is damaged or "
-                    "overflows in this precision. Check its weights, model.vae and train.precision"
-                )
-            self._write(shard, tensors)
+        lacking = self.missing(rows)
+        todo = [shard for shard in lacking if (first + shard) % worker.count == worker.index]
+        pending = deque(row for shard in todo for row in lacking[shard])
+        ready: dict[int, dict[str, torch.Tensor]] = {}
+        for shard in tqdm(todo, desc=f"caching {self.kind}", unit="shard", delay=1, disable=worker.quiet):
+            self._open.pop(shard, None)  # another run may have written it meanwhile
+            own = self.missing(lacking[shard]).get(shard, [])
+            written = set(lacking[shard]).difference(own)
+            while not ready.keys() >= set(own):
+                part = [pending.popleft() for _ in range(min(batch, len(pending)))]
+                part = [row for row in part if row not in written]
+                found = compute([*part, *part[-1:] * (batch - len(part))]) if part else {}
+                ready |= {row: {name: value[k].cpu() for name, value in found.items()} for k, row in enumerate(part)}
+            found_rows = [ready.pop(row) for row in own]
+            for row in written:
+                ready.pop(row, None)
+            if found_rows:
+                self._write(shard, [row % SHARD for row in own], found_rows)
 
     def read(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
-        """The tensors of ``rows``, in that order: {name: (len(rows), ...)}, on the CPU."""
+        """The tensors of ``rows``, in that order: {name: (len(rows), ...)}, on the CPU. KeyError for rows that were not
+        built."""
         found = []
         for row in rows:
-            handle = self._handle(row // SHARD)
-            found.append({name: handle.get_slice(name)[row % SHARD] for name in handle.keys()})
+            shard = self._shard(row // SHARD)
+            place = shard.place[row % SHARD]
+            names = [name for name in shard.handle.keys() if name != ROWS]
+            found.append({name: shard.handle.get_slice(name)[place] for name in names})
         return {name: torch.stack([values[name] for values in found]) for name in found[0]}
 
-    def _write(self, shard: int, tensors: dict[str, torch.Tensor]) -> None:
+    def _write(self, shard: int, rows: list[int], found: Sequence[dict[str, torch.Tensor]]) -> None:
+        """Write ``rows`` of a shard, counted within it, with those that its file has already. ``found``: their
+        tensors. DiffpoError if a number is not finite."""
+        tensors = {name: torch.stack([each[name] for each in found]) for name in found[0]}
+        if not all(value.isfinite().all() for value in tensors.values()):
+            raise DiffpoError(
+                f"the {self.kind} for {self.folder} are NaN or infinite: the model's encoder is damaged or "
+                "overflows in this precision. Check its weights, model.vae and train.precision"
+            )
+        self._open.pop(shard, None)
         path = self.path(shard)
+        if path.exists():
+            before = self._shard(shard)
+            added = [k for k, row in enumerate(rows) if row not in before.place]
+            rows = [*before.rows, *(rows[k] for k in added)]
+            order = sorted(range(len(rows)), key=rows.__getitem__)
+            old = before.tensors()
+            tensors = {name: torch.cat([old[name], value[added]])[order] for name, value in tensors.items()}
+            rows = [rows[k] for k in order]
+            self._open.pop(shard)
+        if len(rows) < self._size(shard):
+            tensors[ROWS] = torch.tensor(rows)
         # one entry of metadata: safetensors writes several in a random order, and equal shards are equal files
         content = save(tensors, {"made_from": self._made_from(shard)})
         with writing(f"the cache {path}", "data.cache=FOLDER"):
@@ -116,6 +168,10 @@ class Cache:
                 write_atomic(path, content, shared=True)
             except FileNotFoundError:
                 raise self._gone(path) from None
+
+    def _size(self, shard: int) -> int:
+        """The rows of a complete shard."""
+        return min(SHARD, self.rows - shard * SHARD)
 
     def _gone(self, path: Path) -> DiffpoError:
         return DiffpoError(
@@ -133,13 +189,16 @@ class Cache:
                 if part.stat().st_mtime < time.time() - ABANDONED:
                     part.unlink()
 
-    def _handle(self, shard: int) -> Any:
+    def _shard(self, shard: int) -> _Shard:
         if shard not in self._open:
             path = self.path(shard)
             try:
                 handle = safe_open(path, "pt")
                 about = handle.metadata() or {}
-                rows = {handle.get_slice(name).get_shape()[0] for name in handle.keys()}
+                lengths = {handle.get_slice(name).get_shape()[0] for name in handle.keys()}
+                rows: Sequence[int] = range(self._size(shard))
+                if ROWS in handle.keys():
+                    rows = [int(row) for row in handle.get_tensor(ROWS).flatten()]
             except FileNotFoundError:
                 raise self._gone(path) from None
             except (OSError, SafetensorError, IndexError) as error:  # IndexError: a tensor without rows
@@ -147,11 +206,12 @@ class Cache:
                     f"the cached {self.kind} in {path} cannot be read ({error}): the file is truncated or damaged. "
                     f"Delete it, and the next run computes it again"
                 ) from error
-            expected = min(SHARD, self.rows - shard * SHARD)
-            if about.get("made_from") != self._made_from(shard) or rows != {expected}:
+            ordered = all(a < b for a, b in itertools.pairwise(rows))
+            fits = ordered and lengths == {len(rows)} and len(rows) and 0 <= rows[0] <= rows[-1] < self._size(shard)
+            if about.get("made_from") != self._made_from(shard) or not fits:
                 raise DiffpoError(
                     f"the cached {self.kind} in {path} are stale: they were made from another model, other data or "
                     f"other settings. Delete the folder {self.folder}, and the next run computes them again"
                 )
-            self._open[shard] = handle
+            self._open[shard] = _Shard(handle, rows)
         return self._open[shard]

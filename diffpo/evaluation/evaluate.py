@@ -19,7 +19,7 @@ from ..common import processes
 from ..common.errors import DiffpoError
 from ..common.text import plain
 from ..scorers import features
-from . import charts, generate, items, picture, report, verdict
+from . import charts, generate, items, people, picture, report, verdict
 from .arms import Source
 from .compare import Evaluation, summarise
 from .generation import Generation
@@ -197,6 +197,10 @@ def _json(evaluation: Evaluation) -> bytes:
             name: {arm: asdict(each) for arm, each in by_arm.items()} for name, by_arm in evaluation.strengths.items()
         },
         "diversity": evaluation.diversity,
+        "people": {
+            "needed": [asdict(each) for each in people.needed(evaluation)],
+            "agreements": [asdict(each) for each in people.agreements(evaluation)],
+        },
         "best": best[:5],
         "worst": best[::-1][:5],
         "by_arm": {

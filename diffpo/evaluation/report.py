@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..common.text import plain
-from . import charts, report_curves, report_pictures, report_tables
+from . import charts, people, report_curves, report_pictures, report_tables
 from .table import SHOWN, diversity_text, title
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def html(evaluation: Evaluation, manifest: list[dict], metrics: list[dict]) -> s
         title=title(evaluation),
         verdict=evaluation.verdict,
         diversity=diversity_text(evaluation),
+        people=people.lines(evaluation),
         scores=report_tables.scores(evaluation, evaluation.strengths),
         checkpoints=Markup(report_curves.over_checkpoints(evaluation, manifest)),  # noqa: S704, escaped there
         calls=Markup(report_curves.over_calls(evaluation, manifest)),  # noqa: S704, escaped there

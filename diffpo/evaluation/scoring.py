@@ -190,7 +190,8 @@ class _Arm:
 
     def rows(self, items: Sequence[Item], arm: str, out: Path | None) -> list[_Row]:
         """A row for each item; those that are finished come from ``out``."""
-        kept = Parts(None if out is None else out / PARTS, f"{self.spec} {arm}", processes.here().rank)
+        spec = self.spec + getattr(self.careful.scorer, "state", "")  # of votes: how many there are
+        kept = Parts(None if out is None else out / PARTS, f"{spec} {arm}", processes.here().rank)
         own = [item for item in items if arm in item.pictures]
         keys = {id(item): file_key(item.pictures[arm], item.prompt) for item in own}
         rows = {id(item): row for item in own if (row := _numbers_in(kept.rows.get(keys[id(item)])))}

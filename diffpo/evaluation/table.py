@@ -9,6 +9,7 @@ import numpy as np
 
 from ..common import tables
 from ..common.text import plain
+from . import people
 
 if TYPE_CHECKING:
     from .compare import Comparison, Evaluation
@@ -100,6 +101,8 @@ def show(evaluation: Evaluation) -> None:
         console.print("p: that the win rate is 1/2, after Holm's correction over the arms")
         console.print(strengths_text(evaluation, evaluation.verdict.score))
     console.print(diversity_text(evaluation))
+    for line in people.lines(evaluation):
+        console.print(plain(line, SHOWN))
     ranked = evaluation.by_prompt[evaluation.shown]
     for which, entries in (("best", ranked[:5]), ("worst", ranked[::-1][:5])):
         console.print(

@@ -170,7 +170,7 @@ class Inversion:
         base = [base_identity(self.policy.network)["hash"], family.settings.base_weights]
         model = [*base, str(family.dtype), family.prediction, self.levels, self.inputs]
         kept = Cache(root, "inversions", content_key(*data, *model, settings.eta, settings.average), len(places))
-        kept.build(compute, IMAGES, worker, worker.quiet)
+        kept.build(compute, IMAGES, worker)
         self.batches, self.kept = batches, kept
 
     def _read(self, kept: Cache, indices: Sequence[int], climbs: Sequence[int]) -> Tensor:

@@ -27,7 +27,7 @@ class PromptConditions:
         self._row = {caption: row for row, caption in enumerate(self.captions)}
         self._sizes = torch.tensor([data.resolution, data.resolution, 0, 0, data.resolution, data.resolution])
         self.text = Cache(data.cache, "text", content_key(family.text_hash(), self.captions), len(self.captions) + 1)
-        self.text.build(self._encode, 16, worker, worker.quiet)
+        self.text.build(self._encode, 16, worker)
 
     def __call__(self, indices: Sequence[int], guidance: float = 1.0) -> Conditioning:
         cond = self._read([self._row[self.prompts[index]] for index in indices])

@@ -33,6 +33,7 @@ SCORERS = {
     "aesthetic": "aesthetic:Aesthetic",
     "judge": "vlm:VlmJudge",
     "sum": "ensemble:Sum",
+    "votes": "votes:Votes",
 }
 # those that have `rate`; a sum has it if its terms do
 DIFFERENTIABLE = ("pickscore", "hps", "hps2.0", "imagereward", "mps", "clip", "aesthetic")
@@ -136,7 +137,7 @@ def split_url(spec: str) -> tuple[str, str | None]:
 
 def default_device(spec: str) -> str:
     """Where the scorer runs if no device is given: on CUDA where there is one."""
-    if is_url(spec) or spec.partition("=")[0] in ("shapes", "judge"):
+    if is_url(spec) or spec.partition("=")[0] in ("shapes", "judge", "votes"):
         return "cpu"  # spares the import
     import torch
 

@@ -93,7 +93,7 @@ class Pictures:
 def find(source: str, where: Where, quiet: bool = True) -> Pictures:
     """The pictures of ``source``. DiffpoError if it cannot be read, has no pictures, or lacks a column."""
     path = Path(source).expanduser()
-    if path.is_dir() and not _holds_rows(path):
+    if path.is_dir() and not holds_rows(path):
         if where.images or where.prompt:
             raise DiffpoError(f"{source} is a folder of pictures without columns: leave out --image and --prompt")
         return _Folder(path, where.n)
@@ -102,7 +102,8 @@ def find(source: str, where: Where, quiet: bool = True) -> Pictures:
     return _Table(source, where, quiet)
 
 
-def _holds_rows(folder: Path) -> bool:
+def holds_rows(folder: Path) -> bool:
+    """Whether a folder has rows (tables, shards, chosen/ and rejected/) rather than pictures alone."""
     if (folder / "manifest.jsonl").is_file():
         return False
     names = [each.name for each in folder.iterdir() if each.name != SCORES]

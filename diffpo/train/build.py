@@ -20,7 +20,7 @@ from ..data.batches import Batch, Batches, latents_can_be_cached
 from ..data.buckets import Buckets
 from ..data.cache import content_key
 from ..data.curriculum import Curriculum
-from ..data.groups import load_groups
+from ..data.groups import Groups, load_groups
 from ..data.prompts import load_prompts
 from ..data.relabel import turn
 from ..models.lazy_encoders import LazyEncoders
@@ -35,12 +35,14 @@ from ..rollout.labels import read_labels
 from ..rollout.prompts import PromptConditions
 from ..scorers import features
 from .feeds import Feed, Offline
-from .heldout import HeldOut
+from .heldout import HeldOut, spread
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from ..models.family import Family
+
+MANY = 20  # epochs after which every group counts as drawn, without a look at the order
 
 
 def make_accelerator(settings: Optimisation) -> Accelerator:
@@ -110,11 +112,13 @@ def load_data(config: Config, family: Family, accelerator: Accelerator) -> Sourc
             "VAE stays"
         )
     encoders = LazyEncoders(family, accelerator.device, data.cache, write=worker.index == 0)
-    # held-out draws do not depend on the run's seed, so that runs can be compared
-    batches = {
-        name: Batches(groups, data, encoders, config.train.seed if name == "train" else 0, worker)
-        for name, groups in found.items()
-    }
+    batches = {}
+    for name, groups in found.items():
+        # held-out draws do not depend on the run's seed, so that runs can be compared
+        seed, needed = 0, set(spread(len(groups), config.train.eval_pairs))
+        if name == "train":
+            seed, needed = config.train.seed, visited(config, groups, pairs_per_update(config, worker))
+        batches[name] = Batches(groups, data, encoders, seed, worker, needed)
     captions = {caption for each in batches.values() for caption in each.captions}
     conditions = None
     prompts: list[str] = []
@@ -214,12 +218,12 @@ def _feed(
 ) -> Feed:
     """The data through a source of regression problems, or the policy's own samples, or samples that people judged.
     ``sampler``: what samples where the policy does not."""
-    settings, train = config.objective, config.train
-    per_update = train.batch_size * train.accumulation * accelerator.num_processes
+    settings, worker = config.objective, Worker.of(accelerator)
+    per_update = pairs_per_update(config, worker)
     if settings.source == "reward":
         return _rewarded(config, sources, against.policy, per_update)
     if settings.on_policy:
-        return _sampled(config, sources, against.policy, sampler, Worker.of(accelerator))
+        return _sampled(config, sources, against.policy, sampler, worker)
     policy, batches = against.policy, sources.batches
     assert batches is not None  # noqa: S101 (`Config` requires data.train for these sources)
     source: Callable[[Batch], Regression] = Forward(policy.family, settings.forward)
@@ -228,14 +232,35 @@ def _feed(
 
         source = inversion = Inversion(settings.inversion, policy, against.on)
         if settings.inversion.cache:
-            inversion.prepare(batches, config.data.cache, Worker.of(accelerator))
+            inversion.prepare(batches, config.data.cache, worker)
             accelerator.wait_for_everyone()
-    order: Buckets | Curriculum
-    if config.data.buckets:
-        order = Buckets([group.target for group in batches.groups.groups], train.seed)
-    else:
-        order = Curriculum(batches.groups, config.data, train.seed)
+    order = training_order(config, batches.groups)
     return Offline(batches, source, lambda position: order.index(position, per_update))
+
+
+def pairs_per_update(config: Config, worker: Worker) -> int:
+    return config.train.batch_size * config.train.accumulation * worker.count
+
+
+def training_order(config: Config, groups: Groups) -> Buckets | Curriculum:
+    if config.data.buckets:
+        return Buckets([group.target for group in groups.groups], config.train.seed)
+    return Curriculum(groups, config.data, config.train.seed)
+
+
+def visited(config: Config, groups: Groups, per_update: int) -> set[int]:
+    """The groups that a run needs latents and text embeddings of: those that its updates draw, or all."""
+    settings, total, everything = config.objective, config.train.steps * per_update, set(range(len(groups)))
+    beyond = settings.users or settings.weighting == "measured" or settings.source == "self_play"
+    beyond = beyond or (settings.source == "inversion" and settings.inversion.cache)
+    if beyond or total > MANY * len(groups):
+        return everything
+    order, found = training_order(config, groups), set()
+    for position in range(total):
+        found.add(order.index(position, per_update))
+        if len(found) == len(everything):
+            break
+    return found
 
 
 def _rewarded(config: Config, sources: Sources, policy: Policy, per_update: int) -> Feed:
@@ -262,7 +287,7 @@ def _sampled(config: Config, sources: Sources, policy: Policy, sampler: Referenc
     from ..rollout.round import ImageRounds, PoolRounds, SelfPlayRounds
 
     settings, seed = config.objective, config.train.seed
-    per_update = config.train.batch_size * config.train.accumulation * worker.count
+    per_update = pairs_per_update(config, worker)
     batches, conditions = sources.batches, sources.conditions
     if conditions is not None and settings.rollout.labels is not None:
         return Labelled(settings.rollout.labels, settings.rollout, conditions, policy, seed)

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 DRAWS = 4  # timesteps for each pair, one from each quarter of 0..T-1
 
 
+def spread(size: int, limit: int) -> list[int]:
+    """At most ``limit`` of ``size`` pairs, at even distances over the whole source."""
+    n = min(limit, size)
+    return [i * size // n for i in range(n)]
+
+
 class HeldOut:
     """A fixed set of (pair, noise, timestep), the same at every measurement and for every number of processes."""
 
@@ -29,8 +35,7 @@ class HeldOut:
         self.batches, self.rows, self.accelerator = batches, rows, accelerator
         self.n = min(limit, len(batches.groups))
         total = self.n * DRAWS
-        # spread over the whole source when there are more pairs than wanted
-        self.indices = [i * len(batches.groups) // self.n for i in range(self.n)]
+        self.indices = spread(len(batches.groups), limit)
         self.mine = list(range(total))[accelerator.process_index :: accelerator.num_processes]
 
     def _portions(self) -> Iterator[tuple[list[int], bool]]:

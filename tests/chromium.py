@@ -20,7 +20,10 @@ KEYS = {"ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Esca
 
 
 class Browser:
-    """Chromium with one page. ``faults``: what it reported: exceptions, console errors, refused resources."""
+    """Chromium with one page. ``faults``: what it reported: exceptions, console errors, refused resources, and requests
+    to any server but ``own``."""
+
+    own = "file:"
 
     def __init__(self, folder: Path) -> None:
         (ours, theirs), (back, forth) = os.pipe(), os.pipe()  # we write to `theirs`' peer and read from `back`
@@ -96,18 +99,18 @@ class Browser:
             self.faults.append(parameters["args"])
         elif method == "Network.requestWillBeSent":
             url = parameters["request"]["url"]
-            if not url.startswith(("file:", "data:", "about:")):
+            if not url.startswith((self.own, "data:", "about:", "blob:")):
                 self.asked[parameters["requestId"]] = url
                 self.faults.append(url)
         elif method == "Network.loadingFailed" and parameters.get("blockedReason") == "csp":
             self.faults.remove(self.asked[parameters["requestId"]])
 
-    def open(self, path: Path, width: int = 1280, height: int = 900, touch: bool = False) -> float:
-        """Load a file; the seconds until it is loaded and its first cards are there."""
+    def open(self, path: Path | str, width: int = 1280, height: int = 900, touch: bool = False) -> float:
+        """Load a file or an address; the seconds until it is loaded and its first cards are there."""
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch)
         self.call("Emulation.setTouchEmulationEnabled", enabled=touch)
         self.events, began = [], time.monotonic()
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url=path if isinstance(path, str) else path.resolve().as_uri())
         while "Page.loadEventFired" not in self.events:
             self.note(self.receive(began + 120))
         return time.monotonic() - began
@@ -120,9 +123,18 @@ class Browser:
         return found["result"].get("value")
 
     def key(self, name: str) -> None:
-        for kind in ("rawKeyDown", "keyUp"):
-            about = {"key": name, "code": name, "windowsVirtualKeyCode": KEYS[name]}
+        """Press one of `KEYS`, or a character."""
+        for kind in ("rawKeyDown" if name in KEYS else "keyDown", "keyUp"):
+            about = {"key": name, "code": name, "windowsVirtualKeyCode": KEYS[name]} if name in KEYS else {"key": name}
             self.call("Input.dispatchKeyEvent", type=kind, **about)
+
+    def until(self, expression: str, limit: float = 20) -> None:
+        """Wait until a JavaScript expression is true. RuntimeError after ``limit`` seconds."""
+        end = time.monotonic() + limit
+        while not self.value(expression):
+            if time.monotonic() > end:
+                raise RuntimeError(f"not true within {limit} s: {expression}")
+            time.sleep(0.02)
 
     def box(self, selector: str) -> tuple[float, float, float, float]:
         """x, y, width, height in the window, after scrolling it into view."""

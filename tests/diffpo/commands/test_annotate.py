@@ -1,0 +1,106 @@
+"""Where the pictures of `diffpo annotate` come from, and what the command line says of the votes."""
+
+import importlib.util
+import json
+
+import pytest
+from annotated import cast, make_session, picture, vote, write_pairs
+from typer.testing import CliRunner
+
+from diffpo.annotate.assign import Plan
+from diffpo.annotate.tasks import Tasks
+from diffpo.cli import app
+from diffpo.commands.annotate import Address, Shown, find, run, summary
+from diffpo.common.errors import DiffpoError
+
+
+def arms(folder, *names, n=3):
+    """A folder of `diffpo eval` with n pictures of each arm."""
+    rows = []
+    for a, arm in enumerate(names):
+        (folder / "images" / arm).mkdir(parents=True)
+        for k in range(n):
+            picture(100 * a + k).save(folder / "images" / arm / f"{k:05d}_0.png")
+            file = f"images/{arm}/{k:05d}_0.png"
+            rows.append({"arm": arm, "index": k, "seed": 0, "prompt": f"prompt {k}", "file": file})
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def named(tasks: Tasks):
+    return sorted((task.prompt, *(each.name for each in task.pictures)) for task in tasks.all)
+
+
+def test_the_arms_of_an_evaluation_are_compared_prompt_by_prompt(tmp_path):
+    folder = arms(tmp_path / "eval", "base", "mine", "other")
+    found = find(tmp_path / "votes", Shown(str(folder)))
+    pairs = (("base", "mine"), ("base", "other"), ("mine", "other"))
+    assert named(found) == sorted((f"prompt {k}", *pair) for k in range(3) for pair in pairs)
+    sets = find(tmp_path / "votes", Shown(str(folder), show="sets", ask="ranking"))
+    assert named(sets) == [(f"prompt {k}", "base", "mine", "other") for k in range(3)] and sets.ask == "ranking"
+
+
+def test_arms_that_are_folders_are_named_as_in_eval(tmp_path):
+    folder = arms(tmp_path / "eval", "base", "mine")
+    specs = tuple(f"{name}={folder / 'images' / arm}" for name, arm in (("a", "base"), ("b", "mine")))
+    found = find(tmp_path / "votes", Shown(arms=specs))
+    assert named(found) == [(f"prompt {k}", "a", "b") for k in range(3)]
+
+
+def test_pictures_of_one_folder_are_grouped_by_their_text(tmp_path):
+    for k, text in enumerate(("a cat", "a cat", "a dog", "a cat")):
+        picture(k).save(tmp_path / f"{k}.png")
+        (tmp_path / f"{k}.txt").write_text(text)
+    found = find(tmp_path / "votes", Shown(str(tmp_path)))
+    assert [task.prompt for task in found.all] == ["a cat"] * 3 and found.left == ["1 prompts with one picture"]
+
+
+def test_a_model_makes_the_pictures_first_and_once(tiny_sd, tmp_path, monkeypatch):
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
+    making = {"model": str(tiny_sd), "steps": 2, "height": 16, "width": 16, "guidance": 1.0}
+    shown = Shown(making=making, prompts=str(tmp_path / "prompts.txt"))
+    found = find(tmp_path / "votes", shown)
+    assert [(task.prompt, len(task.pictures)) for task in found.all] == [("a cat", 2), ("a dog", 2)]
+    monkeypatch.setattr("diffpo.evaluation.generate.load", lambda *_: pytest.fail("made again"))
+    assert find(tmp_path / "votes", shown).all == found.all
+
+
+def test_what_cannot_be_shown_is_refused(tmp_path):
+    folder = str(arms(tmp_path / "eval", "base", "mine"))
+    (tmp_path / "empty").mkdir()
+    wrong = [
+        (Shown(), "--arm"),
+        (Shown(folder, arms=("a=base",)), "--arm"),
+        (Shown(arms=("a=base", "b=base"), making={"model": "x"}), "--prompts"),
+        (Shown(str(tmp_path / "empty")), "empty"),
+        (Shown(str(tmp_path / "none")), "none"),
+    ]
+    for shown, words in wrong:
+        with pytest.raises(DiffpoError, match=words):
+            find(tmp_path / "votes", shown)
+
+
+def test_a_missing_extra_is_one_sentence_with_the_command(tmp_path, monkeypatch):
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else there(name))
+    with pytest.raises(DiffpoError, match=r"pip install 'diffpo\[annotate\]'"):
+        run(tmp_path / "votes", Shown(), Plan(), Address())
+    assert not (tmp_path / "votes").exists()
+
+
+def test_export_votes_says_what_became_of_each_vote_and_how_far_people_agree(tmp_path):
+    session = make_session(tmp_path / "votes", write_pairs(tmp_path / "pairs", 8), Plan(per_task=2, repeat=0.0))
+    number = {task.id: k for k, task in enumerate(session.tasks.all)}
+    for name in ("ada", "bob"):
+        for given in session.next(name, 9, [])["tasks"]:
+            k, uid = number[given["task"]], f"{name}-{given['task']}"
+            if k == 7:
+                session.record(vote(given["task"], None, uid, name))
+            else:
+                cast(session, given, int(name == "bob" and k == 0), uid, name, bad=False)
+    found = CliRunner().invoke(app, ["export-votes", str(tmp_path / "votes"), "--out", str(tmp_path / "v.parquet")])
+    assert found.exit_code == 0, found.output
+    assert "7 rows of 16 votes" in found.output and "1 ties" in found.output and "2 skipped" in found.output
+    # of 7 tasks both voted on they agree on 6; ada always says the first, so that chance alone gives as much
+    assert "on 7 tasks" in found.output and "kappa 0.000" in found.output
+    assert any("alpha" in line for line in summary(tmp_path / "votes"))
