@@ -31,6 +31,6 @@ def test_votes_of_a_browser_become_pairs_a_lora_and_a_report(tmp_path, monkeypat
     rows = pq.read_table(tmp_path / "run-votes" / "votes.parquet").to_pylist()
     assert len(rows) == 6
     for row in rows:
-        totals = [shapes.score(decode(row[name]["bytes"]), row["prompt"])["total"] for name in ("image_0", "image_1")]
+        totals = [shapes.score(decode(row[name]), row["prompt"])["total"] for name in ("image_0", "image_1")]
         assert row["label_0"] == float(totals[0] > totals[1])
     assert evaluation.row("shapes.total").n == 4 and (tmp_path / "run" / "pytorch_lora_weights.safetensors").exists()
