@@ -325,18 +325,22 @@ def quickstart(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Output folder; run the same command again to continue.", show_default="runs/quickstart[-dit]"
+            help="Output folder; run the same command again to continue.", show_default="runs/quickstart[-dit][-human]"
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Training seed.")] = 0,
     n: Annotated[int, typer.Option("--n", min=2, help="Number of held-out prompts to evaluate on.")] = 512,
     dit: Annotated[bool, typer.Option("--dit", help="Use the embedded DiT (flow matching) instead.")] = False,
+    human: Annotated[
+        bool, typer.Option("--human", help="Vote yourself on pairs of the model's pictures, in a browser, first.")
+    ] = False,
+    votes: Annotated[int, typer.Option(min=2, help="With --human: how many pairs.")] = 100,
 ) -> None:
     """Align the embedded model in minutes on a CPU: check, train, evaluate, report."""
     from .commands.quickstart import run
 
-    model = "tiny-dit" if dit else "tiny-sdxl"
-    run(out or Path("runs/quickstart-dit" if dit else "runs/quickstart"), seed, n, model=model)
+    name = "quickstart" + "-dit" * dit + "-human" * human
+    run(out or Path("runs") / name, seed, n, model="tiny-dit" if dit else "tiny-sdxl", votes=votes if human else 0)
 
 
 def main() -> None:

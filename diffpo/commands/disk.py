@@ -22,7 +22,7 @@ def contents(groups: Groups, data: Data) -> str:
         return f"{captions}; no latents (data.cache_latents=false)"
     images = sum(len(groups.places(target)) for target in groups.targets)
     sizes = f"{data.resolution} px" if len(groups.targets) < 2 else f"{len(groups.targets)} sizes"
-    return f"{captions}; latents of {images} images at {sizes}"
+    return f"{captions}; latents of {images} images at {sizes} at most"
 
 
 def caption_bytes(family: Family, network: torch.nn.Module) -> int:

@@ -18,19 +18,47 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 
 
+STEPS_BY_VOTES = 50  # updates on 100 votes: scripts/bench_votes.py
 RECIPES = {"tiny-sdxl": "quickstart.yaml", "tiny-dit": "quickstart_dit.yaml"}  # by the model in assets/
 
 
 def run(
-    out: Path, seed: int = 0, n: int = 512, overrides: tuple[str, ...] = (), model: str = "tiny-sdxl"
+    out: Path, seed: int = 0, n: int = 512, overrides: tuple[str, ...] = (), model: str = "tiny-sdxl", votes: int = 0
 ) -> Evaluation:
     """``check``, ``train`` and ``eval`` of ``model``'s recipe into ``out``; prints what to try next.
 
     ``seed`` is the training's; the ``n`` held-out prompts and their noise are always the same. ``overrides`` are
-    settings as on the command line of ``diffpo train``.
+    settings as on the command line of ``diffpo train``. ``votes``: people vote first, on so many pairs of the model's
+    pictures, and their votes in ``out``-votes take the place of the oracle's pairs.
     """
     with lock.held(out):
-        return _run(out, seed, n, overrides, model)
+        own: tuple[str, ...] = ()
+        if votes:
+            table = _vote(out.with_name(f"{out.name}-votes"), votes, model)
+            own = (f"data.train={json.dumps(str(table))}", f"train.steps={STEPS_BY_VOTES}")
+        return _run(out, seed, n, (*own, *overrides), model)
+
+
+def _vote(folder: Path, count: int, model: str) -> Path:
+    """The votes of people on ``count`` pairs, as a table that training reads. Serves the page until Ctrl-C."""
+    from rich.console import Console
+    from rich.rule import Rule
+
+    from ..annotate.assign import Plan
+    from ..annotate.export import Export
+    from ..annotate.export import run as write
+    from . import annotate
+
+    console = Console(markup=False, emoji=False)
+    console.print(Rule(f"vote: {count} pairs of the model's own pictures"))
+    console.print("Choose the better picture of each pair in a browser, and press Ctrl-C here when you are done.")
+    making = {"model": str(ROOT / "assets" / model), "steps": 10, "guidance": 3.0, "batch_size": 64}
+    shown = annotate.Shown(making=making, prompts=f"shapes:train:{count}")
+    annotate.run(folder, shown, Plan(repeat=0.0), annotate.Address())
+    table = folder / "votes.parquet"
+    counts = write(folder, table, Export())
+    console.print(f"{counts['rows']} pairs of {counts['votes']} votes; {counts['ties']} ties")
+    return table
 
 
 def _run(out: Path, seed: int, n: int, overrides: tuple[str, ...], model: str) -> Evaluation:
