@@ -16,7 +16,7 @@ from ..models.file_header import read_header
 from ..weights import lora_file
 from ..weights.full import WholeNetwork
 from .generation import Generation
-from .manifest import ARM
+from .manifest import check_arm
 
 INTERNAL = {"batch_size", "device", "paths", "model_hash", "lora_hash", "negative_lora_hash", "user_hash", "plan_hash"}
 TYPES: dict[str, type] = {
@@ -48,11 +48,7 @@ def read_arms(specs: Sequence[str], options: Mapping[str, Any]) -> dict[str, Sou
         name, equals, what = spec.partition("=")
         if not equals and name != "base":
             raise DiffpoError(f"--arm {plain(spec, 200)} has no name: {EXAMPLE}")
-        if not ARM.fullmatch(name):
-            raise DiffpoError(
-                f"--arm {plain(spec, 200)}: {plain(name, 60)!r} cannot be the name of an arm. Use letters, digits, "
-                f"'.', '_' and '-'"
-            )
+        check_arm(name)
         if name in arms:
             raise DiffpoError(f"--arm {plain(spec, 200)}: there are two arms of the name {name!r}; rename one")
         own = _settings(name, what or "base")

@@ -24,7 +24,7 @@ from .arms import Source
 from .compare import Evaluation, summarise
 from .generation import Generation
 from .items import Found, Item
-from .manifest import check_comparable, json_bytes, read_manifest, save
+from .manifest import check_arm, check_comparable, json_bytes, read_manifest, save
 from .scoring import Scores, Scoring, check_scoring, forget_parts, score_items
 from .traits import Traits, measure
 
@@ -118,6 +118,8 @@ def _named(arms: Mapping[str, Source] | Generation | str | Path) -> dict[str, So
         named: dict[str, Source] = {**arms.arms()}
     elif isinstance(arms, Mapping):
         named = dict(arms)
+        for name in named:
+            check_arm(name)
     else:
         folder = Path(arms)
         named = {**items.in_folder(folder)}

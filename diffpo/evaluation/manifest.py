@@ -40,6 +40,12 @@ KINDS: dict[str, type | tuple[type, ...]] = {
 }
 
 
+def check_arm(name: str) -> None:
+    """DiffpoError if an arm cannot have this name."""
+    if not ARM.fullmatch(name):
+        raise DiffpoError(f"{plain(name, 60)!r} cannot be the name of an arm. Use letters, digits, '.', '_' and '-'")
+
+
 def image_path(out: Path, arm: str, index: int, seed: int) -> Path:
     return Path(out) / "images" / arm / f"{index:05d}_{seed}.png"
 

@@ -190,3 +190,10 @@ def test_the_shapes_scorer_refuses_foreign_prompts_before_pictures_are_made(tmp_
     with pytest.raises(DiffpoError, match=r"prompts of the embedded world only.*'a cat'"):
         evaluate.run(tmp_path / "eval", lora, ["a cat"])
     assert not (tmp_path / "eval").exists()
+
+
+def test_a_name_that_no_arm_can_have_is_refused_before_pictures_are_made(tmp_path, tiny_sd):
+    arms = {"base": Generation(tiny_sd), "round 1": Generation(tiny_sd)}
+    with pytest.raises(DiffpoError, match="'round 1'"):
+        evaluate.run(tmp_path / "eval", arms, ["a red circle on a white background"])
+    assert not (tmp_path / "eval").exists()
