@@ -87,7 +87,7 @@ def main() -> None:
         runs.append(run)
         arms = {"base": Generation(str(MODEL), **MADE, seed=1000)}
         arms |= {
-            f"round {k + 1}": Generation(str(MODEL), lora=str(each), **MADE, seed=1000) for k, each in enumerate(runs)
+            f"round-{k + 1}": Generation(str(MODEL), lora=str(each), **MADE, seed=1000) for k, each in enumerate(runs)
         }
         found = evaluate.run(out / "eval", arms, "shapes:heldout", args.n, Scoring(train_scorer="shapes.total"))
         for arm in list(arms)[1:]:
