@@ -2,7 +2,7 @@
 
 An undo is an event too. Every event has an id that the browser made, so an event that is sent twice is stored once.
 WAL with ``synchronous=FULL``: a commit returns once its pages in the log are flushed to the disk. So a vote that the
-browser was told of outlives a kill and a power cut. NORMAL would flush at checkpoints only.
+page has an answer for outlives a kill and a power cut. NORMAL would flush at checkpoints only.
 """
 
 from __future__ import annotations
