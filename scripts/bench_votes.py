@@ -182,7 +182,7 @@ def run(one: Cell, out: Path) -> dict:
     started, work = time.perf_counter(), out / "work" / f"{one.key}-run"
     data = write(work / "votes.parquet", chosen(one, out))
     lora = train(configured(out, data, work / "run", one))
-    tuned = job.draw(lora, range(PROMPTS))["scores"]
+    tuned = job.draw(MODEL.name, lora, range(PROMPTS))["scores"]
     compared = job.compare(base(out), tuned, PROMPTS)
     result = {**asdict(one), "seconds": time.perf_counter() - started, "compared": compared}
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -197,7 +197,7 @@ def base(out: Path) -> dict:
     file = out / "base.json"
     if not file.exists():
         out.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(job.draw(None, range(PROMPTS))["scores"]))
+        file.write_text(json.dumps(job.draw(MODEL.name, None, range(PROMPTS))["scores"]))
     return json.loads(file.read_text())
 
 
