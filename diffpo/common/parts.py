@@ -54,5 +54,5 @@ class Parts:
 def file_key(path: Path, *more: object) -> str:
     """A key that changes when the file at ``path`` does, or what it is used with. OSError if there is no such file."""
     about = path.stat()
-    told = " ".join(map(str, more))
-    return sha256(f"{path} {about.st_size} {about.st_mtime_ns} {told}".encode(errors="replace")).hexdigest()
+    further = " ".join(map(str, more))
+    return sha256(f"{path} {about.st_size} {about.st_mtime_ns} {further}".encode(errors="replace")).hexdigest()

@@ -126,13 +126,13 @@ def holm(p_values) -> np.ndarray:
 
 
 def needed(rate: float = 0.55, power: float = 0.8, confidence: float = 0.95, design: float = 1.0) -> int:
-    """Prompts at which a win rate of ``rate`` is told from 1/2 with probability ``power``, by the test of `p_value`.
+    """Prompts at which the test of `p_value` distinguishes a win rate of ``rate`` from 1/2 with probability ``power``.
 
     ``design``: variance of the rate times the number of prompts, in units of that of one pair per prompt without ties.
     ValueError for a rate of 1/2, which no number of prompts tells from 1/2.
     """
     if rate == 0.5 or not 0 <= rate <= 1:
-        raise ValueError(f"a win rate of {rate} cannot be told from 1/2: name one between 0 and 1 other than 1/2")
+        raise ValueError(f"no number of prompts shows a win rate of {rate}: name one between 0 and 1 other than 1/2")
     errors = ndtri(0.5 + confidence / 2) / 2 + ndtri(power) * sqrt(rate * (1 - rate))
     return ceil(design * (errors / (rate - 0.5)) ** 2 - 1e-9)
 

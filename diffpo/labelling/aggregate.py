@@ -1,4 +1,4 @@
-"""From several scorers' numbers to one judgement of the k pictures of a prompt: who beats whom, and what each is worth.
+"""From several scorers' numbers to one judgement of the k pictures of a prompt: which wins, and what each is worth.
 
 All rules but `score` give a table P (k, k): P_ij is the probability, or the share of votes, by which picture i beats
 picture j, with P_ij + P_ji = 1 and 1/2 for a tie. A picture's worth is its mean over the others, sum_j P_ij / (k - 1).
