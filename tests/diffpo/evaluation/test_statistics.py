@@ -118,7 +118,7 @@ def test_the_needed_prompts_give_the_wanted_power(rate, power):
     rejected = np.abs(wins - n / 2) > stats.norm.ppf(0.975) * np.sqrt(n / 4)
     assert stats.binom.pmf(wins, n, rate)[rejected].sum() == pytest.approx(power, abs=0.02)
     assert needed(rate, power, design=2) == pytest.approx(2 * n, abs=1)
-    with pytest.raises(ValueError, match="win rate of 0.5"):
+    with pytest.raises(ValueError, match=r"win rate of 0\.5"):
         needed(0.5)
 
 
