@@ -251,10 +251,10 @@ def calibrate(
 def export(
     lora: Annotated[str, typer.Option(help="A LoRA file, or the folder of a training run or checkpoint.")],
     to: Annotated[
-        Literal["diffusers", "kohya", "merged", "single"],
+        Literal["diffusers", "kohya", "comfyui", "merged", "single"],
         typer.Option(
-            help="kohya: a LoRA for ComfyUI, A1111 and Forge; merged: a pipeline with the LoRA in it; single: the "
-            "merged model as one file, for the same programs."
+            help="kohya: a LoRA for ComfyUI, A1111 and Forge; comfyui: of any kind, for ComfyUI and Forge; merged: a "
+            "pipeline with the LoRA in it; single: the merged model as one file, for the same programs."
         ),
     ],
     model: Annotated[str, given.MODEL],

@@ -123,9 +123,9 @@ def _users(config: Config) -> str:
 
 
 def export_card(model: str, about: dict[str, Any], form: str, usage: str, tables: list[str], lora_hash: str) -> str:
-    """The card of an export as ``form`` (diffusers, kohya, merged, single; full: a merged model without a LoRA).
-    ``about`` is what is `header.known` of how it was trained, ``model`` its base, ``usage`` how to load it, ``tables``
-    what was measured."""
+    """The card of an export as ``form`` (of `export.Export`, or full: a merged model without a LoRA). ``about`` is what
+    is `header.known` of how it was trained, ``model`` its base, ``usage`` how to load it, ``tables`` what was
+    measured."""
     relation = "finetune" if form in TITLE else "adapter"  # the hub's words
     tags = [*(["lora"] if relation == "adapter" else []), "text-to-image", "preference-optimization"]
     tags += [about["objective"]] if "objective" in about else []
@@ -166,6 +166,8 @@ def usage(form: str, name: str, model: str, pipeline: str, users: bool) -> str:
     name = plain(name).replace("`", "'")
     if form == "kohya":
         text = f"Put `{name}` where ComfyUI, A1111 or Forge look for LoRAs; strength 1 is the trained strength."
+    elif form == "comfyui":
+        text = f"Put `{name}` where ComfyUI or Forge look for LoRAs; strength 1 is the trained strength."
     elif form == "merged":
         text = USE.format(cls="DiffusionPipeline", more="", load="from_pretrained('THIS_FOLDER')", lora="")
     elif form == "single":

@@ -3,6 +3,7 @@ kept.
 
 OUT/pytorch_lora_weights.safetensors   diffusers: for `pipe.load_lora_weights`
 OUT/<OUT's name>.safetensors           kohya: for ComfyUI, A1111 and Forge (kohya.py)
+OUT/<OUT's name>.safetensors           comfyui: of every kind, for ComfyUI (comfyui.py)
 OUT/model_index.json, ...              merged: a pipeline that needs no LoRA any more
 OUT/<OUT's name>.safetensors           single: the same as one file, for ComfyUI, A1111 and Forge (models/layouts.py)
 OUT/README.md                          the model card
@@ -30,8 +31,9 @@ from ..common.text import plain
 from ..config import Model
 from ..models import Family, file_write, layouts
 from ..weights import full, lora_apply, lora_change, lora_file, trained
+from ..weights.lora_change import Change, Place
 from ..weights.lora_file import FILE_NAME
-from . import kohya
+from . import comfyui, kohya
 from .card import evaluation_table, export_card, is_hub_id, training_table, usage
 
 MERGED = ("merged", "single")  # a model without a LoRA
@@ -44,7 +46,7 @@ class Export:
 
     Attributes:
         lora: a LoRA file, or a folder that holds a LoRA or a network that was trained as a whole.
-        to: diffusers, kohya, merged or single. The last two also take LoRAs from elsewhere and whole networks.
+        to: diffusers, kohya, comfyui, merged or single. The last two also take LoRAs from elsewhere and whole networks.
         model: the base model: a pipeline's folder, a hub id or one file.
         out: a new folder.
         model_config, family: as `Model.config` and `Model.family`.
@@ -91,6 +93,8 @@ def run(export: Export) -> Path:
     family = models.family_class(base, pipeline)
     if to == "kohya":
         kohya.format_of(family)
+    if to == "comfyui":
+        comfyui.require(family)
     if to == "single":
         layouts.check_pipeline(pipeline)
     _check_weights(file, weights, family.component, to)
@@ -99,20 +103,17 @@ def run(export: Export) -> Path:
     with lock.held(out, beside(out, "lock")), _quiet_diffusers():
         pipe, source = _load(base, family, export)
         changes = {} if whole else lora_apply.check_lora(pipe, file)
-        layers = lora_change.by_layer(changes[family.component]) if to not in MERGED else {}
+        layers = {} if to in MERGED else {name: _by_layer(file, name, each) for name, each in changes.items()}
         if to == "kohya":
-            kohya.check_kind(lora_change.kind_of(layers))
+            kohya.check_kind(lora_change.kind_of(layers[family.component]))
         name = {"diffusers": FILE_NAME, "merged": ""}.get(to, f"{out.name}.safetensors")
         with writing(out, "--out", kept="Nothing is left there."), whole_folder(out) as part:
             if to == "diffusers":
                 _copy(file, part)
             elif to == "kohya":
-                if layers is None:
-                    raise DiffpoError(
-                        f"{file} has one change for several layers of the {family.component}, which cannot be divided "
-                        f"by layers; use --to merged"
-                    )
-                kohya.write(part / name, family, pipe, layers, export.dtype, about)
+                kohya.write(part / name, family, pipe, layers[family.component], export.dtype, about)
+            elif to == "comfyui":
+                comfyui.write(part / name, family, pipe, layers, export.dtype, about)
             else:
                 if whole:
                     trained.load_into(pipe, file)
@@ -133,6 +134,16 @@ def run(export: Export) -> Path:
     if api and export.push:
         hub.push(api, export.push, out)
     return out
+
+
+def _by_layer(file: Path, part: str, changed: list[tuple[Place, Change]]) -> dict[str, Change]:
+    layers = lora_change.by_layer(changed)
+    if layers is None:
+        raise DiffpoError(
+            f"{file} has one change for several layers of the {part}, which cannot be divided by layers; use --to "
+            f"merged"
+        )
+    return layers
 
 
 def _copy(file: Path, part: Path) -> None:

@@ -41,6 +41,7 @@ class Family(ForwardProcess, ABC):
         feature_blocks: the network's list of blocks, of which the first half gives its features.
         fsdp2: whether FSDP2 can shard the network.
         kohya: the format of its LoRA files in kohya's sd-scripts.
+        comfyui: what stands before diffusers' names of layers in ComfyUI's LoRAs; ending in `_`, all dots are that.
         guidance_is_input: whether pipelines pass the guidance scale to the network instead of calling it twice.
     """
 
@@ -55,6 +56,7 @@ class Family(ForwardProcess, ABC):
     feature_blocks: ClassVar[str | None] = None
     fsdp2: ClassVar[bool | None] = None
     kohya: ClassVar[Kohya | None] = None
+    comfyui: ClassVar[str | None] = None
     guidance_is_input: ClassVar[bool] = False
 
     def __init__(self, settings: Model, precision: str = "no", resolution: int = 1024) -> None:

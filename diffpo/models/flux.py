@@ -27,6 +27,7 @@ class Flux(Family):
     feature_blocks = "transformer_blocks"
     fsdp2 = True
     kohya = flux_names.KOHYA
+    comfyui = "transformer."
     guidance_is_input = True
 
     def predict(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:

@@ -24,6 +24,7 @@ class StableDiffusion(Family):
     repeated_blocks = ("BasicTransformerBlock",)
     fsdp2 = False  # a UNet fits on one GPU anyway
     kohya: ClassVar[Kohya | None] = unet_names.SD_KOHYA
+    comfyui = "lora_unet_"
 
     def predict(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         prompt_embeds = cond["prompt_embeds"].to(self.dtype)

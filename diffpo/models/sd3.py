@@ -26,6 +26,7 @@ class StableDiffusion3(Family):
     repeated_blocks = ("JointTransformerBlock",)
     feature_blocks = "transformer_blocks"
     fsdp2 = True
+    comfyui = "transformer."
 
     def predict(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         return network(

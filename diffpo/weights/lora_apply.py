@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def _setting(layer: Any, key: str) -> float:
     return (layer.lora_alpha if hasattr(layer, "lora_alpha") else layer.alpha)[ADAPTER]
 
 
-def _pattern(key: str, by_layer: dict[str, float]) -> str:
+def _pattern(key: str, by_layer: Mapping[str, float]) -> str:
     """The numbers of layers as settings: what most have, and a pattern of the others."""
     (common, _), *others = Counter(by_layer.values()).most_common()
     said = f"lora.{key}={common:g}"

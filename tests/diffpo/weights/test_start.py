@@ -158,7 +158,11 @@ def test_what_cannot_be_trained_on_is_refused_with_the_way_out(tiny_sdxl, tmp_pa
         ("layers", fewer, r"has targets \['to_k', 'to_q', 'to_v'\], .* set lora.targets="),
         ("loha", loha, "not a plain LoRA, DoRA or LoKr .*--to merged"),
         ("text", {**tensors, text: torch.ones(2, 16)}, r"text_encoder.*--to merged"),
-        ("alpha", {**tensors, f"{layer}.alpha": torch.tensor(1.0)}, rf"set lora.alpha=2 lora.alpha_pattern={{{layer[5:]}: 1}}"),
+        (
+            "alpha",
+            {**tensors, f"{layer}.alpha": torch.tensor(1.0)},
+            rf"set lora.alpha=2 lora.alpha_pattern={{{layer[5:]}: 1}}",
+        ),
     ):
         save_file(changed, tmp_path / f"{name}.safetensors")
         with pytest.raises(DiffpoError, match=said) as error:
