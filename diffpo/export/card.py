@@ -160,9 +160,9 @@ def _made(about: dict[str, Any]) -> str:
     return text + (f" ({', '.join(sources)})." if sources else ".")
 
 
-def usage(form: str, name: str, model: str, pipeline: str, users: bool) -> str:
+def usage(form: str, name: str, model: str, pipeline: str, users: bool, part: str | None = None) -> str:
     """How to load the file ``name`` (or the merged pipeline) of a model and its ``pipeline``'s class; ``users``: the
-    LoRA was trained with users."""
+    LoRA was trained with users; ``part``: of a LoKr, which diffusers' pipelines do not read, and their parts do."""
     name = plain(name).replace("`", "'")
     if form == "kohya":
         text = f"Put `{name}` where ComfyUI, A1111 or Forge look for LoRAs; strength 1 is the trained strength."
@@ -176,7 +176,9 @@ def usage(form: str, name: str, model: str, pipeline: str, users: bool) -> str:
             f"models). `diffpo` takes it as `--model` and as `model.path`."
         )
     else:
-        text = _use(model, pipeline, f'pipe.load_lora_weights("THIS_FOLDER", weight_name="{name}")')
+        load = f"pipe.{part}.load_lora_adapter" if part else "pipe.load_lora_weights"
+        prefix = f', prefix="{part}"' if part else ""
+        text = _use(model, pipeline, f'{load}("THIS_FOLDER", weight_name="{name}"{prefix})')
     if not users:
         return text
     text += "\n\nIt was trained with users; loaded like this it is not personalised."

@@ -127,7 +127,9 @@ def run(export: Export) -> Path:
             run_folder = file.parent.parent if file.parent.name.startswith(CHECKPOINT) else file.parent
             curves = training_table(run_folder, about["step"]) if "step" in about else ""
             model = export.model if is_hub_id(export.model) else about.get("base", {}).get("name") or export.model
-            how = usage(to, name, model, pipeline, trained.knows_users(file))
+            lokr = lora_change.kind_of(layers.get(family.component)) == "lokr"
+            part_name = family.component if lokr else None
+            how = usage(to, name, model, pipeline, trained.knows_users(file), part_name)
             card = export_card(model, about, "full" if whole else to, how, [curves, measured], lora_hash)
             (part / "README.md").write_text(card, encoding="utf-8")
     print(f"the export is in {out}" + (f" ({name})" if name else ""))
