@@ -52,9 +52,7 @@ def _weights(config: Config, family: Family, network: torch.nn.Module) -> tuple[
     from ..weights import full
     from ..weights.lora import add_lora
 
-    small = config.model.base_weights
-    spread = small == "fp8" and not config.train.gradient_checkpointing  # autograd keeps what was computed with
-    frozen = storage.size(network, "full" if spread else small)
+    frozen = storage.size(network, config.model.base_weights, config.model.offload)
     if config.lora is None:
         trained, what, held = sum(each.numel() for each in network.parameters()), "all of them", "network"
         half = frozen if config.train.precision != "no" else 0  # autocast's copy of what is trained
@@ -64,8 +62,6 @@ def _weights(config: Config, family: Family, network: torch.nn.Module) -> tuple[
         held, half = {"lora": "LoRA", "dora": "DoRA", "lokr": "LoKr"}[config.lora.kind], 0
         what = f"{held} rank {config.lora.rank}"
     lines = [f"{trained:,} trainable ({what}, float32)"]
-    if spread:
-        lines.append("fp8 saves memory only with train.gradient_checkpointing=true")
     optimizer = trained * (2 if "8bit" in config.train.optimizer else 8)
     return frozen, held, half + 8 * trained + optimizer, lines
 

@@ -81,8 +81,8 @@ class Family(ForwardProcess, ABC):
         network.requires_grad_(False).eval()
         if self.settings.attention:
             storage.set_attention(network, self.settings.attention)
-        if self.settings.base_weights != "full":
-            network = storage.shrink(network, self.settings.base_weights, self.dtype)
+        if self.settings.base_weights != "full" or self.settings.offload:
+            network = storage.keep(network, self.settings.base_weights, self.settings.offload, self.dtype)
         return network.to(device)
 
     def meta_network(self) -> torch.nn.Module:
@@ -226,8 +226,15 @@ class Family(ForwardProcess, ABC):
     def load_encoders(self, device: Any = "cpu") -> None:
         """Text encoders in the run's precision; the VAE in float32, because SDXL's overflows in half precision."""
         without = {self.component: None, **self.without}
-        self.pipe = load_pipeline(self.settings, str(self.dtype).split(".")[1], device, vae=self._vae(), **without)
+        place = "cpu" if self.settings.offload else device
+        self.pipe = load_pipeline(self.settings, str(self.dtype).split(".")[1], place, vae=self._vae(), **without)
         self.vae_config = dict(self.pipe.vae.config)  # outlives the VAE
+        if self.settings.vae_tile:
+            _set_tile(self.pipe.vae, self.settings.vae_tile, self.vae_factor())
+        if self.settings.offload:
+            self.pipe.vae.to(device)
+            for name in self.encoders:
+                _visit(getattr(self.pipe, name), torch.device(device))
         for name in (*self.encoders, "vae"):
             getattr(self.pipe, name).requires_grad_(False).eval()
 
@@ -259,7 +266,8 @@ class Family(ForwardProcess, ABC):
         return content_key(type(self.pipe).__name__, sorted(options.items()), words, weights, str(self.dtype))
 
     def vae_hash(self) -> str:
-        return module_key(self.pipe.vae)
+        weights, tile = module_key(self.pipe.vae), self.settings.vae_tile
+        return content_key(weights, tile) if tile else weights
 
     @abstractmethod
     def encode_text(self, captions: Sequence[str | None]) -> dict[str, Tensor]:
@@ -339,6 +347,20 @@ class Family(ForwardProcess, ABC):
             "height": height,
             "width": width,
         }
+
+
+def _visit(encoder: torch.nn.Module, device: torch.device) -> None:
+    """Let ``encoder`` be on the ``device`` only while it computes."""
+    encoder.register_forward_pre_hook(lambda module, _: module.to(device) and None)
+    encoder.register_forward_hook(lambda module, _, output: module.to("cpu") and None)
+
+
+def _set_tile(vae: Any, pixels: int, factor: int) -> None:
+    """Let the VAE work in tiles, by diffusers' own means. DiffpoError if it has none for tiles of a size."""
+    if not hasattr(vae, "tile_latent_min_size") or not hasattr(vae, "tile_sample_min_size"):
+        raise DiffpoError(f"model.vae_tile does not work with a {type(vae).__name__}: set model.vae_tile=null")
+    vae.enable_tiling()
+    vae.tile_sample_min_size, vae.tile_latent_min_size = pixels, pixels // factor
 
 
 def no_users(network: torch.nn.Module) -> DiffpoError:

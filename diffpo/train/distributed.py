@@ -59,6 +59,7 @@ def check(config: Config, family: Family, accelerator: Accelerator) -> None:
         f"objective.weighting={objective.weighting}": objective.weighting == "measured",
         "objective.users": bool(objective.users),
         f"model.base_weights={config.model.base_weights}": config.model.base_weights != "full",
+        "model.offload": config.model.offload,
         "train.compile": config.train.compile,
         "log.samples": config.log.samples is not None,
         "fsdp_activation_checkpointing (train.gradient_checkpointing=true does it)": plugin.activation_checkpointing,

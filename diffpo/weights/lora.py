@@ -35,6 +35,7 @@ def add_lora(network: torch.nn.Module, lora: Lora, targets: Sequence[str], seed:
     else:
         config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=chosen, **patterns)
         config.init_lora_weights, config.use_dora = "gaussian", lora.kind == "dora"
+    device = next(network.parameters()).device  # peft takes that of each layer's weight, which may be offloaded
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -45,7 +46,7 @@ def add_lora(network: torch.nn.Module, lora: Lora, targets: Sequence[str], seed:
         parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         rounded = any(parameter.itemsize == 1 for parameter in parameters)  # peft gives them the base's fp8
         for parameter in parameters:
-            parameter.data = parameter.data.float()
+            parameter.data = parameter.data.to(device, torch.float32)
         if rounded:
             torch.manual_seed(seed)
         for layer in network.modules():
