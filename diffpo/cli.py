@@ -59,12 +59,16 @@ def check(
         Path | None,
         typer.Option(help="Where to write a picture of some training data; OUTPUT-data.png by default."),
     ] = None,
+    vram: Annotated[
+        float | None,
+        typer.Option(min=1, metavar="GIB", help="Memory of a GPU: also recommend settings that should fit into it."),
+    ] = None,
 ) -> None:
     """Dry run: show the config, a summary of the data and the memory that training needs."""
     from .commands.check import check
     from .config import load_config
 
-    check(load_config(config, overrides or []), picture)
+    check(load_config(config, overrides or []), picture, vram)
 
 
 @app.command("train-scorer")

@@ -181,6 +181,8 @@ def _problem(config: Config) -> str | None:
         )
     if config.lora is None and config.model.base_weights != "full":
         return f"{config.model.base_weights} weights cannot be trained: set model.base_weights=full, or train a LoRA"
+    if config.lora is not None and config.lora.text_encoders and (other := _needs_fixed_text(config)):
+        return f"lora.text_encoders does not work with {other}: set lora.text_encoders=false, or change that"
     if config.model.offload:
         if config.lora is None:
             return "model.offload keeps frozen weights, but lora=null trains all: set model.offload=false, or a LoRA"
@@ -236,3 +238,23 @@ def _problem(config: Config) -> str | None:
             "data.curriculum orders the pairs of data.train, but this objective samples its own: set data.curriculum=1"
         )
     return None
+
+
+def _needs_fixed_text(config: Config) -> str | None:
+    """What of the config uses text embeddings elsewhere than in the policy and its reference, or copies of adapters."""
+    objective, lora = config.objective, config.lora
+    assert lora is not None  # noqa: S101 (called for text encoders that are adapted)
+    found = {
+        f"lora.kind={lora.kind}": lora.kind != "lora",
+        "lora.start": lora.start is not None,
+        "model.offload": config.model.offload,
+        f"objective.reference.policy={objective.reference.policy}": objective.reference.policy
+        not in ("adapter_off", "none"),
+        f"objective.behaviour.policy={objective.behaviour.policy}": objective.behaviour.policy != "none",
+        "objective.error=perceptual": objective.error != "squared",
+        "objective.source=inversion": objective.source == "inversion",
+        "objective.rollout.step_scorer": objective.rollout.step_scorer is not None,
+        "objective.users": bool(objective.users),
+        "objective.steered": objective.steered,
+    }
+    return next((name for name, there in found.items() if there), None)

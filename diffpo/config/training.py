@@ -39,6 +39,10 @@ class Lora(Section):
     b_lr_ratio: float = Field(1.0, ge=1)
     """LoRA+ (arXiv 2402.12354): the learning rate of B is so many times train.lr. The paper uses 16."""
 
+    text_encoders: bool = False
+    """Adapt the attention of the CLIP text encoders too. They then compute in each step, because their embeddings
+    cannot be cached (docs/train.md)."""
+
     start: str | None = None
     """A LoRA to continue from: a file or the folder of a run. It is also the reference. null: start from zero."""
 
@@ -59,6 +63,11 @@ class Lora(Section):
     @property
     def scale_alpha(self) -> float:
         return float(self.rank if self.alpha is None else self.alpha)
+
+    @property
+    def whole_alpha(self) -> float:
+        """`scale_alpha` without a decimal point where it has no decimals, as files have it."""
+        return self.scale_alpha if self.scale_alpha % 1 else int(self.scale_alpha)
 
     @property
     def alphas(self) -> dict[str, float]:

@@ -101,7 +101,8 @@ def run(export: Export) -> Path:
     api = hub.client(export.push) if export.push else None
 
     with lock.held(out, beside(out, "lock")), _quiet_diffusers():
-        pipe, source = _load(base, family, export)
+        encoders = {name.partition(".")[0] for name in weights if name.startswith("text_encoder")}
+        pipe, source = _load(base, family, export, encoders)
         changes = {} if whole else lora_apply.check_lora(pipe, file)
         layers = {} if to in MERGED else {name: _by_layer(file, name, each) for name, each in changes.items()}
         if to == "kohya":
@@ -175,8 +176,10 @@ def _check_target(out: Path, export: Export) -> None:
 def _check_weights(file: Path, weights: dict[str, torch.Tensor], component: str, to: str) -> None:
     """DiffpoError unless the weights are finite and, if they are not merged, belong to the network alone under today's
     names."""
-    names = rf"{component}\..+\.(lora_[AB]\.weight|lora_magnitude_vector|lokr_\w+)"
+    names = rf"({component}|text_encoder\w*)\..+\.(lora_[AB]\.weight|lora_magnitude_vector|lokr_\w+)"
     foreign = [name for name in weights if not re.fullmatch(names, name)]
+    if to == "kohya" and any(name.startswith("text_encoder") for name in weights):
+        raise DiffpoError(f"{file} adapts text encoders, which --to kohya does not write: use --to comfyui")
     if foreign and to not in MERGED:
         raise DiffpoError(
             f"{file} holds {plain(foreign[0], 200)}, which is not a LoRA weight that diffpo writes for a {component}. "
@@ -202,13 +205,16 @@ def _quiet_diffusers() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _load(model: Model, family: type[Family], export: Export) -> tuple[Any, Any]:
-    """The pipeline, in the export's dtype or as it is stored, and its source; the network alone unless it is merged."""
+def _load(model: Model, family: type[Family], export: Export, encoders: set[str]) -> tuple[Any, Any]:
+    """The pipeline, in the export's dtype or as it is stored, and its source; the network alone unless it is merged,
+    and the text ``encoders`` that the LoRA adapts."""
     source, to, dtype = models.source_of(model), export.to, export.dtype
     parts = [name for name, value in source.index().items() if isinstance(value, list) and value[0]]
     left_out: dict[str, Any] = {}
     if to not in MERGED:
-        left_out = {name: None for name in parts if name not in (family.component, "scheduler")} | family.without
+        left_out = {
+            name: None for name in parts if name not in (family.component, "scheduler", *encoders)
+        } | family.without
         dtype = None  # the LoRA's, not the base's
     if to == "single":  # what the file lacks stays where it is
         left_out = {name: None for name in source.missing}

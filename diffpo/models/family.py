@@ -36,6 +36,7 @@ class Family(ForwardProcess, ABC):
         component: the trained part's name in the pipeline, and its prefix in a LoRA file.
         lora_targets: the layers that a LoRA adapts unless the config names others.
         encoders, tokenizers: the parts of the pipeline that read text.
+        clips: those of the encoders that `lora.text_encoders` adapts.
         without: options of the pipeline's class, for parts that are never loaded.
         repeated_blocks: the classes of the blocks that the network repeats; train.compile compiles each kind once.
         feature_blocks: the network's list of blocks, of which the first half gives its features.
@@ -51,6 +52,7 @@ class Family(ForwardProcess, ABC):
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     encoders: ClassVar[tuple[str, ...]] = ()
     tokenizers: ClassVar[tuple[str, ...]] = ()
+    clips: ClassVar[tuple[str, ...]] = ()
     without: ClassVar[dict[str, Any]] = {}
     repeated_blocks: ClassVar[tuple[str, ...]] = ()
     feature_blocks: ClassVar[str | None] = None
@@ -72,6 +74,7 @@ class Family(ForwardProcess, ABC):
                 f"data.resolution={resolution} does not work with {settings.path}: set it to a multiple of {grain} px"
             )
         self.pipe: Any = None
+        self.text_in_step = False  # conditions hold tokens, which `embedded` makes embeddings of
 
     # ---- the network
 
@@ -272,6 +275,50 @@ class Family(ForwardProcess, ABC):
     @abstractmethod
     def encode_text(self, captions: Sequence[str | None]) -> dict[str, Tensor]:
         """One row per caption; None is the unconditional embedding that sampling uses with guidance."""
+
+    # ---- text encoders that are trained
+
+    def train_text(self) -> None:
+        """From now on conditions are `tokens`. DiffpoError if the family does not say how to embed them."""
+        if not self.clips:
+            raise DiffpoError(
+                f"lora.text_encoders does not work with a {type(self).__name__} (its clips is not set): set "
+                f"lora.text_encoders=false"
+            )
+        self.text_in_step = True
+
+    def load_clips(self, device: Any) -> dict[str, torch.nn.Module]:
+        """The text encoders that are adapted, frozen and in the run's precision."""
+        parts = [name for name, value in self.source.index().items() if isinstance(value, list) and value[0]]
+        without = {name: None for name in parts if name not in self.clips} | self.without
+        pipe = load_pipeline(self.settings, str(self.dtype).split(".")[1], device, **without)
+        return {name: getattr(pipe, name).requires_grad_(False).eval() for name in self.clips}
+
+    def tokens(self, captions: Sequence[str | None]) -> dict[str, Tensor]:
+        """`encode_text`, and beside it the tokens ``ids_NAME`` (n, length) for each of `clips`."""
+        found, texts = self.encode_text(captions), [caption or "" for caption in captions]
+        for name in self.clips:
+            tokenizer = getattr(self.pipe, name.replace("text_encoder", "tokenizer"))
+            length = tokenizer.model_max_length
+            ids = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+            found[f"ids_{name}"] = ids.input_ids
+        return found
+
+    def embedded(self, network: torch.nn.Module, cond: dict[str, Tensor]) -> dict[str, Tensor]:
+        """``cond`` with the embeddings that the network's own text encoders give its tokens; ``cond`` if it has none.
+        An absent caption keeps its constant embedding if that is all zeros."""
+        if not self.text_in_step:
+            return cond
+        ids = {name: cond[f"ids_{name}"] for name in self.clips}
+        rest = {name: value for name, value in cond.items() if not name.startswith("ids_")}
+        for name, value in self.embed(network.text_encoders, ids, rest).items():
+            zeros = (rest[name] == 0).flatten(1).all(1).reshape(-1, *[1] * (value.dim() - 1))
+            rest[name] = torch.where(zeros, rest[name].to(value.dtype), value)
+        return rest
+
+    def embed(self, encoders: Any, ids: dict[str, Tensor], frozen: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What of the conditions depends on the `clips`, for tokens by encoder; ``frozen``: the base's conditions."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> dict[str, Tensor]:

@@ -36,6 +36,8 @@ def check(config: Config, family: Family, accelerator: Accelerator) -> None:
     kind = accelerator.distributed_type.value
     if kind in ("DEEPSPEED", "MEGATRON_LM", "XLA"):
         raise DiffpoError(f"accelerate is set up for {kind}; use DDP (--multi_gpu) or FSDP2 (docs/scale.md)")
+    if config.lora is not None and config.lora.text_encoders and accelerator.num_processes > 1:
+        raise DiffpoError("lora.text_encoders trains on one process: set lora.text_encoders=false")
     if not sharded(accelerator):
         return
     from torch.distributed.fsdp import CPUOffloadPolicy

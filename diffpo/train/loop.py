@@ -171,6 +171,8 @@ def make_learner(run: Run[Config]) -> tuple[Learner, Sources]:
     config, settings, accelerator = run.config, run.config.train, run.accelerator
     family = models.load(config.model, settings.precision, config.data.resolution)
     distributed.check(config, family, accelerator)
+    if config.lora is not None and config.lora.text_encoders:
+        family.train_text()
     sources = load_data(config, family, accelerator)
     weights = trained.load(config, family, distributed.loading_device(accelerator))
     network = weights.network

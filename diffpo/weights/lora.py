@@ -28,7 +28,7 @@ def add_lora(network: torch.nn.Module, lora: Lora, targets: Sequence[str], seed:
     from peft import LoKrConfig, LoraConfig
     from peft.tuners.lora import LoraLayer
 
-    alpha, chosen = _whole(lora.scale_alpha), list(lora.targets or targets)
+    alpha, chosen = lora.whole_alpha, list(lora.targets or targets)
     patterns: dict[str, Any] = {"rank_pattern": _patterns(lora.rank_pattern), "alpha_pattern": _patterns(lora.alphas)}
     if lora.kind == "lokr":
         config = LoKrConfig(r=lora.rank, alpha=alpha, target_modules=chosen, **patterns)
@@ -183,13 +183,16 @@ def save_lora(
     if getattr(config, "use_dora", False):
         adapter["use_dora"] = True
     adapter |= {key: value for key in ("rank_pattern", "alpha_pattern") if (value := getattr(config, key))}
+    from . import text_encoders
+
+    adapter = {f"{component}.{k}": v for k, v in adapter.items()} | text_encoders.settings(network, config)
     header = {
         "format": "pt",
-        "lora_adapter_metadata": json.dumps({f"{component}.{k}": v for k, v in adapter.items()}, sort_keys=True),
+        "lora_adapter_metadata": json.dumps(adapter, sort_keys=True),
         HEADER: json.dumps(about, sort_keys=True),
     }
     state = lora_state(network) if state is None else state
-    content = save({f"{component}.{name}": value for name, value in state.items()}, header)
+    content = save(text_encoders.in_file(component, state), header)
     write_atomic(path, sorted_header(content))
 
 
