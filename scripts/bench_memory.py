@@ -2,7 +2,7 @@
 
     python scripts/bench_memory.py [--channels 128] [--resolution 256] [--out runs/bench-memory]
 
-Every row is a process of its own that makes two updates of Diffusion-DPO on a pair, from caches that are full; the rows
+Every row is a process of its own that makes an update of Diffusion-DPO on a pair, from caches that are full; the rows
 `caches` fill them. Peak is the most that was resident (VmHWM), imports included: the row `imports` has them alone.
 `computed` is what `diffpo check` computes for the device, without imports. A CPU has one memory, so `model.offload` can
 show only in what is computed. Finished rows are kept in OUT and not run again.
@@ -56,7 +56,7 @@ def recipe(folder: Path, model: Path, resolution: int) -> Path:
         f"data: {{train: {PAIRS}, resolution: {resolution}, cache: {folder / 'cache'}}}\n"
         "lora: {rank: 8}\n"
         "objective: {name: diffusion_dpo, beta: 500}\n"
-        "train: {steps: 2, batch_size: 1, lr: 5e-4, checkpoint_every: 500}\n"
+        "train: {steps: 1, batch_size: 1, lr: 5e-4, checkpoint_every: 500}\n"
         f"output: {folder / 'run'}\n"
     )
     return path
@@ -94,7 +94,7 @@ def main() -> None:
     found: dict[str, int] = json.loads(done.read_text()) if done.exists() else {}
     train = [sys.executable, "-m", "diffpo.cli", "train", str(path)]
     jobs = {"imports": [sys.executable, "-c", "import diffpo.train.loop, diffusers, transformers, datasets"]}
-    jobs |= {name: [*train, *row, "train.steps=1", f"data.cache={out / 'new'}"] for name, row in CACHES.items()}
+    jobs |= {name: [*train, *row, f"data.cache={out / 'new'}"] for name, row in CACHES.items()}
     for name in FILLING:
         jobs[f"fill {name}"] = [*train, *ROWS[name]]
     jobs |= {name: [*train, *row] for name, row in ROWS.items()}

@@ -62,6 +62,8 @@ class Weights(NamedTuple):
 
 def _weights(config: Config, family: Family, network: torch.nn.Module) -> Weights:
     """Adds the LoRA to ``network``."""
+    import torch
+
     from ..models import storage
     from ..weights import full
     from ..weights.lora import add_lora
@@ -75,9 +77,26 @@ def _weights(config: Config, family: Family, network: torch.nn.Module) -> Weight
         count = sum(each.numel() for each in add_lora(network, config.lora, family.lora_targets))
         held, half = {"lora": "LoRA", "dora": "DoRA", "lokr": "LoKr"}[config.lora.kind], 0
         what = f"{held} rank {config.lora.rank}"
+        if config.lora.text_encoders:
+            from ..weights.text_encoders import attach
+
+            clips = {name: encoder(family, name) for name in family.clips}
+            frozen += sum(each.numel() for clip in clips.values() for each in clip.parameters()) * family.dtype.itemsize
+            count += sum(each.numel() for each in attach(torch.nn.Module(), clips, config.lora, 0))
+            what += ", of text encoders too"
     name = config.train.optimizer
     moments = 0 if "Paged" in name else 2 if "8bit" in name else 8  # paged ones leave the device when it is full
     return Weights(frozen, half + (8 + moments) * count, count, held, what)
+
+
+def encoder(family: Family, name: str) -> torch.nn.Module:
+    """A text encoder with shapes and no weights."""
+    import torch
+    import transformers
+
+    cls = getattr(transformers, family.source.index()[name][1])
+    with torch.device("meta"):
+        return cls(cls.config_class(**family.source.config(name)))
 
 
 def _amount(size: int) -> str:

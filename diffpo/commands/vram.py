@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..config import Config
 from ..data.batches import portion
 from ..data.groups import Groups
-from .footprint import _amount, _weights, activations, members
+from .footprint import _amount, _weights, activations, encoder, members
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +41,8 @@ def recommend(config: Config, groups: Groups | None, vram: float, say: Callable[
     """Print what settings need, from the config's own on, each with one more concession, until ``vram`` GiB suffice."""
     room, fits = vram * 2**30, None
     say(f"settings for a GPU of {vram:g} GiB, computed from shapes (no GPU was measured):")
-    for overrides in ladder(config):
+    half = _with(config, {"train.precision": "bf16"}) or config
+    for overrides in ladder(config, tiles=caches(half, _family(half)) > room):
         changed = _with(config, overrides)
         if changed is None:
             continue
@@ -61,8 +62,9 @@ def recommend(config: Config, groups: Groups | None, vram: float, say: Callable[
         say(f"recommended: {fits}")
 
 
-def ladder(config: Config) -> Iterator[dict[str, Any]]:
-    """Overrides, those that cost least time first, each with all before it but where it replaces one."""
+def ladder(config: Config, tiles: bool) -> Iterator[dict[str, Any]]:
+    """Overrides, those that cost least time first, each with all before it but where it replaces one. ``tiles``:
+    of the VAE too, which only the caches need."""
     found: dict[str, Any] = {}
     yield dict(found)
     if config.train.precision == "no":
@@ -77,7 +79,7 @@ def ladder(config: Config) -> Iterator[dict[str, Any]]:
     if config.train.batch_size > 1:
         found |= {"train.batch_size": 1, "train.accumulation": config.train.batch_size * config.train.accumulation}
         yield dict(found)
-    if config.model.vae_tile is None and config.data.resolution > 512:
+    if tiles and config.model.vae_tile is None and config.data.resolution > 512:
         found["model.vae_tile"] = 512
         yield dict(found)
     if config.lora is None:
@@ -112,18 +114,30 @@ def _plain(value: Any) -> str:
 
 def needed(config: Config, images: int) -> Need:
     """What ``config`` needs; ``images``: of a group."""
-    from .. import models
-
-    family = models.load(config.model, config.train.precision, config.data.resolution)
+    family = _family(config)
     network = family.meta_network()
     weights = _weights(config, family, network)
     kept = activations(family, network, images * config.train.batch_size, config.data.resolution, config.train)
     training = None if kept is None else _whole(weights.frozen + weights.trained + kept)
+    if training is not None and (config.objective.on_policy or not config.data.cache_latents):
+        _, vae, picture = encoding(family, config.data.resolution)
+        training += vae + picture
+    return Need(training, caches(config, family))
+
+
+def caches(config: Config, family: Family) -> int:
+    """Bytes while the caches are built: all encoders, and what the VAE holds while it encodes. Offloaded text encoders
+    are there one at a time, and not beside the VAE's work."""
     encoders, vae, picture = encoding(family, config.data.resolution)
-    text = max(encoders, default=0) if config.model.offload else sum(encoders)
-    if config.objective.on_policy or not config.data.cache_latents:
-        training = None if training is None else training + vae + picture
-    return Need(training, _whole(max(text + vae, vae + picture + (0 if config.model.offload else sum(encoders)))))
+    if config.model.offload:
+        return _whole(vae + max(*encoders, picture))
+    return _whole(vae + sum(encoders) + picture)
+
+
+def _family(config: Config) -> Family:
+    from .. import models
+
+    return models.load(config.model, config.train.precision, config.data.resolution)
 
 
 def _whole(size: int) -> int:
@@ -134,14 +148,9 @@ def encoding(family: Family, resolution: int) -> tuple[list[int], int, int]:
     """Bytes of each text encoder, of the VAE (float32), and of what the VAE holds while it encodes."""
     import diffusers
     import torch
-    import transformers
 
-    index, sizes = family.source.index(), []
-    for name in family.encoders:
-        cls = getattr(transformers, index[name][1])
-        with torch.device("meta"):
-            encoder = cls(cls.config_class(**family.source.config(name)))
-        sizes.append(sum(each.numel() for each in encoder.parameters()) * family.dtype.itemsize)
+    encoders = [encoder(family, name) for name in family.encoders]
+    sizes = [sum(p.numel() for p in each.parameters()) * family.dtype.itemsize for each in encoders]
     with torch.device("meta"):
         vae = diffusers.AutoencoderKL.from_config(family.vae_settings())
     tile = min(family.settings.vae_tile or resolution, resolution)
