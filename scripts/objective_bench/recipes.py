@@ -17,17 +17,19 @@ BUDGET = 25_600
 
 @dataclass(frozen=True)
 class Recipe(Method):
-    """A method whose overrides after the first ``common`` ones were chosen."""
+    """``tuned``: the name of a method, whose overrides after the first ``common`` ones were chosen."""
 
     common: int = 0
+    tuned: str = ""
 
 
 def recipe(method: Method, regime: str = "own", model: str = "tiny-sdxl") -> Recipe:
     """``method`` with the settings that were chosen for it in ``regime``."""
-    settings = store.chosen(method.preset, regime, model, store.tried()) or ()
-    note = "; ".join(settings)
-    overrides = (*method.overrides, *settings)
-    return Recipe(f"{method.preset}_tuned", method.preset, overrides, note, False, None, BUDGET, len(method.overrides))
+    settings = store.chosen(method.name, regime, model, store.tried()) or ()
+    note, overrides = "; ".join(settings), (*method.overrides, *settings)
+    fixed = {"main": False, "budget": BUDGET, "then": method.then}
+    found = Recipe(f"{method.name}_tuned", method.preset, overrides, note, **fixed)
+    return replace(found, common=len(method.overrides), tuned=method.name)
 
 
 TOTAL = "objective.rollout.scorers=[shapes.total]"
