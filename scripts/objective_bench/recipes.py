@@ -35,6 +35,17 @@ def recipe(method: Method, regime: str = "own", model: str = "tiny-sdxl") -> Rec
 TOTAL = "objective.rollout.scorers=[shapes.total]"
 JUDGED = "objective.rollout.step_scorer=shapes.total"
 ROUND = ("objective.rollout.prompts=16", "objective.rollout.updates=6")
+# pairs of the policy's own pictures, in the second half of the budget
+ONLINE = sampled(
+    "online_dpo",
+    TOTAL,
+    "objective.beta=$BETA",
+    "objective.rollout.steps=6",
+    "objective.rollout.samples=4",
+    "objective.rollout.prompts=32",
+    "objective.rollout.updates=8",
+    "train.lr_schedule=cosine",
+)
 STARTS = [
     offline("diffusion_dpo"),
     offline("inpo"),
@@ -45,6 +56,7 @@ STARTS = [
     sampled("diffusion_nft", TOTAL),
     offline("rankdpo", *LISTS),
     offline("curriculum_dpo", "data.curriculum=4", "data.curriculum_updates=50"),
+    replace(offline("diffusion_dpo"), name="dpo_then_online", then=ONLINE),
 ]
 _BATCH, _CLIP = "train.batch_size={}", "objective.link_options.clip={}"
 RATES = ("train.lr=5e-4", "train.lr=1e-3")
