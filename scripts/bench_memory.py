@@ -18,8 +18,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from training_bench import wide
-
 from diffpo.commands import footprint
 from diffpo.commands.quickstart import ROOT
 from diffpo.common import tables
@@ -89,7 +87,11 @@ def main() -> None:
     asked = parser.parse_args()
     out = asked.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
-    path = recipe(out, wide.make(out / f"sdxl-{asked.channels}", asked.channels), asked.resolution)
+    model = out / f"sdxl-{asked.channels}"
+    # in a process of its own: what a child has resident at most begins with what its parent has
+    made = f"from training_bench import wide; wide.make(wide.Path({str(model)!r}), {asked.channels})"
+    subprocess.run([sys.executable, "-c", made], cwd=ROOT / "scripts", check=True)
+    path = recipe(out, model, asked.resolution)
     done = out / "peaks.json"
     found: dict[str, int] = json.loads(done.read_text()) if done.exists() else {}
     train = [sys.executable, "-m", "diffpo.cli", "train", str(path)]
