@@ -45,5 +45,7 @@ def from_file(network: torch.nn.Module, state: Mapping[str, Tensor]) -> dict[str
 
 def settings(network: torch.nn.Module, lora: Any) -> dict[str, Any]:
     """peft's settings of the encoders' adapters for the header; ``lora``: those of the network's."""
+    if not of(network):
+        return {}
     about = {"r": lora.r, "lora_alpha": lora.lora_alpha, "target_modules": sorted(TARGETS)}
     return {f"{part}.{key}": value for part in of(network) for key, value in about.items()}
