@@ -1,6 +1,6 @@
 """Fast, exact sampling of diffusion models, with every solver as a table of numbers."""
 
-from . import adjoint, forward, gradients
+from . import adjoint, forward, gradients, likelihood
 from .adaptive import sample_adaptive
 from .cfgpp import CFGPlusPlus
 from .default import default_solver
@@ -68,6 +68,7 @@ __all__ = [
     "forward",
     "gradients",
     "guide",
+    "likelihood",
     "renoise",
     "sample",
     "sample_adaptive",
