@@ -5,6 +5,7 @@ from .adaptive import sample_adaptive
 from .cfgpp import CFGPlusPlus
 from .default import default_solver
 from .grid import Grid, Nodes
+from .inpainting import inpaint
 from .origin import Origin
 from .plan import Plan, State
 from .prediction import Guidance, convert, dynamic_threshold, guide
@@ -68,6 +69,7 @@ __all__ = [
     "forward",
     "gradients",
     "guide",
+    "inpaint",
     "likelihood",
     "renoise",
     "sample",
