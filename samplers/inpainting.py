@@ -25,7 +25,6 @@ def inpaint(
     model: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     x: torch.Tensor,
     known: torch.Tensor,
-    mask: torch.Tensor,
     *,
     rounds: int = 1,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -37,8 +36,7 @@ def inpaint(
             eta=1), `euler`, `renoise`.
         model: `model(x, t)` as in `Plan.run`, guidance inside.
         x: (batch, ...) initial noise.
-        known: x_0, x's shape; what it holds outside the mask does not count.
-        mask: bool, true where x_0 is known (masks of diffusers mark the other part); x's shape or broadcastable.
+        known: x_0 where it is known and NaN elsewhere, x's shape.
         rounds: how often each step is made; after each but the last, noise is added to come back to the step's
             beginning. A step to sigma = 0 is made once: it draws nothing, so repeating it would shrink the variance.
         generator: of all noise, one, or one per sample.
@@ -46,15 +44,15 @@ def inpaint(
     Returns: the result, in x's dtype. Of a plan that ends at sigma = 0, the known part is `known` itself.
 
     Raises:
-        ValueError: shapes that do not fit, rounds < 1, or a plan that is not as above.
-        TypeError: a mask that is not bool.
+        ValueError: `known` of another shape, rounds < 1, or a plan that is not as above.
     """
-    _check(plan, x, known, mask, rounds)
+    _check(plan, x, known, rounds)
     wide = torch.promote_types(x.dtype, torch.float32)
     plan = plan.to(x.device, wide)
     alpha, sigma = plan.alpha.tolist(), plan.sigma.tolist()
     labels = torch.tensor(plan.label.tolist(), dtype=wide, device=x.device)
-    known, mask = known.to(x.device, wide), mask.to(x.device)
+    known = known.to(x.device, wide)
+    mask = ~known.isnan()
 
     def draw() -> torch.Tensor:
         return randn(x.shape, generator, x.device, wide)
@@ -80,11 +78,9 @@ def inpaint(
     return state.input.to(x.dtype)
 
 
-def _check(plan: Plan, x: torch.Tensor, known: torch.Tensor, mask: torch.Tensor, rounds: int) -> None:
-    if mask.dtype != torch.bool:
-        raise TypeError(f"mask must be bool, true where x_0 is known, got {mask.dtype}")
-    if known.shape != x.shape or torch.broadcast_shapes(mask.shape, x.shape) != x.shape:
-        raise ValueError(f"known {tuple(known.shape)} and mask {tuple(mask.shape)} do not fit x {tuple(x.shape)}")
+def _check(plan: Plan, x: torch.Tensor, known: torch.Tensor, rounds: int) -> None:
+    if known.shape != x.shape:
+        raise ValueError(f"known has shape {tuple(known.shape)}, and x has {tuple(x.shape)}")
     if rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {rounds}")
     starts = bool((plan.start[0] == plan.start[1]).all()) and len(plan.start) == 2 and not plan.start[0, 1]

@@ -61,6 +61,7 @@ def log_prob(
     Raises:
         ValueError: a plan that adds noise, is no fixed table, has coefficients that vary over the sample, or does not
             run from data to noise; probes < 1.
+        FloatingPointError: the density is not finite.
     """
     _check(plan, probes)
     flow = plan.for_prediction("flow")

@@ -1,30 +1,34 @@
-"""Likelihoods and inpainting on the embedded model.
+"""Likelihoods, inpainting and --base-calls on the embedded model.
 
 python scripts/bench_adjacent.py likelihood --lora runs/quickstart [--pairs 64] [--calls 30]
 python scripts/bench_adjacent.py inpaint [--prompts 256]
+python scripts/bench_adjacent.py arms --out runs/base-first       # a folder of `diffpo eval`
 
 likelihood  log p of both pictures of validation pairs, with their captions and without guidance, by the base model and
             with the LoRA: how far training moved each, and in which pairs it moved the better picture further up.
             Latents are noised to the plan's first time. Both models see the same noise and the same random signs.
 inpaint     the left half of a picture of the base model is kept, the right half drawn anew, and the whole is scored
             by the oracle. Pasting the right half of another picture of the same prompt is the rival.
+arms        of every two arms: the change of the scores and of the diversity between the seeds of a prompt.
 
 Intervals are 95 %: the studentised bootstrap over prompts of diffpo.evaluation.statistics.
 """
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from PIL import Image
 
 from diffpo.commands.guided_model import PromptedModel
 from diffpo.common.images import decode
 from diffpo.common.rng import generator
 from diffpo.data.prompts import load_prompts
-from diffpo.evaluation import generate
+from diffpo.evaluation import generate, manifest, signals
 from diffpo.evaluation.generation import Generation
 from diffpo.evaluation.statistics import mean_difference, win_rate
 from diffpo.scorers.shapes import ShapesScorer
@@ -94,7 +98,7 @@ def measure_likelihood(lora: str, pairs: int, calls: int) -> dict:
 
 def scored(model: PromptedModel, x_0: torch.Tensor, captions: list[str]) -> dict[str, np.ndarray]:
     found = ShapesScorer().score(pictures(model.family.decode(x_0)), captions)
-    return {name: np.asarray(found[name], float) for name in ("total", "following")}
+    return {name: np.asarray(found[f"shapes.{name}"], float) for name in ("total", "following")}
 
 
 @torch.no_grad()
@@ -117,7 +121,7 @@ def measure_inpainting(prompts: int, calls: int, guidance: float = 3.0) -> dict:
         for name, (plan, rounds) in arms.items():
             draws = [generator(SEED, "inpaint", first + i) for i in range(n)]
             x = noises(model.shape, "inpaint start", first, n)
-            made[name] = inpaint(plan, at, x, whole, mask, rounds=rounds, generator=draws)
+            made[name] = inpaint(plan, at, x, whole.masked_fill(~mask, torch.nan), rounds=rounds, generator=draws)
         for name, x_0 in made.items():
             scores.setdefault(name, []).append(scored(model, x_0, part))
         print(f"{first + n}/{len(captions)}", end="\r", flush=True)
@@ -134,15 +138,40 @@ def measure_inpainting(prompts: int, calls: int, guidance: float = 3.0) -> dict:
     return table
 
 
+def compare_arms(folder: Path) -> dict:
+    """The second arm minus the first, and its win rate by `total`."""
+    rows, scores = manifest.read_manifest(folder), pq.read_table(folder / "scores.parquet").to_pandas()
+    found, table = {}, {}
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        own = sorted((row for row in rows if row["arm"] == arm), key=lambda row: (row["index"], row["seed"]))
+        features = signals.features([Image.open(folder / row["file"]) for row in own])
+        found[arm] = {"diversity": signals.diversity(features, [row["index"] for row in own])}
+        mine = scores[scores["arm"] == arm].sort_values(["prompt_id", "seed"])
+        for name in ("total", "following", "appearance"):
+            found[arm][name] = mine[mine["scorer"].str.endswith(name)]["value"].to_numpy()
+    for first, second in itertools.combinations(found, 2):
+        table[f"{second} - {first}"] = line = {}
+        for name, values in found[second].items():
+            other = found[first][name]
+            ids = np.arange(len(values)) // (len(values) // len(found[first]["diversity"]))
+            line[name] = f"{other.mean():.4f} -> {values.mean():.4f}: {estimate(mean_difference(other, values, ids))}"
+            if name == "total":
+                line["wins"] = estimate(win_rate(other, values, ids))
+    return table
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["likelihood", "inpaint"])
+    parser.add_argument("what", choices=["likelihood", "inpaint", "arms"])
     parser.add_argument("--lora", help="likelihood: the LoRA")
     parser.add_argument("--pairs", type=int, default=64)
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--calls", type=int, help="by default 30 for likelihoods, 20 for inpainting")
+    parser.add_argument("--out", type=Path, help="arms: the folder of `diffpo eval`")
     args = parser.parse_args()
-    if args.what == "likelihood":
+    if args.what == "arms":
+        result = compare_arms(args.out)
+    elif args.what == "likelihood":
         result = measure_likelihood(args.lora, args.pairs, args.calls or 30)
     else:
         result = measure_inpainting(args.prompts, args.calls or 20)
