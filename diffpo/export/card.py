@@ -50,7 +50,7 @@ def write_card(config: Config, about: dict[str, Any], size: str, output: Path) -
     if config.lora is None:
         network = full.WholeNetwork.find(output)
         assert network is not None  # noqa: S101 (the run has just written it)
-        kind, title = json.loads((network / "config.json").read_text())["_class_name"], TITLE["full"]
+        kind, title = json.loads((network / "config.json").read_text(encoding="utf-8"))["_class_name"], TITLE["full"]
         trained, tags, more = "all weights", [], ", " + kind
         load = f'pipe.{network.name} = {kind}.from_pretrained("FOLDER_OF_THIS_FILE", subfolder="{network.name}")'
     else:

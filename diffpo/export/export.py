@@ -220,8 +220,8 @@ def _tidy(folder: Path, before: dict[str, Any]) -> None:
     """Correct what `save_pretrained` wrote. It leaves out entries of model_index.json that belong to no part, such as
     DiT's class names, and adds the base model's path on this disk."""
     for path in (folder / "model_index.json", *folder.glob("*/config.json")):
-        saved = json.loads(path.read_text())
+        saved = json.loads(path.read_text(encoding="utf-8"))
         saved.pop("_name_or_path", None)
         if path.parent == folder:
             saved |= {k: v for k, v in before.items() if k not in saved and k[0] != "_" and not isinstance(v, list)}
-        path.write_text(json.dumps(saved, indent=2) + "\n")
+        path.write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")

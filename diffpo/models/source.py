@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ..common import carried
 from ..common.errors import DiffpoError
 from ..common.hub import limit_waiting
 from ..common.text import plain
@@ -22,7 +23,7 @@ OPTIONS = {"path": "--model", "config": "--model-config", "family": "--family"} 
 def named(path: str | Path, config: str | Path | None = None, family: str | None = None) -> Model:
     """The settings of a model by what the command line has for it. DiffpoError for values that cannot be used."""
     try:
-        return Model(path=str(path), config=None if config is None else str(config), family=family)
+        return Model(path=str(carried.found(path)), config=None if config is None else str(config), family=family)
     except ValidationError as error:
         (problem, *_) = error.errors()
         option = OPTIONS[str(problem["loc"][0])]
