@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 PACKAGE = Path(__file__).resolve().parents[1]
 COPIES = PACKAGE / "carried"  # only in a wheel: pyproject.toml puts them there
 HOME = COPIES if COPIES.is_dir() else PACKAGE.parent
 FOLDERS = ("assets", "configs")
 
+P = TypeVar("P", str, Path)
 
-def found(path: str | Path) -> str | Path:
+
+def found(path: P) -> P:
     """``path`` as it is, or that of diffpo's own copy: of a relative path into `FOLDERS` that does not exist here."""
     parts = PurePath(path).parts
     if len(parts) < 2 or parts[0] not in FOLDERS or ".." in parts or Path(path).exists():

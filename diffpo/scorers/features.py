@@ -42,7 +42,7 @@ class Features(Protocol):
     """What a source of features has, one of your own too.
 
     A class of your own is called with ``(source, device)`` if it takes two arguments, else with none. ``source`` is the
-    text behind "=" in ``package.module:Class=SOURCE``, or None; ``device`` is "cpu" or "cuda".
+    text behind "=" in ``package.module:Class=SOURCE``, or None; ``device`` is "cpu", "cuda" or "mps".
 
     Attributes:
         name: of network and weights. Vectors of different names cannot be compared.
