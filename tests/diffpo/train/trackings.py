@@ -46,7 +46,7 @@ def of_aim(output, home):
     (run,) = Repo(str(home)).iter_runs()
     metrics = {}
     for metric in run.metrics():
-        steps, (values, *_) = metric.data.sparse_numpy()
+        steps, values = metric.values.sparse_numpy()
         metrics[metric.name] = dict(zip(steps.tolist(), values.tolist(), strict=True))
     pictures = {each.name for each in run.images()} if hasattr(run, "images") else set()
     if not pictures:
