@@ -270,7 +270,8 @@ def export(
     ] = None,
     scale: Annotated[float, typer.Option(help="Strength of the LoRA, for merged and single.")] = 1.0,
     results: Annotated[
-        Path | None, typer.Option(help="Output folder of `diffpo eval`, to show its numbers in the model card.")
+        Path | None,
+        typer.Option(help="Output folder of `diffpo eval`: its numbers and pictures for the model card."),
     ] = None,
     push: Annotated[
         str | None,

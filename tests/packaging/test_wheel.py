@@ -4,11 +4,15 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
+
+from diffpo.config import Log
 
 ROOT = Path(__file__).parents[2]
 
@@ -57,3 +61,20 @@ def test_it_checks_the_quickstart_in_an_empty_folder(wheel, tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     for part in ("tiny-sdxl", "train.parquet"):  # found within the wheel, not in the clone
         assert str(wheel / "diffpo" / "carried" / "assets") in done.stdout.replace("\n", "") and part in done.stdout
+
+
+def test_the_image_copies_what_is_there():
+    """The Dockerfile is not built here: its sources, extras and entry point at least exist."""
+    text = (ROOT / "Dockerfile").read_text("utf-8")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    copied = [word for line in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE) for word in line.split()]
+    assert {"pyproject.toml", "diffpo", "samplers", "configs", "assets"} <= set(copied)
+    assert all((ROOT / name).exists() for name in copied)
+    extras = re.search(r"/src\[(.+?)\]", text)[1].split(",")
+    assert set(extras) <= set(project["optional-dependencies"]) and 'ENTRYPOINT ["diffpo"]' in text
+
+
+def test_every_tracker_has_an_extra_of_its_name():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    (names,) = get_args(Log.model_fields["trackers"].annotation)
+    assert set(get_args(names)) <= set(project["optional-dependencies"])

@@ -41,17 +41,19 @@ def of_trackio(output, home):
 
 
 def of_aim(output, home):
+    """aim shows a run once it is indexed, which `aim up` does."""
     from aim import Repo
+    from aim.sdk.index_manager import RepoIndexManager
 
-    (run,) = Repo(str(home)).iter_runs()
+    repo = Repo(str(home))
+    (name,) = repo.list_all_runs()
+    assert RepoIndexManager.get_index_manager(repo).index(name)
+    run = Repo(str(home)).get_run(name)
     metrics = {}
     for metric in run.metrics():
-        steps, values = metric.values.sparse_numpy()
-        metrics[metric.name] = dict(zip(steps.tolist(), values.tolist(), strict=True))
-    pictures = {each.name for each in run.images()} if hasattr(run, "images") else set()
-    if not pictures:
-        names = run.collect_sequence_info(sequence_types=("images",))
-        pictures = {each["name"] for each in names["images"]}
+        points = metric.dataframe()
+        metrics[metric.name] = dict(zip(points["step"].tolist(), points["value"].tolist(), strict=True))
+    pictures = {each["name"] for each in run.collect_sequence_info(sequence_types=("images",))["images"]}
     return metrics, run["hparams"][SETTING], len(pictures)
 
 
