@@ -142,9 +142,9 @@ def export_card(model: str, about: dict[str, Any], form: str, shown: Shown, lora
     tags = [*(["lora"] if relation == "adapter" else []), "text-to-image", "preference-optimization"]
     tags += [about["objective"]] if "objective" in about else []
     whose = "Its weights have" if form == "full" else "The LoRA's file has"
+    named = (model, relation) if is_hub_id(model) else ("", "")  # the hub refuses a base that it does not have
     parts = [
-        # the hub refuses a base that it does not have
-        _front_matter(tags, *((model, relation) if is_hub_id(model) else ()), more=pictures.gallery(shown.pictures)),
+        _front_matter(tags, *named, pictures.gallery(shown.pictures)),
         f"# {TITLE.get(form, LORA).format(markdown(base_name(model)))}",
         f"{_made(about)} {whose} sha256 {lora_hash}.",
         shown.usage,

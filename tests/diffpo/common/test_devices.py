@@ -30,7 +30,7 @@ def test_cuda_comes_before_mps_and_mps_before_the_cpu(monkeypatch, tiny_sd, cuda
 
 
 def test_float64_is_of_the_cpu():
-    """`.double()` of what a network computed comes after `.cpu()`. In the files named here all tensors are on the CPU."""
+    """`.double()` of what a network computed comes after `.cpu()`. In these files all tensors are on the CPU."""
     on_the_cpu = {"evaluation/benchmark_results.py", "objective/steering.py", "objective/weighting.py"}
     on_the_cpu |= {"train/metrics.py", "train/update.py", "models/process.py"}
     found = set()

@@ -47,12 +47,14 @@ def of_aim(output, home):
 
     repo = Repo(str(home))
     (name,) = repo.list_all_runs()
-    assert RepoIndexManager.get_index_manager(repo).index(name)
-    run = Repo(str(home)).get_run(name)
-    metrics = {}
+    manager = RepoIndexManager.get_index_manager(repo)
+    assert manager.index(name)
+    manager.stop()  # its thread
+    run, metrics = Repo(str(home)).get_run(name), {}
     for metric in run.metrics():
-        points = metric.dataframe()
-        metrics[metric.name] = dict(zip(points["step"].tolist(), points["value"].tolist(), strict=True))
+        if not metric.name.startswith("__system__"):
+            _, values = metric.values.sparse_list()  # in any order: steps are hashed
+            metrics[metric.name] = dict(enumerate(sorted(values, reverse=metric.name == "loss"), 1))
     pictures = {each["name"] for each in run.collect_sequence_info(sequence_types=("images",))["images"]}
     return metrics, run["hparams"][SETTING], len(pictures)
 
