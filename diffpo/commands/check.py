@@ -26,9 +26,9 @@ Say = Callable[[str], None]  # prints lines
 LIMIT = 5000  # rows to decode, evenly spaced in a larger source
 
 
-def check(config: Config, picture: Path | None = None) -> None:
+def check(config: Config, picture: Path | None = None, vram: float | None = None) -> None:
     """Print the complete config, a summary of the data and what training needs. Draw some of the data into the file
-    ``picture`` (default: beside the folder of the run).
+    ``picture`` (default: beside the folder of the run). ``vram``: GiB of a GPU, to recommend settings for it.
 
     DiffpoError, after everything is printed, if training could not start.
     """
@@ -77,6 +77,10 @@ def check(config: Config, picture: Path | None = None) -> None:
     from .footprint import footprint  # brings torch
 
     footprint(config, groups, say)
+    if vram is not None:
+        from .vram import recommend
+
+        recommend(config, groups, vram, say)
     if long := cut(config, texts):
         say(f"captions  {long}")
     problems += environment(config)

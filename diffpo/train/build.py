@@ -158,9 +158,10 @@ def load_data(config: Config, family: Family, accelerator: Accelerator) -> Sourc
     return Sources(batches.get("train"), conditions, held_out, conditioned, samples)
 
 
-def make_optimizer(settings: Optimisation, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+def make_optimizer(settings: Optimisation, parameters: list[Any]) -> torch.optim.Optimizer:
     """An optimiser class by its path, e.g. torch.optim.AdamW or bitsandbytes.optim:AdamW8bit. Its module is imported,
-    which runs the module; the class is called only if it is derived from torch's Optimizer."""
+    which runs the module; the class is called only if it is derived from torch's Optimizer. ``parameters`` may be
+    groups with options of their own."""
     path, kind = settings.optimizer, "a class derived from torch.optim.Optimizer"
     try:
         cls = load_attribute(path, "train.optimizer", kind, _is_optimizer)

@@ -27,7 +27,7 @@ from ..models import identity
 from ..objective import users
 from ..objective.user_attention import attach
 from ..problems.policy import Policy
-from ..weights import lora_file, sharding, trained
+from ..weights import lora, lora_file, sharding, trained
 from . import distributed, outside, stop
 from .build import Sources, load_data, make_accelerator, make_objective, make_optimizer, make_schedule
 from .claim import check_folder
@@ -172,6 +172,8 @@ def make_learner(run: Run[Config]) -> tuple[Learner, Sources]:
     config, settings, accelerator = run.config, run.config.train, run.accelerator
     family = models.load(config.model, settings.precision, config.data.resolution)
     distributed.check(config, family, accelerator)
+    if config.lora is not None and config.lora.text_encoders:
+        family.train_text()
     sources = load_data(config, family, accelerator)
     weights = trained.load(config, family, distributed.loading_device(accelerator))
     network = weights.network
@@ -192,7 +194,7 @@ def make_learner(run: Run[Config]) -> tuple[Learner, Sources]:
     if settings.compile:
         for each in (network, *weights.frozen()):
             distributed.compile_blocks(family, each)
-    optimizer = make_optimizer(settings, parameters)
+    optimizer = make_optimizer(settings, lora.by_rate(network, parameters, config.lora, settings.lr))
     schedule = make_schedule(settings, optimizer)
     wrapped, optimizer = distributed.prepare(accelerator, network, optimizer)
     update = Updater(settings, replace(bare, network=wrapped), objective, feed, accelerator)
