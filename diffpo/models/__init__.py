@@ -46,6 +46,14 @@ FAMILIES = (
     "pixart:PixArt",
     "flux:Flux",
     "dit:DiT",
+    "z_image:ZImage",
+    "qwen_image:QwenImage",
+    "flux2:Flux2Klein",
+    "flux2:Flux2",
+    "sana:Sana",
+    "lumina2:Lumina2",
+    "chroma:Chroma",
+    "hidream:HiDream",
 )
 
 

@@ -83,6 +83,10 @@ class Flux(Family):
         return pipe.default_sample_size
 
     @classmethod
+    def unpacked(cls, latents: Tensor, height: int, width: int) -> Tensor:
+        return unpack(latents, height, width)
+
+    @classmethod
     def painting(
         cls, pipe: Any, prompts: list[str], negative: str | None, noise: Tensor, guidance: float
     ) -> dict[str, Any]:
