@@ -236,7 +236,9 @@ def make_lumina2(folder: Path, seed: int = 0) -> Path:
     from diffusers import FlowMatchEulerDiscreteScheduler, Lumina2Pipeline, Lumina2Transformer2DModel
 
     torch.manual_seed(seed)
-    system = "You are an assistant designed to generate superior images with the superior degree of image-text alignment"
+    system = (
+        "You are an assistant designed to generate superior images with the superior degree of image-text alignment"
+    )
     tokenizer = gemma_tokenizer([system, " based on textual prompts or user prompts.", " <Prompt Start> "])
     transformer = Lumina2Transformer2DModel(
         sample_size=8,
@@ -323,5 +325,39 @@ def make_hidream(folder: Path, seed: int = 0) -> Path:
         tokenizer_3=t5_tokenizer,
         text_encoder_4=LlamaForCausalLM(llama),
         tokenizer_4=tokenizer,
+    )
+    return _save(pipe, folder)
+
+
+def _pixtral_processor():
+    """A tokenizer that reads conversations of text and pictures."""
+    from transformers import PixtralImageProcessor, PixtralProcessor
+
+    tokenizer = qwen_tokenizer()
+    tokenizer.add_tokens(["[IMG]", "[IMG_BREAK]", "[IMG_END]"], special_tokens=True)
+    chat = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+        "{% for part in message.content %}{{ part.text }}{% endfor %}<|im_end|>{% endfor %}"
+    )
+    return PixtralProcessor(image_processor=PixtralImageProcessor(), tokenizer=tokenizer, chat_template=chat)
+
+
+def make_flux2(folder: Path, seed: int = 0) -> Path:
+    from diffusers import Flux2Pipeline
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
+
+    torch.manual_seed(seed)
+    processor = _pixtral_processor()
+    text = {"model_type": "mistral", "vocab_size": len(processor.tokenizer)}
+    text |= _language(num_hidden_layers=31, num_attention_heads=1)  # layer 30 is read
+    eyes = {"model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    eyes |= {"num_attention_heads": 2, "head_dim": 8, "image_size": 32, "patch_size": 16}
+    config = Mistral3Config(text_config=text, vision_config=eyes, image_token_index=261)
+    pipe = Flux2Pipeline(
+        transformer=_flux2_transformer(guidance=True),
+        scheduler=_flux2_scheduler(),
+        vae=_flux2_vae(),
+        text_encoder=Mistral3ForConditionalGeneration(config),
+        tokenizer=processor,
     )
     return _save(pipe, folder)

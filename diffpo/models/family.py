@@ -256,7 +256,11 @@ class Family(ForwardProcess, ABC):
         class, and the unconditional embedding on its options."""
         options = {name: value for name, value in self.pipe.config.items() if isinstance(value, (bool, int, float))}
         tokenizers = [getattr(self.pipe, name) for name in self.tokenizers]
-        words = [(sorted(each.get_vocab().items()), each.model_max_length) for each in tokenizers]
+        words: list[Any] = []
+        for each in tokenizers:
+            found = getattr(each, "tokenizer", each)  # of a processor
+            chat = getattr(each, "chat_template", None)
+            words.append((sorted(found.get_vocab().items()), found.model_max_length, *([chat] if chat else [])))
         weights = [module_key(getattr(self.pipe, name)) for name in self.encoders]
         return content_key(type(self.pipe).__name__, sorted(options.items()), words, weights, str(self.dtype))
 

@@ -5,7 +5,7 @@ Its latents are 2 x 2 of the VAE's in one (autoencoders.py), so that a latent is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from torch import Tensor
 
 from ..common.errors import DiffpoError
 from ..config import Model
+from . import recent_names
 from .family import Family
+from .original import Piece
 from .sd3 import JOINT_ATTENTION
 
 TOKENS = 512  # of the text, none of which is masked
@@ -68,6 +70,10 @@ class Flux2Klein(Family):
         texts = [caption or "" for caption in captions]  # unconditional is the empty caption
         embeds, _ = self.pipe.encode_prompt(texts, self.pipe.vae.device, max_sequence_length=TOKENS)
         return {"prompt_embeds": embeds}
+
+    @classmethod
+    def names_in_loras(cls, layers: Collection[str], config: Any) -> Iterator[tuple[str, tuple[Piece, ...]]]:
+        return recent_names.flux2(layers)
 
     @classmethod
     def text_width(cls, network: torch.nn.Module) -> int:

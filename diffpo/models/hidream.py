@@ -1,4 +1,4 @@
-"""HiDream-I1: a sparse MMDiT with rectified flow, text by two CLIPs, T5 and all layers of Llama 3 (arXiv 2505.22705)."""
+"""HiDream-I1: a sparse MMDiT with rectified flow, two CLIPs, T5 and all layers of Llama 3 (arXiv 2505.22705)."""
 
 from __future__ import annotations
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import texts
+from . import recent_names, texts
 from .family import Family, no_users
+from .original import Piece
 
 TOKENS = 256  # of Gemma, with the system's prompt
 
@@ -51,6 +52,10 @@ class Lumina2(Family):
 
     def meta_cond(self, network: torch.nn.Module, n: int) -> dict[str, Tensor]:
         return texts.widest(n, TOKENS, network.config.cap_feat_dim)
+
+    @classmethod
+    def names_in_loras(cls, layers: Collection[str], config: Any) -> Iterator[tuple[str, tuple[Piece, ...]]]:
+        return recent_names.lumina2(layers)
 
     @classmethod
     def text_width(cls, network: torch.nn.Module) -> int:

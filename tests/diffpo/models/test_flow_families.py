@@ -2,21 +2,27 @@
 
 import copy
 import inspect
+import json
+import math
 
 import pytest
 import tiny_flows as tiny
 import torch
+from tiny import metrics_of, pick_a_pic_rows, write_parquet
 
 from diffpo import models
-from diffpo.config import Model
+from diffpo.config import Lora, Model
 from diffpo.evaluation import generate
 from diffpo.problems.policy import Policy
 from diffpo.problems.regression import Conditioning
+from diffpo.train.loop import train
+from diffpo.weights import lora, lora_apply, lora_file
 
 MAKE = {
     "z_image": tiny.make_z_image,
     "qwen_image": tiny.make_qwen_image,
     "flux2_klein": tiny.make_flux2_klein,
+    "flux2": tiny.make_flux2,
     "sana": tiny.make_sana,
     "lumina2": tiny.make_lumina2,
     "chroma": tiny.make_chroma,
@@ -120,3 +126,99 @@ def test_our_calls_and_latents_are_those_of_the_pipeline(folder, name, guidance)
     torch.testing.assert_close(state, found, rtol=1e-5, atol=1e-5)
     assert (found - noise).std() > 0.1
     torch.testing.assert_close((family.decode(state) / 2 + 0.5).clamp(0, 1), pictures, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", list(MAKE))
+def test_a_lora_is_trained_and_loaded_by_diffusers(folder, make_config, tmp_path, name):
+    """A run of Diffusion-DPO starts at u = 0 and moves; its file, loaded by the pipeline's own `load_lora_weights`, and
+    by us, gives the network of the run."""
+    side = side_of(name)
+    data = write_parquet(tmp_path / "pairs.parquet", pick_a_pic_rows(4, (side, side)))
+    settings = (f"data.resolution={side}", "train.steps=2", "train.lr=1e-2", "objective.beta=500")
+    config = make_config(folder(name), *settings, data=data)
+    train(config)
+    first, second = metrics_of(config.output)
+    assert first["loss"] == pytest.approx(math.log(2), rel=1e-6) and first["grad_norm"] > 0
+    assert second["error/chosen_delta"] != 0
+    theirs, ours = (models.load_pipeline(str(folder(name)), device="cpu") for _ in range(2))
+    base = copy.deepcopy(theirs.transformer)
+    theirs.load_lora_weights(config.output)
+    lora_apply.load_lora(ours, config.output)
+    family = family_of(folder(name), side)
+    family.load_encoders()
+    cond, t = family.encode_text(list(CAPTIONS)), torch.tensor([50, 700])
+    x_t = torch.randn(2, *family.latent_shape(base, side), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        found, other, plain = (
+            family.predict(each, x_t, t, cond) for each in (theirs.transformer, ours.transformer, base)
+        )
+    torch.testing.assert_close(found, other)
+    assert (found - plain).abs().max() > 1e-4
+    lora_layers = lora.tuned_layers(theirs.transformer)
+    assert lora_layers.keys() == lora.tuned_layers(ours.transformer).keys()
+    saved, _ = lora_file.read_lora(config.output)
+    assert len(saved) == 2 * len(lora_layers) > 0
+
+
+# transformer/config.json of the released models where it differs from the class's defaults; their parameters; what a
+# LoRA of rank 1 has: inputs and outputs of the layers
+KLEIN = {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680}
+LUMINA = {"hidden_size": 2304, "num_layers": 26, "num_attention_heads": 24, "num_kv_heads": 8, "cap_feat_dim": 2304}
+SPARSE = {"patch_size": 2, "in_channels": 16, "out_channels": 16, "caption_channels": [4096, 4096]}
+SPARSE |= {"llama_layers": [*range(32), *[31] * 16], "axes_dims_rope": [64, 32, 32]}
+REAL = {
+    "Z-Image": ("z_image", {"axes_lens": [1536, 512, 512]}, (30 + 2 + 2) * 4 * 2 * 3840),
+    "Qwen-Image": ("qwen_image", {}, 60 * 8 * 2 * 3072),
+    "FLUX.2-klein-4B": ("flux2_klein", KLEIN | {"guidance_embeds": False}, 5 * 8 * 2 * 3072 + 20 * (1 + 9) * 3072),
+    "Sana-1.6B": ("sana", {}, 20 * 8 * 2 * 2240),
+    "Lumina-Image-2.0": ("lumina2", LUMINA | {"axes_dim_rope": [32, 32, 32]}, (26 + 2 + 2) * (4 * 2304 + 2 * 3072)),
+    "Chroma1-HD": ("chroma", {}, (19 * 8 + 38 * 3) * 2 * 3072),
+    "HiDream-I1": ("hidream", SPARSE, (16 * 8 + 32 * 4) * 2 * 2560),
+}
+
+
+@pytest.mark.parametrize("released", list(REAL))
+def test_the_lora_of_a_released_model_has_its_closed_form_size(folder, tmp_path, released):
+    """Of the real width, on the meta device; what `diffpo check` counts can be computed."""
+    name, settings, per_rank = REAL[released]
+    for part in ("model_index.json", "scheduler/scheduler_config.json", "vae/config.json"):
+        (tmp_path / part).parent.mkdir(exist_ok=True)
+        (tmp_path / part).write_text((folder(name) / part).read_text())
+    (tmp_path / "transformer").mkdir()
+    family = family_of(folder(name), side_of(name))
+    (tmp_path / "transformer" / "config.json").write_text(json.dumps({"_class_name": family.network_class, **settings}))
+    family = family_of(tmp_path, 64)
+    network = family.meta_network()
+    assert sum(each.numel() for each in network.parameters()) == PARAMETERS[released]
+    parameters = lora.add_lora(network.requires_grad_(False), Lora(rank=8), family.lora_targets)
+    assert sum(each.numel() for each in parameters) == 8 * per_rank
+    inputs = family.meta_inputs(network, 2, 64)
+    with torch.no_grad():
+        assert family.predict(network, *inputs).shape == inputs[0].shape
+
+
+def test_the_experts_of_hidream_have_gradients(folder):
+    """In the mode that networks are called in, diffusers computes its experts without: by finite differences."""
+    family = family_of(folder("hidream"), 16)
+    family.load_encoders()
+    network, cond, t = family.load_network(), family.encode_text(["a cat"]), torch.tensor([400])
+    draw = torch.Generator().manual_seed(0)
+    x_t, toward = torch.randn(2, 1, 4, 8, 8, generator=draw).unbind()
+    network = network.double()
+    family.dtype = torch.float64
+    layer = next(each for each in network.modules() if hasattr(each, "experts")).experts[0].w2
+    x_t, toward = x_t.double(), toward.double()
+    layer.weight.requires_grad_(True)
+
+    def value():
+        return (family.predict(network, x_t, t, cond) * toward).sum()
+
+    (gradient,) = torch.autograd.grad(value(), layer.weight)
+    change = torch.randn(layer.weight.shape, generator=draw).double()
+    with torch.no_grad():
+        layer.weight += 1e-4 * change
+        high = value()
+        layer.weight -= 2e-4 * change
+        low = value()
+    assert float((gradient * change).sum()) == pytest.approx(float((high - low) / 2e-4), rel=1e-3)
+    assert gradient.abs().max() > 0
