@@ -45,6 +45,7 @@ FAMILIES = (
     "sd3:StableDiffusion3",
     "pixart:PixArt",
     "flux:Flux",
+    "flux:FluxKontext",
     "dit:DiT",
     "z_image:ZImage",
     "qwen_image:QwenImage",

@@ -43,6 +43,7 @@ class Family(ForwardProcess, ABC):
         feature_blocks: the network's list of blocks, of which the first half gives its features.
         fsdp2: whether FSDP2 can shard the network.
         kohya: the format of its LoRA files in kohya's sd-scripts.
+        edits: whether `predict` takes the latents of a picture to edit, ``source`` (n, C, h, w).
         guidance_is_input: whether pipelines pass the guidance scale to the network instead of calling it twice.
     """
 
@@ -57,6 +58,7 @@ class Family(ForwardProcess, ABC):
     feature_blocks: ClassVar[str | None] = None
     fsdp2: ClassVar[bool | None] = None
     kohya: ClassVar[Kohya | None] = None
+    edits: bool = False
     guidance_is_input: bool = False
 
     def __init__(self, settings: Model, precision: str = "no", resolution: int = 1024) -> None:

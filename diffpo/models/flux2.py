@@ -31,6 +31,7 @@ class Flux2Klein(Family):
     tokenizers = ("tokenizer",)
     repeated_blocks = ("Flux2TransformerBlock", "Flux2SingleTransformerBlock")
     feature_blocks = "transformer_blocks"
+    edits = True
 
     def __init__(self, settings: Model, precision: str = "no", resolution: int = 1024) -> None:
         super().__init__(settings, precision, resolution)
@@ -43,16 +44,21 @@ class Flux2Klein(Family):
         guidance = None
         if network.config.guidance_embeds:
             guidance = torch.full((n,), self.settings.guidance, device=x_t.device)
+        tokens, spots = flat(x_t.to(self.dtype)), places((1, height, width, 1), n, x_t.device)
+        if "source" in cond:  # its tokens come after those of x_t, and their first coordinate is 10
+            beside = places((1, *cond["source"].shape[-2:], 1), n, x_t.device)
+            spots = torch.cat([spots, beside + beside.new_tensor([10, 0, 0, 0])], 1)
+            tokens = torch.cat([tokens, flat(cond["source"].to(self.dtype))], 1)
         found = network(
-            flat(x_t.to(self.dtype)),
+            tokens,
             timestep=self.network_time(t) / self.train_timesteps,
             guidance=guidance,
             encoder_hidden_states=text,
             txt_ids=places((1, 1, 1, text.shape[1]), n, x_t.device),
-            img_ids=places((1, height, width, 1), n, x_t.device),
+            img_ids=spots,
             **self._user(cond),
         ).sample
-        return self.unpacked(found, height, width)
+        return self.unpacked(found[:, : height * width], height, width)
 
     def mu(self, config: dict[str, Any], tokens: int) -> float:
         """Fitted by its authors to the number of tokens and of steps (flux2's sampling.py, compute_empirical_mu)."""

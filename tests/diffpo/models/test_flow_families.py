@@ -5,14 +5,19 @@ import inspect
 import json
 import math
 
+import methods
 import pytest
 import tiny_flows as tiny
 import torch
+from PIL import Image, ImageChops
 from tiny import metrics_of, pick_a_pic_rows, write_parquet
 
 from diffpo import models
+from diffpo.common.errors import DiffpoError
 from diffpo.config import Lora, Model
 from diffpo.evaluation import generate
+from diffpo.evaluation.generation import Generation
+from diffpo.export import export
 from diffpo.problems.policy import Policy
 from diffpo.problems.regression import Conditioning
 from diffpo.train.loop import train
@@ -158,6 +163,51 @@ def test_a_lora_is_trained_and_loaded_by_diffusers(folder, make_config, tmp_path
     assert lora_layers.keys() == lora.tuned_layers(ours.transformer).keys()
     saved, _ = lora_file.read_lora(config.output)
     assert len(saved) == 2 * len(lora_layers) > 0
+    export.run(export.Export(config.output, "merged", str(folder(name)), tmp_path / "merged"))
+    merged = family_of(tmp_path / "merged", side).load_network()
+    with torch.no_grad():
+        torch.testing.assert_close(family.predict(merged, x_t, t, cond), found, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", list(MAKE))
+def test_pictures_are_generated_in_the_size_that_was_asked_for(folder, tmp_path, name):
+    """By the solver of `diffpo generate`; a batch is its members."""
+    size = {"height": side_of(name), "width": 2 * side_of(name)}
+    options = {"steps": 2, "guidance": 2.0, "device": "cpu", **size}
+    rows = generate.run(Generation(folder(name), batch_size=2, **options).arms(), list(CAPTIONS), tmp_path / "both")
+    alone = generate.run(Generation(folder(name), batch_size=1, **options).arms(), [CAPTIONS[0]], tmp_path / "one")
+    with (
+        Image.open(tmp_path / "both" / rows[0]["file"]) as one,
+        Image.open(tmp_path / "one" / alone[0]["file"]) as other,
+    ):
+        assert one.size == (size["width"], size["height"])
+        assert max(high for _, high in ImageChops.difference(one, other).getextrema()) <= 2
+    assert rows[0]["sha256"] != rows[1]["sha256"]
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("z_image", "d3po"),
+        ("z_image", "ncp_dpo"),
+        ("qwen_image", "spo"),
+        ("flux2_klein", "inpo"),
+        ("flux2", "online_dpo"),
+        ("sana", "diffusion_nft"),
+        ("lumina2", "ncp_dpo"),
+        ("chroma", "pso"),
+        ("hidream", "rankdpo"),
+    ],
+)
+def test_other_kinds_of_objectives_train(folder, make_config, tmp_path, name, method):
+    more = [f"data.resolution={side_of(name)}"]
+    methods.run(method, folder(name), make_config, methods.write_data(tmp_path), *more)
+
+
+def test_a_pipeline_without_a_family_is_refused_with_those_that_have_one(tmp_path):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "Kandinsky3Pipeline"}')
+    with pytest.raises(DiffpoError, match=r"Kandinsky3Pipeline.*ZImagePipeline, QwenImagePipeline"):
+        models.load(Model(path=str(tmp_path)))
 
 
 # transformer/config.json of the released models where it differs from the class's defaults; their parameters; what a
@@ -170,10 +220,21 @@ REAL = {
     "Z-Image": ("z_image", {"axes_lens": [1536, 512, 512]}, (30 + 2 + 2) * 4 * 2 * 3840),
     "Qwen-Image": ("qwen_image", {}, 60 * 8 * 2 * 3072),
     "FLUX.2-klein-4B": ("flux2_klein", KLEIN | {"guidance_embeds": False}, 5 * 8 * 2 * 3072 + 20 * (1 + 9) * 3072),
+    "FLUX.2-dev": ("flux2", {}, 8 * 8 * 2 * 6144 + 48 * (1 + 9) * 6144),
     "Sana-1.6B": ("sana", {}, 20 * 8 * 2 * 2240),
     "Lumina-Image-2.0": ("lumina2", LUMINA | {"axes_dim_rope": [32, 32, 32]}, (26 + 2 + 2) * (4 * 2304 + 2 * 3072)),
     "Chroma1-HD": ("chroma", {}, (19 * 8 + 38 * 3) * 2 * 3072),
     "HiDream-I1": ("hidream", SPARSE, (16 * 8 + 32 * 4) * 2 * 2560),
+}
+PARAMETERS = {  # Qwen-Image: of its published shards; the others round to their published sizes in billions
+    "Z-Image": 6_154_908_736,
+    "Qwen-Image": 20_430_401_088,
+    "FLUX.2-klein-4B": 3_875_544_576,
+    "FLUX.2-dev": 32_223_281_152,
+    "Sana-1.6B": 1_604_462_752,
+    "Lumina-Image-2.0": 2_609_769_152,
+    "Chroma1-HD": 8_899_983_424,
+    "HiDream-I1": 17_105_733_184,
 }
 
 
