@@ -326,6 +326,11 @@ class Family(ForwardProcess, ABC):
     # ---- a whole pipeline, for generation
 
     @classmethod
+    def as_read(cls, pipe: Any, prompts: Sequence[str]) -> list[str]:
+        """The prompts with what the pipeline puts around them before it counts and cuts their tokens."""
+        return list(prompts)
+
+    @classmethod
     def unpacked(cls, latents: Tensor, height: int, width: int) -> Tensor:
         """The pipeline's latents of a picture -> (n, C, ``height``, ``width``)."""
         return latents

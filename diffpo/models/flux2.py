@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..common.errors import DiffpoError
 from ..config import Model
-from . import recent_names
+from . import recent_names, texts
 from .family import Family
 from .original import Piece
 from .sd3 import JOINT_ATTENTION
@@ -73,8 +73,8 @@ class Flux2Klein(Family):
 
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str | None]) -> dict[str, Tensor]:
-        texts = [caption or "" for caption in captions]  # unconditional is the empty caption
-        embeds, _ = self.pipe.encode_prompt(texts, self.pipe.vae.device, max_sequence_length=TOKENS)
+        prompts = [caption or "" for caption in captions]  # unconditional is the empty caption
+        embeds, _ = self.pipe.encode_prompt(prompts, self.pipe.vae.device, max_sequence_length=TOKENS)
         return {"prompt_embeds": embeds}
 
     @classmethod
@@ -91,6 +91,10 @@ class Flux2Klein(Family):
     def cut(self, network: torch.nn.Module, middle: bool = False) -> None:
         super().cut(network, middle)
         network.single_transformer_blocks = torch.nn.ModuleList()
+
+    @classmethod
+    def as_read(cls, pipe: Any, prompts: Sequence[str]) -> list[str]:
+        return texts.chats(pipe.tokenizer, prompts, thinking=False)
 
     @classmethod
     def sample_size(cls, pipe: Any) -> int:
@@ -114,6 +118,10 @@ class Flux2Klein(Family):
 class Flux2(Flux2Klein):
     pipelines = ("Flux2Pipeline",)
     guidance_is_input = True
+
+    @classmethod
+    def as_read(cls, pipe: Any, prompts: Sequence[str]) -> list[str]:
+        return [pipe.system_message + text for text in prompts]
 
     @classmethod
     def painting(

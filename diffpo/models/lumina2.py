@@ -60,3 +60,7 @@ class Lumina2(Family):
     @classmethod
     def text_width(cls, network: torch.nn.Module) -> int:
         raise no_users(network)
+
+    @classmethod
+    def as_read(cls, pipe: Any, prompts: Sequence[str]) -> list[str]:
+        return [f"{pipe.system_prompt} <Prompt Start> {text}" for text in prompts]

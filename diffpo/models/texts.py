@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +41,12 @@ def widest(n: int, tokens: int, width: int) -> dict[str, Tensor]:
         "prompt_embeds": torch.empty(n, tokens, width, device="meta"),
         "prompt_attention_mask": torch.ones(n, tokens, dtype=torch.long, device="meta"),
     }
+
+
+def chats(tokenizer: Any, prompts: Sequence[str], thinking: bool) -> list[str]:
+    """Prompts as Qwen3 reads them in the pipelines."""
+    options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": thinking}
+    return [tokenizer.apply_chat_template([{"role": "user", "content": text}], **options) for text in prompts]
 
 
 def chosen(captions: Sequence[str | None], found: Sequence[Tensor]) -> dict[str, Tensor]:

@@ -53,6 +53,10 @@ class ZImage(Family):
         raise no_users(network)
 
     @classmethod
+    def as_read(cls, pipe: Any, prompts: Sequence[str]) -> list[str]:
+        return texts.chats(pipe.tokenizer, prompts, thinking=True)
+
+    @classmethod
     def sample_size(cls, pipe: Any) -> int:
         return 1024 // vae_factor(pipe)
 
