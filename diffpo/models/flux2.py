@@ -102,7 +102,7 @@ class Flux2Klein(Family):
 
     @classmethod
     def unpacked(cls, latents: Tensor, height: int, width: int) -> Tensor:
-        return latents.transpose(1, 2).unflatten(2, (height, width)) if latents.ndim == 3 else latents
+        return latents.transpose(1, 2).unflatten(2, (height, width))
 
     @classmethod
     def painting(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .family import Family, no_users
+from .source import vae_factor
 
 TOKENS = 128  # of each text encoder
 
@@ -82,13 +83,13 @@ class HiDream(Family):
 
     @classmethod
     def sample_size(cls, pipe: Any) -> int:
-        return pipe.default_sample_size
+        return 1024 // vae_factor(pipe)
 
     @classmethod
     def painting(
         cls, pipe: Any, prompts: list[str], negative: str | None, noise: Tensor, guidance: float
     ) -> dict[str, Any]:
-        # it resizes what is asked for to the area of its default size
+        # it resizes what is asked for to the area of its default size, and rounds down
         pipe.default_sample_size = (noise.shape[-1] * noise.shape[-2]) ** 0.5 * (1 + 1e-9)
         return super().painting(pipe, prompts, negative, noise, guidance)
 

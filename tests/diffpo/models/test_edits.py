@@ -4,11 +4,12 @@ import pytest
 import tiny_flows
 import tiny_transformers
 import torch
-from test_flow_families import calls_of, compare, family_of
+from pipeline_calls import calls_of, compare
 from tiny import metrics_of, pick_a_pic_rows, picture, png, write_parquet
 
 from diffpo import models
 from diffpo.common.errors import DiffpoError
+from diffpo.config import Model
 from diffpo.data.batches import Batches
 from diffpo.data.groups import load_groups
 from diffpo.data.transforms import pixels, views
@@ -49,12 +50,13 @@ def edits(tmp_path):
 @pytest.mark.parametrize("name", ["kontext", "flux2_klein"])
 def test_a_picture_is_edited_as_by_the_pipeline(folder, name):
     """The network is given what the pipeline gives it: noise and picture side by side, and their places."""
-    family = family_of(folder(name), 16)
+    side = 64 if name == "flux2_klein" else 16  # its pipeline takes no smaller picture
+    family = models.load(Model(path=str(folder(name))), resolution=side)
     family.load_encoders()
     pipe = models.load_pipeline(str(folder(name)), device="cpu")
     pipe.set_progress_bar_config(disable=True)
-    before = picture(7)
-    noise = torch.randn(1, *family.latent_shape(pipe.transformer, 16), generator=torch.Generator().manual_seed(0))
+    before = picture(7, (side, side))
+    noise = torch.randn(1, *family.latent_shape(pipe.transformer, side), generator=torch.Generator().manual_seed(0))
     options = type(family).painting(pipe, ["make it blue"], None, noise, family.settings.guidance)
     if name == "kontext":
         options["_auto_resize"] = False
@@ -62,7 +64,7 @@ def test_a_picture_is_edited_as_by_the_pipeline(folder, name):
         options["guidance_scale"] = 1.0
     given = options | {"image": before, "num_inference_steps": 1, "output_type": "latent"}
     _, theirs = calls_of(pipe.transformer, lambda: pipe(**given))
-    (view,) = views([before.size], (16, 16), "center", False, torch.Generator())
+    (view,) = views([before.size], before.size, "center", False, torch.Generator())
     source = family.scale_latents(family.encode_image(pixels(before, view)[None])["mean"])
     cond = family.encode_text(["make it blue"]) | {"source": source}
     t = theirs[0]["timestep"] * 1000
@@ -77,7 +79,7 @@ def test_a_picture_is_edited_as_by_the_pipeline(folder, name):
 @pytest.mark.parametrize("crop", ["center", "random"])
 def test_a_batch_has_the_pictures_that_its_images_are_edits_of(folder, make_config, edits, crop):
     """From the cache or not: the picture's latents without noise, for each member."""
-    family = family_of(folder("kontext"), 16)
+    family = models.load(Model(path=str(folder("kontext"))), resolution=16)
     family.load_encoders()
     data = make_config(folder("kontext"), SOURCE, f"data.crop={crop}", data=edits).data
     groups = load_groups(data, str(edits), "train")
