@@ -28,7 +28,7 @@ from ..objective import users
 from ..objective.user_attention import attach
 from ..problems.policy import Policy
 from ..weights import lora_file, sharding, trained
-from . import distributed, stop
+from . import beta, distributed, stop
 from .build import Sources, load_data, make_accelerator, make_objective, make_optimizer, make_schedule
 from .claim import check_folder
 from .metrics import Meter, Watch, headline
@@ -45,6 +45,11 @@ def train(config: Config) -> Path:
     Raises DiffpoError on bad input, if another run uses the folder, on a NaN (with the last good state saved) and on a
     full disk. Raises Interrupted after SIGINT or SIGTERM once the step is finished and saved.
     """
+    return fit(beta.resolved(config, fit))
+
+
+def fit(config: Config, after: Callable[[Learner, Sources], None] | None = None) -> Path:
+    """`train` with a number for beta. ``after`` is called at the end, by all processes."""
     run = Run(config, make_accelerator(config.train))
     with run.claimed(check_folder):
         learner, sources = make_learner(run)
@@ -52,6 +57,8 @@ def train(config: Config) -> Path:
         with run.working(ADVICE):
             repeat(run, learner, sources)
             finish(run, learner, sources)
+        if after is not None:
+            after(learner, sources)
     run.accelerator.wait_for_everyone()
     done = learner.weights.path_in(config.output, learner.policy.family.component)
     run.say(f"the {'LoRA' if config.lora else 'network'} is in {done}")
@@ -197,7 +204,7 @@ def make_learner(run: Run[Config]) -> tuple[Learner, Sources]:
     update = Updater(settings, replace(bare, network=wrapped), objective, feed, accelerator)
     about = {
         "objective": methods.label(config.objective.name),
-        "beta": config.objective.beta,
+        "beta": config.objective.strength,
         "base": base,
         "data_hash": sources.hash,
         "pairs_per_update": update.per_update,
