@@ -14,7 +14,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticKnownError
 
 from .. import links, methods
 from ..common.errors import DiffpoError
@@ -141,8 +140,7 @@ class ObjectiveSettings(Section):
         try:
             return check(value)
         except ValidationError as error:  # a fault of each of the two types; that of the number is the one to show
-            fault = error.errors()[0]
-            raise PydanticKnownError(fault["type"], fault.get("ctx")) from None
+            raise ValueError(error.errors()[0]["msg"]) from None
 
     @model_validator(mode="before")
     @classmethod

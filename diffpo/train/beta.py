@@ -2,13 +2,10 @@
 
 Each of `betas` is trained by itself, with the run's seed and for all of its updates: beta shows only once the margins
 are large enough to saturate the link, so shorter trials would not tell. Then the pairs of data.validation are measured
-as in `heldout`. By a pair's margin m its first picture is the better one with probability sigma(c m). The loss of a
-beta is the mean over the pairs of the label's negative log-likelihood, at the c >= 0 that makes it smallest: c takes
-out the scale, which beta itself sets. log 2 means that the margins say nothing.
-
-The largest beta is chosen whose loss is within one standard error of the smallest loss (of the difference, pair by
-pair; the rule of Breiman et al. 1984): what few pairs cannot tell apart stays near the reference. No seed or pair of a
-later comparison is used.
+as in `heldout`. By the Bradley-Terry model that rewards stand for, sigma(u) is the probability that the first picture
+of a pair with margin u is the better one. The loss of a beta is the mean negative log-likelihood of the labels by that,
+a proper score: log 2 for margins of 0, less for right ones, and more for large wrong ones. Too large a beta claims more
+than it has learnt, and too small a one claims nothing. The beta of the smallest loss is chosen; no picture is made.
 
 OUTPUT/beta.json      the betas, their losses and accuracies, the chosen one
 OUTPUT/beta/500/      the run with beta 500, with held_out.json, the margins
@@ -45,14 +42,13 @@ if TYPE_CHECKING:
 FACTORS = (0.02, 0.1, 0.5, 2.5)  # of the preset's beta
 MARGINS = "held_out.json"
 LEAST = 8  # held-out pairs
-STEEPEST = 64.0  # c, in units of 1 / mean |m|; margins that order all pairs rightly have no best c
 Fit = Callable[[Config, "Callable[[Learner, Sources], None]"], Path]
 
 
 @dataclass(frozen=True)
 class Trial:
     """What the held-out pairs say of one beta. ``behind``: its loss minus the smallest one, and ``error``, the standard
-    error of that difference."""
+    error of that difference over the pairs."""
 
     beta: float
     loss: float
@@ -101,8 +97,8 @@ def resolved(config: Config, fit: Fit) -> Config:
 
 
 def judged(tried: tuple[float, ...], margins: Tensor, preferences: Tensor) -> list[Trial]:
-    """Of margins (betas, pairs) and preferences (pairs,), see `pair_losses`."""
-    losses = torch.stack([pair_losses(own, preferences) for own in margins])
+    """Of margins (betas, pairs), and preferences (pairs,): the probabilities that the first pictures are better."""
+    losses = preferences * softplus(-margins) + (1 - preferences) * softplus(margins)
     behind = losses - losses[losses.mean(1).argmin()]
     errors = behind.std(1) / behind.shape[1] ** 0.5
     columns = (losses.mean(1), accuracy(margins).mean(1), behind.mean(1), errors)
@@ -110,19 +106,7 @@ def judged(tried: tuple[float, ...], margins: Tensor, preferences: Tensor) -> li
 
 
 def chosen(trials: list[Trial]) -> Trial:
-    return max((each for each in trials if each.behind <= each.error), key=lambda each: each.beta)
-
-
-def pair_losses(margins: Tensor, preferences: Tensor) -> Tensor:
-    """(n,) float64: -p log sigma(c m) - (1 - p) log sigma(-c m) of each pair at the c >= 0 of the smallest mean;
-    ``preferences``: the probabilities p that the first picture is the better one."""
-    m = margins / margins.abs().mean().clamp(min=1e-300)
-    low, high = 0.0, STEEPEST
-    for _ in range(60):  # the mean is convex in c
-        c = (low + high) / 2
-        slope = (m * (torch.sigmoid(c * m) - preferences)).mean()
-        low, high = (c, high) if slope < 0 else (low, c)
-    return preferences * softplus(-low * m) + (1 - preferences) * softplus(low * m)
+    return min(trials, key=lambda each: each.loss)
 
 
 def show(trials: list[Trial], best: Trial, pairs: int) -> None:
@@ -134,7 +118,7 @@ def show(trials: list[Trial], best: Trial, pairs: int) -> None:
         behind = f"{each.behind:.4f} ({each.error:.4f})"
         table.rows.append([f"{each.beta:g}{mark}", f"{each.loss:.4f}", behind, f"{each.accuracy:.1%}"])
     console().print(table.terminal())
-    print(f"objective.beta=auto: {best.beta:g}, by {pairs} held-out pairs; log 2 = 0.6931 says nothing")
+    print(f"objective.beta=auto: {best.beta:g}, by {pairs} held-out pairs; margins of 0 have a loss of 0.6931")
 
 
 def _with(config: Config, beta: float, output: Path) -> Config:

@@ -292,8 +292,8 @@ def _sampled(config: Config, sources: Sources, policy: Policy, sampler: Referenc
     batches, conditions = sources.batches, sources.conditions
     if conditions is not None and settings.rollout.labels is not None:
         start = config.lora.start if config.lora else None
-        sampler = trained.file_hash(start) if start else None
-        return Labelled(settings.rollout.labels, settings.rollout, conditions, policy, seed, sampler)
+        sampled_by = trained.file_hash(start) if start else None
+        return Labelled(settings.rollout.labels, settings.rollout, conditions, policy, seed, sampled_by)
     if settings.source == "self_play":
         assert batches is not None  # noqa: S101 (`Config` requires data.train for it)
         return OnPolicy(SelfPlayRounds(settings, batches, policy, sampler, seed), worker, per_update)

@@ -4,11 +4,9 @@ import json
 import math
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from scipy.optimize import minimize_scalar
 from tiny import metrics_of, pick_a_pic_rows, write_parquet
 
 from diffpo.common.errors import DiffpoError
@@ -23,45 +21,31 @@ def ones(n):
     return torch.ones(n, dtype=torch.float64)
 
 
-def test_the_loss_of_margins_of_one_size_is_the_entropy_of_the_accuracy():
-    """m = 1 for 3 of 4 pairs and -1 for the fourth: the best c is log 3, where sigma is 3/4."""
-    margins = torch.tensor([1.0, 1, 1, -1] * 5, dtype=torch.float64)
-    losses = module.pair_losses(0.01 * margins, ones(20))
-    assert losses[0].item() == pytest.approx(-math.log(3 / 4)) and losses[3].item() == pytest.approx(-math.log(1 / 4))
-    assert module.pair_losses(-margins, ones(20)) == pytest.approx([math.log(2)] * 20)  # they say nothing at c >= 0
-    assert module.pair_losses(0 * margins, ones(20)) == pytest.approx([math.log(2)] * 20)
-    # labels that say 3/4 of pairs with equal margins are met exactly, at c = log 3 again
-    losses = module.pair_losses(ones(4), 0.75 * ones(4))
-    assert losses == pytest.approx([-0.75 * math.log(0.75) - 0.25 * math.log(0.25)] * 4)
+def test_the_loss_is_the_negative_log_likelihood_of_the_labels():
+    """Margins of log 3 mean a probability of 3/4: right for 3 of 4 pairs they have the least loss, the entropy."""
+    signs = torch.tensor([1.0, 1, 1, -1] * 5, dtype=torch.float64)
+    scales = (0.0, 0.5 * math.log(3), math.log(3), 2 * math.log(3))
+    trials = module.judged(TRIED, torch.stack([scale * signs for scale in scales]), ones(20))
+    assert module.chosen(trials) is trials[2] and (trials[2].behind, trials[2].error) == (0, 0)
+    entropy = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
+    assert [trials[0].loss, trials[2].loss] == pytest.approx([math.log(2), entropy])
+    assert [trial.accuracy for trial in trials] == [0.5, 0.75, 0.75, 0.75]
+    # of one pair: log 2 + log sigma(+-log 3)
+    behind = math.log(2) + signs.numpy() * 0.5 * math.log(3) + math.log(3) / 2 - math.log(4)
+    assert trials[0].behind == pytest.approx(behind.mean()) and trials[0].error == pytest.approx(
+        behind.std(ddof=1) / 20**0.5
+    )
+    # the same with labels that say 3/4, where all margins are alike
+    soft = module.judged(TRIED, torch.stack([scale * ones(4) for scale in scales]), 0.75 * ones(4))
+    assert module.chosen(soft) is soft[2] and soft[2].loss == pytest.approx(entropy)
 
 
-def test_the_loss_is_that_of_a_logistic_regression_without_intercept():
-    rng = np.random.default_rng(0)
-    margins, p = rng.normal(0.3, 1, 60), rng.choice([0.6, 1.0], 60)
-
-    def loss(c):
-        return np.mean(p * np.logaddexp(0, -c * margins) + (1 - p) * np.logaddexp(0, c * margins))
-
-    found = module.pair_losses(torch.tensor(40 * margins), torch.tensor(p)).mean().item()
-    assert found == pytest.approx(minimize_scalar(loss, bounds=(0, 20), method="bounded").fun, abs=1e-8)
-
-
-def test_a_beta_that_knows_more_is_chosen_and_among_equal_ones_the_largest():
+def test_a_beta_that_learns_more_is_chosen_wherever_it_stands():
     draw = torch.Generator().manual_seed(0)
     noise = torch.randn(200, generator=draw, dtype=torch.float64)
-    signal, none = noise + 1.0, noise
     for place in range(4):
-        margins = torch.stack([signal if k == place else none for k in range(4)])
-        trials = module.judged(TRIED, margins, ones(200))
-        best = module.chosen(trials)
-        assert (best.beta, best.behind, best.error) == (TRIED[place], 0, 0)
-        other = trials[place - 1]
-        difference = module.pair_losses(none, ones(200)) - module.pair_losses(signal, ones(200))
-        assert other.behind == pytest.approx(difference.mean().item())
-        assert other.error == pytest.approx(difference.std().item() / 200**0.5)
-        assert other.accuracy == (noise > 0).double().mean().item()
-    equal = torch.stack([signal * scale for scale in (1e-3, 1.0, 30.0, 1e3)])
-    assert module.chosen(module.judged(TRIED, equal, ones(200))).beta == 12500
+        margins = torch.stack([noise + (k == place) for k in range(4)])
+        assert module.chosen(module.judged(TRIED, margins, ones(200))).beta == TRIED[place]
 
 
 @pytest.fixture
@@ -76,13 +60,12 @@ def auto(make_config, tiny_sd, tmp_path):
 
 
 def test_the_choice_where_the_best_beta_is_known(auto, capsys):
-    """A stand-in for training whose margins are right for most pairs at beta 500, and noise elsewhere."""
+    """A stand-in for training whose margins are right for all pairs at beta 500, and 0 elsewhere."""
     config, seen = auto(), []
 
     def fit(trial, after):
         seen.append((trial.objective.beta, trial.output.name, trial.train.steps))
-        own = 1.0 if trial.objective.beta == 500 else 0.0
-        margins = torch.tensor([own + (-1) ** k for k in range(14)], dtype=torch.float64) + 0.5 * own
+        margins = ones(14) if trial.objective.beta == 500 else 0 * ones(14)
         held_out = SimpleNamespace(margins=lambda *_: margins, preferences=ones(14))
         trial.output.mkdir(parents=True)
         for name in ("config.yaml", "metrics.jsonl"):
