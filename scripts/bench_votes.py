@@ -9,8 +9,8 @@ margin). The model that is measured is trained from the base on all votes.
 
 Every finished cell is kept in OUT/results, by its content, and not run again. `--minutes` stops after the cell that is
 running then. `--auto` runs the cells with `objective.beta: auto` instead: three quarters of the votes are trained on,
-and the others are the held-out pairs. `--tune` compares `VARIANTS` on seed 100 alone (for more than 100 votes the first two); `SETTINGS` were
-chosen there. `--report` prints the table.
+and the others are the held-out pairs. `--tune` compares `VARIANTS` on seed 100 alone (for more than 100 votes the first
+two); `SETTINGS` were chosen there. `--report` prints the table.
 """
 
 import argparse

@@ -1,11 +1,15 @@
-"""`objective.beta: auto`: train with several betas, and go on with the one that says most about held-out pairs.
+"""`objective.beta: auto`: train with several betas, and go on with the one that gains most on held-out pairs.
 
 Each of `betas` is trained by itself, with the run's seed and for all of its updates: beta shows only once the margins
 are large enough to saturate the link, so shorter trials would not tell. Then the pairs of data.validation are measured
-as in `heldout`. By the Bradley-Terry model that rewards stand for, sigma(u) is the probability that the first picture
-of a pair with margin u is the better one. The loss of a beta is the mean negative log-likelihood of the labels by that,
-a proper score: log 2 for margins of 0, less for right ones, and more for large wrong ones. Too large a beta claims more
-than it has learnt, and too small a one claims nothing. The beta of the smallest loss is chosen; no picture is made.
+as in `heldout`. The gain of a pair is its margin u / beta, times 2 p - 1 for a label p. Up to a factor that all betas
+share, u / beta is how much more likely the policy has made the better picture than the worse one, against the
+reference: the identity of Diffusion-DPO. So for pairs of the model's own pictures the mean gain is the first-order
+change of the votes for its pictures, E_ref[r log(policy / reference)]. The likelihood of the labels cannot choose: the
+optimum of DPO has the same one for every beta.
+
+The beta is chosen whose mean gain less one standard error is the largest. Where no bound is above 0, that is the beta
+that has moved least. No picture is made.
 
 OUTPUT/beta.json      the betas, their losses and accuracies, the chosen one
 OUTPUT/beta/500/      the run with beta 500, with held_out.json, the margins
@@ -21,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
 from ..common import processes
 from ..common.errors import DiffpoError
@@ -47,14 +50,17 @@ Fit = Callable[[Config, "Callable[[Learner, Sources], None]"], Path]
 
 @dataclass(frozen=True)
 class Trial:
-    """What the held-out pairs say of one beta. ``behind``: its loss minus the smallest one, and ``error``, the standard
-    error of that difference over the pairs."""
+    """What the held-out pairs say of one beta: the mean gain, its standard error over the pairs, and the share of
+    positive margins."""
 
     beta: float
-    loss: float
-    accuracy: float
-    behind: float
+    gain: float
     error: float
+    accuracy: float
+
+    @property
+    def bound(self) -> float:
+        return self.gain - self.error
 
 
 def betas(config: Config) -> tuple[float, ...]:
@@ -98,27 +104,25 @@ def resolved(config: Config, fit: Fit) -> Config:
 
 def judged(tried: tuple[float, ...], margins: Tensor, preferences: Tensor) -> list[Trial]:
     """Of margins (betas, pairs), and preferences (pairs,): the probabilities that the first pictures are better."""
-    losses = preferences * softplus(-margins) + (1 - preferences) * softplus(margins)
-    behind = losses - losses[losses.mean(1).argmin()]
-    errors = behind.std(1) / behind.shape[1] ** 0.5
-    columns = (losses.mean(1), accuracy(margins).mean(1), behind.mean(1), errors)
+    gains = (2 * preferences - 1) * margins / torch.tensor(tried, dtype=margins.dtype)[:, None]
+    columns = (gains.mean(1), gains.std(1) / gains.shape[1] ** 0.5, accuracy(margins).mean(1))
     return [Trial(beta, *each) for beta, *each in zip(tried, *(column.tolist() for column in columns), strict=True)]
 
 
 def chosen(trials: list[Trial]) -> Trial:
-    return min(trials, key=lambda each: each.loss)
+    return max(trials, key=lambda each: (each.bound, each.beta))
 
 
 def show(trials: list[Trial], best: Trial, pairs: int) -> None:
     from ..common.tables import Table, console
 
-    table = Table(["beta", "held-out loss", "behind the smallest (s.e.)", "accuracy"])
+    table = Table(["beta", "gain on held-out pairs (s.e.)", "gain less s.e.", "accuracy"])
     for each in trials:
         mark = " (chosen)" if each is best else ""
-        behind = f"{each.behind:.4f} ({each.error:.4f})"
-        table.rows.append([f"{each.beta:g}{mark}", f"{each.loss:.4f}", behind, f"{each.accuracy:.1%}"])
+        gain = f"{each.gain:.2e} ({each.error:.1e})"
+        table.rows.append([f"{each.beta:g}{mark}", gain, f"{each.bound:.2e}", f"{each.accuracy:.1%}"])
     console().print(table.terminal())
-    print(f"objective.beta=auto: {best.beta:g}, by {pairs} held-out pairs; margins of 0 have a loss of 0.6931")
+    print(f"objective.beta=auto: {best.beta:g}, by {pairs} held-out pairs")
 
 
 def _with(config: Config, beta: float, output: Path) -> Config:

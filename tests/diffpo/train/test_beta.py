@@ -1,7 +1,6 @@
 """`objective.beta: auto`: its criterion against closed forms, its choice where the best beta is known, and its run."""
 
 import json
-import math
 from types import SimpleNamespace
 
 import pytest
@@ -21,31 +20,49 @@ def ones(n):
     return torch.ones(n, dtype=torch.float64)
 
 
-def test_the_loss_is_the_negative_log_likelihood_of_the_labels():
-    """Margins of log 3 mean a probability of 3/4: right for 3 of 4 pairs they have the least loss, the entropy."""
-    signs = torch.tensor([1.0, 1, 1, -1] * 5, dtype=torch.float64)
-    scales = (0.0, 0.5 * math.log(3), math.log(3), 2 * math.log(3))
-    trials = module.judged(TRIED, torch.stack([scale * signs for scale in scales]), ones(20))
-    assert module.chosen(trials) is trials[2] and (trials[2].behind, trials[2].error) == (0, 0)
-    entropy = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
-    assert [trials[0].loss, trials[2].loss] == pytest.approx([math.log(2), entropy])
-    assert [trial.accuracy for trial in trials] == [0.5, 0.75, 0.75, 0.75]
-    # of one pair: log 2 + log sigma(+-log 3)
-    behind = math.log(2) + signs.numpy() * 0.5 * math.log(3) + math.log(3) / 2 - math.log(4)
-    assert trials[0].behind == pytest.approx(behind.mean()) and trials[0].error == pytest.approx(
-        behind.std(ddof=1) / 20**0.5
+def world(moves):
+    """30 pictures that the base draws alike, with votes by Bradley-Terry on their scores, and a policy for each beta:
+    its log-ratios to the base are (size, share of noise) of ``moves``. Margins (betas, pairs) and labels of all pairs,
+    and the exact share of votes of each policy's pictures against the base's."""
+    draw = torch.Generator().manual_seed(1)
+    score, noise = torch.randn(2, 30, generator=draw, dtype=torch.float64)
+    wins = torch.sigmoid(score[:, None] - score[None])
+    pairs = [(i, j) for i in range(30) for j in range(30) if i != j and wins[i, j] >= 0.5]
+    better, worse = torch.tensor(pairs).T
+    margins, shares = [], []
+    for beta, (size, astray) in zip(TRIED, moves, strict=True):
+        ratio = size * ((1 - astray) * score + astray * noise)
+        margins.append(beta * (ratio[better] - ratio[worse]))
+        shares.append((ratio.softmax(0) @ wins.mean(1)).item())
+    return torch.stack(margins), wins[better, worse], shares
+
+
+def test_the_gain_is_the_first_order_change_of_the_votes():
+    margins, labels, shares = world([(1e-3, 0.0), (1e-3, 0.5), (2e-3, 1.0), (5e-4, 0.2)])
+    for trial, share in zip(module.judged(TRIED, margins, labels), shares, strict=True):
+        # the mean of (2 p - 1)(l_i - l_j) is 4 cov(l, votes) over all ordered pairs, those of a picture with itself too
+        assert trial.gain * 29 / 30 == pytest.approx(4 * (share - 0.5), rel=0.01)
+
+
+@pytest.mark.parametrize("best", range(4))
+def test_the_beta_whose_pictures_win_most_is_chosen(best):
+    moves = [(0.1, 0.8), (0.05, 0.3), (0.02, 0.0), (0.1, 0.9)]
+    moves[best] = (0.2, 0.1)
+    margins, labels, shares = world(moves)
+    assert max(range(4), key=shares.__getitem__) == best
+    trials = module.judged(TRIED, margins, labels)
+    assert module.chosen(trials).beta == TRIED[best]
+    gains = (2 * labels - 1) * margins[0] / 100
+    assert trials[0].error == pytest.approx(gains.std().item() / len(gains) ** 0.5)
+    assert trials[0].accuracy == (margins[0] > 0).double().mean().item()
+
+
+def test_what_was_learnt_wrongly_leaves_the_beta_that_moved_least():
+    margins = torch.stack(
+        [-beta * torch.linspace(0, 2, 20, dtype=torch.float64) / (k + 1) for k, beta in enumerate(TRIED)]
     )
-    # the same with labels that say 3/4, where all margins are alike
-    soft = module.judged(TRIED, torch.stack([scale * ones(4) for scale in scales]), 0.75 * ones(4))
-    assert module.chosen(soft) is soft[2] and soft[2].loss == pytest.approx(entropy)
-
-
-def test_a_beta_that_learns_more_is_chosen_wherever_it_stands():
-    draw = torch.Generator().manual_seed(0)
-    noise = torch.randn(200, generator=draw, dtype=torch.float64)
-    for place in range(4):
-        margins = torch.stack([noise + (k == place) for k in range(4)])
-        assert module.chosen(module.judged(TRIED, margins, ones(200))).beta == TRIED[place]
+    assert module.chosen(module.judged(TRIED, margins, ones(20))).beta == 12500
+    assert module.chosen(module.judged(TRIED, 0 * margins, ones(20))).beta == 12500
 
 
 @pytest.fixture
@@ -77,7 +94,8 @@ def test_the_choice_where_the_best_beta_is_known(auto, capsys):
     record = json.loads((config.output / "beta.json").read_text())
     assert record["chosen"] == 500 and record["pairs"] == 14 and record["updates"] == 2
     assert [trial["beta"] for trial in record["trials"]] == list(TRIED)
-    assert record["trials"][0]["loss"] == pytest.approx(math.log(2)) and record["trials"][0]["accuracy"] == 0.5
+    assert record["trials"][1] == {"beta": 500, "gain": pytest.approx(1 / 500), "error": 0, "accuracy": 1}
+    assert record["trials"][0] == {"beta": 100, "gain": 0, "error": 0, "accuracy": 0.5}
     assert "500 (chosen)" in capsys.readouterr().out
     assert module.resolved(config, fit).objective.beta == 500 and len(seen) == 4  # from the record
     with pytest.raises(DiffpoError, match=r"beta\.json.*output=FOLDER"):
