@@ -254,6 +254,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no cell after so many minutes")
     parser.add_argument("--votes", type=int, nargs="+", default=sorted(SETTINGS), help="only these numbers of votes")
+    parser.add_argument("--assignment", nargs="+", default=["random", "active"], help="only these")
+    parser.add_argument("--wrong", type=float, nargs="+", default=[0.0, 0.1, 0.25], help="only these shares")
     parser.add_argument("--tune", action="store_true", help="the variants, on seed 100, with random assignment")
     parser.add_argument("--auto", action="store_true", help="with objective.beta=auto, right clicks and random pairs")
     parser.add_argument("--report", action="store_true", help="print the table of what is finished")
@@ -262,7 +264,8 @@ def main(arguments: list[str] | None = None) -> None:
     if args.report:
         print(report(out, args.seeds))
         return
-    cells = [cell(*one, seed) for one in ORDER if one[0] in args.votes for seed in args.seeds]
+    wanted = [one for one in ORDER if one[0] in args.votes and one[1] in args.assignment and one[2] in args.wrong]
+    cells = [cell(*one, seed) for one in wanted for seed in args.seeds]
     if args.tune:
         tried = {votes: VARIANTS if votes == 100 else VARIANTS[:2] for votes in args.votes}
         cells = [cell(votes, "random", 0.0, TUNING, change) for votes, own in tried.items() for change in own]
