@@ -148,8 +148,8 @@ def read_trajectories(folder: Path, group: str, settings: RolloutSettings, sampl
         found = (made.get("lora"), sampler)
         there, here = (f"the LoRA {plain(str(one)[:12])}" if one else "the base model" for one in found)
         raise DiffpoError(
-            f"{path} was sampled from {there}, but training starts from {here} (sha256 of the file): name the one that "
-            f"sampled with lora.start=FOLDER (null: the base model), or collect again with --lora"
+            f"{path} was sampled from {there}, but training starts from {here}: set lora.start to what sampled "
+            f"(null for the base model), or collect again with --lora. LoRAs are named by the sha256 of their file"
         )
     for key in KEPT:
         if about.get(key) != getattr(settings, key):
