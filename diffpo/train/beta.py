@@ -39,13 +39,14 @@ from .claim import check_folder
 from .metrics import accuracy
 
 if TYPE_CHECKING:
-    from .build import Sources
-    from .loop import Learner
+    from ..objective.reward import Objective
+    from ..problems.policy import Policy
+    from .heldout import HeldOut
 
 FACTORS = (0.02, 0.1, 0.5, 2.5)  # of the preset's beta
 MARGINS = "held_out.json"
 LEAST = 8  # held-out pairs
-Fit = Callable[[Config, "Callable[[Learner, Sources], None]"], Path]
+Fit = Callable[[Config, "Callable[[HeldOut, Policy, Objective], None]"], Path]
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ def betas(config: Config) -> tuple[float, ...]:
 def resolved(config: Config, fit: Fit) -> Config:
     """``config`` with a number for beta; with `beta: auto`, after the trials, or from their record.
 
-    ``fit(config, after)`` trains, and calls ``after`` with the learner and its data at the end. The same command goes
-    on after an interruption. DiffpoError if the folder has the record of other settings, or for too few pairs.
+    ``fit(config, after)`` trains, and calls ``after`` with the held-out pairs, policy and objective at the end. The
+    same command goes on after an interruption. DiffpoError if the folder has the record of other settings, or for too few pairs.
     """
     if config.objective.beta != "auto":
         return config
@@ -151,10 +152,8 @@ def _measured(config: Config, beta: float, fit: Fit) -> tuple[Tensor, Tensor]:
     trial, ours = _trial(config, beta), processes.here()
     path, settings = trial.output / MARGINS, trial.identity() | {"updates": trial.train.steps}
 
-    def after(learner: Learner, sources: Sources) -> None:
-        held_out = sources.held_out
-        assert held_out is not None  # noqa: S101 (`Config` requires data.validation)
-        margins = held_out.margins(learner.policy, learner.update.objective)
+    def after(held_out: HeldOut, policy: Policy, objective: Objective) -> None:
+        margins = held_out.margins(policy, objective)
         found = {"margins": margins.tolist(), "preferences": held_out.preferences.tolist(), "settings": settings}
         if ours.main:
             write_atomic(path, json.dumps(found).encode())

@@ -25,12 +25,14 @@ from ..config import Config
 from ..export.card import write_card
 from ..models import identity
 from ..objective import users
+from ..objective.reward import Objective
 from ..objective.user_attention import attach
 from ..problems.policy import Policy
 from ..weights import lora_file, sharding, trained
 from . import beta, distributed, stop
 from .build import Sources, load_data, make_accelerator, make_objective, make_optimizer, make_schedule
 from .claim import check_folder
+from .heldout import HeldOut
 from .metrics import Meter, Watch, headline
 from .run import Run
 from .update import Updater
@@ -48,8 +50,9 @@ def train(config: Config) -> Path:
     return fit(beta.resolved(config, fit))
 
 
-def fit(config: Config, after: Callable[[Learner, Sources], None] | None = None) -> Path:
-    """`train` with a number for beta. ``after`` is called at the end, by all processes."""
+def fit(config: Config, after: Callable[[HeldOut, Policy, Objective], None] | None = None) -> Path:
+    """`train` with a number for beta. ``after`` is called at the end, by all processes, with the held-out pairs, which
+    there must be, and what they are measured with."""
     run = Run(config, make_accelerator(config.train))
     with run.claimed(check_folder):
         learner, sources = make_learner(run)
@@ -58,7 +61,8 @@ def fit(config: Config, after: Callable[[Learner, Sources], None] | None = None)
             repeat(run, learner, sources)
             finish(run, learner, sources)
         if after is not None:
-            after(learner, sources)
+            assert sources.held_out is not None  # noqa: S101 (see above)
+            after(sources.held_out, learner.policy, learner.update.objective)
     run.accelerator.wait_for_everyone()
     done = learner.weights.path_in(config.output, learner.policy.family.component)
     run.say(f"the {'LoRA' if config.lora else 'network'} is in {done}")

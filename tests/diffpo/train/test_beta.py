@@ -87,7 +87,7 @@ def test_the_choice_where_the_best_beta_is_known(auto, capsys):
         trial.output.mkdir(parents=True)
         for name in ("config.yaml", "metrics.jsonl"):
             (trial.output / name).write_text("")
-        after(SimpleNamespace(policy=None, update=SimpleNamespace(objective=None)), SimpleNamespace(held_out=held_out))
+        after(held_out, None, None)
 
     assert module.resolved(config, fit).objective.beta == 500
     assert seen == [(beta, f"{beta:g}", 2) for beta in TRIED]
