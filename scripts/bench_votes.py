@@ -227,7 +227,7 @@ def report(out: Path, seeds: list[int]) -> str:
         "| votes | assignment | wrong clicks | win rate by seed [95 %] | mean |",
         "| --- | --- | --- | --- | --- |",
     ]
-    rows = [(votes, assignment, wrong, {}) for votes, assignment, wrong in ORDER]
+    rows: list[tuple[int, str, float, dict[str, str]]] = [(*one, {}) for one in ORDER]
     rows += [(votes, "random", 0.0, AUTO) for votes in SETTINGS]
     for votes, assignment, wrong, change in sorted(rows, key=lambda each: (each[0], each[1] == "active", each[2])):
         wanted = {cell(votes, assignment, wrong, seed, change).key for seed in seeds}

@@ -74,7 +74,8 @@ def resolved(config: Config, fit: Fit) -> Config:
     """``config`` with a number for beta; with `beta: auto`, after the trials, or from their record.
 
     ``fit(config, after)`` trains, and calls ``after`` with the held-out pairs, policy and objective at the end. The
-    same command goes on after an interruption. DiffpoError if the folder has the record of other settings, or for too few pairs.
+    same command goes on after an interruption. DiffpoError if the folder has the record of other settings, or for too
+    few pairs.
     """
     if config.objective.beta != "auto":
         return config
