@@ -67,6 +67,11 @@ def check(config: Config, picture: Path | None = None, vram: float | None = None
         f"training  {train.steps} steps of {update} {noun} "
         f"({train.batch_size} at a time x {train.accumulation} accumulated)"
     )
+    if objective.beta == "auto":
+        from ..train.beta import betas  # brings torch
+
+        tried = ", ".join(f"{beta:g}" for beta in betas(config))
+        say(f"beta      auto: a run with each of {tried}, compared on data.validation; the best one goes on")
     if groups and not objective.on_policy:
         usable = len(groups) * groups.total / groups.rows
         one = noun.removesuffix("s")

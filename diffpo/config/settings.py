@@ -176,6 +176,11 @@ def _problem(config: Config) -> str | None:
     """Why the objective and the rest of the config make no sense together; None if they do."""
     objective, data = config.objective, config.data
     from_data = not objective.on_policy or objective.source == "self_play"
+    if objective.beta == "auto" and data.validation is None:
+        return (
+            "objective.beta=auto is chosen on pairs that are not trained on: name them in data.validation, or write a "
+            "number"
+        )
     if from_data and data.train is None:
         return f"objective {objective.name} trains on data: set data.train"
     if objective.source == "reward" and objective.sft and data.train is None:

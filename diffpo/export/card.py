@@ -71,7 +71,7 @@ def write_card(config: Config, about: dict[str, Any], size: str, output: Path) -
 
 # {title.format(markdown(base))}
 
-Trained by diffpo with {method} (beta {config.objective.beta:g}) on {size} of
+Trained by diffpo with {method} (beta {config.objective.strength:g}) on {size} of
 {markdown(config.data.train or config.data.prompts)}, {config.train.steps} updates of
 {about["pairs_per_update"]} groups, learning rate {config.train.lr:g}, {trained}, {config.data.resolution} px.
 

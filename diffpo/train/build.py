@@ -34,6 +34,7 @@ from ..problems.regression import Regression
 from ..rollout.labels import read_labels
 from ..rollout.prompts import PromptConditions
 from ..scorers import features
+from ..weights import trained
 from .feeds import Feed, Offline
 from .heldout import HeldOut, spread
 
@@ -291,7 +292,9 @@ def _sampled(config: Config, sources: Sources, policy: Policy, sampler: Referenc
     per_update = pairs_per_update(config, worker)
     batches, conditions = sources.batches, sources.conditions
     if conditions is not None and settings.rollout.labels is not None:
-        return Labelled(settings.rollout.labels, settings.rollout, conditions, policy, seed)
+        start = config.lora.start if config.lora else None
+        sampled_by = trained.file_hash(start) if start else None
+        return Labelled(settings.rollout.labels, settings.rollout, conditions, policy, seed, sampled_by)
     if settings.source == "self_play":
         assert batches is not None  # noqa: S101 (`Config` requires data.train for it)
         return OnPolicy(SelfPlayRounds(settings, batches, policy, sampler, seed), worker, per_update)
