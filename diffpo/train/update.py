@@ -16,7 +16,7 @@ from ..common.errors import DiffpoError
 from ..config import Train
 from ..objective.reward import Objective, Outcome, group_losses, score
 from ..problems.policy import Policy
-from ..weights import sharding
+from ..weights import lora_forward, sharding
 from . import distributed
 from .feeds import Feed
 from .metrics import summarize
@@ -125,7 +125,9 @@ class Updater:
         regression = self.feed.regression(positions)
         if regression is None:
             return None
-        with sync:
+        bare, cond = self.objective.reference.policy.network, regression.conditioning.cond
+        texts = [value for value in cond.values() if value.ndim == 3]
+        with sync, lora_forward.shared(bare, texts, regression.judgement.members):
             outcome = score(self.policy, self.objective, regression)
             baseline = torch.tensor(self.baseline, device=outcome.reward.device)
             losses = group_losses(outcome, self.objective.settings, baseline)
