@@ -95,6 +95,8 @@ class Updater:
         schedule.step()
         optimizer.zero_grad()
         self.objective.reference.after_update(step + 1)
+        if self.objective.kept is not None:
+            self.objective.kept.after_update(self.accelerator)
         if self.objective.behaviour is not None:
             self.objective.behaviour.after_update(step + 1)
         return metrics
@@ -138,6 +140,8 @@ class Updater:
         found = {"baseline": self.baseline, "reference": self.objective.reference.state(), "feed": self.feed.state()}
         if self.objective.behaviour is not None:
             found["behaviour"] = self.objective.behaviour.state()
+        if self.objective.kept is not None:
+            found["kept"] = self.objective.kept.state()
         return found
 
     def load(self, state: dict[str, Any]) -> None:
@@ -145,6 +149,8 @@ class Updater:
         self.objective.reference.load(state["reference"])
         if self.objective.behaviour is not None:
             self.objective.behaviour.load(state["behaviour"])
+        if self.objective.kept is not None and "kept" in state:
+            self.objective.kept.load(state["kept"])
         self.feed.load(state["feed"])
 
 
