@@ -58,7 +58,6 @@ ROLLOUT = {
     "objective.rollout.samples": "2",
     "objective.rollout.prompts": "1",
     "objective.rollout.steps": "3",
-    "objective.rollout.start": "1",
     "objective.rollout.updates": "1",
 }
 PYTHON = [page for page in PAGES if any(block.language in ("python", "sh") and block.runs for block in blocks(page))]
@@ -194,7 +193,8 @@ def stand_in(arguments: list[str]) -> list[str]:
         return [verb, *rest]
     config = yaml.safe_load((ROOT / next(word for word in rest if word.endswith(".yaml"))).read_text())
     given = [word.partition("=")[0] for word in rest if "=" in word]
-    small = SMALL | (ROLLOUT if "rollout" in config.get("objective", {}) else {})
+    rollout = config.get("objective", {}).get("rollout", {})
+    small = SMALL | (ROLLOUT if rollout else {}) | ({"objective.rollout.start": "1"} if "start" in rollout else {})
     if not config["model"]["path"].startswith("assets/") and "model.path" not in given:
         small |= {"model.path": TINY, "model.variant": "null"}
     if any(key.startswith("log.samples.") for key in given):

@@ -170,6 +170,8 @@ def _problem(config: Config) -> str | None:
             f"objective {objective.name} (source {objective.source}) samples images for prompts: set data.prompts to a "
             f"text file with one prompt per line"
         )
+    if data.curriculum == 1 and (data.curriculum_updates != 500 or not data.curriculum_keeps):
+        return "data.curriculum_updates and data.curriculum_keeps have no effect with data.curriculum=1: set it too"
     if config.lora is None and config.model.base_weights != "full":
         return f"{config.model.base_weights} weights cannot be trained: set model.base_weights=full, or train a LoRA"
     if config.lora is not None and config.lora.kind != "lora" and config.model.base_weights != "full":
