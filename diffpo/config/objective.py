@@ -221,14 +221,8 @@ def _faults(settings: dict[str, Any]) -> list[str]:
 
 def _problem(objective: ObjectiveSettings) -> str | None:
     """Why the settings of `objective:` make no sense together; None if they do."""
-    return (
-        _auto(objective)
-        or _link(objective)
-        or _behaviour(objective)
-        or _reference(objective)
-        or _terms(objective)
-        or _source(objective)
-    )
+    rules = (_auto, _link, _behaviour, _reference, _draws, _terms, _source)
+    return next((reason for rule in rules if (reason := rule(objective))), None)
 
 
 def _auto(objective: ObjectiveSettings) -> str | None:
@@ -274,6 +268,22 @@ def _reference(objective: ObjectiveSettings) -> str | None:
             f"link {objective.link} does not use the reference, which would cost time for nothing: set "
             f"reference.policy=none"
         )
+    return None
+
+
+def _draws(objective: ObjectiveSettings) -> str | None:
+    """Of draws that come again, of which the reference's errors are kept and nothing else."""
+    if objective.forward.draws is None:
+        return None
+    policy, needs = objective.reference.policy, set(links.needs(objective.link))
+    if objective.source != "forward":
+        return f"forward.draws is of source forward, and source is {objective.source}: leave it out"
+    if policy != "adapter_off":
+        what = "there is none" if policy == "none" else f"that of reference.policy={policy} moves"
+        return f"forward.draws keeps the errors of the reference, but {what}: leave it out, or use adapter_off"
+    if objective.kl or needs & {"drift", "chosen_drift", "rejected_drift"}:
+        what = f"link {objective.link}" if not objective.kl else "kl"
+        return f"{what} needs the reference's predictions, and forward.draws keeps its errors alone: leave it out"
     return None
 
 

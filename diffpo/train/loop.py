@@ -28,7 +28,7 @@ from ..objective import users
 from ..objective.reward import Objective
 from ..objective.user_attention import attach
 from ..problems.policy import Policy
-from ..weights import lora, lora_file, sharding, trained
+from ..weights import lora, lora_file, lora_forward, sharding, trained
 from . import beta, distributed, outside, stop
 from .build import Sources, load_data, make_accelerator, make_objective, make_optimizer, make_schedule
 from .claim import check_folder
@@ -202,6 +202,8 @@ def make_learner(run: Run[Config]) -> tuple[Learner, Sources]:
         meter.watch(objective.perceptual.encoder)
     if settings.gradient_checkpointing:
         network.enable_gradient_checkpointing()
+    if config.lora and not settings.compile and not distributed.sharded(accelerator):
+        lora_forward.install(network)
     if settings.compile:
         for each in (network, *weights.frozen()):
             distributed.compile_blocks(family, each)
