@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, overload
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -13,6 +13,8 @@ from .objective import ObjectiveSettings
 from .reader import read
 from .section import Section
 from .training import Lora, Output, Train
+
+Kind = TypeVar("Kind", bound=BaseModel)
 
 
 class Model(Section):
@@ -85,11 +87,11 @@ class Log(Section):
     """Where metrics go, beside metrics.jsonl in the output folder."""
 
     tensorboard: bool = False
-    """Also write TensorBoard files, into OUTPUT/tensorboard. Needs the extra `trackers`."""
+    """The same as tensorboard in log.trackers."""
 
-    trackers: list[Literal["wandb", "trackio", "mlflow", "swanlab"]] = Field(default_factory=list)
-    """Also send metrics and pictures there, through accelerate. Their packages are installed separately, and each has
-    its own settings in the environment."""
+    trackers: list[Literal["tensorboard", "wandb", "trackio", "mlflow", "swanlab", "aim"]] = Field(default_factory=list)
+    """Also send the settings, metrics and pictures there. Each needs the extra of its name, and all but TensorBoard
+    (OUTPUT/tensorboard) have their own settings in the environment."""
 
     samples: SampleSettings | None = None
     """Sample pictures while training. null: none."""
@@ -149,6 +151,10 @@ class Config(Section):
         return settings
 
 
+@overload
+def load_config(path: str | Path, overrides: Sequence[str] = (), *, imports: bool = True) -> Config: ...
+@overload
+def load_config(path: str | Path, overrides: Sequence[str], kind: type[Kind], imports: bool = True) -> Kind: ...
 def load_config(
     path: str | Path, overrides: Sequence[str] = (), kind: type[BaseModel] = Config, imports: bool = True
 ) -> Any:
@@ -170,6 +176,11 @@ def _problem(config: Config) -> str | None:
     """Why the objective and the rest of the config make no sense together; None if they do."""
     objective, data = config.objective, config.data
     from_data = not objective.on_policy or objective.source == "self_play"
+    if objective.beta == "auto" and data.validation is None:
+        return (
+            "objective.beta=auto is chosen on pairs that are not trained on: name them in data.validation, or write a "
+            "number"
+        )
     if from_data and data.train is None:
         return f"objective {objective.name} trains on data: set data.train"
     if objective.source == "reward" and objective.sft and data.train is None:

@@ -10,10 +10,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from samplers.prediction import guide
+
 from ..common.errors import DiffpoError
 from ..config import Model
 from ..data.cache import content_key, module_key
-from . import storage
+from . import autoencoders, storage
 from .file_header import is_one
 from .file_parts import read_vae
 from .kohya_names import Kohya
@@ -43,6 +45,7 @@ class Family(ForwardProcess, ABC):
         fsdp2: whether FSDP2 can shard the network.
         kohya: the format of its LoRA files in kohya's sd-scripts.
         comfyui: what stands before diffusers' names of layers in ComfyUI's LoRAs; ending in `_`, all dots are that.
+        edits: whether `predict` takes the latents of a picture to edit, ``source`` (n, C, h, w).
         guidance_is_input: whether pipelines pass the guidance scale to the network instead of calling it twice.
     """
 
@@ -59,7 +62,8 @@ class Family(ForwardProcess, ABC):
     fsdp2: ClassVar[bool | None] = None
     kohya: ClassVar[Kohya | None] = None
     comfyui: ClassVar[str | None] = None
-    guidance_is_input: ClassVar[bool] = False
+    edits: bool = False
+    guidance_is_input: bool = False
 
     def __init__(self, settings: Model, precision: str = "no", resolution: int = 1024) -> None:
         """``resolution`` of the images, in pixels: some flows shift their timesteps by it."""
@@ -125,6 +129,10 @@ class Family(ForwardProcess, ABC):
     def _user(cond: dict[str, Tensor]) -> dict[str, Tensor]:
         """The user's taste, where the network takes one (objective/users.py)."""
         return {"user": cond["user"]} if "user" in cond else {}
+
+    def guided(self, cond: Tensor, uncond: Tensor, guidance: float) -> Tensor:
+        """Classifier-free guidance of the network's outputs, as the pipeline computes it; 1 is none."""
+        return guide(cond, uncond, guidance)
 
     def latent_shape(self, network: torch.nn.Module, resolution: int) -> tuple[int, int, int]:
         """(C, h, w) of a square image's latents."""
@@ -231,7 +239,7 @@ class Family(ForwardProcess, ABC):
         without = {self.component: None, **self.without}
         place = "cpu" if self.settings.offload else device
         self.pipe = load_pipeline(self.settings, str(self.dtype).split(".")[1], place, vae=self._vae(), **without)
-        self.vae_config = dict(self.pipe.vae.config)  # outlives the VAE
+        self.vae_config = autoencoders.about(self.pipe.vae)  # outlives the VAE
         if self.settings.vae_tile:
             _set_tile(self.pipe.vae, self.settings.vae_tile, self.vae_factor())
         if self.settings.offload:
@@ -242,15 +250,13 @@ class Family(ForwardProcess, ABC):
             getattr(self.pipe, name).requires_grad_(False).eval()
 
     def _vae(self) -> torch.nn.Module:
-        from diffusers import AutoencoderKL
-
-        path = self.settings.vae
+        path, kind = self.settings.vae, autoencoders.vae_class(self.vae_settings())
         if not path:
-            return self.source.module(AutoencoderKL, "vae", torch.float32)
+            return self.source.module(kind, "vae", torch.float32)
         if is_one(path):
             return read_vae(path, self.source.name_or_path)
         with readable(path):
-            return AutoencoderKL.from_pretrained(local(path), **dtype_option(torch.float32))
+            return kind.from_pretrained(local(path), **dtype_option(torch.float32))
 
     def free_encoders(self, keep_vae: bool = False) -> None:
         for name in (*self.encoders, *(() if keep_vae else ("vae",))):
@@ -264,7 +270,11 @@ class Family(ForwardProcess, ABC):
         class, and the unconditional embedding on its options."""
         options = {name: value for name, value in self.pipe.config.items() if isinstance(value, (bool, int, float))}
         tokenizers = [getattr(self.pipe, name) for name in self.tokenizers]
-        words = [(sorted(each.get_vocab().items()), each.model_max_length) for each in tokenizers]
+        words: list[Any] = []
+        for each in tokenizers:
+            found = getattr(each, "tokenizer", each)  # of a processor
+            chat = getattr(each, "chat_template", None)
+            words.append((sorted(found.get_vocab().items()), found.model_max_length, *([chat] if chat else [])))
         weights = [module_key(getattr(self.pipe, name)) for name in self.encoders]
         return content_key(type(self.pipe).__name__, sorted(options.items()), words, weights, str(self.dtype))
 
@@ -322,13 +332,11 @@ class Family(ForwardProcess, ABC):
     def encode_image(self, pixels: Tensor) -> dict[str, Tensor]:
         """(n, 3, H, W) in [-1, 1] -> ``mean`` and ``logvar`` of the posterior, (n, C, h, w) float32, unscaled."""
         with torch.autocast(self.pipe.vae.device.type, enabled=False):
-            posterior = self.pipe.vae.encode(pixels.to(self.pipe.vae.device, torch.float32)).latent_dist
-        return {"mean": posterior.mean, "logvar": posterior.logvar}
+            return autoencoders.encode(self.pipe.vae, pixels.to(self.pipe.vae.device, torch.float32))
 
     def scale_latents(self, latents: Tensor) -> Tensor:
         """Posterior samples -> x_0, the variance that the network was trained on."""
-        config = self.vae_config
-        return (latents - (config.get("shift_factor") or 0.0)) * config["scaling_factor"]
+        return autoencoders.scaled(latents, self.vae_config)
 
     @torch.no_grad()
     def decode(self, x_0: Tensor) -> Tensor:
@@ -337,10 +345,9 @@ class Family(ForwardProcess, ABC):
 
     def decoded(self, x_0: Tensor) -> Tensor:
         """`decode` with gradients by x_0."""
-        config = self.vae_config
-        latents = x_0.float() / config["scaling_factor"] + (config.get("shift_factor") or 0.0)
+        latents = autoencoders.unscaled(x_0, self.vae_config)
         with torch.autocast(self.pipe.vae.device.type, enabled=False):
-            return self.pipe.vae.decode(latents.to(self.pipe.vae.device)).sample
+            return autoencoders.decode(self.pipe.vae, latents)
 
     def condition(self, text: dict[str, Tensor], micro_conditioning: Tensor) -> dict[str, Tensor]:
         """Text rows and (n, 6) sizes and crops -> what `predict` takes; most families ignore the sizes."""
@@ -361,7 +368,7 @@ class Family(ForwardProcess, ABC):
 
     def vae_factor(self) -> int:
         """Pixels per latent, each way."""
-        return 2 ** (len(self.vae_settings()["block_out_channels"]) - 1)
+        return autoencoders.factor(self.vae_settings())
 
     def vae_settings(self) -> dict[str, Any]:
         from diffusers import AutoencoderKL
@@ -372,6 +379,16 @@ class Family(ForwardProcess, ABC):
             return dict(AutoencoderKL.load_config(local(self.settings.vae)))
 
     # ---- a whole pipeline, for generation
+
+    @classmethod
+    def as_read(cls, pipe: Any, prompts: Sequence[str]) -> list[str]:
+        """The prompts with what the pipeline puts around them before it counts and cuts their tokens."""
+        return list(prompts)
+
+    @classmethod
+    def unpacked(cls, latents: Tensor, height: int, width: int) -> Tensor:
+        """The pipeline's latents of a picture -> (n, C, ``height``, ``width``)."""
+        return latents
 
     @classmethod
     def sample_size(cls, pipe: Any) -> int:

@@ -37,17 +37,23 @@ class Flux(Family):
         guidance = None
         if network.config.guidance_embeds:
             guidance = torch.full((len(x_t),), self.settings.guidance, device=x_t.device)
+        tokens, places = pack(x_t.to(self.dtype)), positions(height // 2, width // 2, x_t.device)
+        if "source" in cond:  # its tokens come after those of x_t, and their first coordinate is 1
+            rows, columns = cond["source"].shape[-2:]
+            beside = positions(rows // 2, columns // 2, x_t.device)
+            places = torch.cat([places, beside + beside.new_tensor([1, 0, 0])])
+            tokens = torch.cat([tokens, pack(cond["source"].to(self.dtype))], 1)
         output = network(
-            pack(x_t.to(self.dtype)),
+            tokens,
             timestep=self.network_time(t) / self.train_timesteps,
             guidance=guidance,
             encoder_hidden_states=text,
             pooled_projections=cond["pooled_prompt_embeds"].to(self.dtype),
             txt_ids=torch.zeros(text.shape[1], 3, device=x_t.device),
-            img_ids=positions(height // 2, width // 2, x_t.device),
+            img_ids=places,
             **self._user(cond),
         ).sample
-        return unpack(output, height, width)
+        return unpack(output[:, : height * width // 4], height, width)
 
     def patch(self) -> int | None:
         return 2  # that of `pack`; the network's own is 1
@@ -88,12 +94,37 @@ class Flux(Family):
         return pipe.default_sample_size
 
     @classmethod
+    def unpacked(cls, latents: Tensor, height: int, width: int) -> Tensor:
+        return unpack(latents, height, width)
+
+    @classmethod
     def painting(
         cls, pipe: Any, prompts: list[str], negative: str | None, noise: Tensor, guidance: float
     ) -> dict[str, Any]:
         if negative:
             raise DiffpoError("FLUX takes no negative prompt (guidance is an input of its network): leave it out")
         return {**super().painting(pipe, prompts, None, noise, guidance), "latents": pack(noise)}
+
+
+class FluxKontext(Flux):
+    """FLUX.1 Kontext: the same with a picture that the caption says how to edit (arXiv 2506.15742)."""
+
+    pipelines = ("FluxKontextPipeline",)
+    edits = True
+
+    def meta_inputs(
+        self, network: torch.nn.Module, n: int, resolution: int
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        x_t, t, cond = super().meta_inputs(network, n, resolution)
+        return x_t, t, cond | {"source": x_t}
+
+    @classmethod
+    def painting(
+        cls, pipe: Any, prompts: list[str], negative: str | None, noise: Tensor, guidance: float
+    ) -> dict[str, Any]:
+        """Without a picture to edit. Its pipeline would else resize what is asked for to 1024 px."""
+        found = super().painting(pipe, prompts, negative, noise, guidance)
+        return found | {"max_area": found["height"] * found["width"]}
 
 
 def pack(x: Tensor) -> Tensor:

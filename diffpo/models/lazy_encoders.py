@@ -36,7 +36,7 @@ class LazyEncoders:
 
     def __init__(self, family: Family, device: Any, cache: str | Path, write: bool = True) -> None:
         self.family, self.device, self.write, self.loaded = family, device, write, False
-        self.train_timesteps = family.train_timesteps
+        self.train_timesteps, self.edits = family.train_timesteps, family.edits
         self._key = key_of(family)
         self._file = Path(cache).expanduser() / f"encoders-{(self._key or '')[:16]}.json"
         self._known: dict[str, Any] = {}
