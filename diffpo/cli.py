@@ -18,7 +18,7 @@ INTERRUPTED = "\ninterrupted; run the same command again to continue from what i
 try:
     import typer
 
-    from .commands import annotate_verbs, labels, measures
+    from .commands import annotate_verbs, labels, measures, recipes
     from .commands import options as given
 except KeyboardInterrupt:
     print(INTERRUPTED, file=sys.stderr)
@@ -32,7 +32,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/ for recipes.")]
+Config = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="A YAML file; `diffpo recipes` lists some to start from.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[a.b=c]...", help="Settings that replace those in CONFIG, e.g. train.lr=1e-5."),
@@ -172,6 +174,7 @@ def evaluate(
 measures.add_to(app)
 labels.add_to(app)
 annotate_verbs.add_to(app)
+recipes.add_to(app)
 
 
 @app.command()
@@ -267,7 +270,8 @@ def export(
     ] = None,
     scale: Annotated[float, typer.Option(help="Strength of the LoRA, for merged and single.")] = 1.0,
     results: Annotated[
-        Path | None, typer.Option(help="Output folder of `diffpo eval`, to show its numbers in the model card.")
+        Path | None,
+        typer.Option(help="Output folder of `diffpo eval`: its numbers and pictures for the model card."),
     ] = None,
     push: Annotated[
         str | None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -266,7 +265,4 @@ def environment(config: Config) -> list[str]:
             problems.append(str(error))
     if config.train.precision == "fp16" and not torch.accelerator.is_available():
         problems.append("train.precision=fp16 needs a GPU, which this machine lacks; use bf16 or no")
-    if config.log.tensorboard and not importlib.util.find_spec("tensorboard"):
-        problems.append('log.tensorboard needs tensorboard: pip install "diffpo[trackers]"')
-    problems += [f"log.trackers={name} needs its package: pip install {name}" for name in missing(config.log.trackers)]
-    return problems
+    return problems + missing(config)

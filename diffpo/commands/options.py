@@ -32,7 +32,9 @@ PROMPTS = typer.Option(
 Out = Annotated[Path, typer.Option(help="Output folder; run the same command again to continue.")]
 Count = Annotated[int | None, typer.Option("--n", min=1, help="Use only the first N prompts.")]
 Side = Annotated[int | None, typer.Option(min=8, help="Size in pixels; by default the model's own.")]
-Device = Annotated[str | None, typer.Option(help="cuda, cpu or another torch device; by default cuda if there is one.")]
+Device = Annotated[
+    str | None, typer.Option(help="cuda, mps, cpu or another torch device; by default the first of them.")
+]
 Lora = Annotated[str | None, typer.Option(help="A LoRA file, or the folder of a training run.")]
 Guidance = Annotated[float, typer.Option(help="Classifier-free guidance scale.")]
 Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Precision of the model.")]

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, ValidationInfo, model_validator
 
 from .. import links, methods
 from ..common.errors import DiffpoError
+from . import unused
 from .presets import find
 from .reader import explain
 from .section import Section, may_import
@@ -142,6 +143,15 @@ class ObjectiveSettings(Section):
         if isinstance(own, Mapping) and own.get("step", theirs.get("step")) != theirs.get("step"):
             preset["rollout"] = {key: value for key, value in theirs.items() if key != "step_options"}
         return methods.merge(preset, given)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _has_an_effect(cls, given: Any, handler: Any, info: ValidationInfo) -> ObjectiveSettings:
+        objective = handler(given)
+        if isinstance(given, dict) and isinstance(given.get("name"), str) and may_import(info):
+            if found := unused.reason(objective, given, find(given["name"], _faults).settings):
+                raise ValueError(found)
+        return objective
 
     @model_validator(mode="after")
     def _makes_sense(self, info: ValidationInfo) -> ObjectiveSettings:

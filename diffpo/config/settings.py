@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, overload
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -13,6 +13,8 @@ from .objective import ObjectiveSettings
 from .reader import read
 from .section import Section
 from .training import Lora, Output, Train
+
+Kind = TypeVar("Kind", bound=BaseModel)
 
 
 class Model(Section):
@@ -77,11 +79,11 @@ class Log(Section):
     """Where metrics go, beside metrics.jsonl in the output folder."""
 
     tensorboard: bool = False
-    """Also write TensorBoard files, into OUTPUT/tensorboard. Needs the extra `trackers`."""
+    """The same as tensorboard in log.trackers."""
 
-    trackers: list[Literal["wandb", "trackio", "mlflow", "swanlab"]] = Field(default_factory=list)
-    """Also send metrics and pictures there, through accelerate. Their packages are installed separately, and each has
-    its own settings in the environment."""
+    trackers: list[Literal["tensorboard", "wandb", "trackio", "mlflow", "swanlab", "aim"]] = Field(default_factory=list)
+    """Also send the settings, metrics and pictures there. Each needs the extra of its name, and all but TensorBoard
+    (OUTPUT/tensorboard) have their own settings in the environment."""
 
     samples: SampleSettings | None = None
     """Sample pictures while training. null: none."""
@@ -140,6 +142,10 @@ class Config(Section):
         return settings
 
 
+@overload
+def load_config(path: str | Path, overrides: Sequence[str] = (), *, imports: bool = True) -> Config: ...
+@overload
+def load_config(path: str | Path, overrides: Sequence[str], kind: type[Kind], imports: bool = True) -> Kind: ...
 def load_config(
     path: str | Path, overrides: Sequence[str] = (), kind: type[BaseModel] = Config, imports: bool = True
 ) -> Any:
@@ -170,6 +176,8 @@ def _problem(config: Config) -> str | None:
             f"objective {objective.name} (source {objective.source}) samples images for prompts: set data.prompts to a "
             f"text file with one prompt per line"
         )
+    if data.curriculum == 1 and (data.curriculum_updates != 500 or not data.curriculum_keeps):
+        return "data.curriculum_updates and data.curriculum_keeps have no effect with data.curriculum=1: set it too"
     if config.lora is None and config.model.base_weights != "full":
         return f"{config.model.base_weights} weights cannot be trained: set model.base_weights=full, or train a LoRA"
     if config.lora is not None and config.lora.kind != "lora" and config.model.base_weights != "full":

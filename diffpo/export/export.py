@@ -6,6 +6,7 @@ OUT/<OUT's name>.safetensors           kohya: for ComfyUI, A1111 and Forge (kohy
 OUT/model_index.json, ...              merged: a pipeline that needs no LoRA any more
 OUT/<OUT's name>.safetensors           single: the same as one file, for ComfyUI, A1111 and Forge (models/layouts.py)
 OUT/README.md                          the model card
+OUT/images/                            pictures that it shows, with --results
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from ..config import Model
 from ..models import Family, file_write, layouts
 from ..weights import full, lora_apply, lora_change, lora_file, trained
 from ..weights.lora_file import FILE_NAME
-from . import kohya
-from .card import evaluation_table, export_card, is_hub_id, training_table, usage
+from . import kohya, pictures
+from .card import Shown, evaluation_table, export_card, is_hub_id, training_table, usage
 
 MERGED = ("merged", "single")  # a model without a LoRA
 STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names of dtypes
@@ -86,7 +87,12 @@ def run(export: Export) -> Path:
         )
     weights, about = ({}, full.read_about(file)) if whole else lora_file.read_lora(file)
     lora_hash = trained.file_hash(file)
-    measured = evaluation_table(Path(export.results).expanduser(), lora_hash) if export.results else ""
+    measured, shown = "", list[pictures.Pair]()
+    if export.results:
+        results = Path(export.results).expanduser()
+        measured, shown = evaluation_table(results, lora_hash), pictures.pairs(results)
+        if not shown:
+            print(f"{results} holds no pictures of base and tuned, so the card shows none")
     pipeline = models.pipeline_class(base)
     family = models.family_class(base, pipeline)
     if to == "kohya":
@@ -127,7 +133,8 @@ def run(export: Export) -> Path:
             curves = training_table(run_folder, about["step"]) if "step" in about else ""
             model = export.model if is_hub_id(export.model) else about.get("base", {}).get("name") or export.model
             how = usage(to, name, model, pipeline, trained.knows_users(file))
-            card = export_card(model, about, "full" if whole else to, how, [curves, measured], lora_hash)
+            pictures.copy(shown, part)
+            card = export_card(model, about, "full" if whole else to, Shown(how, [curves, measured], shown), lora_hash)
             (part / "README.md").write_text(card, encoding="utf-8")
     print(f"the export is in {out}" + (f" ({name})" if name else ""))
     if api and export.push:
@@ -220,8 +227,8 @@ def _tidy(folder: Path, before: dict[str, Any]) -> None:
     """Correct what `save_pretrained` wrote. It leaves out entries of model_index.json that belong to no part, such as
     DiT's class names, and adds the base model's path on this disk."""
     for path in (folder / "model_index.json", *folder.glob("*/config.json")):
-        saved = json.loads(path.read_text())
+        saved = json.loads(path.read_text(encoding="utf-8"))
         saved.pop("_name_or_path", None)
         if path.parent == folder:
             saved |= {k: v for k, v in before.items() if k not in saved and k[0] != "_" and not isinstance(v, list)}
-        path.write_text(json.dumps(saved, indent=2) + "\n")
+        path.write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")

@@ -65,7 +65,7 @@ class HeldOut:
                 purpose="eval",
                 timesteps=[(int(p % DRAWS * width), int((p % DRAWS + 1) * width)) for p in positions],
             )
-            u = score(policy, objective, source(batch)).margin.double().cpu()
+            u = score(policy, objective, source(batch)).margin.cpu().double()
             if counts:
                 margins.index_add_(0, torch.tensor([position // DRAWS for position in positions]), u / DRAWS)
         if self.accelerator.num_processes > 1:

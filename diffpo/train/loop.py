@@ -28,7 +28,7 @@ from ..objective import users
 from ..objective.user_attention import attach
 from ..problems.policy import Policy
 from ..weights import lora_file, sharding, trained
-from . import distributed, stop
+from . import distributed, outside, stop
 from .build import Sources, load_data, make_accelerator, make_objective, make_optimizer, make_schedule
 from .claim import check_folder
 from .metrics import Meter, Watch, headline
@@ -45,6 +45,7 @@ def train(config: Config) -> Path:
     Raises DiffpoError on bad input, if another run uses the folder, on a NaN (with the last good state saved) and on a
     full disk. Raises Interrupted after SIGINT or SIGTERM once the step is finished and saved.
     """
+    outside.require(config)
     run = Run(config, make_accelerator(config.train))
     with run.claimed(check_folder):
         learner, sources = make_learner(run)
