@@ -87,8 +87,7 @@ ADJACENT = {  # what it is -> source, where it is or why it is not
     ),
     "Diversity distillation": (
         "Gandikota and Bau 2025, arXiv 2503.10637",
-        "`diffpo generate --base-calls 1`, measured in "
-        "[evaluate.md](evaluate.md#the-base-model-for-the-first-calls).",
+        "`diffpo generate --base-calls 1`, measured in [evaluate.md](evaluate.md#the-base-model-for-the-first-calls).",
     ),
     "Few-step distillation: DMD2, consistency models": (
         "Yin et al. 2024, arXiv 2405.14867; Song et al. 2023, arXiv 2303.01469",
