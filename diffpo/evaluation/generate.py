@@ -151,7 +151,7 @@ def _generate(
             arm = arms[name]
             if arm.base() != loaded:
                 pipe = load(arm.base())
-            loaded = arm
+            loaded, family = arm, models.family_class(_base(arm), type(pipe).__name__)
             with ExitStack() as personal:
                 if arm.negative_lora is not None:
                     personal.callback(_two_halves(pipe, arm))
@@ -173,7 +173,7 @@ def _generate(
                     for k, (row, image) in enumerate(zip(batch, images, strict=True)):
                         if wanted[k]:
                             target = image_path(out, name, row["index"], row["seed"])
-                            paths.keep(pipe, estimates, k, target, image.size[::-1])
+                            paths.keep(pipe, family, [each[k] for each in estimates], target, image.size[::-1])
                         yield row if "sha256" in row else _keep(row, image, out, manifest_file(out, ours))
                     bar.update(len(batch))
                     threads.adapt()
