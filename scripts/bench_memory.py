@@ -3,7 +3,9 @@
     python scripts/bench_memory.py [--channels 128] [--resolution 256] [--out runs/bench-memory]
 
 Every row is a process of its own that makes an update of Diffusion-DPO on a pair, from caches that are full; the rows
-`caches` fill them. Peak is the most that was resident (VmHWM), imports included: the row `imports` has them alone.
+`caches` fill them. Peak is the most that was resident (VmHWM) from the making of the optimiser on, with imports, which
+the row `imports` has alone. Before, while the float32 file is read, every row needs the same. Of `caches` and of 8-bit
+AdamW it is the peak of the whole process.
 `computed` is what `diffpo check` computes for the device, without imports. A CPU has one memory, so `model.offload` can
 show only in what is computed. Finished rows are kept in OUT and not run again.
 """
@@ -61,13 +63,17 @@ def recipe(folder: Path, model: Path, resolution: int) -> Path:
 
 def peak(command: list[str], log: Path) -> int:
     """Bytes resident at most."""
+    measured = log.with_name("peak")
+    measured.unlink(missing_ok=True)
+    paths = [str(ROOT / "scripts"), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ |= {"BENCH_PEAK": str(measured), "PYTHONPATH": os.pathsep.join(paths)}
     own = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "ACCELERATE_USE_CPU": "1"}
     with open(log, "w") as said:
         process = subprocess.Popen(command, env={**os.environ, **own}, stdout=said, stderr=said)
         _, status, used = os.wait4(process.pid, 0)
     if status:
         raise RuntimeError(f"a row failed; see {log}")
-    return used.ru_maxrss * 1024
+    return 1024 * (int(measured.read_text()) if measured.exists() else used.ru_maxrss)
 
 
 def computed(path: Path, overrides: tuple[str, ...]) -> str:
@@ -97,7 +103,8 @@ def main() -> None:
     jobs = {"imports": [sys.executable, "-c", "import diffpo.train.loop, diffusers, transformers, datasets"]}
     jobs |= {name: [*train, *row, f"data.cache={out / 'new'}"] for name, row in CACHES.items()}
     jobs["fill"] = [*train, *ROWS[FILLING]]
-    jobs |= {name: [*train, *row] for name, row in ROWS.items()}
+    own = "train.optimizer=training_bench.resident:Measured"
+    jobs |= {name: [*train, own, *row] for name, row in ROWS.items()}
     for name, command in jobs.items():
         if name in found:
             continue
