@@ -37,7 +37,8 @@ class Flux(Family):
             guidance = torch.full((len(x_t),), self.settings.guidance, device=x_t.device)
         tokens, places = pack(x_t.to(self.dtype)), positions(height // 2, width // 2, x_t.device)
         if "source" in cond:  # its tokens come after those of x_t, and their first coordinate is 1
-            beside = positions(*(side // 2 for side in cond["source"].shape[-2:]), x_t.device)
+            rows, columns = (side // 2 for side in cond["source"].shape[-2:])
+            beside = positions(rows, columns, x_t.device)
             places = torch.cat([places, beside + beside.new_tensor([1, 0, 0])])
             tokens = torch.cat([tokens, pack(cond["source"].to(self.dtype))], 1)
         output = network(
