@@ -31,6 +31,7 @@ from ..scorers import features
 from ..weights import lora as lora_module
 from ..weights import trained, unconditional
 from . import paths, plans
+from .base_calls import base_first
 from .generation import Generation
 from .manifest import check_same_run, image_path, intact, line, manifest_file, read_manifest, save, write_manifest
 
@@ -275,7 +276,7 @@ def paint(pipe: Any, generation: Generation, batch: Sequence[Picture]) -> list[I
         generators = tuple(noise_generator(each.seed, each.index) for each in batch)
     options |= {"generator": list(generators), "num_inference_steps": generation.steps, "output_type": "pt"}
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), base_first(pipe, generation.base_calls):
             images = pipe(**options).images
     except ValueError as error:  # a number of calls that the solver cannot make, a size that the model does not take
         raise DiffpoError(f"cannot generate with {generation.model}: {' '.join(str(error).split())[:500]}") from error

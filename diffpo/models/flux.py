@@ -23,10 +23,12 @@ class Flux(Family):
     lora_targets = JOINT_ATTENTION
     encoders = ("text_encoder", "text_encoder_2")
     tokenizers = ("tokenizer", "tokenizer_2")
+    clips = ("text_encoder",)
     repeated_blocks = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
     feature_blocks = "transformer_blocks"
     fsdp2 = True
     kohya = flux_names.KOHYA
+    comfyui = "transformer."
     guidance_is_input = True
 
     def predict(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
@@ -37,8 +39,8 @@ class Flux(Family):
             guidance = torch.full((len(x_t),), self.settings.guidance, device=x_t.device)
         tokens, places = pack(x_t.to(self.dtype)), positions(height // 2, width // 2, x_t.device)
         if "source" in cond:  # its tokens come after those of x_t, and their first coordinate is 1
-            rows, columns = (side // 2 for side in cond["source"].shape[-2:])
-            beside = positions(rows, columns, x_t.device)
+            rows, columns = cond["source"].shape[-2:]
+            beside = positions(rows // 2, columns // 2, x_t.device)
             places = torch.cat([places, beside + beside.new_tensor([1, 0, 0])])
             tokens = torch.cat([tokens, pack(cond["source"].to(self.dtype))], 1)
         output = network(
@@ -65,6 +67,9 @@ class Flux(Family):
         texts = [caption or "" for caption in captions]  # unconditional is the empty caption
         embeds, pooled, _ = self.pipe.encode_prompt(texts, device=self.pipe.vae.device)
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+    def embed(self, encoders: Any, ids: dict[str, Tensor], frozen: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"pooled_prompt_embeds": encoders["text_encoder"](ids["text_encoder"]).pooler_output}
 
     @classmethod
     def text_width(cls, network: torch.nn.Module) -> int:

@@ -77,14 +77,15 @@ class LazyEncoders:
         self.family.require_sizes(sizes)
 
     def text_hash(self) -> str:
-        return self.remember("text", self.family.text_hash)
+        found = self.remember("text", self.family.text_hash)
+        return content_key(found, "tokens") if self.family.text_in_step else found
 
     def vae_hash(self) -> str:
         return self.remember("vae", self.family.vae_hash)
 
     def encode_text(self, captions: Sequence[str | None]) -> dict[str, torch.Tensor]:
         self.load()
-        return self.family.encode_text(captions)
+        return (self.family.tokens if self.family.text_in_step else self.family.encode_text)(captions)
 
     def encode_image(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         self.load()
