@@ -61,12 +61,16 @@ def check(
         Path | None,
         typer.Option(help="Where to write a picture of some training data; OUTPUT-data.png by default."),
     ] = None,
+    vram: Annotated[
+        float | None,
+        typer.Option(min=1, metavar="GIB", help="Memory of a GPU: also recommend settings that should fit into it."),
+    ] = None,
 ) -> None:
     """Dry run: show the config, a summary of the data and the memory that training needs."""
     from .commands.check import check
     from .config import load_config
 
-    check(load_config(config, overrides or []), picture)
+    check(load_config(config, overrides or []), picture, vram)
 
 
 @app.command("train-scorer")
@@ -254,10 +258,10 @@ def calibrate(
 def export(
     lora: Annotated[str, typer.Option(help="A LoRA file, or the folder of a training run or checkpoint.")],
     to: Annotated[
-        Literal["diffusers", "kohya", "merged", "single"],
+        Literal["diffusers", "kohya", "comfyui", "merged", "single"],
         typer.Option(
-            help="kohya: a LoRA for ComfyUI, A1111 and Forge; merged: a pipeline with the LoRA in it; single: the "
-            "merged model as one file, for the same programs."
+            help="kohya: a LoRA for ComfyUI, A1111 and Forge; comfyui: of any kind, for ComfyUI and Forge; merged: a "
+            "pipeline with the LoRA in it; single: the merged model as one file, for the same programs."
         ),
     ],
     model: Annotated[str, given.MODEL],

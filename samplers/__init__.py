@@ -1,11 +1,12 @@
 """Fast, exact sampling of diffusion models, with every solver as a table of numbers."""
 
-from . import adjoint, forward, gradients
+from . import adjoint, forward, gradients, likelihood
 from ._needs import needs as _needs
 from .adaptive import sample_adaptive
 from .cfgpp import CFGPlusPlus
 from .default import default_solver
 from .grid import Grid, Nodes
+from .inpainting import inpaint
 from .origin import Origin
 from .plan import Plan, State
 from .prediction import Guidance, convert, dynamic_threshold, guide
@@ -69,6 +70,8 @@ __all__ = [
     "forward",
     "gradients",
     "guide",
+    "inpaint",
+    "likelihood",
     "renoise",
     "sample",
     "sample_adaptive",

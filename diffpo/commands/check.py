@@ -26,9 +26,9 @@ Say = Callable[[str], None]  # prints lines
 LIMIT = 5000  # rows to decode, evenly spaced in a larger source
 
 
-def check(config: Config, picture: Path | None = None) -> None:
+def check(config: Config, picture: Path | None = None, vram: float | None = None) -> None:
     """Print the complete config, a summary of the data and what training needs. Draw some of the data into the file
-    ``picture`` (default: beside the folder of the run).
+    ``picture`` (default: beside the folder of the run). ``vram``: GiB of a GPU, to recommend settings for it.
 
     DiffpoError, after everything is printed, if training could not start.
     """
@@ -67,6 +67,11 @@ def check(config: Config, picture: Path | None = None) -> None:
         f"training  {train.steps} steps of {update} {noun} "
         f"({train.batch_size} at a time x {train.accumulation} accumulated)"
     )
+    if objective.beta == "auto":
+        from ..train.beta import betas  # brings torch
+
+        tried = ", ".join(f"{beta:g}" for beta in betas(config))
+        say(f"beta      auto: a run with each of {tried}, compared on data.validation; the best one goes on")
     if groups and not objective.on_policy:
         usable = len(groups) * groups.total / groups.rows
         one = noun.removesuffix("s")
@@ -77,6 +82,10 @@ def check(config: Config, picture: Path | None = None) -> None:
     from .footprint import footprint  # brings torch
 
     footprint(config, groups, say)
+    if vram is not None:
+        from .vram import recommend
+
+        recommend(config, groups, vram, say)
     if long := cut(config, texts):
         say(f"captions  {long}")
     problems += environment(config)

@@ -77,6 +77,10 @@ GENERATION: dict[str, Any] = {
             "'following:0.7 appearance:0.3'."
         ),
     ],
+    "base_calls": Annotated[
+        int | None,
+        typer.Option(min=0, help="How many of the first calls are made without the LoRA.", show_default="0"),
+    ],
     "seed": Annotated[int, typer.Option(help="First seed of every prompt.")],
     "images_per_prompt": Annotated[int, typer.Option(min=1, help="Images (seeds) per prompt.")],
     "steps": Annotated[

@@ -71,7 +71,7 @@ def write_card(config: Config, about: dict[str, Any], size: str, output: Path) -
 
 # {title.format(markdown(base))}
 
-Trained by diffpo with {method} (beta {config.objective.beta:g}) on {size} of
+Trained by diffpo with {method} (beta {config.objective.strength:g}) on {size} of
 {markdown(config.data.train or config.data.prompts)}, {config.train.steps} updates of
 {about["pairs_per_update"]} groups, learning rate {config.train.lr:g}, {trained}, {config.data.resolution} px.
 
@@ -136,8 +136,8 @@ class Shown:
 
 
 def export_card(model: str, about: dict[str, Any], form: str, shown: Shown, lora_hash: str) -> str:
-    """The card of an export as ``form`` (diffusers, kohya, merged, single; full: a merged model without a LoRA).
-    ``about`` is what is `header.known` of how it was trained, ``model`` its base."""
+    """The card of an export as ``form`` (of `export.Export`, or full: a merged model without a LoRA). ``about`` is what
+    is `header.known` of how it was trained, ``model`` its base."""
     relation = "finetune" if form in TITLE else "adapter"  # the hub's words
     tags = [*(["lora"] if relation == "adapter" else []), "text-to-image", "preference-optimization"]
     tags += [about["objective"]] if "objective" in about else []
@@ -174,12 +174,14 @@ def _made(about: dict[str, Any]) -> str:
     return text + (f" ({', '.join(sources)})." if sources else ".")
 
 
-def usage(form: str, name: str, model: str, pipeline: str, users: bool) -> str:
+def usage(form: str, name: str, model: str, pipeline: str, users: bool, part: str | None = None) -> str:
     """How to load the file ``name`` (or the merged pipeline) of a model and its ``pipeline``'s class; ``users``: the
-    LoRA was trained with users."""
+    LoRA was trained with users; ``part``: of a LoKr, which diffusers' pipelines do not read, and their parts do."""
     name = plain(name).replace("`", "'")
     if form == "kohya":
         text = f"Put `{name}` where ComfyUI, A1111 or Forge look for LoRAs; strength 1 is the trained strength."
+    elif form == "comfyui":
+        text = f"Put `{name}` where ComfyUI or Forge look for LoRAs; strength 1 is the trained strength."
     elif form == "merged":
         text = USE.format(cls="DiffusionPipeline", more="", load="from_pretrained('THIS_FOLDER')", lora="")
     elif form == "single":
@@ -188,7 +190,9 @@ def usage(form: str, name: str, model: str, pipeline: str, users: bool) -> str:
             f"models). `diffpo` takes it as `--model` and as `model.path`."
         )
     else:
-        text = _use(model, pipeline, f'pipe.load_lora_weights("THIS_FOLDER", weight_name="{name}")')
+        load = f"pipe.{part}.load_lora_adapter" if part else "pipe.load_lora_weights"
+        prefix = f', prefix="{part}"' if part else ""
+        text = _use(model, pipeline, f'{load}("THIS_FOLDER", weight_name="{name}"{prefix})')
     if not users:
         return text
     text += "\n\nIt was trained with users; loaded like this it is not personalised."

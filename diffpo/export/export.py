@@ -3,6 +3,7 @@ kept.
 
 OUT/pytorch_lora_weights.safetensors   diffusers: for `pipe.load_lora_weights`
 OUT/<OUT's name>.safetensors           kohya: for ComfyUI, A1111 and Forge (kohya.py)
+OUT/<OUT's name>.safetensors           comfyui: of every kind, for ComfyUI (comfyui.py)
 OUT/model_index.json, ...              merged: a pipeline that needs no LoRA any more
 OUT/<OUT's name>.safetensors           single: the same as one file, for ComfyUI, A1111 and Forge (models/layouts.py)
 OUT/README.md                          the model card
@@ -31,8 +32,9 @@ from ..common.text import plain
 from ..config import Model
 from ..models import Family, file_write, layouts
 from ..weights import full, lora_apply, lora_change, lora_file, trained
+from ..weights.lora_change import Change, Place
 from ..weights.lora_file import FILE_NAME
-from . import kohya, pictures
+from . import comfyui, kohya, pictures
 from .card import Shown, evaluation_table, export_card, is_hub_id, training_table, usage
 
 MERGED = ("merged", "single")  # a model without a LoRA
@@ -45,7 +47,7 @@ class Export:
 
     Attributes:
         lora: a LoRA file, or a folder that holds a LoRA or a network that was trained as a whole.
-        to: diffusers, kohya, merged or single. The last two also take LoRAs from elsewhere and whole networks.
+        to: diffusers, kohya, comfyui, merged or single. The last two also take LoRAs from elsewhere and whole networks.
         model: the base model: a pipeline's folder, a hub id or one file.
         out: a new folder.
         model_config, family: as `Model.config` and `Model.family`.
@@ -97,28 +99,28 @@ def run(export: Export) -> Path:
     family = models.family_class(base, pipeline)
     if to == "kohya":
         kohya.format_of(family)
+    if to == "comfyui":
+        comfyui.require(family)
     if to == "single":
         layouts.check_pipeline(pipeline)
     _check_weights(file, weights, family.component, to)
     api = hub.client(export.push) if export.push else None
 
     with lock.held(out, beside(out, "lock")), _quiet_diffusers():
-        pipe, source = _load(base, family, export)
+        encoders = {name.partition(".")[0] for name in weights if name.startswith("text_encoder")}
+        pipe, source = _load(base, family, export, encoders)
         changes = {} if whole else lora_apply.check_lora(pipe, file)
-        layers = lora_change.by_layer(changes[family.component]) if to not in MERGED else {}
+        layers = {} if to in MERGED else {name: _by_layer(file, name, each) for name, each in changes.items()}
         if to == "kohya":
-            kohya.check_kind(lora_change.kind_of(layers))
+            kohya.check_kind(lora_change.kind_of(layers[family.component]))
         name = {"diffusers": FILE_NAME, "merged": ""}.get(to, f"{out.name}.safetensors")
         with writing(out, "--out", kept="Nothing is left there."), whole_folder(out) as part:
             if to == "diffusers":
                 _copy(file, part)
             elif to == "kohya":
-                if layers is None:
-                    raise DiffpoError(
-                        f"{file} has one change for several layers of the {family.component}, which cannot be divided "
-                        f"by layers; use --to merged"
-                    )
-                kohya.write(part / name, family, pipe, layers, export.dtype, about)
+                kohya.write(part / name, family, pipe, layers[family.component], export.dtype, about)
+            elif to == "comfyui":
+                comfyui.write(part / name, family, pipe, layers, export.dtype, about)
             else:
                 if whole:
                     trained.load_into(pipe, file)
@@ -132,7 +134,9 @@ def run(export: Export) -> Path:
             run_folder = file.parent.parent if file.parent.name.startswith(CHECKPOINT) else file.parent
             curves = training_table(run_folder, about["step"]) if "step" in about else ""
             model = export.model if is_hub_id(export.model) else about.get("base", {}).get("name") or export.model
-            how = usage(to, name, model, pipeline, trained.knows_users(file))
+            lokr = lora_change.kind_of(layers.get(family.component)) == "lokr"
+            part_name = family.component if lokr else None
+            how = usage(to, name, model, pipeline, trained.knows_users(file), part_name)
             pictures.copy(shown, part)
             card = export_card(model, about, "full" if whole else to, Shown(how, [curves, measured], shown), lora_hash)
             (part / "README.md").write_text(card, encoding="utf-8")
@@ -140,6 +144,16 @@ def run(export: Export) -> Path:
     if api and export.push:
         hub.push(api, export.push, out)
     return out
+
+
+def _by_layer(file: Path, part: str, changed: list[tuple[Place, Change]]) -> dict[str, Change]:
+    layers = lora_change.by_layer(changed)
+    if layers is None:
+        raise DiffpoError(
+            f"{file} has one change for several layers of the {part}, which cannot be divided by layers; use --to "
+            f"merged"
+        )
+    return layers
 
 
 def _copy(file: Path, part: Path) -> None:
@@ -169,8 +183,10 @@ def _check_target(out: Path, export: Export) -> None:
 def _check_weights(file: Path, weights: dict[str, torch.Tensor], component: str, to: str) -> None:
     """DiffpoError unless the weights are finite and, if they are not merged, belong to the network alone under today's
     names."""
-    names = rf"{component}\..+\.(lora_[AB]\.weight|lora_magnitude_vector|lokr_\w+)"
+    names = rf"({component}|text_encoder\w*)\..+\.(lora_[AB]\.weight|lora_magnitude_vector|lokr_\w+)"
     foreign = [name for name in weights if not re.fullmatch(names, name)]
+    if to == "kohya" and any(name.startswith("text_encoder") for name in weights):
+        raise DiffpoError(f"{file} adapts text encoders, which --to kohya does not write: use --to comfyui")
     if foreign and to not in MERGED:
         raise DiffpoError(
             f"{file} holds {plain(foreign[0], 200)}, which is not a LoRA weight that diffpo writes for a {component}. "
@@ -196,13 +212,16 @@ def _quiet_diffusers() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _load(model: Model, family: type[Family], export: Export) -> tuple[Any, Any]:
-    """The pipeline, in the export's dtype or as it is stored, and its source; the network alone unless it is merged."""
+def _load(model: Model, family: type[Family], export: Export, encoders: set[str]) -> tuple[Any, Any]:
+    """The pipeline, in the export's dtype or as it is stored, and its source; the network alone unless it is merged,
+    and the text ``encoders`` that the LoRA adapts."""
     source, to, dtype = models.source_of(model), export.to, export.dtype
     parts = [name for name, value in source.index().items() if isinstance(value, list) and value[0]]
     left_out: dict[str, Any] = {}
     if to not in MERGED:
-        left_out = {name: None for name in parts if name not in (family.component, "scheduler")} | family.without
+        left_out = {
+            name: None for name in parts if name not in (family.component, "scheduler", *encoders)
+        } | family.without
         dtype = None  # the LoRA's, not the base's
     if to == "single":  # what the file lacks stays where it is
         left_out = {name: None for name in source.missing}

@@ -12,6 +12,7 @@ from ..common.errors import DiffpoError
 from ..common.hub import limit_waiting
 from ..common.text import plain
 from ..config import Model
+from . import autoencoders
 from .file_header import is_one
 from .pipeline import Pipeline
 from .pretrained import hush
@@ -79,5 +80,5 @@ def load_pipeline(
 
 
 def vae_factor(pipe: Any) -> int:
-    """Pixels per latent, each way."""
-    return 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    """Pixels per latent of the network, each way."""
+    return autoencoders.factor(pipe.vae.config)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..common import lock
 from ..common.errors import DiffpoError
-from ..common.run_folder import BEST, CONFIG_NAME, METRICS_NAME, SAMPLES, TRACKED
+from ..common.run_folder import BEST, BETA, BETAS, CONFIG_NAME, METRICS_NAME, SAMPLES, TRACKED
 from ..common.text import plain, read_text
 from ..config import Config, ScorerConfig, load_config, stored_identity
 from ..config.reader import parsed
@@ -58,7 +58,7 @@ def check_unused(output: Path) -> None:
             f"{output / OLD_STATE} was saved by an older version of diffpo, and this one cannot resume it. {CHOOSE}, "
             f"or finish the run with that version"
         )
-    left = {lock.NAME}
+    left = {lock.NAME, BETA, BETAS}
     if CONFIG_NAME in names:
         left |= {CONFIG_NAME, METRICS_NAME, TRACKED, "tensorboard", SAMPLES, BEST}
     if other := sorted(name for name in names - left if not (name.startswith(".") and name.endswith(".part"))):
