@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
 
 from .. import links, methods
 from ..common.errors import DiffpoError
@@ -39,9 +47,10 @@ class ObjectiveSettings(Section):
     """The preset: a method of docs/papers.md, a YAML file (from the working directory) or package.module:attribute
     (its module is imported)."""
 
-    beta: float = Field(gt=0)
+    beta: PositiveFloat | Literal["auto"]
     """Strength of the implicit reward r = beta/2 (reference error - policy error), with errors as means over the
-    dimensions. Larger values keep the policy nearer to the reference. Each preset has its own."""
+    dimensions. Larger values keep the policy nearer to the reference. Each preset has its own. auto: the best of
+    several on data.validation (docs/train.md)."""
 
     source: Literal["forward", "inversion", "trajectory", "pool", "samples", "self_play", "reward"] = "forward"
     """Where training states come from. forward: noised images of the data; inversion: inverted images of the data;
@@ -126,6 +135,14 @@ class ObjectiveSettings(Section):
     behaviour: BehaviourSettings = BehaviourSettings()
     """The second model that it is compared with: the policy that sampled the round."""
 
+    @field_validator("beta", mode="wrap")
+    @classmethod
+    def _number_or_auto(cls, value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return check(value)
+        except ValidationError as error:  # a fault of each of the two types; that of the number is the one to show
+            raise ValueError(error.errors()[0]["msg"]) from None
+
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, given: Any, info: ValidationInfo) -> Any:
@@ -137,6 +154,8 @@ class ObjectiveSettings(Section):
             preset = dict(find(given["name"], _faults).settings)
         except DiffpoError as error:
             raise ValueError(str(error)) from None
+        if given.get("beta") == "auto" and "beta" not in preset:
+            raise ValueError(f"beta=auto chooses around the preset's number, and {given['name']} has none: write one")
         if given.get("link", preset.get("link")) != preset.get("link"):
             preset.pop("link_options", None)  # they were the other link's
         own, theirs = given.get("rollout"), preset.get("rollout", {})
@@ -162,6 +181,13 @@ class ObjectiveSettings(Section):
         return self
 
     @property
+    def strength(self) -> float:
+        """beta as a number. DiffpoError while it is to be chosen (train/beta.py)."""
+        if self.beta == "auto":
+            raise DiffpoError("objective.beta=auto is chosen by `diffpo train`: here write a number")
+        return self.beta
+
+    @property
     def on_policy(self) -> bool:
         return self.source in ("trajectory", "pool", "samples", "self_play", "reward")
 
@@ -180,6 +206,8 @@ def _faults(settings: dict[str, Any]) -> list[str]:
     """What is wrong with the settings of a preset by themselves, a line each."""
     if "name" in settings:
         return ["name: a preset cannot name another preset; leave it out"]
+    if settings.get("beta") == "auto":
+        return ["beta: auto chooses around the number of the preset; write a number"]
     try:
         ObjectiveSettings.model_validate({"beta": 1.0, **settings})
     except ValidationError as error:  # one fault at least: without a name, choices are not compared with each other
@@ -193,8 +221,21 @@ def _faults(settings: dict[str, Any]) -> list[str]:
 
 def _problem(objective: ObjectiveSettings) -> str | None:
     """Why the settings of `objective:` make no sense together; None if they do."""
-    rules = (_link, _behaviour, _reference, _draws, _terms, _source)
+    rules = (_auto, _link, _behaviour, _reference, _draws, _terms, _source)
     return next((reason for rule in rules if (reason := rule(objective))), None)
+
+
+def _auto(objective: ObjectiveSettings) -> str | None:
+    """Of beta: auto."""
+    if objective.beta != "auto":
+        return None
+    if objective.on_policy:
+        return f"beta=auto needs pairs to train on, but source {objective.source} samples its own: write a number"
+    if objective.steered:
+        return "beta=auto compares pairs with one preference, and steered=true weighs several rewards: write a number"
+    if objective.reference.policy == "none" or not REWARDS & set(links.needs(objective.link)):
+        return f"beta=auto: {objective.name} compares no rewards with a reference: leave beta out, or write a number"
+    return None
 
 
 def _link(objective: ObjectiveSettings) -> str | None:

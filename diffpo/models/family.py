@@ -10,10 +10,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from samplers.prediction import guide
+
 from ..common.errors import DiffpoError
 from ..config import Model
 from ..data.cache import content_key, module_key
-from . import storage
+from . import autoencoders, storage
 from .file_header import is_one
 from .file_parts import read_vae
 from .kohya_names import Kohya
@@ -36,11 +38,14 @@ class Family(ForwardProcess, ABC):
         component: the trained part's name in the pipeline, and its prefix in a LoRA file.
         lora_targets: the layers that a LoRA adapts unless the config names others.
         encoders, tokenizers: the parts of the pipeline that read text.
+        clips: those of the encoders that `lora.text_encoders` adapts.
         without: options of the pipeline's class, for parts that are never loaded.
         repeated_blocks: the classes of the blocks that the network repeats; train.compile compiles each kind once.
         feature_blocks: the network's list of blocks, of which the first half gives its features.
         fsdp2: whether FSDP2 can shard the network.
         kohya: the format of its LoRA files in kohya's sd-scripts.
+        comfyui: what stands before diffusers' names of layers in ComfyUI's LoRAs; ending in `_`, all dots are that.
+        edits: whether `predict` takes the latents of a picture to edit, ``source`` (n, C, h, w).
         guidance_is_input: whether pipelines pass the guidance scale to the network instead of calling it twice.
     """
 
@@ -50,12 +55,15 @@ class Family(ForwardProcess, ABC):
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     encoders: ClassVar[tuple[str, ...]] = ()
     tokenizers: ClassVar[tuple[str, ...]] = ()
+    clips: ClassVar[tuple[str, ...]] = ()
     without: ClassVar[dict[str, Any]] = {}
     repeated_blocks: ClassVar[tuple[str, ...]] = ()
     feature_blocks: ClassVar[str | None] = None
     fsdp2: ClassVar[bool | None] = None
     kohya: ClassVar[Kohya | None] = None
-    guidance_is_input: ClassVar[bool] = False
+    comfyui: ClassVar[str | None] = None
+    edits: bool = False
+    guidance_is_input: bool = False
 
     def __init__(self, settings: Model, precision: str = "no", resolution: int = 1024) -> None:
         """``resolution`` of the images, in pixels: some flows shift their timesteps by it."""
@@ -70,6 +78,7 @@ class Family(ForwardProcess, ABC):
                 f"data.resolution={resolution} does not work with {settings.path}: set it to a multiple of {grain} px"
             )
         self.pipe: Any = None
+        self.text_in_step = False  # conditions hold tokens, which `embedded` makes embeddings of
 
     # ---- the network
 
@@ -79,8 +88,8 @@ class Family(ForwardProcess, ABC):
         network.requires_grad_(False).eval()
         if self.settings.attention:
             storage.set_attention(network, self.settings.attention)
-        if self.settings.base_weights != "full":
-            network = storage.shrink(network, self.settings.base_weights, self.dtype)
+        if self.settings.base_weights != "full" or self.settings.offload:
+            network = storage.keep(network, self.settings.base_weights, self.settings.offload, self.dtype)
         return network.to(device)
 
     def meta_network(self) -> torch.nn.Module:
@@ -120,6 +129,10 @@ class Family(ForwardProcess, ABC):
     def _user(cond: dict[str, Tensor]) -> dict[str, Tensor]:
         """The user's taste, where the network takes one (objective/users.py)."""
         return {"user": cond["user"]} if "user" in cond else {}
+
+    def guided(self, cond: Tensor, uncond: Tensor, guidance: float) -> Tensor:
+        """Classifier-free guidance of the network's outputs, as the pipeline computes it; 1 is none."""
+        return guide(cond, uncond, guidance)
 
     def latent_shape(self, network: torch.nn.Module, resolution: int) -> tuple[int, int, int]:
         """(C, h, w) of a square image's latents."""
@@ -224,21 +237,26 @@ class Family(ForwardProcess, ABC):
     def load_encoders(self, device: Any = "cpu") -> None:
         """Text encoders in the run's precision; the VAE in float32, because SDXL's overflows in half precision."""
         without = {self.component: None, **self.without}
-        self.pipe = load_pipeline(self.settings, str(self.dtype).split(".")[1], device, vae=self._vae(), **without)
-        self.vae_config = dict(self.pipe.vae.config)  # outlives the VAE
+        place = "cpu" if self.settings.offload else device
+        self.pipe = load_pipeline(self.settings, str(self.dtype).split(".")[1], place, vae=self._vae(), **without)
+        self.vae_config = autoencoders.about(self.pipe.vae)  # outlives the VAE
+        if self.settings.vae_tile:
+            _set_tile(self.pipe.vae, self.settings.vae_tile, self.vae_factor())
+        if self.settings.offload:
+            self.pipe.vae.to(device)
+            for name in self.encoders:
+                _visit(getattr(self.pipe, name), torch.device(device))
         for name in (*self.encoders, "vae"):
             getattr(self.pipe, name).requires_grad_(False).eval()
 
     def _vae(self) -> torch.nn.Module:
-        from diffusers import AutoencoderKL
-
-        path = self.settings.vae
+        path, kind = self.settings.vae, autoencoders.vae_class(self.vae_settings())
         if not path:
-            return self.source.module(AutoencoderKL, "vae", torch.float32)
+            return self.source.module(kind, "vae", torch.float32)
         if is_one(path):
             return read_vae(path, self.source.name_or_path)
         with readable(path):
-            return AutoencoderKL.from_pretrained(local(path), **dtype_option(torch.float32))
+            return kind.from_pretrained(local(path), **dtype_option(torch.float32))
 
     def free_encoders(self, keep_vae: bool = False) -> None:
         for name in (*self.encoders, *(() if keep_vae else ("vae",))):
@@ -252,28 +270,75 @@ class Family(ForwardProcess, ABC):
         class, and the unconditional embedding on its options."""
         options = {name: value for name, value in self.pipe.config.items() if isinstance(value, (bool, int, float))}
         tokenizers = [getattr(self.pipe, name) for name in self.tokenizers]
-        words = [(sorted(each.get_vocab().items()), each.model_max_length) for each in tokenizers]
+        words: list[Any] = []
+        for each in tokenizers:
+            found = getattr(each, "tokenizer", each)  # of a processor
+            chat = getattr(each, "chat_template", None)
+            words.append((sorted(found.get_vocab().items()), found.model_max_length, *([chat] if chat else [])))
         weights = [module_key(getattr(self.pipe, name)) for name in self.encoders]
         return content_key(type(self.pipe).__name__, sorted(options.items()), words, weights, str(self.dtype))
 
     def vae_hash(self) -> str:
-        return module_key(self.pipe.vae)
+        weights, tile = module_key(self.pipe.vae), self.settings.vae_tile
+        return content_key(weights, tile) if tile else weights
 
     @abstractmethod
     def encode_text(self, captions: Sequence[str | None]) -> dict[str, Tensor]:
         """One row per caption; None is the unconditional embedding that sampling uses with guidance."""
 
+    # ---- text encoders that are trained
+
+    def train_text(self) -> None:
+        """From now on conditions are `tokens`. DiffpoError if the family does not say how to embed them."""
+        if not self.clips:
+            raise DiffpoError(
+                f"lora.text_encoders does not work with a {type(self).__name__} (its clips is not set): set "
+                f"lora.text_encoders=false"
+            )
+        self.text_in_step = True
+
+    def load_clips(self, device: Any) -> dict[str, torch.nn.Module]:
+        """The text encoders that are adapted, frozen and in the run's precision."""
+        parts = [name for name, value in self.source.index().items() if isinstance(value, list) and value[0]]
+        without = {name: None for name in parts if name not in self.clips} | self.without
+        pipe = load_pipeline(self.settings, str(self.dtype).split(".")[1], device, **without)
+        return {name: getattr(pipe, name).requires_grad_(False).eval() for name in self.clips}
+
+    def tokens(self, captions: Sequence[str | None]) -> dict[str, Tensor]:
+        """`encode_text`, and beside it the tokens ``ids_NAME`` (n, length) for each of `clips`."""
+        found, texts = self.encode_text(captions), [caption or "" for caption in captions]
+        for name in self.clips:
+            tokenizer = getattr(self.pipe, name.replace("text_encoder", "tokenizer"))
+            length = tokenizer.model_max_length
+            ids = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+            found[f"ids_{name}"] = ids.input_ids
+        return found
+
+    def embedded(self, network: torch.nn.Module, cond: dict[str, Tensor]) -> dict[str, Tensor]:
+        """``cond`` with the embeddings that the network's own text encoders give its tokens; ``cond`` if it has none.
+        An absent caption keeps its constant embedding if that is all zeros."""
+        if not self.text_in_step:
+            return cond
+        ids = {name: cond[f"ids_{name}"] for name in self.clips}
+        rest = {name: value for name, value in cond.items() if not name.startswith("ids_")}
+        for name, value in self.embed(network.text_encoders, ids, rest).items():
+            zeros = (rest[name] == 0).flatten(1).all(1).reshape(-1, *[1] * (value.dim() - 1))
+            rest[name] = torch.where(zeros, rest[name].to(value.dtype), value)
+        return rest
+
+    def embed(self, encoders: Any, ids: dict[str, Tensor], frozen: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What of the conditions depends on the `clips`, for tokens by encoder; ``frozen``: the base's conditions."""
+        raise NotImplementedError
+
     @torch.no_grad()
     def encode_image(self, pixels: Tensor) -> dict[str, Tensor]:
         """(n, 3, H, W) in [-1, 1] -> ``mean`` and ``logvar`` of the posterior, (n, C, h, w) float32, unscaled."""
         with torch.autocast(self.pipe.vae.device.type, enabled=False):
-            posterior = self.pipe.vae.encode(pixels.to(self.pipe.vae.device, torch.float32)).latent_dist
-        return {"mean": posterior.mean, "logvar": posterior.logvar}
+            return autoencoders.encode(self.pipe.vae, pixels.to(self.pipe.vae.device, torch.float32))
 
     def scale_latents(self, latents: Tensor) -> Tensor:
         """Posterior samples -> x_0, the variance that the network was trained on."""
-        config = self.vae_config
-        return (latents - (config.get("shift_factor") or 0.0)) * config["scaling_factor"]
+        return autoencoders.scaled(latents, self.vae_config)
 
     @torch.no_grad()
     def decode(self, x_0: Tensor) -> Tensor:
@@ -282,10 +347,9 @@ class Family(ForwardProcess, ABC):
 
     def decoded(self, x_0: Tensor) -> Tensor:
         """`decode` with gradients by x_0."""
-        config = self.vae_config
-        latents = x_0.float() / config["scaling_factor"] + (config.get("shift_factor") or 0.0)
+        latents = autoencoders.unscaled(x_0, self.vae_config)
         with torch.autocast(self.pipe.vae.device.type, enabled=False):
-            return self.pipe.vae.decode(latents.to(self.pipe.vae.device)).sample
+            return autoencoders.decode(self.pipe.vae, latents)
 
     def condition(self, text: dict[str, Tensor], micro_conditioning: Tensor) -> dict[str, Tensor]:
         """Text rows and (n, 6) sizes and crops -> what `predict` takes; most families ignore the sizes."""
@@ -306,7 +370,7 @@ class Family(ForwardProcess, ABC):
 
     def vae_factor(self) -> int:
         """Pixels per latent, each way."""
-        return 2 ** (len(self.vae_settings()["block_out_channels"]) - 1)
+        return autoencoders.factor(self.vae_settings())
 
     def vae_settings(self) -> dict[str, Any]:
         from diffusers import AutoencoderKL
@@ -317,6 +381,16 @@ class Family(ForwardProcess, ABC):
             return dict(AutoencoderKL.load_config(local(self.settings.vae)))
 
     # ---- a whole pipeline, for generation
+
+    @classmethod
+    def as_read(cls, pipe: Any, prompts: Sequence[str]) -> list[str]:
+        """The prompts with what the pipeline puts around them before it counts and cuts their tokens."""
+        return list(prompts)
+
+    @classmethod
+    def unpacked(cls, latents: Tensor, height: int, width: int) -> Tensor:
+        """The pipeline's latents of a picture -> (n, C, ``height``, ``width``)."""
+        return latents
 
     @classmethod
     def sample_size(cls, pipe: Any) -> int:
@@ -337,6 +411,20 @@ class Family(ForwardProcess, ABC):
             "height": height,
             "width": width,
         }
+
+
+def _visit(encoder: torch.nn.Module, device: torch.device) -> None:
+    """Let ``encoder`` be on the ``device`` only while it computes."""
+    encoder.register_forward_pre_hook(lambda module, _: module.to(device) and None)
+    encoder.register_forward_hook(lambda module, _, output: module.to("cpu") and None)
+
+
+def _set_tile(vae: Any, pixels: int, factor: int) -> None:
+    """Let the VAE work in tiles, by diffusers' own means. DiffpoError if it has none for tiles of a size."""
+    if not hasattr(vae, "tile_latent_min_size") or not hasattr(vae, "tile_sample_min_size"):
+        raise DiffpoError(f"model.vae_tile does not work with a {type(vae).__name__}: set model.vae_tile=null")
+    vae.enable_tiling()
+    vae.tile_sample_min_size, vae.tile_latent_min_size = pixels, pixels // factor
 
 
 def no_users(network: torch.nn.Module) -> DiffpoError:

@@ -168,10 +168,10 @@ def score(policy: Policy, objective: Objective, regression: Regression) -> Outco
         held = safeguard_winner(errors, prediction, regression.target, settings.winner_safeguard)
 
     omega = objective.omega(regression.t)
-    reward = implicit_reward(held, reference_error, settings.beta, regression.weight, settings.clip)
+    reward = implicit_reward(held, reference_error, settings.strength, regression.weight, settings.clip)
     reward = divergences.transform(settings.divergence, omega * reward, settings.divergence_alpha)
     k = regression.weight if regression.weight is not None else torch.ones_like(reference_error)
-    scale = (settings.beta / 2) * k * omega
+    scale = (settings.strength / 2) * k * omega
     more = {"reference_reward": -scale * reference_error}
     kl = k * drift
     penalty = settings.kl * kl if settings.kl else None

@@ -36,6 +36,7 @@ from ..problems.regression import Regression
 from ..rollout.labels import read_labels
 from ..rollout.prompts import PromptConditions
 from ..scorers import features
+from ..weights import trained
 from .feeds import Feed, Offline
 from .heldout import HeldOut, spread
 
@@ -160,9 +161,10 @@ def load_data(config: Config, family: Family, accelerator: Accelerator) -> Sourc
     return Sources(batches.get("train"), conditions, held_out, conditioned, samples)
 
 
-def make_optimizer(settings: Optimisation, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+def make_optimizer(settings: Optimisation, parameters: list[Any]) -> torch.optim.Optimizer:
     """An optimiser class by its path, e.g. torch.optim.AdamW or bitsandbytes.optim:AdamW8bit. Its module is imported,
-    which runs the module; the class is called only if it is derived from torch's Optimizer."""
+    which runs the module; the class is called only if it is derived from torch's Optimizer. ``parameters`` may be
+    groups with options of their own."""
     path, kind = settings.optimizer, "a class derived from torch.optim.Optimizer"
     try:
         cls = load_attribute(path, "train.optimizer", kind, _is_optimizer)
@@ -297,7 +299,9 @@ def _sampled(config: Config, sources: Sources, policy: Policy, sampler: Referenc
     per_update = pairs_per_update(config, worker)
     batches, conditions = sources.batches, sources.conditions
     if conditions is not None and settings.rollout.labels is not None:
-        return Labelled(settings.rollout.labels, settings.rollout, conditions, policy, seed)
+        start = config.lora.start if config.lora else None
+        sampled_by = trained.file_hash(start) if start else None
+        return Labelled(settings.rollout.labels, settings.rollout, conditions, policy, seed, sampled_by)
     if settings.source == "self_play":
         assert batches is not None  # noqa: S101 (`Config` requires data.train for it)
         return OnPolicy(SelfPlayRounds(settings, batches, policy, sampler, seed), worker, per_update)

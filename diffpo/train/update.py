@@ -75,7 +75,7 @@ class Updater:
             with warnings.catch_warnings(action="ignore"):  # before the first step of the optimiser torch complains
                 schedule.step()
             return {**metrics, "lr": lr}
-        table = self.accelerator.gather(torch.cat(tables))
+        table = self.accelerator.gather(torch.cat(tables)).cpu()
         norm = sharding.whole(self.accelerator.clip_grad_norm_(parameters, settings.max_grad_norm or math.inf))
         # fp16's loss scale is found by an overflow now and then, after which the scaler skips the update
         if not table.isfinite().all() or (self.accelerator.scaler is None and not torch.isfinite(norm)):
