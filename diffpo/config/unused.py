@@ -30,7 +30,8 @@ RULES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 
 
 def reason(objective: Section, given: Mapping[str, Any], preset: Mapping[str, Any]) -> str | None:
-    """Which setting of ``given`` would have no effect, and what would use it; None if all have one.
+    """Which setting of ``given``, of the section ``objective:``, would have no effect, and what would use it; None if
+    all have one.
 
     A setting with its default or with the preset's own value is let through: it is in the resolved config of every run.
     """
