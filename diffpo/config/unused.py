@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .section import Section
-
-if TYPE_CHECKING:
-    from .objective import ObjectiveSettings
 
 SAMPLED = ("trajectory", "pool", "samples", "self_play", "reward")
 # a setting (or a whole section), the setting that turns it on, and the values with which it is used
@@ -32,8 +29,9 @@ RULES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
 )
 
 
-def reason(objective: ObjectiveSettings, given: Mapping[str, Any], preset: Mapping[str, Any]) -> str | None:
-    """Which setting of ``given`` would have no effect, and what would use it; None if all have one.
+def reason(objective: Section, given: Mapping[str, Any], preset: Mapping[str, Any]) -> str | None:
+    """Which setting of ``given``, of the section ``objective:``, would have no effect, and what would use it; None if
+    all have one.
 
     A setting with its default or with the preset's own value is let through: it is in the resolved config of every run.
     """

@@ -315,10 +315,8 @@ class Family(ForwardProcess, ABC):
         return found
 
     def embedded(self, network: torch.nn.Module, cond: dict[str, Tensor]) -> dict[str, Tensor]:
-        """``cond`` with the embeddings that the network's own text encoders give its tokens; ``cond`` if it has none.
-        An absent caption keeps its constant embedding if that is all zeros."""
-        if not self.text_in_step:
-            return cond
+        """``cond`` with the embeddings that the network's own text encoders give its tokens. An
+        absent caption keeps its constant embedding if that is all zeros."""
         ids = {name: cond[f"ids_{name}"] for name in self.clips}
         rest = {name: value for name, value in cond.items() if not name.startswith("ids_")}
         for name, value in self.embed(network.text_encoders, ids, rest).items():

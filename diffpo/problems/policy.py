@@ -41,11 +41,16 @@ class Policy:
         """The network's output at x_t (n, C, h, w) and timesteps t (n,), with guidance where ``given`` includes it."""
         with self.autocast():
             if given.uncond is None:
-                return self.family.predict(self.network, x_t, t, self.family.embedded(self.network, given.cond))
+                return self.family.predict(self.network, x_t, t, self._embedded(given.cond))
             both = {name: torch.cat([given.uncond[name], value]) for name, value in given.cond.items()}
-            both = self.family.embedded(self.network, both)
+            both = self._embedded(both)
             uncond, cond = self.family.predict(self.network, x_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
             return self.family.guided(cond, uncond, given.guidance)
+
+    def _embedded(self, cond: dict[str, Tensor]) -> dict[str, Tensor]:
+        """``cond`` with embeddings in place of tokens, where text encoders are trained."""
+        tokens = any(name.startswith("ids_") for name in cond)
+        return self.family.embedded(self.network, cond) if tokens else cond
 
     @contextlib.contextmanager
     def switched(self, adapter: str | None) -> Iterator[Policy]:

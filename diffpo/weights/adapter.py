@@ -13,7 +13,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ..config import Config
-from . import lora, lora_apply, lora_file, text_encoders
+from . import lora, lora_apply, lora_file, text_encoders, text_names
 from .lora import ADAPTER, adapter_parameters
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class LoraWeights:
 
     def restore(self, folder: Path, component: str) -> None:
         state, _ = lora_file.read_lora(folder)
-        self.set_state(text_encoders.from_file(self.network, state))
+        self.set_state(text_names.from_file(self.network, state))
 
     @staticmethod
     def file_hash(file: Path) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..common.errors import DiffpoError
 from ..common.files import write_atomic
 from ..config import Lora
+from . import text_names
 from .lora_file import HEADER, sorted_header
 from .sharding import like, whole
 
@@ -183,16 +184,14 @@ def save_lora(
     if getattr(config, "use_dora", False):
         adapter["use_dora"] = True
     adapter |= {key: value for key in ("rank_pattern", "alpha_pattern") if (value := getattr(config, key))}
-    from . import text_encoders
-
-    adapter = {f"{component}.{k}": v for k, v in adapter.items()} | text_encoders.settings(network, config)
+    adapter = {f"{component}.{k}": v for k, v in adapter.items()} | text_names.settings(network, config)
     header = {
         "format": "pt",
         "lora_adapter_metadata": json.dumps(adapter, sort_keys=True),
         HEADER: json.dumps(about, sort_keys=True),
     }
     state = lora_state(network) if state is None else state
-    content = save(text_encoders.in_file(component, state), header)
+    content = save(text_names.in_file(component, state), header)
     write_atomic(path, sorted_header(content))
 
 
