@@ -21,8 +21,8 @@ import sys
 from pathlib import Path
 
 from diffpo.commands import footprint
-from diffpo.commands.quickstart import ROOT
 from diffpo.common import tables
+from diffpo.common.carried import HOME as ROOT
 from diffpo.config import load_config
 
 PAIRS = ROOT / "assets" / "shapes-preferences" / "train.parquet"

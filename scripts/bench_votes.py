@@ -29,8 +29,8 @@ import numpy as np
 from objective_bench import job
 from objective_bench.data import MODEL, PAIRS
 
-from diffpo.commands.quickstart import ROOT
 from diffpo.common import tables
+from diffpo.common.carried import HOME as ROOT
 
 CANDIDATES, DRAWS, PROMPTS, TUNING = 600, 4, 256, 100
 # by the number of votes; chosen with --tune on seed 100, by the win rate in total

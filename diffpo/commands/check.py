@@ -13,7 +13,7 @@ from .. import links, scorers
 from ..common.errors import DiffpoError
 from ..common.text import plain
 from ..config import Config, Data
-from ..config.objective import TRANSITIONS
+from ..config.choices import TRANSITIONS
 from ..data.columns import NOUN, Kind
 from ..data.groups import Groups, scan
 from ..data.prompts import load_prompts

@@ -22,8 +22,8 @@ class ForwardSettings(Section):
 
     draws: int | None = Field(None, gt=0)
     """A pair has so many draws of noise and timestep, which come again and again (source forward). The reference's
-    errors are kept, so from its visit number draws + 1 on a pair costs no pass of the reference. null: new draws at
-    each visit."""
+    errors are kept, so from its visit number draws + 1 on a pair costs no pass of the reference. One draw learns
+    less (docs/performance.md). null: new draws at each visit."""
 
 
 class InversionSettings(Section):

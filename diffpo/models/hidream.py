@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,10 +32,12 @@ class HiDream(Family):
         return network
 
     def meta_network(self) -> torch.nn.Module:
-        """Every token goes through the first experts, as many as through those that a router chooses."""
-        network = super().meta_network().eval()  # in training mode its output has another shape
+        """Every token goes through the first experts, as many as through those that a router chooses; the size of the
+        (square) picture cannot be read from a tensor on the meta device."""
+        network: Any = super().meta_network().eval()  # in training mode its output has another shape
         for module in _experts(network):
             module.forward = _unrouted(module)
+        network.unpatchify = lambda tokens, _sizes, _training: _square(tokens, network.config.patch_size)
         return network
 
     def predict(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
@@ -96,6 +99,13 @@ class HiDream(Family):
 
 def _experts(network: torch.nn.Module) -> list[Any]:
     return [module for module in network.modules() if type(module).__name__ == "MOEFeedForwardSwiGLU"]
+
+
+def _square(tokens: Tensor, patch: int) -> Tensor:
+    """(n, side^2, patch^2 C) -> (n, C, patch side, patch side), empty."""
+    n, count, width = tokens.shape
+    side = patch * math.isqrt(count)
+    return tokens.new_empty(n, width // patch**2, side, side)
 
 
 def _unrouted(module: Any) -> Any:

@@ -128,7 +128,7 @@ class Updater:
         if regression is None:
             return None
         bare, cond = self.objective.reference.policy.network, regression.conditioning.cond
-        texts = [value for value in cond.values() if value.ndim == 3]
+        texts = [value for value in cond.values() if value.ndim == 3 and not value.requires_grad]
         with sync, lora_forward.shared(bare, texts, regression.judgement.members):
             outcome = score(self.policy, self.objective, regression)
             baseline = torch.tensor(self.baseline, device=outcome.reward.device)

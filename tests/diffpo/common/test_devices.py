@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from diffpo import scorers
+from diffpo.commands.calibrate import Calibration
 from diffpo.common import devices
 from diffpo.models import source
 
@@ -21,6 +22,8 @@ def test_cuda_comes_before_mps_and_mps_before_the_cpu(monkeypatch, tiny_sd, cuda
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     assert devices.best() == best
     assert scorers.default_device("pickscore") == best and scorers.default_device("shapes") == "cpu"
+    fitted = Calibration("model", "prompts", "plan.safetensors").device
+    assert fitted == ("cpu" if best == "mps" else None)  # it needs float64
     tried = []
     monkeypatch.setattr(torch, "zeros", lambda *_, device: tried.append(device) or torch.empty(0))
     monkeypatch.setattr(source, "source_of", lambda settings: pytest.fail("far enough"))

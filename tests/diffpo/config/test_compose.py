@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from diffpo import links
 from diffpo.config import ObjectiveSettings
-from diffpo.config.objective import OF_BEHAVIOUR
+from diffpo.config.choices import OF_BEHAVIOUR
 
 
 def settings(**given) -> ObjectiveSettings:

@@ -18,6 +18,7 @@ from diffpo.config import Lora, Model
 from diffpo.evaluation import generate
 from diffpo.evaluation.generation import Generation
 from diffpo.export import export
+from diffpo.models import chroma, flux2, lumina2, z_image
 from diffpo.problems.policy import Policy
 from diffpo.problems.regression import Conditioning
 from diffpo.train.loop import train
@@ -47,6 +48,14 @@ def folder(tmp_path_factory):
         return made[name]
 
     return get
+
+
+@pytest.fixture
+def few_tokens(monkeypatch, tmp_path):
+    """Captions are cut to 64 tokens, where the pipelines pad to 512; the option of their cache."""
+    for module in (z_image, flux2, chroma, lumina2):
+        monkeypatch.setattr(module, "TOKENS", 64)
+    return f"data.cache={tmp_path / 'cache of 64 tokens'}"
 
 
 def side_of(name):
@@ -102,12 +111,12 @@ def test_our_calls_and_latents_are_those_of_the_pipeline(folder, name, guidance)
 
 
 @pytest.mark.parametrize("name", list(MAKE))
-def test_a_lora_is_trained_and_loaded_by_diffusers(folder, make_config, tmp_path, name):
+def test_a_lora_is_trained_and_loaded_by_diffusers(folder, few_tokens, make_config, tmp_path, name):
     """A run of Diffusion-DPO starts at u = 0 and moves; its file, loaded by the pipeline's own `load_lora_weights`, and
     by us, gives the network of the run."""
     side = side_of(name)
     data = write_parquet(tmp_path / "pairs.parquet", pick_a_pic_rows(4, (side, side)))
-    settings = (f"data.resolution={side}", "train.steps=2", "train.lr=1e-2", "objective.beta=500")
+    settings = (few_tokens, f"data.resolution={side}", "train.steps=2", "train.lr=1e-2", "objective.beta=500")
     config = make_config(folder(name), *settings, data=data)
     train(config)
     first, second = metrics_of(config.output)
@@ -167,8 +176,8 @@ def test_pictures_are_generated_in_the_size_that_was_asked_for(folder, tmp_path,
         ("hidream", "rankdpo"),
     ],
 )
-def test_other_kinds_of_objectives_train(folder, make_config, tmp_path, name, method):
-    more = [f"data.resolution={side_of(name)}"]
+def test_other_kinds_of_objectives_train(folder, few_tokens, make_config, tmp_path, name, method):
+    more = [few_tokens, f"data.resolution={side_of(name)}"]
     methods.run(method, folder(name), make_config, methods.write_data(tmp_path), *more)
 
 
