@@ -26,9 +26,6 @@ class Linear:
         self.rows.append(len(x_t))
         return x_t + (t + cond["c"]).view(-1, 1, 1, 1)
 
-    def guided(self, cond, uncond, guidance):
-        return uncond + guidance * (cond - uncond)
-
 
 def cond(*values):
     return {"c": torch.tensor(values)}
