@@ -20,6 +20,7 @@ TOKENS = 512  # of T5
 class Chroma(Family):
     pipelines = ("ChromaPipeline",)
     network_class = "ChromaTransformer2DModel"
+    comfyui = "transformer."
     lora_targets = JOINT_ATTENTION
     encoders = ("text_encoder",)
     tokenizers = ("tokenizer",)

@@ -26,6 +26,7 @@ STEPS = 50  # the pipelines' default, on which their shift depends
 class Flux2Klein(Family):
     pipelines = ("Flux2KleinPipeline",)
     network_class = "Flux2Transformer2DModel"
+    comfyui = "transformer."
     lora_targets = (*JOINT_ATTENTION, "to_qkv_mlp_proj")  # the last one: of the single stream's blocks
     encoders = ("text_encoder",)
     tokenizers = ("tokenizer",)

@@ -18,6 +18,7 @@ TOKENS = 128  # of each text encoder
 class HiDream(Family):
     pipelines = ("HiDreamImagePipeline",)
     network_class = "HiDreamImageTransformer2DModel"
+    comfyui = "transformer."
     lora_targets = tuple(f"to_{name}" for name in ("q", "k", "v", "out", "q_t", "k_t", "v_t", "out_t"))
     encoders = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
     tokenizers = ("tokenizer", "tokenizer_2", "tokenizer_3", "tokenizer_4")

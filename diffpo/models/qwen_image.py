@@ -20,6 +20,7 @@ NOTHING = " "  # the unconditional caption of the published examples
 class QwenImage(Family):
     pipelines = ("QwenImagePipeline",)
     network_class = "QwenImageTransformer2DModel"
+    comfyui = "transformer."
     lora_targets = JOINT_ATTENTION
     encoders = ("text_encoder",)
     tokenizers = ("tokenizer",)

@@ -19,6 +19,7 @@ TOKENS = 512  # of Qwen3, with the chat's own
 class ZImage(Family):
     pipelines = ("ZImagePipeline",)
     network_class = "ZImageTransformer2DModel"
+    comfyui = "transformer."
     encoders = ("text_encoder",)
     tokenizers = ("tokenizer",)
     repeated_blocks = ("ZImageTransformerBlock",)

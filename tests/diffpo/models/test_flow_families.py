@@ -10,6 +10,7 @@ import tiny_flows as tiny
 import torch
 from PIL import Image, ImageChops
 from pipeline_calls import calls_of, compare
+from safetensors.torch import load_file
 from tiny import metrics_of, pick_a_pic_rows, write_parquet
 
 from diffpo import models
@@ -117,7 +118,7 @@ def test_a_lora_is_trained_and_loaded_by_diffusers(folder, few_tokens, make_conf
     side = side_of(name)
     data = write_parquet(tmp_path / "pairs.parquet", pick_a_pic_rows(4, (side, side)))
     settings = (few_tokens, f"data.resolution={side}", "train.steps=2", "train.lr=1e-2", "objective.beta=500")
-    config = make_config(folder(name), *settings, data=data)
+    config = make_config(folder(name), *settings, "lora.alpha=4", data=data)
     train(config)
     first, second = metrics_of(config.output)
     assert first["loss"] == pytest.approx(math.log(2), rel=1e-6) and first["grad_norm"] > 0
@@ -144,6 +145,15 @@ def test_a_lora_is_trained_and_loaded_by_diffusers(folder, few_tokens, make_conf
     merged = family_of(tmp_path / "merged", side).load_network()
     with torch.no_grad():
         torch.testing.assert_close(family.predict(merged, x_t, t, cond), found, rtol=1e-4, atol=1e-5)
+    if family.comfyui is None:
+        return
+    made = export.run(export.Export(config.output, "comfyui", str(folder(name)), tmp_path / "comfyui"))
+    tensors = load_file(made / "comfyui.safetensors")
+    assert len(tensors) == 3 * len(lora_layers)
+    for layer in lora_layers:
+        up, down, alpha = (tensors[f"transformer.{layer}.{k}"] for k in ("lora_up.weight", "lora_down.weight", "alpha"))
+        expected = base.get_submodule(layer).weight + alpha / len(down) * up @ down
+        torch.testing.assert_close(merged.get_submodule(layer).weight, expected.detach())
 
 
 @pytest.mark.parametrize("name", list(MAKE))
