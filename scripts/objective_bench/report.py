@@ -20,8 +20,8 @@ Results = dict[str, list[dict[str, Any]]]
 REGIMES = {
     "others": "Pairs of other models' samples: guidance 1 and 7, the distilled tiny-turbo, and tiny-dit; 350 captions.",
     "real": (
-        "The chosen pictures are rendered scenes, the rejected ones the model's own samples; 700 captions. Fine-tuning and "
-        "the methods that imitate the chosen pictures gain here. With the model's own samples they lose."
+        "The chosen pictures are rendered scenes, the rejected ones the model's own samples; 700 captions. Fine-tuning "
+        "and the methods that imitate the chosen pictures gain here. With the model's own samples they lose."
     ),
 }
 
