@@ -9,7 +9,7 @@ import resource
 import shutil
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -77,26 +77,30 @@ def run(method: Method, seed: int, setting: Setting) -> dict[str, Any]:
 
 
 def measure(method: Method, seed: int, setting: Setting, parts: int = 1) -> dict[str, Any]:
-    """Train ``method`` with ``seed`` until the budget is used, and measure it ``parts`` times, the last time at the
-    end."""
+    """Train ``method`` with ``seed`` until the budget is used, and measure every stage ``parts`` times, the last time
+    at its end."""
     output = setting.folder / "runs" / f"{setting.label}-{method.name}-{seed}"
     shutil.rmtree(output, ignore_errors=True)
-    steps = affordable(method, setting, output)
-    every = math.ceil(steps / parts)
-    config = configure(method, seed, setting, output, steps, every)
-    started = time.perf_counter()
-    from diffpo.train.loop import train
-
-    train(config)
-    seconds = time.perf_counter() - started
-    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     base = json.loads(setting.base.read_text())
-    curve = []
-    for step in [*range(every, steps, every), steps]:
-        n = setting.n if step == steps else setting.n_curve
-        tuned = draw(setting.model, output / f"checkpoint-{step:06d}", range(n))
-        calls = {name: rows[step - 1][f"calls/{name}"] for name in ("forward", "backward")}
-        curve.append({"step": step, **calls, "n": n, **compare(base["scores"], tuned["scores"], n)})
+    curve: list[dict[str, Any]] = []
+    seconds, start, spent = 0.0, None, {"step": 0, "forward": 0, "backward": 0}
+    for place, (stage, share) in enumerate(stages(method, setting)):
+        folder = output / f"stage-{place}"
+        steps = affordable(stage, share, folder)
+        every = math.ceil(steps / parts)
+        if start is not None:
+            stage = replace(stage, overrides=(*stage.overrides, f"lora.start={start}"))
+        began = time.perf_counter()
+        rows = logged(configure(stage, seed, share, folder, steps, every))
+        seconds += time.perf_counter() - began
+        for step in [*range(every, steps, every), steps]:
+            start = folder / f"checkpoint-{step:06d}"
+            n = setting.n if step == steps else setting.n_curve
+            tuned = draw(setting.model, start, range(n))
+            now = {"step": step} | {name: rows[step - 1][f"calls/{name}"] for name in ("forward", "backward")}
+            now = {name: value + spent[name] for name, value in now.items()}
+            curve.append({**now, "n": n, **compare(base["scores"], tuned["scores"], n)})
+        spent = now
     result = {
         "method": method.name,
         "seed": seed,
@@ -105,7 +109,7 @@ def measure(method: Method, seed: int, setting: Setting, parts: int = 1) -> dict
         "key": store.key(method, seed, setting),
         "settings": list(method.overrides),
         "budget": setting.budget,
-        "steps": steps,
+        "steps": spent["step"],
         "seconds": round(seconds, 1),
         "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
         "curve": curve,
@@ -113,9 +117,25 @@ def measure(method: Method, seed: int, setting: Setting, parts: int = 1) -> dict
         "total": np.array(tuned["scores"]["shapes.total"]),
     }
     if parts > 1:
-        result["diversity"] = diversity(setting.model, output / f"checkpoint-{steps:06d}")
+        result["diversity"] = diversity(setting.model, start)
     shutil.rmtree(output)
     return result
+
+
+def stages(method: Method, setting: Setting) -> list[tuple[Method, Setting]]:
+    """The method with the whole budget, or with half of it and `Method.then` with the other half."""
+    if method.then is None:
+        return [(method, setting)]
+    half = replace(setting, budget=setting.budget // 2)
+    return [(replace(method, then=None), half), (method.then, half)]
+
+
+def logged(config: Config) -> list[dict[str, Any]]:
+    """Train; the lines of the log, one for each update."""
+    from diffpo.train.loop import train
+
+    train(config)
+    return [json.loads(line) for line in (Path(config.output) / "metrics.jsonl").read_text().splitlines()]
 
 
 def configure(method: Method, seed: int, setting: Setting, output: Path, steps: int, every: int) -> Config:
@@ -150,10 +170,7 @@ def affordable(method: Method, setting: Setting, output: Path) -> int:
     if not file.exists():
         config = configure(method, 0, setting, output, 1, 1)
         trial = config.objective.rollout.updates if config.objective.on_policy else 1
-        from diffpo.train.loop import train
-
-        train(configure(method, 0, setting, output, trial, trial))
-        last = json.loads((output / "metrics.jsonl").read_text().splitlines()[-1])
+        last = logged(configure(method, 0, setting, output, trial, trial))[-1]
         shutil.rmtree(output)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(cost(last["calls/forward"], last["calls/backward"]) / trial))

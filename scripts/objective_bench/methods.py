@@ -20,7 +20,8 @@ class Method:
     """``name`` in the report, the ``preset`` it starts from, overrides of the model's quickstart config (``$DATA`` and
     ``$SCORERS``: folders of what `data.make` and `data.scorers` made; ``$BETA``: the quickstart's), and a ``note`` on
     what differs. ``main``: part of the comparison, not only of a claim. ``updates``: as many, whatever they cost,
-    instead of the budget. ``budget``: its own, instead of the command's."""
+    instead of the budget. ``budget``: its own, instead of the command's. ``then``: a second method that goes on from
+    the first one's LoRA; each gets half of the budget."""
 
     name: str
     preset: str
@@ -29,6 +30,7 @@ class Method:
     main: bool = True
     updates: int | None = None
     budget: int | None = None
+    then: Method | None = None
 
 
 def named(name: str, methods: Iterable[Method]) -> Method:

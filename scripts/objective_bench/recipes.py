@@ -17,22 +17,35 @@ BUDGET = 25_600
 
 @dataclass(frozen=True)
 class Recipe(Method):
-    """A method whose overrides after the first ``common`` ones were chosen."""
+    """``tuned``: the name of a method, whose overrides after the first ``common`` ones were chosen."""
 
     common: int = 0
+    tuned: str = ""
 
 
 def recipe(method: Method, regime: str = "own", model: str = "tiny-sdxl") -> Recipe:
     """``method`` with the settings that were chosen for it in ``regime``."""
-    settings = store.chosen(method.preset, regime, model, store.tried()) or ()
-    note = "; ".join(settings)
-    overrides = (*method.overrides, *settings)
-    return Recipe(f"{method.preset}_tuned", method.preset, overrides, note, False, None, BUDGET, len(method.overrides))
+    settings = store.chosen(method.name, regime, model, store.tried()) or ()
+    note, overrides = "; ".join(settings), (*method.overrides, *settings)
+    fixed = {"main": False, "budget": BUDGET, "then": method.then}
+    found = Recipe(f"{method.name}_tuned", method.preset, overrides, note, **fixed)
+    return replace(found, common=len(method.overrides), tuned=method.name)
 
 
 TOTAL = "objective.rollout.scorers=[shapes.total]"
 JUDGED = "objective.rollout.step_scorer=shapes.total"
 ROUND = ("objective.rollout.prompts=16", "objective.rollout.updates=6")
+# pairs of the policy's own pictures, in the second half of the budget
+ONLINE = sampled(
+    "online_dpo",
+    TOTAL,
+    "objective.beta=$BETA",
+    "objective.rollout.steps=6",
+    "objective.rollout.samples=4",
+    "objective.rollout.prompts=32",
+    "objective.rollout.updates=8",
+    "train.lr_schedule=cosine",
+)
 STARTS = [
     offline("diffusion_dpo"),
     offline("inpo"),
@@ -43,6 +56,7 @@ STARTS = [
     sampled("diffusion_nft", TOTAL),
     offline("rankdpo", *LISTS),
     offline("curriculum_dpo", "data.curriculum=4", "data.curriculum_updates=50"),
+    replace(offline("diffusion_dpo"), name="dpo_then_online", then=ONLINE),
 ]
 _BATCH, _CLIP = "train.batch_size={}", "objective.link_options.clip={}"
 RATES = ("train.lr=5e-4", "train.lr=1e-3")

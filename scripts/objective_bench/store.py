@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from .job import Setting
     from .methods import Method
+    from .recipes import Recipe
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TRIED = RESULTS / "tried.jsonl"
@@ -79,7 +80,8 @@ def key(method: Method, seed: int, setting: Setting) -> str:
     named = json.dumps(config, sort_keys=True).replace(str(setting.folder), "$OUT")
     given = [text for text in method.overrides if text.startswith("data.")]
     shared = [of_folder(data.ASSETS / setting.model), of_regime(setting.regime), _drawing(generation(setting.model))]
-    return digest(named, given, seed, *shared, setting.budget, setting.n, setting.n_curve, method.updates)
+    own = [named, given, seed, *shared, setting.budget, setting.n, setting.n_curve, method.updates]
+    return digest(*own, *([] if method.then is None else [key(method.then, seed, setting)]))
 
 
 def file(name: str, seed: int, setting: Setting, root: Path = RESULTS) -> Path:
@@ -150,11 +152,11 @@ def chosen(method: str, regime: str, model: str, lines: Iterable[dict[str, Any]]
     return None if best is None else tuple(best["settings"])
 
 
-def line_of(recipe: Method, tried: Method, result: dict[str, Any]) -> dict[str, Any]:
+def line_of(recipe: Recipe, tried: Method, result: dict[str, Any]) -> dict[str, Any]:
     """A trial of ``recipe`` as a line of tried.jsonl."""
     last = result["curve"][-1]
     names = ("regime", "model", "key", "seed", "steps", "seconds")
     calls = {"calls": round(last["forward"] + 2 * last["backward"])}
     wins = {"win": last["total"]["win"], "following": last["following"]["win"], "n": last["n"]}
     settings = list(tried.overrides[recipe.common :])
-    return {"method": recipe.preset, "settings": settings, **{name: result[name] for name in names}, **calls, **wins}
+    return {"method": recipe.tuned, "settings": settings, **{name: result[name] for name in names}, **calls, **wins}

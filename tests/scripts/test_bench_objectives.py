@@ -31,9 +31,18 @@ def test_key_depends_on_content_alone():
         "override": (replace(DPO, overrides=(*DPO.overrides, "train.lr=1e-3")), 0, SETTING),
         "data": (replace(DPO, overrides=(*DPO.overrides, "data.train=$DATA/flipped-20.parquet")), 0, SETTING),
         "updates": (replace(DPO, updates=7), 0, SETTING),
+        "second stage": (replace(DPO, then=DPO), 0, SETTING),
+        "another second stage": (replace(DPO, then=replace(DPO, preset="cdpo")), 0, SETTING),
     }
     keys = {name: store.key(*content) for name, content in others.items()}
     assert len({key, *keys.values()}) == 1 + len(keys), keys
+
+
+def test_stages_share_the_budget():
+    then = replace(DPO, preset="cdpo")
+    (first, own), (second, rest) = job.stages(replace(DPO, then=then), SETTING)
+    assert (first, second) == (DPO, then) and own == rest == replace(SETTING, budget=50)
+    assert job.stages(DPO, SETTING) == [(DPO, SETTING)]
 
 
 def test_key_has_no_place_of_this_machine():
