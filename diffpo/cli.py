@@ -18,7 +18,7 @@ INTERRUPTED = "\ninterrupted; run the same command again to continue from what i
 try:
     import typer
 
-    from .commands import annotate_verbs, labels, measures
+    from .commands import annotate_verbs, labels, measures, recipes
     from .commands import options as given
 except KeyboardInterrupt:
     print(INTERRUPTED, file=sys.stderr)
@@ -32,7 +32,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Config = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/ for recipes.")]
+Config = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="A YAML file; `diffpo recipes` lists some to start from.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[a.b=c]...", help="Settings that replace those in CONFIG, e.g. train.lr=1e-5."),
@@ -59,12 +61,16 @@ def check(
         Path | None,
         typer.Option(help="Where to write a picture of some training data; OUTPUT-data.png by default."),
     ] = None,
+    vram: Annotated[
+        float | None,
+        typer.Option(min=1, metavar="GIB", help="Memory of a GPU: also recommend settings that should fit into it."),
+    ] = None,
 ) -> None:
     """Dry run: show the config, a summary of the data and the memory that training needs."""
     from .commands.check import check
     from .config import load_config
 
-    check(load_config(config, overrides or []), picture)
+    check(load_config(config, overrides or []), picture, vram)
 
 
 @app.command("train-scorer")
@@ -172,6 +178,7 @@ def evaluate(
 measures.add_to(app)
 labels.add_to(app)
 annotate_verbs.add_to(app)
+recipes.add_to(app)
 
 
 @app.command()
@@ -251,10 +258,10 @@ def calibrate(
 def export(
     lora: Annotated[str, typer.Option(help="A LoRA file, or the folder of a training run or checkpoint.")],
     to: Annotated[
-        Literal["diffusers", "kohya", "merged", "single"],
+        Literal["diffusers", "kohya", "comfyui", "merged", "single"],
         typer.Option(
-            help="kohya: a LoRA for ComfyUI, A1111 and Forge; merged: a pipeline with the LoRA in it; single: the "
-            "merged model as one file, for the same programs."
+            help="kohya: a LoRA for ComfyUI, A1111 and Forge; comfyui: of any kind, for ComfyUI and Forge; merged: a "
+            "pipeline with the LoRA in it; single: the merged model as one file, for the same programs."
         ),
     ],
     model: Annotated[str, given.MODEL],
@@ -267,7 +274,8 @@ def export(
     ] = None,
     scale: Annotated[float, typer.Option(help="Strength of the LoRA, for merged and single.")] = 1.0,
     results: Annotated[
-        Path | None, typer.Option(help="Output folder of `diffpo eval`, to show its numbers in the model card.")
+        Path | None,
+        typer.Option(help="Output folder of `diffpo eval`: its numbers and pictures for the model card."),
     ] = None,
     push: Annotated[
         str | None,

@@ -1,10 +1,12 @@
 """Fast, exact sampling of diffusion models, with every solver as a table of numbers."""
 
-from . import adjoint, forward, gradients
+from . import adjoint, forward, gradients, likelihood
+from ._needs import needs as _needs
 from .adaptive import sample_adaptive
 from .cfgpp import CFGPlusPlus
 from .default import default_solver
 from .grid import Grid, Nodes
+from .inpainting import inpaint
 from .origin import Origin
 from .plan import Plan, State
 from .prediction import Guidance, convert, dynamic_threshold, guide
@@ -68,6 +70,8 @@ __all__ = [
     "forward",
     "gradients",
     "guide",
+    "inpaint",
+    "likelihood",
     "renoise",
     "sample",
     "sample_adaptive",
@@ -81,6 +85,7 @@ def __getattr__(name: str):
     # Only these need diffusers, which is slow to import. When diffusers loads a saved pipeline, it looks for
     # SchedulerMixin in the class's module to find out how to load the class.
     if name in ("SolverScheduler", "SchedulerMixin", *_NAMED):
+        _needs("diffusers", f"samplers.{name}")
         from . import named, scheduler
 
         return getattr(named if name in _NAMED else scheduler, name)

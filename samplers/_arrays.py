@@ -9,10 +9,9 @@ import stat
 from dataclasses import dataclass
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
 from ._files import write_whole
+from ._needs import needs
 
 MOST_CHARACTERS = 10_000  # of the JSON
 
@@ -32,7 +31,9 @@ def write(path, layout: Layout, arrays: dict[str, np.ndarray], text: str) -> Non
 
     Raises:
         ValueError: it would be too large to be read again.
+        ImportError: the package safetensors is not installed.
     """
+    save = needs("safetensors.numpy", f"writing a {layout.what}").save
     content = save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, {layout.key: text})
     if len(content) > layout.most_bytes:
         raise ValueError(f"this {layout.what} takes {len(content)} bytes; at most {layout.most_bytes} can be saved")
@@ -44,10 +45,12 @@ def read(path, layout: Layout) -> tuple[dict, dict[str, np.ndarray]]:
 
     Raises:
         ValueError: the file is missing, truncated or something else. The message does not name it.
+        ImportError: the package safetensors is not installed.
     """
+    safetensors = needs("safetensors", f"reading a {layout.what}")
     try:
         require_file(path, layout.most_bytes)
-        with safe_open(os.fspath(path), framework="numpy") as f:
+        with safetensors.safe_open(os.fspath(path), framework="numpy") as f:
             about = parsed((f.metadata() or {}).get(layout.key), layout)
             kinds = {name: f.get_slice(name).get_dtype() for name in f.keys()}
             for name in sorted(set(kinds) ^ set(layout.kinds)):
@@ -59,7 +62,7 @@ def read(path, layout: Layout) -> tuple[dict, dict[str, np.ndarray]]:
             return about, {name: f.get_tensor(name) for name in layout.kinds}
     except OSError as error:
         raise ValueError(error.strerror or f"not a {layout.what}") from None
-    except SafetensorError:
+    except safetensors.SafetensorError:
         raise ValueError(f"not a {layout.what} (no safetensors file, or cut short)") from None
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from ._needs import needs
 from .prediction import PREDICTIONS
 from .schedule import Schedule
 
@@ -117,7 +118,7 @@ class GaussianMixture:
 
     @staticmethod
     def _flow(z: torch.Tensor, start: float, end: float, slope) -> torch.Tensor:
-        from scipy.integrate import solve_ivp
+        solve_ivp = needs("scipy.integrate", "the exact solution").solve_ivp
 
         def f(u, flat):
             return slope(torch.from_numpy(flat).view(z.shape), float(u)).numpy().ravel()

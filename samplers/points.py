@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ._needs import needs
+
 # Align Your Steps (Sabour et al. 2024, arXiv 2404.14507): published levels sigma/alpha of 10 steps, SD 1.5 and SDXL.
 AYS = {
     "ays": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
@@ -23,9 +25,8 @@ def beta_quantiles(a: float, b: float) -> Points:
     """Quantiles of the distribution Beta(a, b) (Lee et al. 2024, arXiv 2407.12173)."""
 
     def place(first: float, last: float, n: int) -> np.ndarray:
-        from scipy.special import betaincinv
-
-        return last + (first - last) * betaincinv(a, b, 1 - np.linspace(0, 1, n))
+        quantile = needs("scipy.special", "a grid of beta quantiles").betaincinv
+        return last + (first - last) * quantile(a, b, 1 - np.linspace(0, 1, n))
 
     return place
 

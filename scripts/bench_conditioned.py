@@ -17,7 +17,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 from PIL import Image
 
-from diffpo.commands.quickstart import ROOT
+from diffpo.common.carried import HOME as ROOT
 from diffpo.config import load_config
 from diffpo.evaluation import generate, statistics
 from diffpo.evaluation.generation import Generation

@@ -16,8 +16,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 
 from diffpo import scorers
-from diffpo.commands.quickstart import ROOT
 from diffpo.common import tables
+from diffpo.common.carried import HOME as ROOT
 from diffpo.evaluation import generate, manifest, statistics
 from diffpo.evaluation.generation import Generation
 

@@ -1,6 +1,7 @@
 """Does the displacement score find the pairs whose better picture gets worse?
 
 python scripts/bench_displacement.py [--out runs/bench-displacement] [--pairs 400] [--single 150] [--seeds 0 1 2]
+python scripts/bench_displacement.py --filter [--out runs/bench-displacement] [--seeds 0 1 2]
 
 For pairs of assets/shapes-preferences both scores of `diffpo.labelling.displacement` are set against the change of the
 better picture's denoising error (mean over `DRAWS` draws of noise that neither the score nor training has seen):
@@ -9,6 +10,10 @@ alone     after one step of gradient descent on this pair alone, from the base, 
 together  after 100 updates of configs/quickstart.yaml on all pairs, for each training seed.
 
 Spearman's correlation; 95 % interval of a bootstrap over captions. Finished stages are kept in OUT.
+
+With --filter, for each seed: `FROM` pairs are drawn, and a model is trained on the half of them with the smaller score
+(as `diffpo label --filter 0.5`), and another on a random half, both by the recipe of bench_votes for 300 votes. Win
+rates of both over the base, and of the first over the second, by the oracle's total on bench_votes' held-out prompts.
 """
 
 import argparse
@@ -22,6 +27,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import bench_votes
 import numpy as np
 import torch
+from objective_bench import job
 from objective_bench.data import MODEL
 from scipy.stats import spearmanr
 
@@ -30,12 +36,13 @@ from diffpo.common.parts import Parts
 from diffpo.config import Data, Model
 from diffpo.data.batches import Batches
 from diffpo.data.groups import load_groups
+from diffpo.evaluation.statistics import win_rate
 from diffpo.labelling.displacement import Filter, score_pairs
 from diffpo.objective.reward import squared_error
 from diffpo.problems.forward import Forward
 from diffpo.weights import trained
 
-DRAWS, STEP, BETA, ROWS = 8, 2e-3, 500.0, 32
+DRAWS, STEP, BETA, ROWS, FROM = 8, 2e-3, 500.0, 32, 400
 RECIPE = {"train.steps": "100"}
 
 
@@ -126,24 +133,58 @@ def kept(path: Path, make):
     return json.loads(path.read_text())
 
 
+def _data(source: Path, out: Path) -> Data:
+    return Data(train=str(source), resolution=32, cache=str(out / "cache"))
+
+
+def scored(source: Path, out: Path) -> np.ndarray:
+    """(n, 2) of the pairs in ``source``: the scores of hidden features and of gradients."""
+    data, parts = _data(source, out), Parts(out / "scores", "scores")
+    keys = score_pairs(data, Filter(0.0, Model(path=str(MODEL))), parts)
+    return np.array([parts.rows[keys[k]] for k in sorted(keys)])
+
+
+def filtered(out: Path, seed: int) -> dict:
+    """Win rates [value, low, high] of the two trainings of a seed over the base, and of the first over the second."""
+    rows = bench_votes.pool()
+    draw = np.random.default_rng([seed, 2])
+    rows = [rows[k] for k in draw.permutation(len(rows))[:FROM]]
+    gradient = scored(bench_votes.write(out / f"from-{seed}.parquet", rows), out)[:, 1]
+    assert len(gradient) == FROM
+    halves = {"kept": np.argsort(gradient, kind="stable")[: FROM // 2], "random": draw.permutation(FROM)[: FROM // 2]}
+    one, totals, found = bench_votes.cell(300, "random", 0.0, seed), {}, {}
+    for name, half in halves.items():
+        file = bench_votes.write(out / f"{name}-{seed}.parquet", [rows[k] for k in sorted(half.tolist())])
+        lora = bench_votes.train(bench_votes.configured(out, file, out / f"filter-{name}-{seed}", one))
+        tuned = job.draw(MODEL.name, lora, range(bench_votes.PROMPTS))["scores"]
+        found[name] = job.compare(bench_votes.base(out), tuned, bench_votes.PROMPTS)["total"]["win"]
+        totals[name] = np.array(tuned["shapes.total"])
+    rate = win_rate(totals["random"], totals["kept"], np.arange(bench_votes.PROMPTS))
+    return {**found, "kept over random": [rate.value, rate.low, rate.high]}
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/bench-displacement"))
     parser.add_argument("--pairs", type=int, default=400)
     parser.add_argument("--single", type=int, default=150, help="pairs that are also trained on alone")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--filter", action="store_true", help="train on filtered and on random pairs instead")
     args = parser.parse_args(arguments)
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
+    if args.filter:
+        for seed in args.seeds:
+            found = kept(out / f"filtered-{seed}.json", lambda seed=seed: filtered(out, seed))
+            shown = "; ".join(f"{name} {v:.1%} [{low:.1%}, {high:.1%}]" for name, (v, low, high) in found.items())
+            print(f"seed {seed}: {shown}", flush=True)
+        return
     rows = bench_votes.pool()
     rows = [rows[k] for k in np.random.default_rng(0).permutation(len(rows))[: args.pairs]]
     source = bench_votes.write(out / "pairs.parquet", rows)
-    data = Data(train=str(source), resolution=32, cache=str(out / "cache"))
-    parts = Parts(out / "scores", "scores")
-    keys = score_pairs(data, Filter(0.0, Model(path=str(MODEL))), parts)
-    pairs = np.array([parts.rows[keys[k]] for k in sorted(keys)])  # (n, 2): hidden, gradient
+    pairs = scored(source, out)
     config = bench_votes.configured(out, source, out / "run", bench_votes.cell(1000, "random", 0.0, 0, RECIPE))
-    measured = Measured(data, config)
+    measured = Measured(_data(source, out), config)
     captions = [group.captions[0] for group in measured.groups.groups]
     every = list(range(len(captions)))
     changes = {

@@ -22,8 +22,8 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from diffpo.commands.quickstart import ROOT
 from diffpo.common import tables
+from diffpo.common.carried import HOME as ROOT
 from diffpo.config import load_config
 from diffpo.weights.lora_file import FILE_NAME
 

@@ -24,7 +24,7 @@ from diffpo.annotate.export import Export
 from diffpo.annotate.export import run as export
 from diffpo.annotate.session import Session
 from diffpo.commands.annotate import Shown, find
-from diffpo.commands.quickstart import ROOT
+from diffpo.common.carried import HOME as ROOT
 from diffpo.config import load_config
 from diffpo.data.prompts import load_prompts
 from diffpo.evaluation import evaluate

@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from diffpo.commands.quickstart import ROOT
+from diffpo.common.carried import HOME as ROOT
 from diffpo.config import ScorerConfig, load_config
 from diffpo.train.step_scorer import train_scorer
 

@@ -28,8 +28,8 @@ from statistics import mean, stdev
 
 from scipy.stats import t as student
 
-from diffpo.commands.quickstart import ROOT
 from diffpo.common import tables
+from diffpo.common.carried import HOME as ROOT
 
 PAIRS = ROOT / "assets" / "shapes-preferences" / "train.parquet"
 WARM = 5  # steps

@@ -26,8 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from diffpo.commands.quickstart import ROOT
 from diffpo.common import tables
+from diffpo.common.carried import HOME as ROOT
 from diffpo.config import load_config
 from diffpo.evaluation import generate, statistics
 from diffpo.evaluation.generation import ARMS, Generation

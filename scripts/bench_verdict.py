@@ -29,8 +29,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from torchvision.transforms.functional import to_tensor
 
-from diffpo.commands.quickstart import ROOT
 from diffpo.common import tables
+from diffpo.common.carried import HOME as ROOT
 from diffpo.config import load_config
 from diffpo.evaluation import evaluate, generate
 from diffpo.evaluation.generation import Generation

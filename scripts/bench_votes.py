@@ -1,6 +1,6 @@
 """What a vote is worth: win rate over the base after training on so many oracle votes, some of them wrong.
 
-python scripts/bench_votes.py [--out runs/bench-votes] [--seeds 0 1 2] [--minutes 4] [--tune] [--report]
+python scripts/bench_votes.py [--out runs/bench-votes] [--seeds 0 1 2] [--minutes 4] [--tune] [--auto] [--report]
 
 The pool are the pairs of assets/shapes-preferences without ties; a vote is the oracle's order of a pair's totals, and a
 share of the clicks is wrong. Assignment: `random`; or `active`, where half of the votes are random, a model is trained
@@ -8,8 +8,9 @@ on them, and the other half are the pairs of `CANDIDATES` further ones that this
 margin). The model that is measured is trained from the base on all votes.
 
 Every finished cell is kept in OUT/results, by its content, and not run again. `--minutes` stops after the cell that is
-running then. `--tune` compares `VARIANTS` on seed 100 alone (for more than 100 votes the first two); `SETTINGS` were
-chosen there. `--report` prints the table.
+running then. `--auto` runs the cells with `objective.beta: auto` instead: three quarters of the votes are trained on,
+and the others are the held-out pairs. `--tune` compares `VARIANTS` on seed 100 alone (for more than 100 votes the first
+two); `SETTINGS` were chosen there. `--report` prints the table.
 """
 
 import argparse
@@ -28,8 +29,8 @@ import numpy as np
 from objective_bench import job
 from objective_bench.data import MODEL, PAIRS
 
-from diffpo.commands.quickstart import ROOT
 from diffpo.common import tables
+from diffpo.common.carried import HOME as ROOT
 
 CANDIDATES, DRAWS, PROMPTS, TUNING = 600, 4, 256, 100
 # by the number of votes; chosen with --tune on seed 100, by the win rate in total
@@ -38,6 +39,7 @@ SETTINGS = {
     300: {"objective.name": "diffusion_dpo", "objective.beta": "500", "train.steps": "50", "train.lr": "5e-4"},
     1000: {"objective.name": "diffusion_dpo", "objective.beta": "500", "train.steps": "100", "train.lr": "5e-4"},
 }
+AUTO = {"objective.beta": "auto"}  # in place of the beta of `SETTINGS`
 VARIANTS = (
     {"train.steps": "100"},
     {"train.steps": "50"},
@@ -64,6 +66,10 @@ class Cell:
     wrong: float
     seed: int
     settings: tuple[tuple[str, str], ...]
+
+    @property
+    def auto(self) -> bool:
+        return dict(self.settings)["objective.beta"] == "auto"
 
     @property
     def key(self) -> str:
@@ -100,12 +106,12 @@ def write(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def configured(out: Path, data: Path, run: Path, one: Cell, steps: int | None = None):
+def configured(out: Path, data: Path, run: Path, one: Cell, held_out: Path | None = None):
     from diffpo.config import load_config
 
-    settings = dict(one.settings) | ({"train.steps": str(steps)} if steps else {})
-    own = [f"{key}={value}" for key, value in settings.items()]
-    own += [f"model.path={MODEL}", f"data.train={data}", "data.validation=null", f"data.cache={out / 'cache'}"]
+    own = [f"{key}={value}" for key, value in one.settings]
+    own += [f"model.path={MODEL}", f"data.train={data}", f"data.cache={out / 'cache'}"]
+    own += [f"data.validation={held_out or 'null'}", "train.eval_every=1000"]
     own += [f"train.seed={one.seed}", "train.checkpoint_every=1000", f"output={run}"]
     return load_config(ROOT / "configs" / "quickstart.yaml", own)
 
@@ -113,7 +119,8 @@ def configured(out: Path, data: Path, run: Path, one: Cell, steps: int | None = 
 def train(config) -> Path:
     from diffpo.train.loop import train
 
-    shutil.rmtree(config.output, ignore_errors=True)
+    if config.objective.beta != "auto":  # whose finished trials are kept after an interruption
+        shutil.rmtree(config.output, ignore_errors=True)
     train(config)
     return config.output
 
@@ -180,11 +187,16 @@ def run(one: Cell, out: Path) -> dict:
     if file.exists():
         return json.loads(file.read_text())
     started, work = time.perf_counter(), out / "work" / f"{one.key}-run"
-    data = write(work / "votes.parquet", chosen(one, out))
-    lora = train(configured(out, data, work / "run", one))
+    votes, held_out = chosen(one, out), None
+    if one.auto:
+        held_out = write(work / "held_out.parquet", votes[-(len(votes) // 4) :])
+        votes = votes[: -(len(votes) // 4)]
+    lora = train(configured(out, write(work / "votes.parquet", votes), work / "run", one, held_out))
     tuned = job.draw(MODEL.name, lora, range(PROMPTS))["scores"]
     compared = job.compare(base(out), tuned, PROMPTS)
     result = {**asdict(one), "seconds": time.perf_counter() - started, "compared": compared}
+    if one.auto:
+        result["beta"] = json.loads((lora / "beta.json").read_text())
     file.parent.mkdir(parents=True, exist_ok=True)
     part = file.with_suffix(".part")
     part.write_text(json.dumps(result, indent=1))
@@ -204,6 +216,7 @@ def base(out: Path) -> dict:
 def line(result: dict) -> str:
     total = result["compared"]["total"]["win"]
     what = f"{result['votes']} {result['assignment']} {result['wrong']:.0%} seed {result['seed']}"
+    what += f" beta {result['beta']['chosen']:g} of auto" if "beta" in result else ""
     return f"{what}: {total[0]:.1%} [{total[1]:.1%}, {total[2]:.1%}] in {result['seconds']:.0f} s"
 
 
@@ -214,13 +227,18 @@ def report(out: Path, seeds: list[int]) -> str:
         "| votes | assignment | wrong clicks | win rate by seed [95 %] | mean |",
         "| --- | --- | --- | --- | --- |",
     ]
-    for votes, assignment, wrong in sorted(ORDER, key=lambda each: (each[0], each[1] == "active", each[2])):
-        wanted = {cell(votes, assignment, wrong, seed).key: seed for seed in seeds}
+    rows: list[tuple[int, str, float, dict[str, str]]] = [(*one, {}) for one in ORDER]
+    rows += [(votes, "random", 0.0, AUTO) for votes in SETTINGS]
+    for votes, assignment, wrong, change in sorted(rows, key=lambda each: (each[0], each[1] == "active", each[2])):
+        wanted = {cell(votes, assignment, wrong, seed, change).key for seed in seeds}
         own = [each for each in found if Cell(**{**_fields(each)}).key in wanted]
         if own:
-            wins = [each["compared"]["total"]["win"] for each in sorted(own, key=lambda each: each["seed"])]
+            own.sort(key=lambda each: each["seed"])
+            wins = [each["compared"]["total"]["win"] for each in own]
             cells = ", ".join(f"{100 * w:.0f} [{100 * low:.0f}, {100 * high:.0f}]" for w, low, high in wins)
             mean = np.mean([win[0] for win in wins])
+            if change:
+                assignment += f", beta auto ({', '.join(format(each['beta']['chosen'], 'g') for each in own)})"
             lines.append(tables.row([f"{votes:,}", assignment, f"{wrong:.0%}", cells, f"{mean:.1%} (n={len(wins)})"]))
     return "\n".join(lines)
 
@@ -236,17 +254,23 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=1e9, help="begin no cell after so many minutes")
     parser.add_argument("--votes", type=int, nargs="+", default=sorted(SETTINGS), help="only these numbers of votes")
+    parser.add_argument("--assignment", nargs="+", default=["random", "active"], help="only these")
+    parser.add_argument("--wrong", type=float, nargs="+", default=[0.0, 0.1, 0.25], help="only these shares")
     parser.add_argument("--tune", action="store_true", help="the variants, on seed 100, with random assignment")
+    parser.add_argument("--auto", action="store_true", help="with objective.beta=auto, right clicks and random pairs")
     parser.add_argument("--report", action="store_true", help="print the table of what is finished")
     args = parser.parse_args(arguments)
     out, end = args.out.resolve(), time.perf_counter() + 60 * args.minutes
     if args.report:
         print(report(out, args.seeds))
         return
-    cells = [cell(*one, seed) for one in ORDER if one[0] in args.votes for seed in args.seeds]
+    wanted = [one for one in ORDER if one[0] in args.votes and one[1] in args.assignment and one[2] in args.wrong]
+    cells = [cell(*one, seed) for one in wanted for seed in args.seeds]
     if args.tune:
         tried = {votes: VARIANTS if votes == 100 else VARIANTS[:2] for votes in args.votes}
         cells = [cell(votes, "random", 0.0, TUNING, change) for votes, own in tried.items() for change in own]
+    if args.auto:
+        cells = [cell(votes, "random", 0.0, seed, AUTO) for votes in args.votes for seed in args.seeds]
     for one in cells:
         if (out / "results" / f"{one.key}.json").exists() and not args.tune:
             continue

@@ -9,7 +9,7 @@ import argparse
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,15 +114,19 @@ def linked(text: str) -> str:
 
 
 def kind(field: FieldInfo) -> str:
-    text = words(field.annotation)
-    limits = []
-    for note in field.metadata:
-        limits += [f"{sign} {number(getattr(note, name))}" for name, sign in BOUNDS if hasattr(note, name)]
-        limits += [f"a multiple of {note.multiple_of}"] if hasattr(note, "multiple_of") else []
-        limits += [f"{note.min_length} or more"] if hasattr(note, "min_length") else []
-    named, null, _ = text.partition(" or null")
+    named, null, _ = words(field.annotation).partition(" or null")
     separator = ", " if named.startswith("list") else " "
-    return separator.join(filter(None, [named, ", ".join(limits)])) + null
+    return separator.join(filter(None, [named, limits(field.metadata)])) + null
+
+
+def limits(notes: Iterable[Any]) -> str:
+    """What the notes of a type demand of its values, in words."""
+    found = []
+    for note in notes:
+        found += [f"{sign} {number(getattr(note, name))}" for name, sign in BOUNDS if hasattr(note, name)]
+        found += [f"a multiple of {note.multiple_of}"] if hasattr(note, "multiple_of") else []
+        found += [f"{note.min_length} or more"] if hasattr(note, "min_length") else []
+    return ", ".join(found)
 
 
 def words(annotation: Any) -> str:
@@ -131,9 +135,10 @@ def words(annotation: Any) -> str:
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in inside)
     if origin in (types.UnionType, typing.Union):
-        return " or ".join(words(one) for one in inside if one is not type(None)) + " or null"
+        named = " or ".join(words(one) for one in inside if one is not type(None))
+        return f"{named} or null" if type(None) in inside else named
     if origin is typing.Annotated:
-        return words(inside[0])
+        return " ".join(filter(None, [words(inside[0]), limits(inside[1:])]))
     if origin is list:
         return f"list of {words(inside[0])}" + ("s" if inside[0] in (int, float, Path) else "")
     if origin is dict:

@@ -75,6 +75,61 @@ LEFT_OUT = {
     ),
 }
 
+BESIDE = "What lies beside preference optimisation: sampling, distillation and others."
+ADJACENT = {  # what it is -> source, where it is or why it is not
+    "Likelihoods by the probability-flow ODE": (
+        "Song et al. 2021, arXiv 2011.13456",
+        "`samplers.likelihood.log_prob` ([README](../samplers/README.md#likelihoods)).",
+    ),
+    "Inpainting by replacement": (
+        "Song et al. 2021, arXiv 2011.13456; rounds: Lugmayr et al. 2022, arXiv 2201.09865",
+        "`samplers.inpaint`, with its bias ([README](../samplers/README.md#inpainting)).",
+    ),
+    "Diversity distillation": (
+        "Gandikota and Bau 2025, arXiv 2503.10637",
+        "`diffpo generate --base-calls 1`, measured in [evaluate.md](evaluate.md#the-base-model-for-the-first-calls).",
+    ),
+    "Few-step distillation: DMD2, consistency models": (
+        "Yin et al. 2024, arXiv 2405.14867; Song et al. 2023, arXiv 2303.01469",
+        "not here. It trains a student on its teacher and knows no preferences. DMD2 needs a third network and a "
+        "discriminator; a consistency model saves the teacher's ODE, which is cheap for the embedded model. `pso` "
+        "starts from a student that exists: assets/tiny-turbo, by `scripts/build_tiny_turbo.py`. There each noised "
+        "state is regressed in one call onto the picture to which the guided teacher's whole ODE leads. For released "
+        "models use published LCM, DMD2 or Turbo weights, or diffusers' script of consistency distillation.",
+    ),
+    "DiffIER": (
+        "arXiv 2508.13628",
+        "not here. It lessens an error of each step by several iterations before the step. An iteration costs a model "
+        "call, and here calls are what samplers are compared by. `diffpo calibrate` fits a plan of the same number "
+        "of calls to a guidance scale, and `samplers.Guidance` has an interval. It was not tried.",
+    ),
+    "ILF: imitation learning from language feedback": (
+        "Scheurer et al. 2023, arXiv 2303.16755",
+        "not here. A round refines a sample as a text asks, keeps the best refinement and trains on it. For pictures "
+        "that is an editing model and a judge of edits. Refined pictures from elsewhere are data: `sft` on them, or "
+        "`diffusion_dpo` on pairs of a refined picture and its original.",
+    ),
+    "PTQ4DM": (
+        "Shang et al. 2022, arXiv 2211.15736",
+        "not here. It chooses the time steps at which the activations of an 8-bit network are calibrated. "
+        "`model.base_weights` quantises frozen weights only, and needs no calibration. Export the merged model for a "
+        "quantiser of activations.",
+    ),
+    "SFD: score forgetting distillation": (
+        "Chen et al. 2024, arXiv 2409.11219",
+        "not here. It distils a one-step student in which one caption's score becomes another's, with three networks. "
+        "Two things here are near it, and neither was measured as unlearning: `diffusion_dpo` on pairs whose rejected "
+        "picture shows what is to be forgotten, as the pair loss of DUO (Park et al. 2024, arXiv 2407.21035); and "
+        "`diffusion_npo` (`flipped`), which steers away from it and leaves the weights as they are.",
+    ),
+    "Ensembles for inverse problems": (
+        "Zheng et al. 2024, arXiv 2409.20175",
+        "not here. Many samples are moved together by a Kalman update with a measurement of each. There are no "
+        "measurements in this package. `plan.step` is a pure function of a state, so such a loop needs no change of "
+        "it. For a mask there is `samplers.inpaint`, for a differentiable measurement `samplers.gradients`.",
+    ),
+}
+
 
 def settings(name: str) -> ObjectiveSettings:
     """The preset with values for what it leaves to the user."""
@@ -135,4 +190,6 @@ def page() -> str:
         lines += entry(name)
     lines += ["## Decided against", "", LEFT, ""]
     lines += [f"- **{name}** ({cited(paper)}): {reason}" for name, (paper, reason) in LEFT_OUT.items()]
+    lines += ["", "## Adjacent systems", "", BESIDE, ""]
+    lines += [f"- **{name}** ({cited(paper)}): {where}" for name, (paper, where) in ADJACENT.items()]
     return "\n".join(lines).rstrip() + "\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from diffpo import models
-from diffpo.commands.quickstart import ROOT
+from diffpo.common.carried import HOME as ROOT
 from diffpo.config import Model
 from diffpo.models.released import EULER, UNET_XL
 

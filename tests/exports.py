@@ -19,13 +19,14 @@ MAKE = {
 }
 
 
-def train(path, run, rank=2, alpha=3, targets=None, kind="lora"):
-    """A run folder ``run`` with a LoRA for the pipeline in ``path`` that is not zero; the network with it."""
+def train(path, run, rank=2, alpha=3, targets=None, kind="lora", **more):
+    """A run folder ``run`` with a LoRA for the pipeline in ``path`` that is not zero; the network with it. ``more`` of
+    the settings `lora`."""
     family = models.load(Model(path=str(path)), resolution=16)
     network = family.load_network()
     base = base_identity(network, "me/base")
     draw = torch.Generator().manual_seed(0)
-    settings = Lora(kind=kind, rank=rank, alpha=alpha, targets=targets)
+    settings = Lora(kind=kind, rank=rank, alpha=alpha, targets=targets, **more)
     lora.add_lora(network, settings, family.lora_targets)
     for name, parameter in lora.adapter_parameters(network).items():
         if "magnitude" in name:

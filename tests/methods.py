@@ -15,13 +15,19 @@ ON_POLICY = (
     "objective.rollout.steps=3",
     "objective.rollout.transitions=null",
     "objective.rollout.guidance=2.0",
-    "objective.rollout.scorers=[shapes.total]",
+)
+POOL = (
     "objective.rollout.step_scorer=shapes.total",
     "objective.rollout.start=0",
     "objective.rollout.pool=2",
     "objective.rollout.threshold=0",
 )
-REWARD = ("objective.rollout.scorers=[on_policy:Redness]", "objective.rollout.step_scorer=null")
+JUDGED = {
+    "pool": POOL,
+    "reward": ("objective.rollout.scorers=[on_policy:Redness]", "objective.direct.calls=2"),
+    "samples": ("objective.rollout.scorers=[shapes.total]",),
+    "trajectory": ("objective.rollout.scorers=[shapes.total]",),
+}
 # methods whose first loss compares errors, not rewards, or that know no reference
 FREE = {name for name in methods.names() if methods.load(name).settings.get("reference", {}).get("policy") == "none"}
 
@@ -58,15 +64,13 @@ def write_data(folder, captions=CAPTIONS):
 
 def run(name, model, make_config, data, *more):
     """Train ``name`` on ``model`` for two updates: it starts where policy and reference agree, and it moves."""
-    direct = methods.load(name).settings.get("source") == "reward"
-    judges = (
-        {"scorers": ["on_policy:Redness"]} if direct else {"scorers": ["shapes.total"], "step_scorer": "shapes.total"}
-    )
-    settings = ObjectiveSettings.model_validate({"name": name, "beta": 500, "rollout": judges})
+    source = methods.load(name).settings.get("source", "forward")
+    judge = {"pool": {"step_scorer": "shapes.total"}}.get(source, {"scorers": ["shapes.total"]})
+    given = {"name": name, "beta": 500, **({"rollout": judge} if source in JUDGED else {})}
+    settings = ObjectiveSettings.model_validate(given)
     overrides = [f"objective.name={name}", "objective.beta=500", "train.steps=2", "train.lr=1e-3", "data.list_size=3"]
     if settings.on_policy:
-        overrides += [f"data.prompts={data['prompts']}", *ON_POLICY]
-        overrides += [*REWARD, "objective.direct.calls=2"] if direct else []
+        overrides += [f"data.prompts={data['prompts']}", *ON_POLICY, *JUDGED.get(source, ())]
         overrides += [] if settings.source == "self_play" else ["data.train=null"]
         overrides += [] if settings.rollout.window is None else ["objective.rollout.window=1"]
     if settings.users:
@@ -78,11 +82,11 @@ def run(name, model, make_config, data, *more):
     train(config)
     first, second = metrics_of(config.output)
     assert first["grad_norm"] > 0
-    if direct:
+    if source == "reward":
         assert first["loss"] == pytest.approx(-settings.link_weight * first["rollout/score"]) != second["loss"]
     else:
         assert second["calls/backward"] == 2 * first["calls/backward"]
-    if direct:
+    if source == "reward":
         pass
     elif name in FREE:
         assert first["rewards/chosen"] < 0  # -(beta/2) err

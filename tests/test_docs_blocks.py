@@ -58,8 +58,8 @@ ROLLOUT = {
     "objective.rollout.samples": "2",
     "objective.rollout.prompts": "1",
     "objective.rollout.steps": "3",
-    "objective.rollout.start": "1",
     "objective.rollout.updates": "1",
+    "objective.rollout.keep": "null",
 }
 PYTHON = [page for page in PAGES if any(block.language in ("python", "sh") and block.runs for block in blocks(page))]
 
@@ -76,8 +76,11 @@ def test_blocks_and_marks_are_of_known_kinds(page):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_parse(page):
+def test_commands_parse(page, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
     for block in blocks(page):
+        if block.saved_as:  # commands may name it
+            (tmp_path / block.saved_as).write_text(block.text)
         for words in block.commands() if block.language == "sh" else []:
             try:
                 docs_commands.check(words)
@@ -194,9 +197,10 @@ def stand_in(arguments: list[str]) -> list[str]:
         return [verb, *rest]
     config = yaml.safe_load((ROOT / next(word for word in rest if word.endswith(".yaml"))).read_text())
     given = [word.partition("=")[0] for word in rest if "=" in word]
-    small = SMALL | (ROLLOUT if "rollout" in config.get("objective", {}) else {})
+    rollout = config.get("objective", {}).get("rollout", {})
+    small = SMALL | (ROLLOUT if rollout else {}) | ({"objective.rollout.start": "1"} if "start" in rollout else {})
     if not config["model"]["path"].startswith("assets/") and "model.path" not in given:
-        small |= {"model.path": TINY, "model.variant": "null"}
+        small |= {"model.path": TINY, "model.variant": "null", "model.vae": "null"}
     if any(key.startswith("log.samples.") for key in given):
         small |= {"log.samples.n": "2", "log.samples.steps": "2"}
     if verb == "loop":
@@ -242,6 +246,25 @@ def run():
         )
 
 
+def other():
+    """`runs/other`, a second LoRA of the same model."""
+    words = "train configs/sdxl_diffusion_dpo.yaml data.train=my-pairs train.seed=1 output=runs/other"
+    if not Path("runs/other").exists():
+        app(stand_in(words.split()), standalone_mode=False)
+
+
+def favourites():
+    """The better pictures of `my-pairs`, each with its text beside it."""
+    folder = Path("favourites")
+    if not folder.exists():
+        folder.mkdir()
+        for line in Path("my-pairs/metadata.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            name = row["chosen_file_name"]
+            (folder / name).write_bytes(Path("my-pairs", name).read_bytes())
+            (folder / name).with_suffix(".txt").write_text(row["prompt"] + "\n")
+
+
 def votes():
     """`runs/votes`, as `diffpo annotate my-pairs` leaves it."""
     from annotated import cast, make_session, mask
@@ -260,6 +283,8 @@ def network(x, t):
 GIVEN = {
     "run": run,
     "votes": votes,
+    "other": other,
+    "favourites": favourites,
     "pipe": pipeline,
     "samplers": lambda: samplers,
     "model": lambda: network,

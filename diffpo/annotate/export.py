@@ -69,7 +69,7 @@ def run(folder: Path, out: Path, export: Export = Export()) -> Counter[str]:
         raise DiffpoError(f"{folder} holds rankings, which do not fit into a .jsonl file of pairs: write .parquet")
     votes = store.votes()
     counts: Counter[str] = Counter(votes=sum(not vote.repeat for vote in votes))
-    counts["skipped"] = sum(vote.ranks is None for vote in votes)
+    counts["skipped"] = sum(vote.ranks is None and not vote.repeat for vote in votes)
     with writing(out), whole_file(out) as file:
         found = _rows(tasks, store, votes, export, counts)
         if export.files:

@@ -14,6 +14,7 @@ import torch
 from samplers.calibrate import METHODS, Fitted, fit, ratio
 from samplers.calibrate.problem import REFERENCE_CALLS, rms
 
+from ..common import devices
 from ..common.errors import DiffpoError
 from ..common.files import writing
 from ..common.names import hint
@@ -70,6 +71,8 @@ class Calibration:
         if self.method not in METHODS:
             raise DiffpoError(f"unknown method {plain(self.method, 100)!r}: {hint(self.method, METHODS)}")
         object.__setattr__(self, "out", Path(self.out))
+        if self.device is None and devices.best() == "mps":  # a plan is fitted in float64
+            object.__setattr__(self, "device", "cpu")
 
     def generation(self) -> Generation:
         """The pictures that the plan is for."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from .. import links, scorers
 from ..common.errors import DiffpoError
 from ..common.text import plain
 from ..config import Config, Data
-from ..config.objective import TRANSITIONS
+from ..config.choices import TRANSITIONS
 from ..data.columns import NOUN, Kind
 from ..data.groups import Groups, scan
 from ..data.prompts import load_prompts
@@ -27,9 +26,9 @@ Say = Callable[[str], None]  # prints lines
 LIMIT = 5000  # rows to decode, evenly spaced in a larger source
 
 
-def check(config: Config, picture: Path | None = None) -> None:
+def check(config: Config, picture: Path | None = None, vram: float | None = None) -> None:
     """Print the complete config, a summary of the data and what training needs. Draw some of the data into the file
-    ``picture`` (default: beside the folder of the run).
+    ``picture`` (default: beside the folder of the run). ``vram``: GiB of a GPU, to recommend settings for it.
 
     DiffpoError, after everything is printed, if training could not start.
     """
@@ -68,6 +67,11 @@ def check(config: Config, picture: Path | None = None) -> None:
         f"training  {train.steps} steps of {update} {noun} "
         f"({train.batch_size} at a time x {train.accumulation} accumulated)"
     )
+    if objective.beta == "auto":
+        from ..train.beta import betas  # brings torch
+
+        tried = ", ".join(f"{beta:g}" for beta in betas(config))
+        say(f"beta      auto: a run with each of {tried}, compared on data.validation; the best one goes on")
     if groups and not objective.on_policy:
         usable = len(groups) * groups.total / groups.rows
         one = noun.removesuffix("s")
@@ -78,6 +82,10 @@ def check(config: Config, picture: Path | None = None) -> None:
     from .footprint import footprint  # brings torch
 
     footprint(config, groups, say)
+    if vram is not None:
+        from .vram import recommend
+
+        recommend(config, groups, vram, say)
     if long := cut(config, texts):
         say(f"captions  {long}")
     problems += environment(config)
@@ -266,7 +274,4 @@ def environment(config: Config) -> list[str]:
             problems.append(str(error))
     if config.train.precision == "fp16" and not torch.accelerator.is_available():
         problems.append("train.precision=fp16 needs a GPU, which this machine lacks; use bf16 or no")
-    if config.log.tensorboard and not importlib.util.find_spec("tensorboard"):
-        problems.append('log.tensorboard needs tensorboard: pip install "diffpo[trackers]"')
-    problems += [f"log.trackers={name} needs its package: pip install {name}" for name in missing(config.log.trackers)]
-    return problems
+    return problems + missing(config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..config import Config, Train
 from ..data.groups import Groups
@@ -28,14 +28,13 @@ def footprint(config: Config, groups: Groups | None, say: Callable[[str], None])
         say(f"          they take up to {_amount(text)} (text) and {_amount(latents)} (latents) of disk")
     small = config.model.base_weights
     total = sum(parameter.numel() for parameter in network.parameters())
-    frozen, held, trained, lines = _weights(config, family, network)
-    samples = (groups.members if groups is not None else 2) * config.train.batch_size
+    weights = _weights(config, family, network)
+    samples = members(groups) * config.train.batch_size
     kept = activations(family, network, samples, config.data.resolution, config.train)
     how = "" if small == "full" else f", kept as {small}"
     say(f"model     {type(family).__name__}, {family.prediction}; {total:,} parameters in {str(family.dtype)[6:]}{how}")
-    for line in lines:
-        say(f"          {line}")
-    parts = {"frozen weights": frozen, f"{held}, gradients, optimiser": trained}
+    say(f"          {weights.numbers:,} trainable ({weights.what}, float32)")
+    parts = {"frozen weights": weights.frozen, f"{weights.held}, gradients, optimiser": weights.trained}
     after = "encoders are freed before"
     if kept is None:
         after += f"; activations are not known: {type(family).__name__}.repeated_blocks is not set"
@@ -45,29 +44,59 @@ def footprint(config: Config, groups: Groups | None, say: Callable[[str], None])
     say(f"memory    roughly {_amount(sum(parts.values()))} while training ({amounts}); {after}")
 
 
-def _weights(config: Config, family: Family, network: torch.nn.Module) -> tuple[int, str, int, list[str]]:
-    """Bytes of the frozen weights; what is trained and its bytes with gradients and optimiser; lines to print. Adds the
-    LoRA to ``network``."""
+def members(groups: Groups | None) -> int:
+    """Images of a group; of an objective without data, those of a pair."""
+    return groups.members if groups is not None else 2
+
+
+class Weights(NamedTuple):
+    """Bytes on the device: of the ``frozen`` weights, and of what is ``trained`` (so many ``numbers``) with gradients
+    and optimiser; ``held`` and ``what``: that in words."""
+
+    frozen: int
+    trained: int
+    numbers: int
+    held: str
+    what: str
+
+
+def _weights(config: Config, family: Family, network: torch.nn.Module) -> Weights:
+    """Adds the LoRA to ``network``."""
+    import torch
+
     from ..models import storage
     from ..weights import full
     from ..weights.lora import add_lora
 
-    small = config.model.base_weights
-    spread = small == "fp8" and not config.train.gradient_checkpointing  # autograd keeps what was computed with
-    frozen = storage.size(network, "full" if spread else small)
+    frozen = storage.size(network, config.model.base_weights, config.model.offload)
     if config.lora is None:
-        trained, what, held = sum(each.numel() for each in network.parameters()), "all of them", "network"
+        count, what, held = sum(each.numel() for each in network.parameters()), "all of them", "network"
         half = frozen if config.train.precision != "no" else 0  # autocast's copy of what is trained
-        frozen = sum(frozen if name == full.BASE else 4 * trained for name in full.needed(config.objective))
+        frozen = sum(frozen if name == full.BASE else 4 * count for name in full.needed(config.objective))
     else:
-        trained = sum(each.numel() for each in add_lora(network, config.lora, family.lora_targets))
+        count = sum(each.numel() for each in add_lora(network, config.lora, family.lora_targets))
         held, half = {"lora": "LoRA", "dora": "DoRA", "lokr": "LoKr"}[config.lora.kind], 0
         what = f"{held} rank {config.lora.rank}"
-    lines = [f"{trained:,} trainable ({what}, float32)"]
-    if spread:
-        lines.append("fp8 saves memory only with train.gradient_checkpointing=true")
-    optimizer = trained * (2 if "8bit" in config.train.optimizer else 8)
-    return frozen, held, half + 8 * trained + optimizer, lines
+        if config.lora.text_encoders:
+            from ..weights.text_encoders import attach
+
+            clips = {name: encoder(family, name) for name in family.clips}
+            frozen += sum(each.numel() for clip in clips.values() for each in clip.parameters()) * family.dtype.itemsize
+            count += sum(each.numel() for each in attach(torch.nn.Module(), clips, config.lora, 0))
+            what += ", of text encoders too"
+    name = config.train.optimizer
+    moments = 0 if "Paged" in name else 2 if "8bit" in name else 8  # paged ones leave the device when it is full
+    return Weights(frozen, half + (8 + moments) * count, count, held, what)
+
+
+def encoder(family: Family, name: str) -> torch.nn.Module:
+    """A text encoder with shapes and no weights."""
+    import torch
+    import transformers
+
+    cls = getattr(transformers, family.source.index()[name][1])
+    with torch.device("meta"):
+        return cls(cls.config_class(**family.source.config(name)))
 
 
 def _amount(size: int) -> str:

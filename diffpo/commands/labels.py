@@ -65,6 +65,10 @@ def label(
     captioner: Annotated[
         str | None, typer.Option(help="A vision-language model for --captions, FILE.yaml as for judge=FILE.yaml.")
     ] = None,
+    paraphraser: Annotated[
+        str | None,
+        typer.Option(help="A language model for the other words, FILE.yaml likewise. Without it, lists of words."),
+    ] = None,
     level: Annotated[Level, typer.Option(help="How many words --captions changes: weak, medium, strong.")] = "medium",
     filter: Annotated[
         float | None,
@@ -95,7 +99,9 @@ def label(
         one = Generation(**making)
         sources = {"base" if one.lora is None else "tuned": one}
     choice = Choice(form, pairs, margin, drop_ties, flip, making["seed"])
-    words = None if captions is None else Captions(captions, captioner, level, making["seed"])
+    if captions is None and (captioner or paraphraser):
+        raise DiffpoError("--captioner and --paraphraser write captions: say which with --captions (docs/label.md)")
+    words = None if captions is None else Captions(captions, captioner, level, making["seed"], paraphraser)
     out_of = None
     if filter is not None:
         if model is None:

@@ -32,7 +32,9 @@ PROMPTS = typer.Option(
 Out = Annotated[Path, typer.Option(help="Output folder; run the same command again to continue.")]
 Count = Annotated[int | None, typer.Option("--n", min=1, help="Use only the first N prompts.")]
 Side = Annotated[int | None, typer.Option(min=8, help="Size in pixels; by default the model's own.")]
-Device = Annotated[str | None, typer.Option(help="cuda, cpu or another torch device; by default cuda if there is one.")]
+Device = Annotated[
+    str | None, typer.Option(help="cuda, mps, cpu or another torch device; by default the first of them.")
+]
 Lora = Annotated[str | None, typer.Option(help="A LoRA file, or the folder of a training run.")]
 Guidance = Annotated[float, typer.Option(help="Classifier-free guidance scale.")]
 Dtype = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Precision of the model.")]
@@ -74,6 +76,10 @@ GENERATION: dict[str, Any] = {
             help="Weights of the rewards that the LoRA was trained with (objective.steered), e.g. "
             "'following:0.7 appearance:0.3'."
         ),
+    ],
+    "base_calls": Annotated[
+        int | None,
+        typer.Option(min=0, help="How many of the first calls are made without the LoRA.", show_default="0"),
     ],
     "seed": Annotated[int, typer.Option(help="First seed of every prompt.")],
     "images_per_prompt": Annotated[int, typer.Option(min=1, help="Images (seeds) per prompt.")],

@@ -9,13 +9,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..common import lock
+from ..common import carried, lock
 from ..common.errors import DiffpoError
 
 if TYPE_CHECKING:
     from ..evaluation.compare import Evaluation
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 STEPS_BY_VOTES = 50  # updates on 100 votes: scripts/bench_votes.py
@@ -52,7 +50,7 @@ def _vote(folder: Path, count: int, model: str) -> Path:
     console = Console(markup=False, emoji=False)
     console.print(Rule(f"vote: {count} pairs of the model's own pictures"))
     console.print("Choose the better picture of each pair in a browser, and press Ctrl-C here when you are done.")
-    making = {"model": str(ROOT / "assets" / model), "steps": 10, "guidance": 3.0, "batch_size": 64}
+    making = {"model": str(carried.HOME / "assets" / model), "steps": 10, "guidance": 3.0, "batch_size": 64}
     shown = annotate.Shown(making=making, prompts=f"shapes:train:{count}")
     annotate.run(folder, shown, Plan(repeat=0.0), annotate.Address())
     table = folder / "votes.parquet"
@@ -67,12 +65,12 @@ def _run(out: Path, seed: int, n: int, overrides: tuple[str, ...], model: str) -
 
     from ..config import load_config
 
-    config, started = ROOT / "configs" / RECIPES[model], time.time()
+    config, started = carried.HOME / "configs" / RECIPES[model], time.time()
     if not config.exists():
-        raise DiffpoError(f"{config} is missing: quickstart runs from a clone of the repository, installed with pip -e")
+        raise DiffpoError(f"{config} is missing from this installation of diffpo: install its wheel or a clone again")
     console = Console(markup=False, emoji=False)
     # relative paths as in the recipe where possible, so that `diffpo train` with the recipe continues this run
-    assets = (Path() if Path.cwd() == ROOT else ROOT) / "assets"
+    assets = (Path() if Path.cwd() == carried.HOME else carried.HOME) / "assets"
     places = {
         "model.path": assets / model,
         "data.train": assets / "shapes-preferences" / "train.parquet",

@@ -75,6 +75,8 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
             _sync(each)
         if replace:
             shutil.rmtree(path, ignore_errors=True)
+        elif os.name == "nt" and path.is_dir():
+            path.rmdir()  # Windows replaces no folder, not even an empty one
         os.replace(part, path)
         _sync(path.parent)
     finally:
@@ -83,7 +85,10 @@ def whole_folder(path: Path, replace: bool = False) -> Iterator[Path]:
 
 def _sync(path: Path) -> None:
     """What was written to a file or folder is on the disk afterwards."""
-    handle = os.open(path, os.O_RDONLY)
+    windows = os.name == "nt"  # which opens no folder, and writes out only what is open for writing
+    if windows and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

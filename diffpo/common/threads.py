@@ -83,7 +83,7 @@ class Threads:
         waited = 0
         for path in Path("/proc/self/task").glob("*/schedstat"):
             try:
-                waited += int(path.read_text().split()[1])
+                waited += int(path.read_text(encoding="utf-8").split()[1])
             except (OSError, ValueError, IndexError):  # the thread has ended
                 continue
         return time.perf_counter(), waited / 1e9

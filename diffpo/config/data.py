@@ -76,6 +76,10 @@ class Columns(Section):
     """An image of the size of the row's images, whose white parts the preference is about: errors are weighted by it.
     There is no usual name, so null reads no column."""
 
+    source: str | None = None
+    """A picture that the row's images are edits of, in their size; the caption is the instruction. For models that edit
+    (docs/models.md). There is no usual name, so null reads no column."""
+
     t_low: str | None = None
     """The lowest timestep that the preference is about; with t_high, for labels of single steps. null: 0."""
 

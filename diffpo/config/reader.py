@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from ..common import carried
 from ..common.errors import DiffpoError
 from ..common.names import nearest
 from ..common.text import plain, read_text
@@ -112,12 +113,12 @@ def read(path: str | Path, overrides: Sequence[str], kind: type[BaseModel], impo
 
     Raises DiffpoError that names the file and the key: unreadable file, unknown key, wrong type.
     """
-    path = Path(path)
+    path = carried.found(Path(path))
     try:
         text = read_text(path, LIMIT)
     except OSError as error:
         raise DiffpoError(
-            f"cannot read the config {path}: {error.strerror}; recipes to start from are in configs/"
+            f"cannot read the config {path}: {error.strerror}; `diffpo recipes` lists recipes to start from"
         ) from None
     except ValueError as error:  # not text, too large, or a NUL in the name
         raise DiffpoError(f"cannot read the config {path}: {error}") from None
@@ -130,7 +131,7 @@ def read(path: str | Path, overrides: Sequence[str], kind: type[BaseModel], impo
     for override in overrides:
         _apply(settings, override, path)
     try:
-        return kind.model_validate(settings, context={"imports": imports})
+        return kind.model_validate(carried.resolved(settings), context={"imports": imports})
     except ValidationError as error:
         faults = error.errors(include_url=False, include_context=False)
         problems = [f"  {explain(fault, kind)}" for fault in faults[:SHOWN]]

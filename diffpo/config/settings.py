@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, overload
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -13,6 +13,8 @@ from .objective import ObjectiveSettings
 from .reader import read
 from .section import Section
 from .training import Lora, Output, Train
+
+Kind = TypeVar("Kind", bound=BaseModel)
 
 
 class Model(Section):
@@ -46,6 +48,14 @@ class Model(Section):
     base_weights: Literal["full", "fp8", "nf4"] = "full"
     """How the frozen network is kept in memory: as it is, or in 8 or 4 bits (docs/scale.md)."""
 
+    offload: bool = False
+    """Keep the frozen network and the text encoders in the CPU's memory. Each layer's weights go to the GPU while it
+    computes, and each text encoder while it encodes (docs/scale.md). Less GPU memory, more time."""
+
+    vae_tile: int | None = Field(None, ge=64, multiple_of=64)
+    """Encode and decode images in overlapping tiles of so many pixels, e.g. 512. null: whole images. Latents and
+    pictures differ a little (docs/scale.md)."""
+
     attention: str | None = None
     """diffusers' attention backend, e.g. flash or xformers. null: its default."""
 
@@ -77,11 +87,11 @@ class Log(Section):
     """Where metrics go, beside metrics.jsonl in the output folder."""
 
     tensorboard: bool = False
-    """Also write TensorBoard files, into OUTPUT/tensorboard. Needs the extra `trackers`."""
+    """The same as tensorboard in log.trackers."""
 
-    trackers: list[Literal["wandb", "trackio", "mlflow", "swanlab"]] = Field(default_factory=list)
-    """Also send metrics and pictures there, through accelerate. Their packages are installed separately, and each has
-    its own settings in the environment."""
+    trackers: list[Literal["tensorboard", "wandb", "trackio", "mlflow", "swanlab", "aim"]] = Field(default_factory=list)
+    """Also send the settings, metrics and pictures there. Each needs the extra of its name, and all but TensorBoard
+    (OUTPUT/tensorboard) have their own settings in the environment."""
 
     samples: SampleSettings | None = None
     """Sample pictures while training. null: none."""
@@ -130,7 +140,8 @@ class Config(Section):
         for key in (*PLACES, "cache", "cache_latents", "streaming"):
             del settings["data"][key]
         del settings["objective"]["rollout"]["labels"]
-        del settings["model"]["attention"]
+        for key in ("attention", "offload"):
+            del settings["model"][key]
         free = ["compile", "gradient_checkpointing", "checkpoint_every", "checkpoint_keep", "eval_every", "eval_pairs"]
         free.append("stop_when")
         if self.train.lr_schedule == "constant":
@@ -140,6 +151,10 @@ class Config(Section):
         return settings
 
 
+@overload
+def load_config(path: str | Path, overrides: Sequence[str] = (), *, imports: bool = True) -> Config: ...
+@overload
+def load_config(path: str | Path, overrides: Sequence[str], kind: type[Kind], imports: bool = True) -> Kind: ...
 def load_config(
     path: str | Path, overrides: Sequence[str] = (), kind: type[BaseModel] = Config, imports: bool = True
 ) -> Any:
@@ -161,6 +176,11 @@ def _problem(config: Config) -> str | None:
     """Why the objective and the rest of the config make no sense together; None if they do."""
     objective, data = config.objective, config.data
     from_data = not objective.on_policy or objective.source == "self_play"
+    if objective.beta == "auto" and data.validation is None:
+        return (
+            "objective.beta=auto is chosen on pairs that are not trained on: name them in data.validation, or write a "
+            "number"
+        )
     if from_data and data.train is None:
         return f"objective {objective.name} trains on data: set data.train"
     if objective.source == "reward" and objective.sft and data.train is None:
@@ -170,8 +190,21 @@ def _problem(config: Config) -> str | None:
             f"objective {objective.name} (source {objective.source}) samples images for prompts: set data.prompts to a "
             f"text file with one prompt per line"
         )
+    if data.curriculum == 1 and (data.curriculum_updates != 500 or not data.curriculum_keeps):
+        return "data.curriculum_updates and data.curriculum_keeps have no effect with data.curriculum=1: set it too"
     if config.lora is None and config.model.base_weights != "full":
         return f"{config.model.base_weights} weights cannot be trained: set model.base_weights=full, or train a LoRA"
+    if config.lora is not None and config.lora.text_encoders and (other := _needs_fixed_text(config)):
+        return f"lora.text_encoders does not work with {other}: set lora.text_encoders=false, or change that"
+    if config.model.offload:
+        if config.lora is None:
+            return "model.offload keeps frozen weights, but lora=null trains all: set model.offload=false, or a LoRA"
+        if config.lora.kind == "dora":
+            return "a DoRA computes with the base's weights in each pass: set model.offload=false or lora.kind=lora"
+        if config.model.base_weights == "nf4":
+            return "model.offload does not work with nf4: set model.offload=false, or model.base_weights=fp8"
+        if config.train.compile:
+            return "train.compile does not work with model.offload: set train.compile=false"
     if config.lora is not None and config.lora.kind != "lora" and config.model.base_weights != "full":
         return (
             f"lora.kind={config.lora.kind} needs the base model's full weights: set model.base_weights=full or "
@@ -218,3 +251,23 @@ def _problem(config: Config) -> str | None:
             "data.curriculum orders the pairs of data.train, but this objective samples its own: set data.curriculum=1"
         )
     return None
+
+
+def _needs_fixed_text(config: Config) -> str | None:
+    """What of the config uses text embeddings elsewhere than in the policy and its reference, or copies of adapters."""
+    objective, lora = config.objective, config.lora
+    assert lora is not None  # noqa: S101 (called for text encoders that are adapted)
+    found = {
+        f"lora.kind={lora.kind}": lora.kind != "lora",
+        "lora.start": lora.start is not None,
+        "model.offload": config.model.offload,
+        f"objective.reference.policy={objective.reference.policy}": objective.reference.policy
+        not in ("adapter_off", "none"),
+        f"objective.behaviour.policy={objective.behaviour.policy}": objective.behaviour.policy != "none",
+        "objective.error=perceptual": objective.error != "squared",
+        "objective.source=inversion": objective.source == "inversion",
+        "objective.rollout.step_scorer": objective.rollout.step_scorer is not None,
+        "objective.users": bool(objective.users),
+        "objective.steered": objective.steered,
+    }
+    return next((name for name, there in found.items() if there), None)

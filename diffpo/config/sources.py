@@ -20,6 +20,11 @@ class ForwardSettings(Section):
     timesteps: list[int] | None = Field(None, min_length=1)
     """Timesteps to draw from, such as those of a distilled model. null: all."""
 
+    draws: int | None = Field(None, gt=0)
+    """A pair has so many draws of noise and timestep, which come again and again (source forward). The reference's
+    errors are kept, so from its visit number draws + 1 on a pair costs no pass of the reference. One draw learns
+    less (docs/performance.md). null: new draws at each visit."""
+
 
 class InversionSettings(Section):
     """DDIM inversion of the images by the reference (source `inversion`), onto the levels of a grid of its own."""

@@ -89,6 +89,8 @@ class ScorerConfig(Section):
             raise ValueError("a scorer needs data.train and data.validation: pairs to train on and to measure on")
         if self.model.base_weights != "full":
             raise ValueError("a scorer needs the network's full weights: set model.base_weights to full")
+        if self.model.offload:
+            raise ValueError("a scorer trains its network: set model.offload to false")
         if self.data.buckets:
             raise ValueError("a scorer is trained on images of one size: set data.buckets to false")
         if self.data.caption_dropout:

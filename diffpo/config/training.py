@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,12 +29,51 @@ class Lora(Section):
     targets: list[str] | None = Field(None, min_length=1)
     """Names of the layers to adapt, e.g. [to_q, to_v]. null: the attention projections of the model's family."""
 
+    rank_pattern: dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
+    """Ranks of single layers by name or by the end of their names, e.g. {conv1: 4}; the first that fits counts. Others
+    have lora.rank."""
+
+    alpha_pattern: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """The same for alpha. Where it says nothing, alpha is lora.alpha, or without that the layer's rank."""
+
+    b_lr_ratio: float = Field(1.0, ge=1)
+    """LoRA+ (arXiv 2402.12354): the learning rate of B is so many times train.lr. The paper uses 16."""
+
+    text_encoders: bool = False
+    """Adapt the attention of the CLIP text encoders too. They then compute in each step, because their embeddings
+    cannot be cached (docs/train.md)."""
+
     start: str | None = None
     """A LoRA to continue from: a file or the folder of a run. It is also the reference. null: start from zero."""
+
+    @field_validator("rank_pattern", "alpha_pattern")
+    @classmethod
+    def _names_of_layers(cls, patterns: dict[str, Any]) -> dict[str, Any]:
+        for name in patterns:
+            if not re.fullmatch(r"\w+(\.\w+)*", name):
+                raise ValueError(f"{name!r} is not the name of a layer, such as conv1 or ff.net.2")
+        return patterns
+
+    @model_validator(mode="after")
+    def _b_has_a_rate(self) -> Lora:
+        if self.kind == "lokr" and self.b_lr_ratio != 1:
+            raise ValueError("lora.b_lr_ratio is about LoRA's B, which a LoKr lacks: leave it out, or set lora.kind")
+        return self
 
     @property
     def scale_alpha(self) -> float:
         return float(self.rank if self.alpha is None else self.alpha)
+
+    @property
+    def whole_alpha(self) -> float:
+        """`scale_alpha` without a decimal point where it has no decimals, as files have it."""
+        return self.scale_alpha if self.scale_alpha % 1 else int(self.scale_alpha)
+
+    @property
+    def alphas(self) -> dict[str, float]:
+        """`alpha_pattern`, and of what else has a rank of its own: that, unless `alpha` is set."""
+        own = self.rank_pattern if self.alpha is None else {}
+        return self.alpha_pattern | {name: float(rank) for name, rank in own.items() if name not in self.alpha_pattern}
 
 
 class Optimisation(Section):

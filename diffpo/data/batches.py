@@ -18,7 +18,7 @@ from ..common.worker import ALONE, Worker
 from ..config import Data
 from .cache import Cache, content_key
 from .encoders import Encoders
-from .groups import Groups
+from .groups import SOURCE, Groups
 from .judgement import Judgement
 from .rows import Group
 from .source import THREADS
@@ -69,6 +69,12 @@ class Batches:
         # captions per group: one for all its images, or one for each
         self._captions = max(len(group.captions) for group in groups.groups)
         family.require_sizes(groups.targets)
+        if groups.columns.source and not family.edits:
+            raise DiffpoError(
+                f"{groups.source}: data.columns.source={groups.columns.source} is for models that edit pictures, and "
+                "this one makes them from texts alone. Leave the setting out, or use a model that edits "
+                "(docs/models.md)"
+            )
         key = content_key(family.text_hash(), self.captions)
         self.text = Cache(data.cache, "text", key, len(self.captions) + 1)  # the last row: the unconditional embedding
         asked = groups.groups if needed is None else [groups.groups[index] for index in sorted(needed)]
@@ -85,7 +91,7 @@ class Batches:
             cache = self._latents[target] = Cache(data.cache, "latents", key, len(places))
             encode = functools.partial(self._encode_images, list(places.values()))
             row = self._image_row[target]
-            self._needed[cache] = {row[each] for group in asked if group.target == target for each in group.hashes}
+            self._needed[cache] = {row[each] for group in asked if group.target == target for each in group.pictures}
             cache.build(encode, portion(*target), worker, self._needed[cache])
 
     def check(self) -> None:
@@ -127,6 +133,8 @@ class Batches:
         x_0 = self.family.scale_latents(mean + (0.5 * logvar).exp() * noise).transpose(0, 1).flatten(0, 1)
 
         cond = self._condition(groups, seen, dropped)
+        if self.groups.columns.source:
+            cond["source"] = self._sources(indices, seen).repeat(members, 1, 1, 1)
         if self.further is not None:
             more = self.further(indices, addresses)
             cond |= {name: value.repeat(members, 1).to(self.device) for name, value in more.items()}
@@ -139,6 +147,18 @@ class Batches:
         if self.judge is not None:
             judgement = replace(judgement, preference=self.judge(indices, addresses).to(self.device))
         return Batch(x_0, cond, judgement, list(indices), addresses, mask)
+
+    def _sources(self, indices: Sequence[int], seen: Sequence[Sequence[View]]) -> Tensor:
+        """The latents of what the groups' images are edits of, without noise, as the pipelines have them: (n, C, h,
+        w)."""
+        groups = [self.groups.groups[index] for index in indices]
+        if self.cached:
+            row = self._image_row[groups[0].target]
+            mean = self._latents[groups[0].target].read([row[group.source or ""] for group in groups])["mean"]
+        else:
+            images = [self.groups.image(index, SOURCE) for index in indices]
+            mean = self._encode(images, [each[0] for each in seen])["mean"]
+        return self.family.scale_latents(mean.to(self.device))
 
     def _times(self, group: Group) -> tuple[int, int]:
         """The timesteps [low, high) of the model that a group's preference is about."""
@@ -228,7 +248,7 @@ class Batches:
         with ThreadPoolExecutor(THREADS) as pool:
             images = list(pool.map(lambda place: self.groups.image(*place), places))
         return self._encode(
-            images, [self._views(index, torch.Generator(), train=False)[member] for index, member in places]
+            images, [self._views(index, torch.Generator(), train=False)[max(member, 0)] for index, member in places]
         )
 
     def _encode_views(self, indices: Sequence[int], seen: Sequence[Sequence[View]]) -> dict[str, Tensor]:

@@ -29,13 +29,17 @@ class Buckets:
 
     def index(self, position: int, per_update: int) -> int:
         """The group drawn at ``position``, counted from the start of training. Depends on its arguments alone."""
+        return self.visit(position, per_update)[0]
+
+    def visit(self, position: int, per_update: int) -> tuple[int, int]:
+        """`index`, and how often its size's groups have all been drawn before."""
         update, place = divmod(position, per_update)
         number, turn = divmod(update, len(self.targets))
         target, before = self._turns(number)[turn]
         groups = self.groups[target]
         drawn = (number * len(groups) + before) * per_update + place
         epoch, place = divmod(drawn, len(groups))
-        return groups[self._permutation(target, epoch)[place]]
+        return groups[self._permutation(target, epoch)[place]], epoch
 
     def _turns(self, number: int) -> list[tuple[Size, int]]:
         """For each of the n updates of round ``number``: its size, and how many updates of the round had it before."""

@@ -35,6 +35,7 @@ USUAL_NAMES = {
     "liked": ("liked", "label"),
     # only if the config names them: many sources have a user column, few objectives use it
     "mask": (),
+    "source": (),
     "t_low": (),
     "t_high": (),
     "user": (),
@@ -44,7 +45,7 @@ ORDERED = ("chosen", "rejected")
 DUAL = ("caption_chosen", "caption_rejected")
 OWN = ("caption_0", "caption_1")
 SCORES = ("score_0", "score_1")
-FURTHER = ("mask", "t_low", "t_high", "user")
+FURTHER = ("mask", "source", "t_low", "t_high", "user")
 ROLES: dict[Kind, tuple[str, ...]] = {
     "pair": ("caption", *DUAL, *OWN, *LABELLED, *ORDERED, *SCORES, *FURTHER),
     "list": ("caption", "images", "scores", "ranks", *FURTHER),

@@ -31,6 +31,11 @@ class Curriculum:
 
         Each stage draws its groups epoch after epoch, as `order` does. Depends on its arguments alone.
         """
+        return self.visit(position, per_update)[0]
+
+    def visit(self, position: int, per_update: int) -> tuple[int, int]:
+        """`index`, and the number of the epoch, from 0 in each stage."""
         stage = min(position // per_update // self.updates, len(self.parts) - 1)
         part, start = self.parts[stage], stage * self.updates * per_update
-        return self.ranking[part[order(self.seed, len(part), position - start)]]
+        drawn = position - start
+        return self.ranking[part[order(self.seed, len(part), drawn)]], drawn // len(part)

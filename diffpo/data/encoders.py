@@ -13,9 +13,11 @@ class Encoders(Protocol):
 
     Attributes:
         train_timesteps: of the model.
+        edits: whether the model edits a picture, whose latents are the condition ``source``.
     """
 
     train_timesteps: int
+    edits: bool
 
     def require_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
         """DiffpoError unless the network supports images of these sizes (width, height)."""

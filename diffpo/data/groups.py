@@ -20,6 +20,8 @@ from .rows import Group, Read, RowReader, image_hash
 from .source import THREADS, open_source, reading
 from .tables import Rows
 
+SOURCE = -1  # stands for the picture that a group's images are edits of, in place of a member's number
+
 
 @dataclass
 class Groups:
@@ -89,6 +91,8 @@ class Groups:
                 continue
             for member, (image, key) in enumerate(zip(group.images, group.hashes, strict=True)):
                 found.setdefault(key, (group.row, image, number, member))
+            if group.source is not None:  # after the row's images
+                found.setdefault(group.source, (group.row, 2**31, number, SOURCE))
         return {key: place[2:] for key, place in sorted(found.items(), key=lambda item: item[1])}
 
     def images(self, index: int) -> tuple[Image.Image, ...]:
@@ -96,7 +100,10 @@ class Groups:
         return tuple(self._read(self.groups[index], range(self.members)))
 
     def image(self, index: int, member: int) -> Image.Image:
-        """Image ``member`` of group ``index``."""
+        """Image ``member`` of group ``index``, or its `SOURCE`."""
+        if member == SOURCE:
+            group = self.groups[index]
+            return self._beside(group, self.columns.source or "", group.source, self.background).convert("RGB")
         return self._read(self.groups[index], [member])[0]
 
     def mask(self, index: int) -> Image.Image | None:
@@ -104,15 +111,19 @@ class Groups:
         group, name = self.groups[index], self.columns.mask
         if group.mask is None or name is None:
             return None
+        return self._beside(group, name, group.mask, "black").convert("L")
+
+    def _beside(self, group: Group, name: str, key: str | None, background: str) -> Image.Image:
+        """The picture in the column ``name`` of the group's row, whose hash was ``key``."""
         try:
             encoded = content(self.dataset[group.row][name], self.roots)
-            found = decode(encoded, "black")
-            if image_hash(encoded, found.info["altered"]) != group.mask:
-                raise BadRow("the mask has changed")
-            return found.convert("L")
+            found = decode(encoded, background)
+            if image_hash(encoded, found.info["altered"]) != key:
+                raise BadRow("the picture has changed")
+            return found
         except (BadRow, IndexError) as problem:
             raise DiffpoError(
-                f"{self.source}: the mask of row {group.row} could be read at the start of the run, but not now: "
+                f"{self.source}: {name} of row {group.row} could be read at the start of the run, but not now: "
                 f"{problem}. Run the same command again to read the data anew"
             ) from None
 

@@ -32,6 +32,7 @@ class Group:
     user: str | None = None
     mask: str | None = None  # a hash of the mask's bytes
     rewards: tuple[tuple[float, ...], ...] | None = None  # several scores of each image, by data.columns.rewards
+    source: str | None = None  # a hash of the bytes of the picture that the images are edits of
     times: tuple[int, int] | None = None  # the lowest and the highest timestep that the preference is about
 
     @property
@@ -40,11 +41,17 @@ class Group:
         return self.sizes[0]
 
     @property
+    def pictures(self) -> tuple[str, ...]:
+        """The hashes of all pictures that the network sees."""
+        return self.hashes if self.source is None else (*self.hashes, self.source)
+
+    @property
     def digest(self) -> str:
         """A hash of everything that training depends on."""
         seen: list[Any] = [self.captions, self.preference, self.hashes, self.scores, self.user]
         new = [self.mask, self.times, self.rewards]
         seen += [] if new == [None] * 3 else new  # as before without them
+        seen += [] if self.source is None else [self.source]
         return blake2b(json.dumps(seen).encode(), digest_size=16).hexdigest()
 
 
@@ -116,7 +123,8 @@ class RowReader:
         # by the row's first image, whichever is better, so that cached latents do not depend on labels
         resolution = self.data.resolution
         target = nearest(sizes[0], resolution) if self.data.buckets else (resolution, resolution)
-        mask, times, rewards = self._mask(row, sizes[0]), _times(row, columns), self._rewards(row)
+        mask, source = self._mask(row, sizes[0]), self._source(row, sizes[0])
+        times, rewards = _times(row, columns), self._rewards(row)
         groups, identical = [], 0
         for images, preference, scores in members:
             hashes, stored = tuple(keys[i] for i in images), tuple(sizes[i] for i in images)
@@ -126,7 +134,7 @@ class RowReader:
             texts = tuple(captions[i] for i in images) if own else captions
             judged = (texts, preference, scores, user)
             own_rewards = rewards and tuple(rewards[i] for i in images)
-            groups.append(Group(index, images, hashes, stored, target, *judged, mask, own_rewards, times))
+            groups.append(Group(index, images, hashes, stored, target, *judged, mask, own_rewards, source, times))
         notes = [note for image in seen for note in image.info["notes"]]
         return Read(groups, ties, identical, len(seen), notes)
 
@@ -135,17 +143,32 @@ class RowReader:
         name = self.columns.mask
         if name is None or row[name] is None:
             return None
-        try:
-            encoded = content(row[name], self.roots)
-            mask = decode(encoded, "black")
-        except BadRow as problem:
-            raise problem.of(name) from None
-        if mask.size != size:
-            both = " and ".join(f"{width}x{height}" for width, height in (mask.size, size))
-            raise BadRow("the mask differs in size from the images", both, name)
+        mask, key = self._beside(row[name], name, "black", size)
         if not mask.convert("L").getbbox():
             raise BadRow("the mask is black, so the preference is about nothing", "", name)
-        return image_hash(encoded, mask.info["altered"])
+        return key
+
+    def _source(self, row: dict[str, Any], size: tuple[int, int]) -> str | None:
+        """A hash of the picture that the row's images are edits of; None if the source has none."""
+        name = self.columns.source
+        if name is None:
+            return None
+        if row[name] is None:
+            raise BadRow("no picture that the images are edits of", "", name)
+        return self._beside(row[name], name, self.data.background, size)[1]
+
+    def _beside(self, cell: Any, name: str, background: str, size: tuple[int, int]) -> tuple[Any, str]:
+        """A picture of the size of the row's images, and a hash of it."""
+        try:
+            encoded = content(cell, self.roots)
+            found = decode(encoded, background)
+        except BadRow as problem:
+            raise problem.of(name) from None
+        if found.size != size:
+            both = " and ".join(f"{width}x{height}" for width, height in (found.size, size))
+            what = "mask" if name == self.columns.mask else "source"
+            raise BadRow(f"the {what} differs in size from the images", both, name)
+        return found, image_hash(encoded, found.info["altered"])
 
     def _rewards(self, row: dict[str, Any]) -> tuple[tuple[float, ...], ...] | None:
         """The rewards of the row's two images."""

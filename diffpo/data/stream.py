@@ -52,7 +52,7 @@ class Stream:
         about = folder / "about.json"
         state: dict[str, Any] = {"rows": 0, "files": 0, "ended": False, "at": None}
         if about.exists():
-            state = json.loads(about.read_text())
+            state = json.loads(about.read_text(encoding="utf-8"))
         if state["at"]:
             stream.load_state_dict(state["at"])
         limit = self.data.limit

@@ -20,7 +20,7 @@ from .manifest import check_arm
 
 INTERNAL = {"batch_size", "device", "paths", "model_hash", "lora_hash", "negative_lora_hash", "user_hash", "plan_hash"}
 TYPES: dict[str, type] = {
-    **dict.fromkeys(("seed", "images_per_prompt", "steps", "height", "width"), int),
+    **dict.fromkeys(("seed", "images_per_prompt", "steps", "base_calls", "height", "width"), int),
     **dict.fromkeys(("guidance", "lora_weight", "negative_lora_weight"), float),
 }
 OWN = tuple(each.name for each in fields(Generation) if each.name not in INTERNAL)  # settings that an arm may have

@@ -31,6 +31,7 @@ from ..scorers import features
 from ..weights import lora as lora_module
 from ..weights import trained, unconditional
 from . import paths, plans
+from .base_calls import base_first
 from .generation import Generation
 from .manifest import check_same_run, image_path, intact, line, manifest_file, read_manifest, save, write_manifest
 
@@ -150,7 +151,7 @@ def _generate(
             arm = arms[name]
             if arm.base() != loaded:
                 pipe = load(arm.base())
-            loaded = arm
+            loaded, family = arm, models.family_class(_base(arm), type(pipe).__name__)
             with ExitStack() as personal:
                 if arm.negative_lora is not None:
                     personal.callback(_two_halves(pipe, arm))
@@ -172,7 +173,7 @@ def _generate(
                     for k, (row, image) in enumerate(zip(batch, images, strict=True)):
                         if wanted[k]:
                             target = image_path(out, name, row["index"], row["seed"])
-                            paths.keep(pipe, estimates, k, target, image.size[::-1])
+                            paths.keep(pipe, family, [each[k] for each in estimates], target, image.size[::-1])
                         yield row if "sha256" in row else _keep(row, image, out, manifest_file(out, ours))
                     bar.update(len(batch))
                     threads.adapt()
@@ -275,7 +276,7 @@ def paint(pipe: Any, generation: Generation, batch: Sequence[Picture]) -> list[I
         generators = tuple(noise_generator(each.seed, each.index) for each in batch)
     options |= {"generator": list(generators), "num_inference_steps": generation.steps, "output_type": "pt"}
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), base_first(pipe, generation.base_calls):
             images = pipe(**options).images
     except ValueError as error:  # a number of calls that the solver cannot make, a size that the model does not take
         raise DiffpoError(f"cannot generate with {generation.model}: {' '.join(str(error).split())[:500]}") from error

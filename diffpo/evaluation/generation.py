@@ -13,7 +13,7 @@ ARMS = ("base", "tuned")  # unless they are named
 CALLS = 20  # of the model for a picture, unless it is said
 # the keys of a manifest row that say how its picture was made, in their order there
 RECORDED: tuple[str, ...] = ("lora", "lora_hash", "lora_weight", "user_pairs", "user_hash", "model", "model_hash")
-RECORDED += ("user_features", "steer", "negative_lora", "negative_lora_hash", "negative_lora_weight")
+RECORDED += ("user_features", "steer", "negative_lora", "negative_lora_hash", "negative_lora_weight", "base_calls")
 RECORDED += ("steps", "solver", "plan", "plan_hash", "guidance", "negative_prompt", "height", "width", "dtype")
 # those that two pictures of one folder share: names of files may differ, their content may not
 COMPARED = tuple(
@@ -22,7 +22,7 @@ COMPARED = tuple(
     if key not in ("lora", "negative_lora", "user_pairs", "user_features", "steer", "model", "plan")
 )
 # what base and tuned pictures differ in
-OF_ARM = {"lora_hash", "lora_weight", "user_hash", "negative_lora_hash", "negative_lora_weight"}
+OF_ARM = {"lora_hash", "lora_weight", "user_hash", "negative_lora_hash", "negative_lora_weight", "base_calls"}
 
 
 Dtype = Literal["float32", "bfloat16", "float16"]  # of the model
@@ -41,6 +41,7 @@ class Generation:
         user_pairs: pairs of the user to personalise for (objective/users.py), seen by ``user_features`` if the LoRA
             was trained with these (objective.taste); steer: the weights of the rewards that
             a LoRA was trained with (objective/steering.py), e.g. "following:0.7 appearance:0.3".
+        base_calls: how many of the first calls are made without the LoRA (base_calls.py); None is 0.
         seed: the first of ``images_per_prompt`` seeds of every prompt.
         steps: model calls per picture; None is 20, or those of the plan.
         solver: a name in `samplers.solvers.SOLVERS`; None is `samplers.default_solver`, or the plan.
@@ -64,6 +65,7 @@ class Generation:
     user_pairs: str | None = None
     user_features: str | None = None
     steer: str | None = None
+    base_calls: int | None = None
     seed: int = 0
     images_per_prompt: int = 1
     steps: int | None = None
@@ -107,6 +109,7 @@ class Generation:
                 raise DiffpoError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.paths < 0:
             raise DiffpoError(f"paths must be at least 0, not {self.paths}")
+        self._check_base_calls()
         for name in ("height", "width"):
             value = getattr(self, name)
             if value is not None and (value < 8 or value % 8):
@@ -127,13 +130,23 @@ class Generation:
         if self.plan is not None and self.solver is not None:
             raise DiffpoError("--plan has a solver of its own: leave out --solver, or --plan")
 
+    def _check_base_calls(self) -> None:
+        calls = self.base_calls or None
+        object.__setattr__(self, "base_calls", calls)
+        if calls is None:
+            return
+        if calls < 0 or (self.steps is not None and calls >= self.steps):
+            raise DiffpoError(f"--base-calls {calls} leaves no call to the LoRA: there are {self.steps} calls")
+        if self.lora is None or self.negative_lora is not None:
+            raise DiffpoError("--base-calls switches off the LoRA of --lora: name it, and leave out --negative-lora")
+
     @property
     def seeds(self) -> range:
         return range(self.seed, self.seed + self.images_per_prompt)
 
     def base(self) -> Generation:
         """The same without the LoRA, and without the negative one."""
-        base = replace(self, user_pairs=None, user_features=None, steer=None, user_hash=None)
+        base = replace(self, user_pairs=None, user_features=None, steer=None, user_hash=None, base_calls=None)
         base = replace(base, lora=None, lora_hash=None, lora_weight=None)
         return replace(base, negative_lora=None, negative_lora_hash=None, negative_lora_weight=None)
 

@@ -34,7 +34,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(
         ("user_pairs", "user_features", "steer", "user_hash", "plan", "plan_hash", "negative_prompt", "sha256"), str
     ),
-    **dict.fromkeys(("index", "seed", "steps", "height", "width"), int),
+    **dict.fromkeys(("index", "seed", "steps", "base_calls", "height", "width"), int),
     **dict.fromkeys(("guidance", "lora_weight", "negative_lora_weight"), (int, float)),
     "versions": dict,
 }

@@ -18,6 +18,7 @@ from .manifest import image_path, save
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ..models import Family
     from .generation import Generation
 
 FOLDER = "paths"
@@ -74,33 +75,31 @@ def recorded(pipe: Any, wanted: bool = True) -> Iterator[list[Tensor]]:
         del scheduler.step
 
 
-def keep(pipe: Any, estimates: Sequence[Tensor], which: int, picture: Path, size: tuple[int, int]) -> None:
-    """Write the path of number ``which`` of a batch. ``size``: height and width of the picture in pixels."""
+def keep(pipe: Any, family: type[Family], estimates: Sequence[Tensor], picture: Path, size: tuple[int, int]) -> None:
+    """Write the path of a picture. ``estimates``: of it alone. ``size``: its height and width in pixels."""
     folder = picture.parents[2] / FOLDER / picture.parent.name / picture.stem
-    for call, image in enumerate(_decoded(pipe, [each[which] for each in estimates], size)):
+    for call, image in enumerate(_decoded(pipe, family, estimates, size)):
         buffer = BytesIO()
         image.save(buffer, "PNG")
         save(folder / _name(call), buffer.getvalue())
 
 
-def _decoded(pipe: Any, latents: Sequence[Tensor], size: tuple[int, int]) -> Iterator[Any]:
-    """Latents (C, h, w), or tokens (n, 4 C) of a Flux, as pictures, one at a time. A VAE in half precision computes in
+def _decoded(pipe: Any, family: type[Family], latents: Sequence[Tensor], size: tuple[int, int]) -> Iterator[Any]:
+    """The pipeline's latents, each of one picture, as pictures, one at a time. A VAE in half precision computes in
     float32, because SDXL's overflows."""
     import torch
     from PIL import Image
 
-    from ..models import vae_factor
-    from ..models.flux import unpack
+    from ..models import autoencoders, vae_factor
 
     vae, factor = pipe.vae, vae_factor(pipe)
-    before, config = vae.dtype, vae.config
+    before = vae.dtype
     vae.to(torch.float32)
     try:
         for each in latents:
-            x_0 = each[None] if each.ndim == 3 else unpack(each[None], size[0] // factor, size[1] // factor)
-            x_0 = x_0 / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+            x_0 = family.unpacked(each[None], size[0] // factor, size[1] // factor)
             with torch.inference_mode(), torch.autocast(vae.device.type, enabled=False):
-                pixels = vae.decode(x_0.to(vae.device)).sample[0]
+                pixels = autoencoders.decode(vae, autoencoders.unscaled(x_0, autoencoders.about(vae)))[0]
             pixels = (pixels / 2 + 0.5).nan_to_num(0.5).clamp(0, 1).cpu()
             yield Image.fromarray((pixels * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
     finally:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from ..models.file_header import is_one
 from ..weights import full
 from ..weights.header import number
 from ..weights.lora_file import FILE_NAME
+from . import pictures
 
 SHOWN = ("loss", "rewards/accuracies", "rewards/margins", "error/chosen_delta", "error/rejected_delta")
 
@@ -50,7 +53,7 @@ def write_card(config: Config, about: dict[str, Any], size: str, output: Path) -
     if config.lora is None:
         network = full.WholeNetwork.find(output)
         assert network is not None  # noqa: S101 (the run has just written it)
-        kind, title = json.loads((network / "config.json").read_text())["_class_name"], TITLE["full"]
+        kind, title = json.loads((network / "config.json").read_text(encoding="utf-8"))["_class_name"], TITLE["full"]
         trained, tags, more = "all weights", [], ", " + kind
         load = f'pipe.{network.name} = {kind}.from_pretrained("FOLDER_OF_THIS_FILE", subfolder="{network.name}")'
     else:
@@ -68,7 +71,7 @@ def write_card(config: Config, about: dict[str, Any], size: str, output: Path) -
 
 # {title.format(markdown(base))}
 
-Trained by diffpo with {method} (beta {config.objective.beta:g}) on {size} of
+Trained by diffpo with {method} (beta {config.objective.strength:g}) on {size} of
 {markdown(config.data.train or config.data.prompts)}, {config.train.steps} updates of
 {about["pairs_per_update"]} groups, learning rate {config.train.lr:g}, {trained}, {config.data.resolution} px.
 
@@ -85,11 +88,12 @@ Base {about["base"]["hash"]}, data {about["data_hash"]}. All settings are in `co
     )
 
 
-def _front_matter(tags: list[str], base: str = "", relation: str = "") -> str:
-    """The hub's YAML header. ``base`` is the only text from elsewhere: a string of JSON, which YAML reads as it is."""
+def _front_matter(tags: list[str], base: str = "", relation: str = "", more: Sequence[str] = ()) -> str:
+    """The hub's YAML header. ``base`` is text from elsewhere: a string of JSON, which YAML reads as it is. ``more``:
+    further lines."""
     lines = [f"base_model: {json.dumps(plain(base), ensure_ascii=False)}"] if base else []
     lines += [f"base_model_relation: {relation}"] if relation else []
-    return "\n".join(["---", *lines, "library_name: diffusers", f"tags: [{', '.join(tags)}]", "---"])
+    return "\n".join(["---", *lines, "library_name: diffusers", f"tags: [{', '.join(tags)}]", *more, "---"])
 
 
 def training_table(folder: Path, step: int | None = None) -> str:
@@ -122,21 +126,31 @@ def _users(config: Config) -> str:
     )
 
 
-def export_card(model: str, about: dict[str, Any], form: str, usage: str, tables: list[str], lora_hash: str) -> str:
-    """The card of an export as ``form`` (diffusers, kohya, merged, single; full: a merged model without a LoRA).
-    ``about`` is what is `header.known` of how it was trained, ``model`` its base, ``usage`` how to load it, ``tables``
-    what was measured."""
+@dataclass(frozen=True)
+class Shown:
+    """What a card shows of an export: ``usage``, how to load it; ``tables`` of what was measured; its ``pictures``."""
+
+    usage: str
+    tables: list[str]
+    pictures: list[pictures.Pair]
+
+
+def export_card(model: str, about: dict[str, Any], form: str, shown: Shown, lora_hash: str) -> str:
+    """The card of an export as ``form`` (of `export.Export`, or full: a merged model without a LoRA). ``about`` is what
+    is `header.known` of how it was trained, ``model`` its base."""
     relation = "finetune" if form in TITLE else "adapter"  # the hub's words
     tags = [*(["lora"] if relation == "adapter" else []), "text-to-image", "preference-optimization"]
     tags += [about["objective"]] if "objective" in about else []
     whose = "Its weights have" if form == "full" else "The LoRA's file has"
+    named = (model, relation) if is_hub_id(model) else ("", "")  # the hub refuses a base that it does not have
     parts = [
-        _front_matter(tags, model, relation) if is_hub_id(model) else _front_matter(tags),  # the hub refuses others
+        _front_matter(tags, *named, pictures.gallery(shown.pictures)),
         f"# {TITLE.get(form, LORA).format(markdown(base_name(model)))}",
         f"{_made(about)} {whose} sha256 {lora_hash}.",
-        usage,
-        *[table for table in tables if table],
-        *([MEANING] if any(tables) else []),
+        shown.usage,
+        *([pictures.table(shown.pictures)] if shown.pictures else []),
+        *[table for table in shown.tables if table],
+        *([MEANING] if any(shown.tables) else []),
         "Licence: not chosen yet. Add `license:` to the header; the base model's licence holds for this too.",
     ]
     return "\n\n".join(parts) + "\n"
@@ -160,12 +174,14 @@ def _made(about: dict[str, Any]) -> str:
     return text + (f" ({', '.join(sources)})." if sources else ".")
 
 
-def usage(form: str, name: str, model: str, pipeline: str, users: bool) -> str:
+def usage(form: str, name: str, model: str, pipeline: str, users: bool, part: str | None = None) -> str:
     """How to load the file ``name`` (or the merged pipeline) of a model and its ``pipeline``'s class; ``users``: the
-    LoRA was trained with users."""
+    LoRA was trained with users; ``part``: of a LoKr, which diffusers' pipelines do not read, and their parts do."""
     name = plain(name).replace("`", "'")
     if form == "kohya":
         text = f"Put `{name}` where ComfyUI, A1111 or Forge look for LoRAs; strength 1 is the trained strength."
+    elif form == "comfyui":
+        text = f"Put `{name}` where ComfyUI or Forge look for LoRAs; strength 1 is the trained strength."
     elif form == "merged":
         text = USE.format(cls="DiffusionPipeline", more="", load="from_pretrained('THIS_FOLDER')", lora="")
     elif form == "single":
@@ -174,7 +190,9 @@ def usage(form: str, name: str, model: str, pipeline: str, users: bool) -> str:
             f"models). `diffpo` takes it as `--model` and as `model.path`."
         )
     else:
-        text = _use(model, pipeline, f'pipe.load_lora_weights("THIS_FOLDER", weight_name="{name}")')
+        load = f"pipe.{part}.load_lora_adapter" if part else "pipe.load_lora_weights"
+        prefix = f', prefix="{part}"' if part else ""
+        text = _use(model, pipeline, f'{load}("THIS_FOLDER", weight_name="{name}"{prefix})')
     if not users:
         return text
     text += "\n\nIt was trained with users; loaded like this it is not personalised."

@@ -3,9 +3,11 @@ kept.
 
 OUT/pytorch_lora_weights.safetensors   diffusers: for `pipe.load_lora_weights`
 OUT/<OUT's name>.safetensors           kohya: for ComfyUI, A1111 and Forge (kohya.py)
+OUT/<OUT's name>.safetensors           comfyui: of every kind, for ComfyUI (comfyui.py)
 OUT/model_index.json, ...              merged: a pipeline that needs no LoRA any more
 OUT/<OUT's name>.safetensors           single: the same as one file, for ComfyUI, A1111 and Forge (models/layouts.py)
 OUT/README.md                          the model card
+OUT/images/                            pictures that it shows, with --results
 """
 
 from __future__ import annotations
@@ -30,9 +32,10 @@ from ..common.text import plain
 from ..config import Model
 from ..models import Family, file_write, layouts
 from ..weights import full, lora_apply, lora_change, lora_file, trained
+from ..weights.lora_change import Change, Place
 from ..weights.lora_file import FILE_NAME
-from . import kohya
-from .card import evaluation_table, export_card, is_hub_id, training_table, usage
+from . import comfyui, kohya, pictures
+from .card import Shown, evaluation_table, export_card, is_hub_id, training_table, usage
 
 MERGED = ("merged", "single")  # a model without a LoRA
 STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # safetensors' names of dtypes
@@ -44,7 +47,7 @@ class Export:
 
     Attributes:
         lora: a LoRA file, or a folder that holds a LoRA or a network that was trained as a whole.
-        to: diffusers, kohya, merged or single. The last two also take LoRAs from elsewhere and whole networks.
+        to: diffusers, kohya, comfyui, merged or single. The last two also take LoRAs from elsewhere and whole networks.
         model: the base model: a pipeline's folder, a hub id or one file.
         out: a new folder.
         model_config, family: as `Model.config` and `Model.family`.
@@ -86,33 +89,38 @@ def run(export: Export) -> Path:
         )
     weights, about = ({}, full.read_about(file)) if whole else lora_file.read_lora(file)
     lora_hash = trained.file_hash(file)
-    measured = evaluation_table(Path(export.results).expanduser(), lora_hash) if export.results else ""
+    measured, shown = "", list[pictures.Pair]()
+    if export.results:
+        results = Path(export.results).expanduser()
+        measured, shown = evaluation_table(results, lora_hash), pictures.pairs(results)
+        if not shown:
+            print(f"{results} holds no pictures of base and tuned, so the card shows none")
     pipeline = models.pipeline_class(base)
     family = models.family_class(base, pipeline)
     if to == "kohya":
         kohya.format_of(family)
+    if to == "comfyui":
+        comfyui.require(family)
     if to == "single":
         layouts.check_pipeline(pipeline)
     _check_weights(file, weights, family.component, to)
     api = hub.client(export.push) if export.push else None
 
     with lock.held(out, beside(out, "lock")), _quiet_diffusers():
-        pipe, source = _load(base, family, export)
+        encoders = {name.partition(".")[0] for name in weights if name.startswith("text_encoder")}
+        pipe, source = _load(base, family, export, encoders)
         changes = {} if whole else lora_apply.check_lora(pipe, file)
-        layers = lora_change.by_layer(changes[family.component]) if to not in MERGED else {}
+        layers = {} if to in MERGED else {name: _by_layer(file, name, each) for name, each in changes.items()}
         if to == "kohya":
-            kohya.check_kind(lora_change.kind_of(layers))
+            kohya.check_kind(lora_change.kind_of(layers[family.component]))
         name = {"diffusers": FILE_NAME, "merged": ""}.get(to, f"{out.name}.safetensors")
         with writing(out, "--out", kept="Nothing is left there."), whole_folder(out) as part:
             if to == "diffusers":
                 _copy(file, part)
             elif to == "kohya":
-                if layers is None:
-                    raise DiffpoError(
-                        f"{file} has one change for several layers of the {family.component}, which cannot be divided "
-                        f"by layers; use --to merged"
-                    )
-                kohya.write(part / name, family, pipe, layers, export.dtype, about)
+                kohya.write(part / name, family, pipe, layers[family.component], export.dtype, about)
+            elif to == "comfyui":
+                comfyui.write(part / name, family, pipe, layers, export.dtype, about)
             else:
                 if whole:
                     trained.load_into(pipe, file)
@@ -126,13 +134,26 @@ def run(export: Export) -> Path:
             run_folder = file.parent.parent if file.parent.name.startswith(CHECKPOINT) else file.parent
             curves = training_table(run_folder, about["step"]) if "step" in about else ""
             model = export.model if is_hub_id(export.model) else about.get("base", {}).get("name") or export.model
-            how = usage(to, name, model, pipeline, trained.knows_users(file))
-            card = export_card(model, about, "full" if whole else to, how, [curves, measured], lora_hash)
+            lokr = lora_change.kind_of(layers.get(family.component)) == "lokr"
+            part_name = family.component if lokr else None
+            how = usage(to, name, model, pipeline, trained.knows_users(file), part_name)
+            pictures.copy(shown, part)
+            card = export_card(model, about, "full" if whole else to, Shown(how, [curves, measured], shown), lora_hash)
             (part / "README.md").write_text(card, encoding="utf-8")
     print(f"the export is in {out}" + (f" ({name})" if name else ""))
     if api and export.push:
         hub.push(api, export.push, out)
     return out
+
+
+def _by_layer(file: Path, part: str, changed: list[tuple[Place, Change]]) -> dict[str, Change]:
+    layers = lora_change.by_layer(changed)
+    if layers is None:
+        raise DiffpoError(
+            f"{file} has one change for several layers of the {part}, which cannot be divided by layers; use --to "
+            f"merged"
+        )
+    return layers
 
 
 def _copy(file: Path, part: Path) -> None:
@@ -162,8 +183,10 @@ def _check_target(out: Path, export: Export) -> None:
 def _check_weights(file: Path, weights: dict[str, torch.Tensor], component: str, to: str) -> None:
     """DiffpoError unless the weights are finite and, if they are not merged, belong to the network alone under today's
     names."""
-    names = rf"{component}\..+\.(lora_[AB]\.weight|lora_magnitude_vector|lokr_\w+)"
+    names = rf"({component}|text_encoder\w*)\..+\.(lora_[AB]\.weight|lora_magnitude_vector|lokr_\w+)"
     foreign = [name for name in weights if not re.fullmatch(names, name)]
+    if to == "kohya" and any(name.startswith("text_encoder") for name in weights):
+        raise DiffpoError(f"{file} adapts text encoders, which --to kohya does not write: use --to comfyui")
     if foreign and to not in MERGED:
         raise DiffpoError(
             f"{file} holds {plain(foreign[0], 200)}, which is not a LoRA weight that diffpo writes for a {component}. "
@@ -189,13 +212,16 @@ def _quiet_diffusers() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _load(model: Model, family: type[Family], export: Export) -> tuple[Any, Any]:
-    """The pipeline, in the export's dtype or as it is stored, and its source; the network alone unless it is merged."""
+def _load(model: Model, family: type[Family], export: Export, encoders: set[str]) -> tuple[Any, Any]:
+    """The pipeline, in the export's dtype or as it is stored, and its source; the network alone unless it is merged,
+    and the text ``encoders`` that the LoRA adapts."""
     source, to, dtype = models.source_of(model), export.to, export.dtype
     parts = [name for name, value in source.index().items() if isinstance(value, list) and value[0]]
     left_out: dict[str, Any] = {}
     if to not in MERGED:
-        left_out = {name: None for name in parts if name not in (family.component, "scheduler")} | family.without
+        left_out = {
+            name: None for name in parts if name not in (family.component, "scheduler", *encoders)
+        } | family.without
         dtype = None  # the LoRA's, not the base's
     if to == "single":  # what the file lacks stays where it is
         left_out = {name: None for name in source.missing}
@@ -220,8 +246,8 @@ def _tidy(folder: Path, before: dict[str, Any]) -> None:
     """Correct what `save_pretrained` wrote. It leaves out entries of model_index.json that belong to no part, such as
     DiT's class names, and adds the base model's path on this disk."""
     for path in (folder / "model_index.json", *folder.glob("*/config.json")):
-        saved = json.loads(path.read_text())
+        saved = json.loads(path.read_text(encoding="utf-8"))
         saved.pop("_name_or_path", None)
         if path.parent == folder:
             saved |= {k: v for k, v in before.items() if k not in saved and k[0] != "_" and not isinstance(v, list)}
-        path.write_text(json.dumps(saved, indent=2) + "\n")
+        path.write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")

@@ -47,7 +47,7 @@ def check_kind(kind: str | None) -> None:
     if kind == "dora":
         raise DiffpoError(
             "a DoRA in kohya's format would have different effects in ComfyUI, Forge and A1111, which compute its "
-            "norms from different weights. Use --to diffusers or --to merged"
+            "norms from different weights. Use --to comfyui (it and Forge agree), --to diffusers or --to merged"
         )
 
 
@@ -84,7 +84,7 @@ def _lokr(key: str, change: Change, parts: tuple[str, ...]) -> dict[str, Tensor]
     if len(parts) > 1:
         raise DiffpoError(
             f"the layers {', '.join(parts)} are one layer in kohya's format, and their LoKrs cannot be combined; use "
-            f"--to merged"
+            f"--to comfyui or --to merged"
         )
     factors = dict(change.factors)
     rank = next((len(factors[name]) for name in ("lokr_w2_b", "lokr_w1_b") if name in factors), None)

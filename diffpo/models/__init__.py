@@ -45,7 +45,16 @@ FAMILIES = (
     "sd3:StableDiffusion3",
     "pixart:PixArt",
     "flux:Flux",
+    "flux:FluxKontext",
     "dit:DiT",
+    "z_image:ZImage",
+    "qwen_image:QwenImage",
+    "flux2:Flux2Klein",
+    "flux2:Flux2",
+    "sana:Sana",
+    "lumina2:Lumina2",
+    "chroma:Chroma",
+    "hidream:HiDream",
 )
 
 
@@ -131,7 +140,11 @@ def too_long(pipe: Any, texts: Sequence[str]) -> str:
     if not names:
         return ""
     tokenizer = getattr(pipe, names[0])
-    cut = inspect.signature(pipe.encode_prompt).parameters.get("max_sequence_length")
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+    options = (inspect.signature(each).parameters for each in (type(pipe).__call__, pipe.encode_prompt))
+    cut = next((each["max_sequence_length"] for each in options if "max_sequence_length" in each), None)
+    if family := built_in().get(type(pipe).__name__):
+        texts = family.as_read(pipe, texts)
     limit = tokenizer.model_max_length if cut is None else cut.default
     longer = sum(len(ids) > limit for ids in tokenizer(list(texts)).input_ids)
     if not longer:

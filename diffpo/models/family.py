@@ -1,61 +1,55 @@
-"""What all model families share, beside the forward process: the encoders, the VAE, where the features are."""
+"""What all model families share, beside the forward process and the encoders: the network, where its features are."""
 
 from __future__ import annotations
 
-import gc
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from samplers.prediction import guide
+
 from ..common.errors import DiffpoError
 from ..config import Model
-from ..data.cache import content_key, module_key
 from . import storage
-from .file_header import is_one
-from .file_parts import read_vae
+from .encoding import Encoding
 from .kohya_names import Kohya
 from .original import Piece
-from .pretrained import dtype_option, local, readable
-from .process import ForwardProcess
-from .source import load_pipeline, source_of, vae_factor
+from .source import source_of, vae_factor
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class Family(ForwardProcess, ABC):
+class Family(Encoding):
     """Everything that training needs from a model. A subclass defines how text becomes conditions and how the network
     is called, and states the facts below. A fact that it leaves out is unknown and never guessed: whatever needs it is
     refused with a message.
 
-    Attributes:
+    Attributes: those of `Encoding`, and
         pipelines: the classes of diffusers' pipelines that it serves.
         network_class: the class of the trained part, in diffusers.
-        component: the trained part's name in the pipeline, and its prefix in a LoRA file.
         lora_targets: the layers that a LoRA adapts unless the config names others.
-        encoders, tokenizers: the parts of the pipeline that read text.
-        without: options of the pipeline's class, for parts that are never loaded.
         repeated_blocks: the classes of the blocks that the network repeats; train.compile compiles each kind once.
         feature_blocks: the network's list of blocks, of which the first half gives its features.
         fsdp2: whether FSDP2 can shard the network.
         kohya: the format of its LoRA files in kohya's sd-scripts.
+        comfyui: what stands before diffusers' names of layers in ComfyUI's LoRAs; ending in `_`, all dots are that.
+        edits: whether `predict` takes the latents of a picture to edit, ``source`` (n, C, h, w).
         guidance_is_input: whether pipelines pass the guidance scale to the network instead of calling it twice.
     """
 
     pipelines: ClassVar[tuple[str, ...]] = ()
     network_class: ClassVar[str]
-    component: ClassVar[str] = "transformer"
     lora_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
-    encoders: ClassVar[tuple[str, ...]] = ()
-    tokenizers: ClassVar[tuple[str, ...]] = ()
-    without: ClassVar[dict[str, Any]] = {}
     repeated_blocks: ClassVar[tuple[str, ...]] = ()
     feature_blocks: ClassVar[str | None] = None
     fsdp2: ClassVar[bool | None] = None
     kohya: ClassVar[Kohya | None] = None
-    guidance_is_input: ClassVar[bool] = False
+    comfyui: ClassVar[str | None] = None
+    edits: bool = False
+    guidance_is_input: bool = False
 
     def __init__(self, settings: Model, precision: str = "no", resolution: int = 1024) -> None:
         """``resolution`` of the images, in pixels: some flows shift their timesteps by it."""
@@ -69,7 +63,6 @@ class Family(ForwardProcess, ABC):
             raise DiffpoError(
                 f"data.resolution={resolution} does not work with {settings.path}: set it to a multiple of {grain} px"
             )
-        self.pipe: Any = None
 
     # ---- the network
 
@@ -79,8 +72,8 @@ class Family(ForwardProcess, ABC):
         network.requires_grad_(False).eval()
         if self.settings.attention:
             storage.set_attention(network, self.settings.attention)
-        if self.settings.base_weights != "full":
-            network = storage.shrink(network, self.settings.base_weights, self.dtype)
+        if self.settings.base_weights != "full" or self.settings.offload:
+            network = storage.keep(network, self.settings.base_weights, self.settings.offload, self.dtype)
         return network.to(device)
 
     def meta_network(self) -> torch.nn.Module:
@@ -106,12 +99,6 @@ class Family(ForwardProcess, ABC):
 
         return getattr(diffusers, self.network_class)
 
-    def _config(self, part: str) -> dict[str, Any]:
-        """The config.json of a part of the pipeline, or what stands for it."""
-        if part not in self._configs:
-            self._configs[part] = self.source.config(part)
-        return self._configs[part]
-
     @abstractmethod
     def predict(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """(n, C, h, w), (n,) and conditions -> the network's output (n, C, h, w)."""
@@ -120,6 +107,10 @@ class Family(ForwardProcess, ABC):
     def _user(cond: dict[str, Tensor]) -> dict[str, Tensor]:
         """The user's taste, where the network takes one (objective/users.py)."""
         return {"user": cond["user"]} if "user" in cond else {}
+
+    def guided(self, cond: Tensor, uncond: Tensor, guidance: float) -> Tensor:
+        """Classifier-free guidance of the network's outputs, as the pipeline computes it; 1 is none."""
+        return guide(cond, uncond, guidance)
 
     def latent_shape(self, network: torch.nn.Module, resolution: int) -> tuple[int, int, int]:
         """(C, h, w) of a square image's latents."""
@@ -219,74 +210,6 @@ class Family(ForwardProcess, ABC):
         values = [cond[name].float() for name in sorted(cond)]
         return [value.mean(1) if value.ndim == 3 else value for value in values]
 
-    # ---- text and images; the encoders are loaded for the caches and freed before the network comes
-
-    def load_encoders(self, device: Any = "cpu") -> None:
-        """Text encoders in the run's precision; the VAE in float32, because SDXL's overflows in half precision."""
-        without = {self.component: None, **self.without}
-        self.pipe = load_pipeline(self.settings, str(self.dtype).split(".")[1], device, vae=self._vae(), **without)
-        self.vae_config = dict(self.pipe.vae.config)  # outlives the VAE
-        for name in (*self.encoders, "vae"):
-            getattr(self.pipe, name).requires_grad_(False).eval()
-
-    def _vae(self) -> torch.nn.Module:
-        from diffusers import AutoencoderKL
-
-        path = self.settings.vae
-        if not path:
-            return self.source.module(AutoencoderKL, "vae", torch.float32)
-        if is_one(path):
-            return read_vae(path, self.source.name_or_path)
-        with readable(path):
-            return AutoencoderKL.from_pretrained(local(path), **dtype_option(torch.float32))
-
-    def free_encoders(self, keep_vae: bool = False) -> None:
-        for name in (*self.encoders, *(() if keep_vae else ("vae",))):
-            setattr(self.pipe, name, None)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-
-    def text_hash(self) -> str:
-        """A hash of all that an embedding depends on but the caption. The number of tokens depends on the pipeline's
-        class, and the unconditional embedding on its options."""
-        options = {name: value for name, value in self.pipe.config.items() if isinstance(value, (bool, int, float))}
-        tokenizers = [getattr(self.pipe, name) for name in self.tokenizers]
-        words = [(sorted(each.get_vocab().items()), each.model_max_length) for each in tokenizers]
-        weights = [module_key(getattr(self.pipe, name)) for name in self.encoders]
-        return content_key(type(self.pipe).__name__, sorted(options.items()), words, weights, str(self.dtype))
-
-    def vae_hash(self) -> str:
-        return module_key(self.pipe.vae)
-
-    @abstractmethod
-    def encode_text(self, captions: Sequence[str | None]) -> dict[str, Tensor]:
-        """One row per caption; None is the unconditional embedding that sampling uses with guidance."""
-
-    @torch.no_grad()
-    def encode_image(self, pixels: Tensor) -> dict[str, Tensor]:
-        """(n, 3, H, W) in [-1, 1] -> ``mean`` and ``logvar`` of the posterior, (n, C, h, w) float32, unscaled."""
-        with torch.autocast(self.pipe.vae.device.type, enabled=False):
-            posterior = self.pipe.vae.encode(pixels.to(self.pipe.vae.device, torch.float32)).latent_dist
-        return {"mean": posterior.mean, "logvar": posterior.logvar}
-
-    def scale_latents(self, latents: Tensor) -> Tensor:
-        """Posterior samples -> x_0, the variance that the network was trained on."""
-        config = self.vae_config
-        return (latents - (config.get("shift_factor") or 0.0)) * config["scaling_factor"]
-
-    @torch.no_grad()
-    def decode(self, x_0: Tensor) -> Tensor:
-        """(n, C, h, w) scaled latents -> pixels (n, 3, H, W) float32, about [-1, 1]; the VAE must still be there."""
-        return self.decoded(x_0)
-
-    def decoded(self, x_0: Tensor) -> Tensor:
-        """`decode` with gradients by x_0."""
-        config = self.vae_config
-        latents = x_0.float() / config["scaling_factor"] + (config.get("shift_factor") or 0.0)
-        with torch.autocast(self.pipe.vae.device.type, enabled=False):
-            return self.pipe.vae.decode(latents.to(self.pipe.vae.device)).sample
-
     def condition(self, text: dict[str, Tensor], micro_conditioning: Tensor) -> dict[str, Tensor]:
         """Text rows and (n, 6) sizes and crops -> what `predict` takes; most families ignore the sizes."""
         return text
@@ -304,19 +227,17 @@ class Family(ForwardProcess, ABC):
     def meta_cond(self, network: torch.nn.Module, n: int) -> dict[str, Tensor]:
         """Conditions of n samples, of the largest shapes that they have, on the meta device."""
 
-    def vae_factor(self) -> int:
-        """Pixels per latent, each way."""
-        return 2 ** (len(self.vae_settings()["block_out_channels"]) - 1)
-
-    def vae_settings(self) -> dict[str, Any]:
-        from diffusers import AutoencoderKL
-
-        if not self.settings.vae or is_one(self.settings.vae):  # a file has no config of its own
-            return self._config("vae")
-        with readable(self.settings.vae):
-            return dict(AutoencoderKL.load_config(local(self.settings.vae)))
-
     # ---- a whole pipeline, for generation
+
+    @classmethod
+    def as_read(cls, pipe: Any, prompts: Sequence[str]) -> list[str]:
+        """The prompts with what the pipeline puts around them before it counts and cuts their tokens."""
+        return list(prompts)
+
+    @classmethod
+    def unpacked(cls, latents: Tensor, height: int, width: int) -> Tensor:
+        """The pipeline's latents of a picture -> (n, C, ``height``, ``width``)."""
+        return latents
 
     @classmethod
     def sample_size(cls, pipe: Any) -> int:

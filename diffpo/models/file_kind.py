@@ -12,6 +12,7 @@ from .file_header import Weight
 from .layouts import LAYOUTS, UNET, Layout
 
 FAMILY = "take a model of another family"
+FOLDER = "name the folder of its pipeline, because one file of it is not read"
 # what else people have in such files, by the name of a weight: what it is, and what to do with it
 OTHERS = (
     (
@@ -27,8 +28,8 @@ OTHERS = (
     (r"^edm_mean$", "Playground v2.5, which has EDM's noise levels", FAMILY),
     (r"^control_model\.|controlnet_", "a ControlNet", "name the model that it is for"),
     (r"individual_token_refiner\.", "HunyuanVideo", FAMILY),
-    (r"distilled_guidance_layer\.", "Chroma", FAMILY),
-    (r"single_stream_modulation\.", "FLUX.2", FAMILY),
+    (r"distilled_guidance_layer\.", "Chroma", FOLDER),
+    (r"single_stream_modulation\.", "FLUX.2", FOLDER),
     (r"motion_modules\.|\.time_stack\.", "a model of videos", FAMILY),
     (r"^conditioner\.embedders\.0\.model\.", "SDXL's refiner, which only changes pictures of SDXL", FAMILY),
 )

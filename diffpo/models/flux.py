@@ -23,10 +23,12 @@ class Flux(Family):
     lora_targets = JOINT_ATTENTION
     encoders = ("text_encoder", "text_encoder_2")
     tokenizers = ("tokenizer", "tokenizer_2")
+    clips = ("text_encoder",)
     repeated_blocks = ("FluxTransformerBlock", "FluxSingleTransformerBlock")
     feature_blocks = "transformer_blocks"
     fsdp2 = True
     kohya = flux_names.KOHYA
+    comfyui = "transformer."
     guidance_is_input = True
 
     def predict(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
@@ -35,17 +37,23 @@ class Flux(Family):
         guidance = None
         if network.config.guidance_embeds:
             guidance = torch.full((len(x_t),), self.settings.guidance, device=x_t.device)
+        tokens, places = pack(x_t.to(self.dtype)), positions(height // 2, width // 2, x_t.device)
+        if "source" in cond:  # its tokens come after those of x_t, and their first coordinate is 1
+            rows, columns = cond["source"].shape[-2:]
+            beside = positions(rows // 2, columns // 2, x_t.device)
+            places = torch.cat([places, beside + beside.new_tensor([1, 0, 0])])
+            tokens = torch.cat([tokens, pack(cond["source"].to(self.dtype))], 1)
         output = network(
-            pack(x_t.to(self.dtype)),
+            tokens,
             timestep=self.network_time(t) / self.train_timesteps,
             guidance=guidance,
             encoder_hidden_states=text,
             pooled_projections=cond["pooled_prompt_embeds"].to(self.dtype),
             txt_ids=torch.zeros(text.shape[1], 3, device=x_t.device),
-            img_ids=positions(height // 2, width // 2, x_t.device),
+            img_ids=places,
             **self._user(cond),
         ).sample
-        return unpack(output, height, width)
+        return unpack(output[:, : height * width // 4], height, width)
 
     def patch(self) -> int | None:
         return 2  # that of `pack`; the network's own is 1
@@ -59,6 +67,9 @@ class Flux(Family):
         texts = [caption or "" for caption in captions]  # unconditional is the empty caption
         embeds, pooled, _ = self.pipe.encode_prompt(texts, device=self.pipe.vae.device)
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+    def embed(self, encoders: Any, ids: dict[str, Tensor], frozen: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"pooled_prompt_embeds": encoders["text_encoder"](ids["text_encoder"]).pooler_output}
 
     @classmethod
     def text_width(cls, network: torch.nn.Module) -> int:
@@ -83,12 +94,37 @@ class Flux(Family):
         return pipe.default_sample_size
 
     @classmethod
+    def unpacked(cls, latents: Tensor, height: int, width: int) -> Tensor:
+        return unpack(latents, height, width)
+
+    @classmethod
     def painting(
         cls, pipe: Any, prompts: list[str], negative: str | None, noise: Tensor, guidance: float
     ) -> dict[str, Any]:
         if negative:
             raise DiffpoError("FLUX takes no negative prompt (guidance is an input of its network): leave it out")
         return {**super().painting(pipe, prompts, None, noise, guidance), "latents": pack(noise)}
+
+
+class FluxKontext(Flux):
+    """FLUX.1 Kontext: the same with a picture that the caption says how to edit (arXiv 2506.15742)."""
+
+    pipelines = ("FluxKontextPipeline",)
+    edits = True
+
+    def meta_inputs(
+        self, network: torch.nn.Module, n: int, resolution: int
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        x_t, t, cond = super().meta_inputs(network, n, resolution)
+        return x_t, t, cond | {"source": x_t}
+
+    @classmethod
+    def painting(
+        cls, pipe: Any, prompts: list[str], negative: str | None, noise: Tensor, guidance: float
+    ) -> dict[str, Any]:
+        """Without a picture to edit. Its pipeline would else resize what is asked for to 1024 px."""
+        found = super().painting(pipe, prompts, negative, noise, guidance)
+        return found | {"max_area": found["height"] * found["width"]}
 
 
 def pack(x: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ class LazyEncoders:
 
     def __init__(self, family: Family, device: Any, cache: str | Path, write: bool = True) -> None:
         self.family, self.device, self.write, self.loaded = family, device, write, False
-        self.train_timesteps = family.train_timesteps
+        self.train_timesteps, self.edits = family.train_timesteps, family.edits
         self._key = key_of(family)
         self._file = Path(cache).expanduser() / f"encoders-{(self._key or '')[:16]}.json"
         self._known: dict[str, Any] = {}
@@ -77,14 +77,15 @@ class LazyEncoders:
         self.family.require_sizes(sizes)
 
     def text_hash(self) -> str:
-        return self.remember("text", self.family.text_hash)
+        found = self.remember("text", self.family.text_hash)
+        return content_key(found, "tokens") if self.family.text_in_step else found
 
     def vae_hash(self) -> str:
         return self.remember("vae", self.family.vae_hash)
 
     def encode_text(self, captions: Sequence[str | None]) -> dict[str, torch.Tensor]:
         self.load()
-        return self.family.encode_text(captions)
+        return (self.family.tokens if self.family.text_in_step else self.family.encode_text)(captions)
 
     def encode_image(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         self.load()

@@ -123,7 +123,7 @@ def listed(folder: Path) -> list[Path]:
 def read_index(path: Path) -> dict[str, Any]:
     """A model_index.json that says its pipeline's class. DiffpoError for anything else."""
     try:
-        index = json.loads(path.read_text())
+        index = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(index["_class_name"], str):
             raise TypeError(f"_class_name is {index['_class_name']!r}")
         return index

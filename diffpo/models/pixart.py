@@ -38,6 +38,7 @@ LORA_OUTER = {
 class PixArt(Family):
     pipelines = ("PixArtAlphaPipeline", "PixArtSigmaPipeline")
     network_class = "PixArtTransformer2DModel"
+    comfyui = "transformer."
     encoders = ("text_encoder",)
     tokenizers = ("tokenizer",)
     repeated_blocks = ("BasicTransformerBlock",)

@@ -20,7 +20,6 @@ PREDICTIONS = ("epsilon", "v_prediction")  # of networks that were trained on be
 # no solver here takes the place of these, and the model's betas or flow are read from their configs all the same
 SAME_PROCESS = {"LCMScheduler", "TCDScheduler", "FlowMatchLCMScheduler", "UnCLIPScheduler", "RePaintScheduler"}
 SAME_PROCESS |= {"DDIMInverseScheduler", "DPMSolverMultistepInverseScheduler"}
-UNSUPPORTED = ("shift_terminal", "invert_sigmas")  # options of flow schedulers that would need another forward process
 
 
 class ForwardProcess:
@@ -52,6 +51,10 @@ class ForwardProcess:
         """Pixels per latent, each way."""
         raise NotImplementedError
 
+    def patch(self) -> int | None:
+        """Latents per token, each way; None where any number of latents will do."""
+        raise NotImplementedError
+
     def _diffusion(self, config: dict[str, Any]) -> None:
         from diffusers import DDPMScheduler
 
@@ -71,10 +74,10 @@ class ForwardProcess:
 
     def _flow(self, config: dict[str, Any], resolution: int) -> None:
         """sigma = s t / (1 + (s - 1) t) at t = 1/T, ..., 1, with the scheduler's shift s: uniform timesteps are then
-        the pipeline's own time (SD3, arXiv 2403.03206, eq. 23)."""
-        for name in UNSUPPORTED:
-            if config.get(name):
-                raise DiffpoError(f"{self.settings.path}: a scheduler with {name} is not supported")
+        the pipeline's own time (SD3, arXiv 2403.03206, eq. 23). shift_terminal (Qwen-Image) moves the sampler's last
+        calls alone, so that it is left to the solvers."""
+        if config.get("invert_sigmas"):
+            raise DiffpoError(f"{self.settings.path}: a scheduler with invert_sigmas is not supported")
         self.prediction, self.train_timesteps = "flow", config.get("num_train_timesteps", 1000)
         shift = config.get("flow_shift" if config.get("use_flow_sigmas") else "shift", 1.0)
         if config.get("use_dynamic_shifting"):
@@ -85,12 +88,14 @@ class ForwardProcess:
         self._network_time = (self.train_timesteps * sigma).float()
 
     def _dynamic_shift(self, config: dict[str, Any], resolution: int) -> float:
-        """The pipelines' rule: mu is linear in the number of image tokens."""
-        tokens = (resolution // self.vae_factor() // 2) ** 2
+        mu = self.mu(config, (resolution // self.vae_factor() // (self.patch() or 2)) ** 2)
+        return math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else mu
+
+    def mu(self, config: dict[str, Any], tokens: int) -> float:
+        """The pipeline's rule for the shift of a picture of so many tokens: linear in their number."""
         few, many = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
         low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-        mu = low + (high - low) * (tokens - few) / (many - few)
-        return math.exp(mu) if config.get("time_shift_type", "exponential") == "exponential" else mu
+        return low + (high - low) * (tokens - few) / (many - few)
 
     def schedule(self) -> VPDiscrete | RectifiedFlow:
         """The same forward process for the solvers of `samplers`: timestep n is its time (n + 1) / T."""

@@ -20,10 +20,12 @@ class StableDiffusion(Family):
     component = "unet"
     encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
     tokenizers: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    clips: ClassVar[tuple[str, ...]] = ("text_encoder",)
     without: ClassVar[dict[str, Any]] = {"safety_checker": None, "requires_safety_checker": False}
     repeated_blocks = ("BasicTransformerBlock",)
     fsdp2 = False  # a UNet fits on one GPU anyway
     kohya: ClassVar[Kohya | None] = unet_names.SD_KOHYA
+    comfyui = "lora_unet_"
 
     def predict(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         prompt_embeds = cond["prompt_embeds"].to(self.dtype)
@@ -37,6 +39,9 @@ class StableDiffusion(Family):
         )
         rows = [u if caption is None else e for caption, e, u in zip(captions, embeds, unconditional, strict=True)]
         return {"prompt_embeds": torch.stack(rows)}
+
+    def embed(self, encoders: Any, ids: dict[str, Tensor], frozen: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"prompt_embeds": encoders["text_encoder"](ids["text_encoder"])[0]}
 
     def meta_cond(self, network: torch.nn.Module, n: int) -> dict[str, Tensor]:
         return {"prompt_embeds": torch.empty(n, 77, network.config.cross_attention_dim, device="meta")}

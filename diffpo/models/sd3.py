@@ -23,9 +23,11 @@ class StableDiffusion3(Family):
     lora_targets = JOINT_ATTENTION
     encoders = ("text_encoder", "text_encoder_2", "text_encoder_3")
     tokenizers = ("tokenizer", "tokenizer_2", "tokenizer_3")
+    clips = ("text_encoder", "text_encoder_2")
     repeated_blocks = ("JointTransformerBlock",)
     feature_blocks = "transformer_blocks"
     fsdp2 = True
+    comfyui = "transformer."
 
     def predict(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         return network(
@@ -43,6 +45,14 @@ class StableDiffusion3(Family):
             texts, None, None, device=self.pipe.vae.device, do_classifier_free_guidance=False
         )
         return {"prompt_embeds": embeds, "pooled_prompt_embeds": pooled}
+
+    def embed(self, encoders: Any, ids: dict[str, Tensor], frozen: dict[str, Tensor]) -> dict[str, Tensor]:
+        outputs = [encoders[name](ids[name], output_hidden_states=True) for name in self.clips]
+        clips = torch.cat([output.hidden_states[-2] for output in outputs], -1)
+        before = frozen["prompt_embeds"]  # T5's behind CLIP's, which are padded to its width
+        clips = torch.nn.functional.pad(clips, (0, before.shape[-1] - clips.shape[-1]))
+        embeds = torch.cat([clips, before[:, clips.shape[1] :].to(clips.dtype)], 1)
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": torch.cat([output[0] for output in outputs], -1)}
 
     @classmethod
     def text_width(cls, network: torch.nn.Module) -> int:

@@ -16,6 +16,7 @@ class StableDiffusionXL(StableDiffusion):
     pipelines = ("StableDiffusionXLPipeline",)
     encoders = ("text_encoder", "text_encoder_2")
     tokenizers = ("tokenizer", "tokenizer_2")
+    clips = ("text_encoder", "text_encoder_2")
     without: ClassVar[dict[str, Any]] = {"add_watermarker": False}
     kohya = unet_names.SDXL_KOHYA
 
@@ -39,6 +40,11 @@ class StableDiffusionXL(StableDiffusion):
             "prompt_embeds": torch.where(absent[:, None, None], no_embeds, embeds),
             "pooled_prompt_embeds": torch.where(absent[:, None], no_pooled, pooled),
         }
+
+    def embed(self, encoders: Any, ids: dict[str, Tensor], frozen: dict[str, Tensor]) -> dict[str, Tensor]:
+        outputs = [encoders[name](ids[name], output_hidden_states=True) for name in self.clips]
+        embeds = torch.cat([output.hidden_states[-2] for output in outputs], -1)
+        return {"prompt_embeds": embeds, "pooled_prompt_embeds": outputs[1][0]}
 
     def condition(self, text: dict[str, Tensor], micro_conditioning: Tensor) -> dict[str, Tensor]:
         return {**text, "time_ids": micro_conditioning}

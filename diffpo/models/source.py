@@ -7,10 +7,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ..common import carried, devices
 from ..common.errors import DiffpoError
 from ..common.hub import limit_waiting
 from ..common.text import plain
 from ..config import Model
+from . import autoencoders
 from .file_header import is_one
 from .pipeline import Pipeline
 from .pretrained import hush
@@ -22,7 +24,7 @@ OPTIONS = {"path": "--model", "config": "--model-config", "family": "--family"} 
 def named(path: str | Path, config: str | Path | None = None, family: str | None = None) -> Model:
     """The settings of a model by what the command line has for it. DiffpoError for values that cannot be used."""
     try:
-        return Model(path=str(path), config=None if config is None else str(config), family=family)
+        return Model(path=carried.found(str(path)), config=None if config is None else str(config), family=family)
     except ValidationError as error:
         (problem, *_) = error.errors()
         option = OPTIONS[str(problem["loc"][0])]
@@ -50,7 +52,7 @@ def source_of(settings: Model) -> Any:
 def load_pipeline(
     model: str | Model, dtype: str | dict[str, str] = "float32", device: str | None = None, **parts: Any
 ) -> Any:
-    """A whole diffusers pipeline in inference mode, on ``device`` (default: cuda if there is one).
+    """A whole diffusers pipeline in inference mode, on ``device`` (default: `devices.best`).
 
     ``model``: its path alone, or with other settings. ``dtype`` is a torch dtype by name, or one for each part of the
     pipeline; ``parts`` replace its own (None: left out), or are options of its class.
@@ -63,7 +65,7 @@ def load_pipeline(
     disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     hush()
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or devices.best()
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -78,5 +80,5 @@ def load_pipeline(
 
 
 def vae_factor(pipe: Any) -> int:
-    """Pixels per latent, each way."""
-    return 2 ** (len(pipe.vae.config.block_out_channels) - 1)
+    """Pixels per latent of the network, each way."""
+    return autoencoders.factor(pipe.vae.config)

@@ -1,9 +1,9 @@
-"""How the frozen network is kept in memory, and which kernels compute its attention: diffusers' and bitsandbytes' own
-switches, behind `model.base_weights` and `model.attention`.
+"""How the frozen network is kept in memory, and which kernels compute its attention, behind `model.base_weights`,
+`model.offload` and `model.attention`.
 
-fp8 and nf4 keep the weights of linear layers (fp8: of none within a norm) in 8 or about 4.1 bits, and compute with them
-in the run's precision. The network keeps a record of the weights it was made from, by which a LoRA finds its base
-whatever the storage.
+fp8 and nf4 keep the weights of linear layers (fp8: of convolutions too, and of none within a norm) in 8 or about 4.1
+bits, and compute with them in the run's precision. The network keeps a record of the weights it was made from, by which
+a LoRA finds its base whatever the storage.
 """
 
 from __future__ import annotations
@@ -14,23 +14,28 @@ from collections.abc import Iterator
 import torch
 
 from ..common.errors import DiffpoError
+from . import frozen
 from .identity import base_identity
 
 # a weight; nf4 has a scale for each 64, and for each 256 of these
 BYTES = {"fp8": 1.0, "nf4": 0.5 + 1 / 64 + 4 / (64 * 256)}
-LAYERS = {"fp8": (torch.nn.Linear, torch.nn.Conv2d), "nf4": (torch.nn.Linear,)}
+LAYERS = {"fp8": frozen.LAYERS, "nf4": (torch.nn.Linear,)}
 
 
-def shrink(network: torch.nn.Module, how: str, dtype: torch.dtype) -> torch.nn.Module:
-    """Keep the weights of ``network`` as ``how`` (fp8 | nf4) says; it computes in ``dtype``. On the CPU, before a LoRA
-    is added; NF4's are packed when it moves to its device. DiffpoError as of `check`.
+def keep(network: torch.nn.Module, how: str, offload: bool, dtype: torch.dtype) -> torch.nn.Module:
+    """Keep the frozen weights of ``network`` as ``how`` (full | fp8 | nf4) says, and in the CPU's memory if
+    ``offload``; it computes in ``dtype``. On the CPU, before a LoRA is added; NF4's are packed when it moves to its
+    device. DiffpoError as of `check`.
 
     diffusers' loader does the same with a BitsAndBytesConfig, but only on a GPU, and without a record of the
     weights."""
     check(network, how)
     network.kept_from = base_identity(network)
-    if how == "fp8":
-        network.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
+    if how != "nf4":
+        small = {layer for _, layer in _layers(network, how)} if how == "fp8" else set()
+        for layer in [layer for layer in network.modules() if isinstance(layer, frozen.LAYERS)]:
+            if layer in small or offload:
+                frozen.freeze(layer, dtype, torch.float8_e4m3fn if layer in small else None, offload)
         return network
     import bitsandbytes
 
@@ -45,12 +50,17 @@ def shrink(network: torch.nn.Module, how: str, dtype: torch.dtype) -> torch.nn.M
     return network.requires_grad_(False)
 
 
-def size(network: torch.nn.Module, how: str) -> int:
-    """Bytes that the weights of ``network`` take when they are kept as ``how`` says."""
+def size(network: torch.nn.Module, how: str, offload: bool = False) -> int:
+    """Bytes that the weights of ``network`` take on the device when they are kept as ``how`` and ``offload`` say. Of
+    offloaded ones the largest counts, which is there while its layer computes."""
     total = sum(parameter.numel() * parameter.element_size() for parameter in network.parameters())
+    if offload:
+        layers = [layer for layer in network.modules() if isinstance(layer, frozen.LAYERS)]
+        sizes = [sum(each.numel() * each.element_size() for each in layer.parameters()) for layer in layers]
+        return total - sum(sizes) + max(sizes, default=0)
     if how == "full":
         return total
-    # layerwise casting takes a layer's bias too
+    # fp8 takes a layer's bias too
     kept = [
         each for _, layer in _layers(network, how) for each in (layer.parameters() if how == "fp8" else [layer.weight])
     ]
@@ -73,13 +83,7 @@ def _layers(network: torch.nn.Module, how: str) -> Iterator[tuple[str, torch.nn.
 
 
 def check(network: torch.nn.Module, how: str) -> None:
-    """DiffpoError if ``network`` (on the meta device will do) cannot be kept as ``how``: UNets as fp8, and NF4 without
-    bitsandbytes."""
-    if how == "fp8" and any(isinstance(layer, torch.nn.Conv2d) for _, layer in _layers(network, how)):
-        raise DiffpoError(
-            f"model.base_weights=fp8 is only for transformers: {type(network).__name__} has convolutions, whose "
-            f"backward pass does not work in fp8; use nf4 or full"
-        )
+    """DiffpoError if ``network`` (on the meta device will do) cannot be kept as ``how``: NF4 without bitsandbytes."""
     if how == "nf4":
         try:
             import bitsandbytes  # noqa: F401

@@ -25,6 +25,7 @@ from ..problems.regression import Regression
 
 if TYPE_CHECKING:
     from ..models.process import ForwardProcess
+    from .kept import KeptErrors
     from .perceptual import Perceptual
     from .reference import Behaviour, Reference
 
@@ -39,6 +40,7 @@ class Objective:
         omega: (N,) timesteps -> (N,) weights of the rewards (weighting.py).
         perceptual: replaces the squared error (NCP-DPO), or None.
         behaviour: what sampled the round, or None if nothing asks for it.
+        kept: the reference's errors of draws that come again, or None.
     """
 
     settings: ObjectiveSettings
@@ -46,6 +48,7 @@ class Objective:
     omega: Callable[[Tensor], Tensor]
     perceptual: Perceptual | None = None
     behaviour: Behaviour | None = None
+    kept: KeptErrors | None = None
 
     def error(self, prediction: Tensor, regression: Regression) -> Tensor:
         """(N,) float32: how far the network's output is from the targets."""
@@ -59,8 +62,8 @@ class Outcome:
     """The results of policy and reference on a Regression's N problems, with its ``judgement``. (N,) float32 each:
 
     ``error`` and ``reference_error`` (0 without a reference); ``drift``, the mean square of policy's minus reference's
-    prediction (0 without one); ``reward`` r = (beta/2) k omega(t) (reference_error - error), clipped and transformed as
-    the settings define.
+    prediction (0 without one, or if its error was kept); ``reward`` r = (beta/2) k omega(t) (reference_error - error),
+    clipped and transformed as the settings define.
 
     ``more``: further quantities of single images by the names of diffpo/links, groups last; ``penalty`` (N,): what the
     KL divergences cost, with their weights, and ``kl`` (N,) the one from the reference without.
@@ -142,9 +145,10 @@ def implicit_reward(
 def score(policy: Policy, objective: Objective, regression: Regression) -> Outcome:
     """One forward pass of the policy, and one of the reference and of the behaviour policy where they are used."""
     settings, behaviour = objective.settings, objective.behaviour
-    if objective.reference.free:
-        before = None
-    else:
+    before, reference_error, kept = None, None, objective.kept
+    if kept is not None and regression.numbers is not None:
+        reference_error = kept.get(regression.numbers, regression.t.device)
+    if reference_error is None and not objective.reference.free:
         with objective.reference.on() as base:
             before = base.predict(regression)
             reference_error = objective.error(before, regression)
@@ -154,19 +158,20 @@ def score(policy: Policy, objective: Objective, regression: Regression) -> Outco
             old = sampler.predict(regression)
     prediction = policy.predict(regression)
     errors = objective.error(prediction, regression)
-    if before is None:
-        reference_error, drift = torch.zeros_like(errors), torch.zeros_like(errors)
-    else:
-        drift = squared_error(prediction, before, regression.mask)
+    if reference_error is None:
+        reference_error = torch.zeros_like(errors)
+    elif kept is not None and regression.numbers is not None:
+        kept.note(regression.numbers, reference_error)
+    drift = torch.zeros_like(errors) if before is None else squared_error(prediction, before, regression.mask)
     held = errors
     if settings.winner_safeguard is not None:
         held = safeguard_winner(errors, prediction, regression.target, settings.winner_safeguard)
 
     omega = objective.omega(regression.t)
-    reward = implicit_reward(held, reference_error, settings.beta, regression.weight, settings.clip)
+    reward = implicit_reward(held, reference_error, settings.strength, regression.weight, settings.clip)
     reward = divergences.transform(settings.divergence, omega * reward, settings.divergence_alpha)
     k = regression.weight if regression.weight is not None else torch.ones_like(reference_error)
-    scale = (settings.beta / 2) * k * omega
+    scale = (settings.strength / 2) * k * omega
     more = {"reference_reward": -scale * reference_error}
     kl = k * drift
     penalty = settings.kl * kl if settings.kl else None

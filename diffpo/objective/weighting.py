@@ -91,7 +91,7 @@ def measure(
         indices = [position * len(batches.groups) // DRAWS for position in positions]
         regression = source(batches.batch(indices, positions, purpose="weighting"))
         with policy.switched(None) as base:
-            errors = error(base, regression).double().tolist()
+            errors = error(base, regression).cpu().double().tolist()
         found += zip(positions * regression.judgement.members, regression.t.tolist(), errors, strict=True)
     found = sorted(worker.gather(found))  # the same order of summation on every machine
     return by_bin([t for _, t, _ in found], [e for _, _, e in found], policy.family.train_timesteps)

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from samplers.prediction import guide
-
 from ..weights import trained
 from .regression import Conditioning, Regression
 
@@ -43,10 +41,16 @@ class Policy:
         """The network's output at x_t (n, C, h, w) and timesteps t (n,), with guidance where ``given`` includes it."""
         with self.autocast():
             if given.uncond is None:
-                return self.family.predict(self.network, x_t, t, given.cond)
+                return self.family.predict(self.network, x_t, t, self._embedded(given.cond))
             both = {name: torch.cat([given.uncond[name], value]) for name, value in given.cond.items()}
+            both = self._embedded(both)
             uncond, cond = self.family.predict(self.network, x_t.repeat(2, 1, 1, 1), t.repeat(2), both).chunk(2)
-            return guide(cond, uncond, given.guidance)
+            return self.family.guided(cond, uncond, given.guidance)
+
+    def _embedded(self, cond: dict[str, Tensor]) -> dict[str, Tensor]:
+        """``cond`` with embeddings in place of tokens, where text encoders are trained."""
+        tokens = any(name.startswith("ids_") for name in cond)
+        return self.family.embedded(self.network, cond) if tokens else cond
 
     @contextlib.contextmanager
     def switched(self, adapter: str | None) -> Iterator[Policy]:

@@ -33,7 +33,8 @@ class Regression:
 
     Shapes: x_t and target (N, C, h, w) float32; t (N,) integer; weight (N,), each problem's own factor k in
     r = (beta/2) k (err_ref - err_policy), or None for 1; mask (N, 1, h, w) the weights of the squared errors, with mean
-    1, or None for 1 everywhere; std (N,), of steps of a sampler, or None.
+    1, or None for 1 everywhere; std (N,), of steps of a sampler, or None. ``numbers``: of the groups' draws, n of them
+    that come again, or None.
     """
 
     x_t: Tensor
@@ -44,6 +45,7 @@ class Regression:
     weight: Tensor | None = None
     mask: Tensor | None = None
     std: Tensor | None = None
+    numbers: list[int] | None = None
 
     def __post_init__(self) -> None:
         rows, wanted = len(self.x_t), self.judgement.rows

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from ..common.worker import Worker
-from ..config.objective import TRANSITIONS
+from ..config.choices import TRANSITIONS
 from ..data.order import order
 from ..problems.regression import Regression
 from ..weights import trained

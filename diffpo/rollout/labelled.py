@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..common.errors import DiffpoError
+from ..common.text import plain
 from ..config import RolloutSettings
 from ..data.cache import content_key
 from ..problems import transitions
@@ -31,12 +32,19 @@ class Labelled:
     """
 
     def __init__(
-        self, labels: Path, settings: RolloutSettings, conditions: PromptConditions, policy: Policy, seed: int
+        self,
+        labels: Path,
+        settings: RolloutSettings,
+        conditions: PromptConditions,
+        policy: Policy,
+        seed: int,
+        sampler: str | None = None,
     ) -> None:
+        """``sampler``: what the policy starts from, as in `read_trajectories`."""
         self.labels, self.settings, self.conditions = labels, settings, conditions
         self.seed, self.device = seed, policy.device
         self.steps = sampler_steps(settings, policy.family.schedule(), policy.family.prediction)
-        self.items = judged_steps(labels, settings, self.steps, conditions.prompts)
+        self.items = judged_steps(labels, settings, self.steps, conditions.prompts, sampler)
         self.hash = content_key([astuple(label) for label in read_labels(labels)])  # of people's verdicts
 
     def begin(self, step: int) -> dict[str, float]:
@@ -61,14 +69,15 @@ class Labelled:
 
 
 def judged_steps(
-    labels: Path, settings: RolloutSettings, steps: Sequence[Step], prompts: Sequence[str]
+    labels: Path, settings: RolloutSettings, steps: Sequence[Step], prompts: Sequence[str], sampler: str | None = None
 ) -> list[StepGroup]:
     """The judged pairs of the file ``labels`` as pairs of steps of the trajectories beside it.
 
-    ``prompts``: all that were judged; an item names its prompt by the place here.
+    ``prompts``: all that were judged; an item names its prompt by the place here. ``sampler``: see
+    `read_trajectories`.
 
     Raises DiffpoError: a trajectory file is missing or damaged, or was sampled with other settings (steps would have
-    another likelihood).
+    another likelihood) or from another LoRA.
     """
     if not without_history(steps):
         raise DiffpoError(
@@ -78,7 +87,7 @@ def judged_steps(
     folder = labels.expanduser().parent
     index = {prompt: i for i, prompt in enumerate(prompts)}
     items: list[StepGroup] = []
-    read = functools.lru_cache(maxsize=1)(lambda group: read_trajectories(folder, group, settings))
+    read = functools.lru_cache(maxsize=1)(lambda group: read_trajectories(folder, group, settings, sampler))
     for label in read_labels(labels):
         states = read(label.group)
         if max(label.chosen, label.rejected) >= len(states):
@@ -116,22 +125,32 @@ def trajectory_file(folder: Path, group: str) -> Path:
     return folder / "trajectories" / f"{group}.safetensors"
 
 
-def read_trajectories(folder: Path, group: str, settings: RolloutSettings) -> torch.Tensor:
-    """(samples, steps + 1, C, h, w) as `diffpo collect` wrote them."""
+def read_trajectories(folder: Path, group: str, settings: RolloutSettings, sampler: str | None = None) -> torch.Tensor:
+    """(samples, steps + 1, C, h, w) as `diffpo collect` wrote them. ``sampler``: the hash of the LoRA that training
+    starts from (`weights.trained.file_hash`), which must have sampled them; None: the base model. Files without a
+    record of it are from before `collect` could use a LoRA."""
     from safetensors import SafetensorError, safe_open
 
     path = trajectory_file(folder, group)
     try:
         with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {}).get("rollout", "{}"))
+            header = file.metadata() or {}
+            about, made = (json.loads(header.get(key, "{}")) for key in ("rollout", "made"))
             states = file.get_tensor("states")
-            if not isinstance(about, dict):
+            if not isinstance(about, dict) or not isinstance(made, dict):
                 raise ValueError("its header has no record of how it was sampled")
             about = LATER | about
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise DiffpoError(
             f"cannot read the trajectories {path}, which the labels name: {error}; run `diffpo collect` again"
         ) from None
+    if made.get("lora") != sampler:
+        found = (made.get("lora"), sampler)
+        there, here = (f"the LoRA {plain(str(one)[:12])}" if one else "the base model" for one in found)
+        raise DiffpoError(
+            f"{path} was sampled from {there}, but training starts from {here}: set lora.start to what sampled "
+            f"(null for the base model), or collect again with --lora. LoRAs are named by the sha256 of their file"
+        )
     for key in KEPT:
         if about.get(key) != getattr(settings, key):
             raise DiffpoError(

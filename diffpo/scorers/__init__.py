@@ -11,6 +11,7 @@ import importlib
 import re
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from ..common import devices
 from ..common.errors import DiffpoError
 from ..common.hub import limit_waiting
 from ..common.imports import load_attribute
@@ -56,7 +57,7 @@ class Scorer(Protocol):
     """What a scorer has, one of your own too.
 
     A class of your own is called with ``(source, device)`` if it takes two arguments, else with none. ``source`` is the
-    text behind "=" in ``package.module:Class=SOURCE``, or None; ``device`` is "cpu" or "cuda".
+    text behind "=" in ``package.module:Class=SOURCE``, or None; ``device`` is "cpu", "cuda" or "mps".
 
     Attributes:
         names: of its numbers, e.g. ("sharpness",); letters, digits, ".", "_" and "-".
@@ -136,12 +137,10 @@ def split_url(spec: str) -> tuple[str, str | None]:
 
 
 def default_device(spec: str) -> str:
-    """Where the scorer runs if no device is given: on CUDA where there is one."""
+    """Where the scorer runs if no device is given: on a GPU where there is one."""
     if is_url(spec) or spec.partition("=")[0] in ("shapes", "judge", "votes"):
         return "cpu"  # spares the import
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return devices.best()
 
 
 def load(spec: str, device: str = "cpu") -> Scorer:

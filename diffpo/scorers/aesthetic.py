@@ -77,7 +77,7 @@ class Aesthetic:
     @torch.inference_mode()
     def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
         pixels = torch.stack([self.transform(rgb(image)) for image in images])
-        return {"aesthetic": self._value(pixels).double().cpu().numpy()}
+        return {"aesthetic": self._value(pixels).cpu().double().numpy()}
 
     def rate(self, pixels: torch.Tensor, prompts: list[str]) -> dict[str, torch.Tensor]:
         """`score` of (n, 3, H, W) in [0, 1], with gradients."""

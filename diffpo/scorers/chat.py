@@ -65,8 +65,8 @@ class Chat:
 
     def ask(self, pictures: Sequence[str], question: str, tokens: int, top: bool, stop: Event) -> Reply:
         """The model's most likely answer of at most ``tokens`` tokens to a question about ``pictures`` (PNG in base64,
-        which come before the text). ``top``: with the probabilities of the first token. Once another thread sets
-        ``stop``, nothing is tried again.
+        which come before the text). Without pictures the question is plain text, as every server takes it. ``top``:
+        with the probabilities of the first token. Once another thread sets ``stop``, nothing is tried again.
 
         Temporary failures are tried again with growing pauses. DiffpoError that names the address and the next step.
         """
@@ -74,7 +74,8 @@ class Chat:
             {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{picture}"}} for picture in pictures
         ]
         content.append({"type": "text", "text": question})
-        request: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": content}]}
+        said = content if pictures else question
+        request: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": said}]}
         request |= {"max_tokens": tokens, "temperature": 0.0}
         request |= {"logprobs": True, "top_logprobs": TOP} if top else {}
         return self._reply(self._send({**request, **self.extra}, stop), top)

@@ -8,11 +8,11 @@ runs it; `Features` defines what the class must have.
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from ..common import carried
 from ..common.errors import DiffpoError
 from ..common.hub import limit_waiting
 from ..common.imports import load_attribute
@@ -34,7 +34,7 @@ FEATURES = {
     "lpips": "lpips:Lpips",
 }
 DINO = "facebook/dinov2-base"
-TINY_CLIP = Path(__file__).parents[2] / "assets" / "tiny-clip"
+TINY_CLIP = carried.HOME / "assets" / "tiny-clip"
 AT_ONCE = 32  # pictures in a batch
 
 
@@ -42,7 +42,7 @@ class Features(Protocol):
     """What a source of features has, one of your own too.
 
     A class of your own is called with ``(source, device)`` if it takes two arguments, else with none. ``source`` is the
-    text behind "=" in ``package.module:Class=SOURCE``, or None; ``device`` is "cpu" or "cuda".
+    text behind "=" in ``package.module:Class=SOURCE``, or None; ``device`` is "cpu", "cuda" or "mps".
 
     Attributes:
         name: of network and weights. Vectors of different names cannot be compared.
@@ -178,7 +178,9 @@ class ShapesTower(Batched):
             model = CLIPModel.from_pretrained(TINY_CLIP, dtype=torch.float32)
             processor = CLIPImageProcessor.from_pretrained(TINY_CLIP)
         except (OSError, ValueError) as error:
-            raise missing(f"the embedded CLIP {TINY_CLIP}", error, "It is part of a checkout of diffpo.") from None
+            raise missing(
+                f"the embedded CLIP {TINY_CLIP}", error, "It is part of diffpo: install that again."
+            ) from None
         return cls(model, processor, device)
 
     def _prepared(self, image: Image.Image) -> torch.Tensor:

@@ -67,7 +67,7 @@ class HPS:
     def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
         size = self.model.visual.image_size[0]
         pixels = torch.stack([preprocess(image, size) for image in images])
-        return {self.names[0]: self._cosine(pixels, prompts).double().cpu().numpy()}
+        return {self.names[0]: self._cosine(pixels, prompts).cpu().double().numpy()}
 
     def rate(self, pixels: torch.Tensor, prompts: list[str]) -> dict[str, torch.Tensor]:
         """`score` of (n, 3, H, W) in [0, 1], with gradients."""

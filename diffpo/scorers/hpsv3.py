@@ -133,7 +133,7 @@ class HPSv3:
         }
         reward = self.tokenizer.convert_tokens_to_ids(REWARD)
         found = self.network({key: value.to(self.device) for key, value in given.items()}, reward)
-        return {"hpsv3": found[:, 0].double().cpu().numpy()}
+        return {"hpsv3": found[:, 0].cpu().double().numpy()}
 
 
 def resized(image: Image.Image) -> Image.Image:

@@ -130,7 +130,7 @@ class ImageReward:
     @torch.inference_mode()
     def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
         pixels = torch.stack([self.transform(rgb(image)) for image in images])
-        return {"imagereward": self._reward(pixels, prompts).double().cpu().numpy()}
+        return {"imagereward": self._reward(pixels, prompts).cpu().double().numpy()}
 
     def rate(self, pixels: torch.Tensor, prompts: list[str]) -> dict[str, torch.Tensor]:
         """`score` of (n, 3, H, W) in [0, 1], with gradients."""

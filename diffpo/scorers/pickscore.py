@@ -47,7 +47,7 @@ class PickScore:
     @torch.inference_mode()
     def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
         pixels = self.processor(images=[rgb(image) for image in images], return_tensors="pt").pixel_values
-        return {"pickscore": self._cosine(pixels, prompts).double().cpu().numpy()}
+        return {"pickscore": self._cosine(pixels, prompts).cpu().double().numpy()}
 
     def rate(self, pixels: torch.Tensor, prompts: list[str]) -> dict[str, torch.Tensor]:
         """`score` of (n, 3, H, W) in [0, 1], with gradients."""

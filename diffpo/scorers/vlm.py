@@ -30,6 +30,11 @@ WHICH = (
     "it shows the text and how well it is made? Answer with one word: first or second."
 )
 CAPTION = "Describe this image in one sentence of at most 40 words. Answer with the sentence alone."
+PARAPHRASE = (
+    "Rewrite this caption of an image so that about {share} % of its words are other ones, with a meaning as near as "
+    'that allows: "{prompt}". Answer with the new caption alone.'
+)
+QUOTES = "\"'\u201c\u201d\u2018\u2019 "  # around an answer
 SPACE = " \t\r\n▁Ġ"  # around a token, the last two as some tokenizers write a space
 MANY, SHARE = 4, 0.25  # from how many questions on, and which share of nonsense, a judge is refused
 
@@ -75,6 +80,10 @@ class JudgeSettings(BaseModel):
 
     caption: str = CAPTION
     """What is asked for a caption of a picture, for `VlmJudge.describe`; {prompt} stands for its prompt."""
+
+    paraphrase: str = PARAPHRASE
+    """What is asked for other words of a caption, for `VlmJudge.paraphrase`, without a picture; {prompt} stands for the
+    caption and {share} for the percentage of the words to change."""
 
     tokens: int = Field(1024, gt=0)
     """The longest answer, in tokens, if numbers is set or a caption is asked for."""
@@ -188,6 +197,13 @@ class VlmJudge:
         settings = self.settings
         replies = self._ask([[image] for image in images], settings.caption, prompts, settings.tokens, False)
         return [reply.text.strip() for reply in replies]
+
+    def paraphrase(self, captions: list[str], share: float) -> list[str]:
+        """Each of n captions with about a ``share`` of its words changed, from 0 to 1; empty where the model says
+        nothing. A language model without eyes is enough."""
+        question = self.settings.paraphrase.replace("{share}", f"{100 * share:.0f}")
+        replies = self._ask([[]] * len(captions), question, captions, self.settings.tokens, False)
+        return [reply.text.strip().strip(QUOTES) for reply in replies]
 
     def _ask(
         self, pictures: Sequence[Sequence[Image.Image]], question: str, prompts: Sequence[str], tokens: int, top: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -25,6 +26,7 @@ from ..data.prompts import load_prompts
 from ..data.relabel import turn
 from ..models.lazy_encoders import LazyEncoders
 from ..objective import reference, users, weighting
+from ..objective.kept import KeptErrors
 from ..objective.reference import Behaviour, Reference
 from ..objective.reward import Objective
 from ..objective.steering import Steering, read_rewards
@@ -34,6 +36,7 @@ from ..problems.regression import Regression
 from ..rollout.labels import read_labels
 from ..rollout.prompts import PromptConditions
 from ..scorers import features
+from ..weights import trained
 from .feeds import Feed, Offline
 from .heldout import HeldOut, spread
 
@@ -158,9 +161,10 @@ def load_data(config: Config, family: Family, accelerator: Accelerator) -> Sourc
     return Sources(batches.get("train"), conditions, held_out, conditioned, samples)
 
 
-def make_optimizer(settings: Optimisation, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+def make_optimizer(settings: Optimisation, parameters: list[Any]) -> torch.optim.Optimizer:
     """An optimiser class by its path, e.g. torch.optim.AdamW or bitsandbytes.optim:AdamW8bit. Its module is imported,
-    which runs the module; the class is called only if it is derived from torch's Optimizer."""
+    which runs the module; the class is called only if it is derived from torch's Optimizer. ``parameters`` may be
+    groups with options of their own."""
     path, kind = settings.optimizer, "a class derived from torch.optim.Optimizer"
     try:
         cls = load_attribute(path, "train.optimizer", kind, _is_optimizer)
@@ -201,7 +205,12 @@ def make_objective(
         perceptual = Perceptual(policy.family, policy.network, settings.features == "middle")
     sampler = behaviour if behaviour is not None and settings.rollout.sampler == "behaviour" else against
     feed = _feed(config, sources, against, sampler, accelerator)
-    objective = Objective(settings, against, lambda t: torch.ones_like(t, dtype=torch.float32), perceptual, behaviour)
+    kept = None
+    if settings.forward.draws is not None and sources.batches is not None:
+        groups = sources.batches.groups
+        kept = KeptErrors(len(groups) * settings.forward.draws, groups.members)
+    uniform = functools.partial(torch.ones_like, dtype=torch.float32)
+    objective = Objective(settings, against, uniform, perceptual, behaviour, kept)
     errors = None
     if settings.weighting == "measured" and isinstance(feed, Offline):
 
@@ -235,7 +244,7 @@ def _feed(
             inversion.prepare(batches, config.data.cache, worker)
             accelerator.wait_for_everyone()
     order = training_order(config, batches.groups)
-    return Offline(batches, source, lambda position: order.index(position, per_update))
+    return Offline(batches, source, lambda position: order.visit(position, per_update), settings.forward.draws)
 
 
 def pairs_per_update(config: Config, worker: Worker) -> int:
@@ -275,7 +284,7 @@ def _rewarded(config: Config, sources: Sources, policy: Policy, per_update: int)
         assert sources.batches is not None  # noqa: S101 (`Config` requires data.train for it)
         order = Curriculum(sources.batches.groups, config.data, seed)
         forward = Forward(policy.family, settings.forward)
-        data = Offline(sources.batches, forward, lambda position: order.index(position, per_update)).regression
+        data = Offline(sources.batches, forward, lambda position: order.visit(position, per_update)).regression
     assert sources.conditions is not None  # noqa: S101 (`Config` requires data.prompts)
     return Direct(settings, sources.conditions, policy, seed, data)
 
@@ -290,7 +299,9 @@ def _sampled(config: Config, sources: Sources, policy: Policy, sampler: Referenc
     per_update = pairs_per_update(config, worker)
     batches, conditions = sources.batches, sources.conditions
     if conditions is not None and settings.rollout.labels is not None:
-        return Labelled(settings.rollout.labels, settings.rollout, conditions, policy, seed)
+        start = config.lora.start if config.lora else None
+        sampled_by = trained.file_hash(start) if start else None
+        return Labelled(settings.rollout.labels, settings.rollout, conditions, policy, seed, sampled_by)
     if settings.source == "self_play":
         assert batches is not None  # noqa: S101 (`Config` requires data.train for it)
         return OnPolicy(SelfPlayRounds(settings, batches, policy, sampler, seed), worker, per_update)

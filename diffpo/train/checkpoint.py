@@ -51,7 +51,7 @@ def save(output: Path, step: int, write: Callable[[Path], Any], state: dict, abo
         paths = sorted(path for path in part.rglob("*") if path.is_file())
         manifest = {"step": step, **about, "files": {p.relative_to(part).as_posix(): _fingerprint(p) for p in paths}}
         manifest["hash"] = _digest(manifest)
-        (part / MANIFEST_NAME).write_text(json.dumps(manifest, indent=1))
+        (part / MANIFEST_NAME).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
     for old in folders(output)[keep:]:
         shutil.rmtree(old, ignore_errors=True)
     return final

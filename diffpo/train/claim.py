@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from ..common import lock
 from ..common.errors import DiffpoError
-from ..common.run_folder import BEST, CONFIG_NAME, METRICS_NAME, SAMPLES
+from ..common.run_folder import BEST, BETA, BETAS, CONFIG_NAME, METRICS_NAME, SAMPLES, TRACKED
 from ..common.text import plain, read_text
 from ..config import Config, ScorerConfig, load_config, stored_identity
 from ..config.reader import parsed
@@ -58,7 +58,9 @@ def check_unused(output: Path) -> None:
             f"{output / OLD_STATE} was saved by an older version of diffpo, and this one cannot resume it. {CHOOSE}, "
             f"or finish the run with that version"
         )
-    left = {lock.NAME, CONFIG_NAME, METRICS_NAME, "tensorboard", SAMPLES, BEST} if CONFIG_NAME in names else {lock.NAME}
+    left = {lock.NAME, BETA, BETAS}
+    if CONFIG_NAME in names:
+        left |= {CONFIG_NAME, METRICS_NAME, TRACKED, "tensorboard", SAMPLES, BEST}
     if other := sorted(name for name in names - left if not (name.startswith(".") and name.endswith(".part"))):
         raise DiffpoError(
             f"{output} is not the folder of a training run: it holds {plain(other[0], 100)} and no checkpoint. {CHOOSE}"
@@ -93,7 +95,7 @@ def _settings(output: Path, kind: type[Config | ScorerConfig]) -> Iterator[tuple
     if not found and not written.exists():
         raise DiffpoError(f"{output} has no record of the settings of its checkpoints. {CHOOSE}")
     if not found:
-        yield written, load_config(written, kind=kind, imports=False).identity()
+        yield written, load_config(written, (), kind, imports=False).identity()
 
 
 def _identity(settings: Any, kind: type[Config | ScorerConfig], where: Path) -> dict:

@@ -36,6 +36,8 @@ def check(config: Config, family: Family, accelerator: Accelerator) -> None:
     kind = accelerator.distributed_type.value
     if kind in ("DEEPSPEED", "MEGATRON_LM", "XLA"):
         raise DiffpoError(f"accelerate is set up for {kind}; use DDP (--multi_gpu) or FSDP2 (docs/scale.md)")
+    if config.lora is not None and config.lora.text_encoders and accelerator.num_processes > 1:
+        raise DiffpoError("lora.text_encoders trains on one process: set lora.text_encoders=false")
     if not sharded(accelerator):
         return
     from torch.distributed.fsdp import CPUOffloadPolicy
@@ -59,6 +61,7 @@ def check(config: Config, family: Family, accelerator: Accelerator) -> None:
         f"objective.weighting={objective.weighting}": objective.weighting == "measured",
         "objective.users": bool(objective.users),
         f"model.base_weights={config.model.base_weights}": config.model.base_weights != "full",
+        "model.offload": config.model.offload,
         "train.compile": config.train.compile,
         "log.samples": config.log.samples is not None,
         "fsdp_activation_checkpointing (train.gradient_checkpointing=true does it)": plugin.activation_checkpointing,

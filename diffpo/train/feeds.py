@@ -8,6 +8,7 @@ processes, or where a run was interrupted. `Offline` reads data; `rollout.feed.O
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..problems.regression import Regression
@@ -32,17 +33,29 @@ class Feed(Protocol):
 class Offline:
     """Groups of the training data, epoch after epoch, through a source of regression problems.
 
-    ``index(position)`` says which group is drawn at a position.
+    ``visit(position)`` says which group is drawn at a position, and how often it was before. ``draws``: a group has so
+    many draws, which come again (`objective.forward.draws`); None: new ones at each position.
     """
 
-    def __init__(self, batches: Batches, source: Callable[[Batch], Regression], index: Callable[[int], int]) -> None:
-        self.batches, self.source, self.index = batches, source, index
+    def __init__(
+        self,
+        batches: Batches,
+        source: Callable[[Batch], Regression],
+        visit: Callable[[int], tuple[int, int]],
+        draws: int | None = None,
+    ) -> None:
+        self.batches, self.source, self.visit, self.draws = batches, source, visit, draws
 
     def begin(self, step: int) -> dict[str, float]:
         return {}
 
     def regression(self, positions: Sequence[int]) -> Regression:
-        return self.source(self.batches.batch([self.index(position) for position in positions], positions))
+        visits = [self.visit(position) for position in positions]
+        indices = [index for index, _ in visits]
+        if self.draws is None:
+            return self.source(self.batches.batch(indices, positions))
+        numbers = [index * self.draws + visit % self.draws for index, visit in visits]
+        return replace(self.source(self.batches.batch(indices, numbers)), numbers=numbers)
 
     def state(self) -> dict[str, Any]:
         return {}

@@ -48,10 +48,26 @@ class HeldOut:
             most = self.accelerator.gather(count).max().item()
             yield from [([0], False)] * (most - len(mine))
 
-    @torch.no_grad()
+    @property
+    def preferences(self) -> torch.Tensor:
+        """(n,) float64: the probability that the first image of each pair is the better one, at least 1/2."""
+        groups = self.batches.groups.groups
+        return torch.tensor([groups[index].preference for index in self.indices], dtype=torch.float64)
+
     def measure(self, policy: Policy, objective: Objective) -> dict[str, float]:
         """eval/accuracy: share of pairs whose mean margin over the draws is positive (ties half); eval/margin;
-        eval/pairs. Pairs are noised forward, whatever the objective trains on."""
+        eval/pairs."""
+        margins = self.margins(policy, objective)
+        return {
+            "eval/accuracy": accuracy(margins).mean().item(),
+            "eval/margin": margins.mean().item(),
+            "eval/pairs": float(self.n),
+        }
+
+    @torch.no_grad()
+    def margins(self, policy: Policy, objective: Objective) -> torch.Tensor:
+        """(n,) float64: of each pair the mean margin over the draws. Pairs are noised forward, whatever the objective
+        trains on. All processes call it alike."""
         source = Forward(policy.family)
         # likelihood ratios of transitions are bounded, those of noised images need not be
         settings = objective.settings.model_copy(update={"clip": None})
@@ -65,13 +81,9 @@ class HeldOut:
                 purpose="eval",
                 timesteps=[(int(p % DRAWS * width), int((p % DRAWS + 1) * width)) for p in positions],
             )
-            u = score(policy, objective, source(batch)).margin.double().cpu()
+            u = score(policy, objective, source(batch)).margin.cpu().double()
             if counts:
                 margins.index_add_(0, torch.tensor([position // DRAWS for position in positions]), u / DRAWS)
         if self.accelerator.num_processes > 1:
             margins = self.accelerator.reduce(margins.to(self.accelerator.device), "sum").cpu()
-        return {
-            "eval/accuracy": accuracy(margins).mean().item(),
-            "eval/margin": margins.mean().item(),
-            "eval/pairs": float(self.n),
-        }
+        return margins

@@ -25,12 +25,14 @@ from ..config import Config
 from ..export.card import write_card
 from ..models import identity
 from ..objective import users
+from ..objective.reward import Objective
 from ..objective.user_attention import attach
 from ..problems.policy import Policy
-from ..weights import lora_file, sharding, trained
-from . import distributed, stop
+from ..weights import lora, lora_file, lora_forward, sharding, trained
+from . import beta, distributed, outside, stop
 from .build import Sources, load_data, make_accelerator, make_objective, make_optimizer, make_schedule
 from .claim import check_folder
+from .heldout import HeldOut
 from .metrics import Meter, Watch, headline
 from .run import Run
 from .update import Updater
@@ -45,6 +47,13 @@ def train(config: Config) -> Path:
     Raises DiffpoError on bad input, if another run uses the folder, on a NaN (with the last good state saved) and on a
     full disk. Raises Interrupted after SIGINT or SIGTERM once the step is finished and saved.
     """
+    outside.require(config)
+    return fit(beta.resolved(config, fit))
+
+
+def fit(config: Config, after: Callable[[HeldOut, Policy, Objective], None] | None = None) -> Path:
+    """`train` with a number for beta. ``after`` is called at the end, by all processes, with the held-out pairs, which
+    there must be, and what they are measured with."""
     run = Run(config, make_accelerator(config.train))
     with run.claimed(check_folder):
         learner, sources = make_learner(run)
@@ -52,6 +61,9 @@ def train(config: Config) -> Path:
         with run.working(ADVICE):
             repeat(run, learner, sources)
             finish(run, learner, sources)
+        if after is not None:
+            assert sources.held_out is not None  # noqa: S101 (see above)
+            after(sources.held_out, learner.policy, learner.update.objective)
     run.accelerator.wait_for_everyone()
     done = learner.weights.path_in(config.output, learner.policy.family.component)
     run.say(f"the {'LoRA' if config.lora else 'network'} is in {done}")
@@ -171,6 +183,8 @@ def make_learner(run: Run[Config]) -> tuple[Learner, Sources]:
     config, settings, accelerator = run.config, run.config.train, run.accelerator
     family = models.load(config.model, settings.precision, config.data.resolution)
     distributed.check(config, family, accelerator)
+    if config.lora is not None and config.lora.text_encoders:
+        family.train_text()
     sources = load_data(config, family, accelerator)
     weights = trained.load(config, family, distributed.loading_device(accelerator))
     network = weights.network
@@ -188,16 +202,18 @@ def make_learner(run: Run[Config]) -> tuple[Learner, Sources]:
         meter.watch(objective.perceptual.encoder)
     if settings.gradient_checkpointing:
         network.enable_gradient_checkpointing()
+    if config.lora and not settings.compile and not distributed.sharded(accelerator):
+        lora_forward.install(network)
     if settings.compile:
         for each in (network, *weights.frozen()):
             distributed.compile_blocks(family, each)
-    optimizer = make_optimizer(settings, parameters)
+    optimizer = make_optimizer(settings, lora.by_rate(network, parameters, config.lora, settings.lr))
     schedule = make_schedule(settings, optimizer)
     wrapped, optimizer = distributed.prepare(accelerator, network, optimizer)
     update = Updater(settings, replace(bare, network=wrapped), objective, feed, accelerator)
     about = {
         "objective": methods.label(config.objective.name),
-        "beta": config.objective.beta,
+        "beta": config.objective.strength,
         "base": base,
         "data_hash": sources.hash,
         "pairs_per_update": update.per_update,

@@ -79,7 +79,7 @@ def measure(
             prompts += texts[: len(indices)]
             for name, scorer in scorers.items():
                 found = scorer.score(problem.x_t, x_0, problem.t, texts, problem.conditioning.cond)
-                margins[name].append((found[: len(indices)] - found[len(indices) :]).double().cpu())
+                margins[name].append((found[: len(indices)] - found[len(indices) :]).cpu().double())
         right = {}
         for name in scorers:
             margin = torch.cat(margins[name]).numpy()

@@ -16,7 +16,7 @@ from ..common.errors import DiffpoError
 from ..config import Train
 from ..objective.reward import Objective, Outcome, group_losses, score
 from ..problems.policy import Policy
-from ..weights import sharding
+from ..weights import lora_forward, sharding
 from . import distributed
 from .feeds import Feed
 from .metrics import summarize
@@ -75,7 +75,7 @@ class Updater:
             with warnings.catch_warnings(action="ignore"):  # before the first step of the optimiser torch complains
                 schedule.step()
             return {**metrics, "lr": lr}
-        table = self.accelerator.gather(torch.cat(tables))
+        table = self.accelerator.gather(torch.cat(tables)).cpu()
         norm = sharding.whole(self.accelerator.clip_grad_norm_(parameters, settings.max_grad_norm or math.inf))
         # fp16's loss scale is found by an overflow now and then, after which the scaler skips the update
         if not table.isfinite().all() or (self.accelerator.scaler is None and not torch.isfinite(norm)):
@@ -95,6 +95,8 @@ class Updater:
         schedule.step()
         optimizer.zero_grad()
         self.objective.reference.after_update(step + 1)
+        if self.objective.kept is not None:
+            self.objective.kept.after_update(self.accelerator)
         if self.objective.behaviour is not None:
             self.objective.behaviour.after_update(step + 1)
         return metrics
@@ -125,7 +127,9 @@ class Updater:
         regression = self.feed.regression(positions)
         if regression is None:
             return None
-        with sync:
+        bare, cond = self.objective.reference.policy.network, regression.conditioning.cond
+        texts = [value for value in cond.values() if value.ndim == 3 and not value.requires_grad]
+        with sync, lora_forward.shared(bare, texts, regression.judgement.members):
             outcome = score(self.policy, self.objective, regression)
             baseline = torch.tensor(self.baseline, device=outcome.reward.device)
             losses = group_losses(outcome, self.objective.settings, baseline)
@@ -136,6 +140,8 @@ class Updater:
         found = {"baseline": self.baseline, "reference": self.objective.reference.state(), "feed": self.feed.state()}
         if self.objective.behaviour is not None:
             found["behaviour"] = self.objective.behaviour.state()
+        if self.objective.kept is not None:
+            found["kept"] = self.objective.kept.state()
         return found
 
     def load(self, state: dict[str, Any]) -> None:
@@ -143,6 +149,8 @@ class Updater:
         self.objective.reference.load(state["reference"])
         if self.objective.behaviour is not None:
             self.objective.behaviour.load(state["behaviour"])
+        if self.objective.kept is not None and "kept" in state:
+            self.objective.kept.load(state["kept"])
         self.feed.load(state["feed"])
 
 

@@ -13,7 +13,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ..config import Config
-from . import lora, lora_apply, lora_file
+from . import lora, lora_apply, lora_file, text_encoders, text_names
 from .lora import ADAPTER, adapter_parameters
 
 if TYPE_CHECKING:
@@ -35,6 +35,9 @@ class LoraWeights:
         parameters = lora.add_lora(self.network, config.lora, family.lora_targets, config.train.seed)
         if config.lora.start:
             lora_apply.start_from(self.network, config.lora)
+        if config.lora.text_encoders:
+            encoders = family.load_clips(next(self.network.parameters()).device)
+            parameters = [*parameters, *text_encoders.attach(self.network, encoders, config.lora, config.train.seed)]
         return parameters
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -96,7 +99,7 @@ class LoraWeights:
 
     def restore(self, folder: Path, component: str) -> None:
         state, _ = lora_file.read_lora(folder)
-        self.set_state({name.split(".", 1)[1]: value for name, value in state.items()})
+        self.set_state(text_names.from_file(self.network, state))
 
     @staticmethod
     def file_hash(file: Path) -> str:

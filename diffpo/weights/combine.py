@@ -68,7 +68,10 @@ def _plain(pipe: Any, share: Share, component: str) -> dict[str, Change]:
         raise DiffpoError(f"{path} also adapts {', '.join(others)}: only LoRAs of the network can be combined")
     layers = lora_change.by_layer(changes[component])
     if layers is None or lora_change.kind_of(layers) != "lora":
-        raise DiffpoError(f"{path} is no plain LoRA of whole layers, so it cannot be combined with others exactly")
+        raise DiffpoError(
+            f"{path} is no plain LoRA of whole layers (a DoRA's changes do not add up), so it cannot be combined with "
+            f"others exactly. Put it into the model (diffpo export --to merged), and apply the other to that"
+        )
     return layers
 
 

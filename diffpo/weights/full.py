@@ -184,10 +184,10 @@ def _save(folder: Path, network: torch.nn.Module, component: str, about: dict[st
     """Write the network as ``folder``/``component``: all of it or nothing."""
     with whole_folder(folder / component, replace=True) as part:
         network.save_pretrained(part)
-        config = json.loads((part / "config.json").read_text())
+        config = json.loads((part / "config.json").read_text(encoding="utf-8"))
         config.pop("_name_or_path", None)  # the path on this disk is private
-        (part / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        (part / ABOUT).write_text(json.dumps(about, indent=1, sort_keys=True) + "\n")
+        (part / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (part / ABOUT).write_text(json.dumps(about, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def read_about(folder: Path) -> dict[str, Any]:

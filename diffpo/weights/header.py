@@ -10,6 +10,7 @@ from .. import methods
 from ..common.text import plain
 
 HASH = re.compile("[0-9A-Za-z-]{1,200}")
+BASE_NORMS = "norms_of_base"  # of a DoRA by ComfyUI's formula, see export/comfyui.py
 SAMPLE = 4096  # values of the base's weights, of which diffpo writes up to 512
 
 
@@ -31,6 +32,8 @@ def known(about: dict[str, Any]) -> dict[str, Any]:
             found[key] = about[key]
     if _is_hash(about.get("data_hash")):
         found["data_hash"] = about["data_hash"]
+    if about.get(BASE_NORMS) is True:
+        found[BASE_NORMS] = True
     if "base" in about:
         found["base"] = _base(about["base"])
     return found

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import DiffpoError
 from ..common.files import write_atomic
 from ..config import Lora
+from . import text_names
 from .lora_file import HEADER, sorted_header
 from .sharding import like, whole
 
@@ -28,23 +29,25 @@ def add_lora(network: torch.nn.Module, lora: Lora, targets: Sequence[str], seed:
     from peft import LoKrConfig, LoraConfig
     from peft.tuners.lora import LoraLayer
 
-    alpha = lora.scale_alpha if lora.scale_alpha % 1 else int(lora.scale_alpha)
-    chosen = list(lora.targets or targets)
+    alpha, chosen = lora.whole_alpha, list(lora.targets or targets)
+    patterns: dict[str, Any] = {"rank_pattern": _patterns(lora.rank_pattern), "alpha_pattern": _patterns(lora.alphas)}
     if lora.kind == "lokr":
-        config = LoKrConfig(r=lora.rank, alpha=alpha, target_modules=chosen)
+        config = LoKrConfig(r=lora.rank, alpha=alpha, target_modules=chosen, **patterns)
     else:
-        config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=chosen, init_lora_weights="gaussian")
-        config.use_dora = lora.kind == "dora"
+        config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=chosen, **patterns)
+        config.init_lora_weights, config.use_dora = "gaussian", lora.kind == "dora"
+    device = next(network.parameters()).device  # peft takes that of each layer's weight, which may be offloaded
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             inject(network, config, ADAPTER)
         except (ValueError, TypeError) as error:
             raise DiffpoError(f"lora.targets {config.target_modules} match no layer of the model: {error}") from None
+        _all_used(lora, tuned_layers(network))
         parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         rounded = any(parameter.itemsize == 1 for parameter in parameters)  # peft gives them the base's fp8
         for parameter in parameters:
-            parameter.data = parameter.data.float()
+            parameter.data = parameter.data.to(device, torch.float32)
         if rounded:
             torch.manual_seed(seed)
         for layer in network.modules():
@@ -59,6 +62,38 @@ def add_lora(network: torch.nn.Module, lora: Lora, targets: Sequence[str], seed:
             f"coarse: set train.precision=no, or lora.targets to linear layers"
         )
     return parameters
+
+
+def _whole(number: float) -> float:
+    """Without a decimal point where it has no decimals, as files have it."""
+    return number if number % 1 else int(number)
+
+
+def _patterns(by_name: dict[str, Any]) -> dict[str, Any]:
+    return {re.escape(name): _whole(number) for name, number in by_name.items()}
+
+
+def _all_used(lora: Lora, layers: Iterable[str]) -> None:
+    """DiffpoError for a pattern that names no adapted layer."""
+    layers = list(layers)
+    for key in ("rank_pattern", "alpha_pattern"):
+        for name in getattr(lora, key):
+            if not any(layer == name or layer.endswith(f".{name}") for layer in layers):
+                ends = sorted({layer.rpartition(".")[2] for layer in layers})
+                raise DiffpoError(
+                    f"lora.{key} names {name}, which is no adapted layer: correct it, or add it to lora.targets. "
+                    f"Adapted are layers that end in {', '.join(ends[:8])}"
+                )
+
+
+def by_rate(network: torch.nn.Module, parameters: list[torch.nn.Parameter], lora: Lora | None, lr: float) -> list[Any]:
+    """What an optimiser gets: the parameters, or for LoRA+ (Hayou et al. 2024, arXiv 2402.12354) those of B apart,
+    whose learning rate is ``lr`` times `Lora.b_lr_ratio`."""
+    if lora is None or lora.b_lr_ratio == 1:
+        return parameters
+    own = {id(value) for name, value in adapter_parameters(network).items() if ".lora_B." in name}
+    first, second = ([p for p in parameters if (id(p) in own) == is_b] for is_b in (False, True))
+    return [{"params": first}, {"params": second, "lr": lr * lora.b_lr_ratio}]
 
 
 def is_coarse(layer: torch.nn.Module) -> bool:
@@ -148,13 +183,15 @@ def save_lora(
     adapter = {"r": config.r, alpha: getattr(config, alpha), "target_modules": sorted(config.target_modules)}
     if getattr(config, "use_dora", False):
         adapter["use_dora"] = True
+    adapter |= {key: value for key in ("rank_pattern", "alpha_pattern") if (value := getattr(config, key))}
+    adapter = {f"{component}.{k}": v for k, v in adapter.items()} | text_names.settings(network, config)
     header = {
         "format": "pt",
-        "lora_adapter_metadata": json.dumps({f"{component}.{k}": v for k, v in adapter.items()}, sort_keys=True),
+        "lora_adapter_metadata": json.dumps(adapter, sort_keys=True),
         HEADER: json.dumps(about, sort_keys=True),
     }
     state = lora_state(network) if state is None else state
-    content = save({f"{component}.{name}": value for name, value in state.items()}, header)
+    content = save(text_names.in_file(component, state), header)
     write_atomic(path, sorted_header(content))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,27 +48,45 @@ def start_from(network: torch.nn.Module, lora: Lora) -> None:
         )
     if kind != lora.kind:
         raise DiffpoError(f"lora.start={path} has kind {kind}, but lora.kind is {lora.kind}: set lora.kind={kind}")
-    ranks = sorted({len(change.factors["down"]) for change in layers.values() if "down" in change.factors})
-    alphas = sorted({float(f"{change.scale * lora.rank:.6g}") for change in layers.values()})
-    for key, there, asked in (("rank", ranks, lora.rank), ("alpha", alphas, lora.scale_alpha)):
-        if len(there) > 1:
-            raise DiffpoError(
-                f"lora.start={path} has layers of {key} {', '.join(f'{n:g}' for n in there[:3])}, but a run has a "
-                f"single {key}. Merge it (diffpo export --to merged), and train a LoRA on the merged model"
-            )
-        if there and not math.isclose(there[0], asked, rel_tol=1e-5):
-            said = f"{there[0]:g}"
-            raise DiffpoError(f"lora.start={path} has {key} {said}, but lora.{key} is {asked:g}: set lora.{key}={said}")
     if layers.keys() != tuned_layers(network).keys():
         targets = lora_names.targets_of(layers, lora_names.layer_shapes(network))
         wanted = sorted(network.peft_config[ADAPTER].target_modules)
         raise DiffpoError(
             f"lora.start={path} has targets {targets}, but this run has {wanted}: set lora.targets={targets}"
         )
+    tuned = tuned_layers(network)
+    ranks = {layer: len(change.factors["down"]) for layer, change in layers.items() if "down" in change.factors}
+    alphas = {layer: float(f"{change.scale * tuned[layer].r[ADAPTER]:.6g}") for layer, change in layers.items()}
+    for key, there in (("rank", ranks), ("alpha", alphas)):
+        asked = {layer: _setting(tuned[layer], key) for layer in there}
+        if not all(math.isclose(number, asked[layer], rel_tol=1e-5) for layer, number in there.items()):
+            theirs, ours = _pattern(key, there), _pattern(key, asked)
+            raise DiffpoError(f"lora.start={path} has {theirs}, but this run has {ours}: set {theirs}")
     try:
         _fill(network, layers)
     except DiffpoError as error:  # LoKr's factors
         raise DiffpoError(f"lora.start={path}: {error}") from None
+
+
+def _setting(layer: Any, key: str) -> float:
+    """The rank or alpha of an adapted layer."""
+    if key == "rank":
+        return layer.r[ADAPTER]
+    return (layer.lora_alpha if hasattr(layer, "lora_alpha") else layer.alpha)[ADAPTER]
+
+
+def _pattern(key: str, by_layer: Mapping[str, float]) -> str:
+    """The numbers of layers as settings: what most have, and a pattern of the others."""
+    (common, _), *others = Counter(by_layer.values()).most_common()
+    said = f"lora.{key}={common:g}"
+    if not others:
+        return said
+    rest: dict[str, float] = {}
+    for number, _ in others:
+        own = [layer for layer, each in by_layer.items() if each == number]
+        rest |= dict.fromkeys(lora_names.targets_of(own, by_layer), number)
+    names = ", ".join(f"{name}: {number:g}" for name, number in list(rest.items())[:20])
+    return f"{said} lora.{key}_pattern={{{names}}}"
 
 
 def check_lora(pipe: Any, path: str | Path) -> Changes:

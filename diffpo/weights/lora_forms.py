@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..common.errors import DiffpoError
 from ..common.text import plain
+from .header import BASE_NORMS
 from .lora_change import FACTORS, Change, Changes, Part, Place
 from .lora_file import read_lora, settings_of
 from .lora_names import layer_shapes, matching, places_of, prefixes_of
@@ -65,7 +66,12 @@ def read(path: Path, parts: Mapping[str, torch.nn.Module]) -> Changes:
     Raises DiffpoError, which names the keys, for weights that are not understood, incomplete, not finite, of layers or
     shapes that the model lacks, for settings that are not understood, and for a file that changes nothing.
     """
-    weights, _ = read_lora(path)
+    weights, header = read_lora(path)
+    if BASE_NORMS in header:
+        raise DiffpoError(
+            f"{path} is a DoRA for ComfyUI (diffpo export --to comfyui), which only ComfyUI and Forge read: give the "
+            f"file or the folder of the run instead"
+        )
     settings = settings_of(path)
     shapes = {name: layer_shapes(part) for name, part in parts.items()}
     tables = {name: (prefixes_of(name, part), places_of(part, shapes[name])) for name, part in parts.items()}

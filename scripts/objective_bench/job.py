@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from diffpo.commands.quickstart import ROOT
+from diffpo.common.carried import HOME as ROOT
 from diffpo.config import Config, load_config
 from diffpo.evaluation import signals, statistics
 from diffpo.evaluation.generation import Generation

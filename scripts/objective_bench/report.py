@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from diffpo.commands.quickstart import ROOT
+from diffpo.common.carried import HOME as ROOT
 from diffpo.common.tables import Table
 
 from . import claims, reasons, store

@@ -6,7 +6,7 @@ import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from diffpo.commands.quickstart import ROOT
+from diffpo.common.carried import HOME as ROOT
 from diffpo.models.released import EULER, UNET_XL
 
 HEAD = 64  # channels of an attention head, as in SDXL

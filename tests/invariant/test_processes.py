@@ -86,6 +86,7 @@ class Launched:
     """The commands of all tests of two processes, and the same runs by one process."""
 
     fresh = (*SGD, "train.steps=3")
+    auto = (*SGD, "train.steps=2", "objective.beta=auto")
     resumed = (*SGD, "train.optimizer_args.momentum=0.9")
     fp8 = (*SGD, "train.steps=2", "model.base_weights=fp8")
     mixed = ("data.buckets=true", *SGD, "train.steps=3", "data.caption_dropout=0.3")
@@ -126,6 +127,7 @@ class Launched:
             [*self.grpo, self.output("grpo of two")],
             [*self.reward, self.output("reward of two")],
             [*self.stopped, self.output("stopped of two")],
+            [*self.auto, f"data.validation={pairs}", self.output("auto of two")],
         ]
         sharded = [
             [*self.sharded, *self.cut_up, "train.steps=3", self.output("mixed")],
@@ -198,6 +200,17 @@ def test_two_processes_of_four_equal_one_of_eight(launched):
         launched.alone("whole", f"model.path={launched.pixart}", *launched.fp8, "train.batch_size=8"),
         finished(launched.folder / "small"),
     )
+
+
+def test_two_processes_choose_the_same_beta(launched):
+    one = launched.alone("auto of one", *launched.auto, f"data.validation={launched.pairs}", "train.batch_size=8")
+    same(one, finished(launched.folder / "auto of two"))
+    ours, theirs = (
+        json.loads((launched.folder / name / "beta.json").read_text()) for name in ("auto of one", "auto of two")
+    )
+    assert ours["chosen"] == theirs["chosen"] and ours["pairs"] == theirs["pairs"] == 10
+    for mine, other in zip(ours["trials"], theirs["trials"], strict=True):
+        assert mine == pytest.approx(other, rel=5e-3, abs=1e-8)
 
 
 def test_two_processes_sample_the_same_pictures_and_stop_at_the_same_step(launched):

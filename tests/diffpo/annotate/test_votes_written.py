@@ -202,3 +202,13 @@ def test_what_cannot_be_exported_is_named(session, tmp_path):
     picture(77).save(tmp_path / "pairs" / "0-1.png")
     with pytest.raises(DiffpoError, match="a cat 0"):
         export.run(tmp_path / "votes", tmp_path / "out.parquet")
+
+
+def test_repeated_tasks_are_in_no_count(tmp_path):
+    session = make_session(tmp_path / "votes", write_pairs(tmp_path / "pairs", 2))
+    first, second = session.next("ada", 9, [])["tasks"]
+    cast(session, first, 0, "vote-one")
+    session.record(vote(second["task"], None, "vote-two"))
+    session.record(vote(first["task"], None, "vote-again", repeat=1))
+    counts, _ = written(session, tmp_path)
+    assert (counts["rows"], counts["votes"], counts["skipped"]) == (1, 2, 1)

@@ -9,7 +9,10 @@ from safetensors import safe_open
 from diffpo.commands.collect import collect
 from diffpo.common.errors import DiffpoError
 from diffpo.config import RolloutSettings
+from diffpo.models.identity import base_identity
 from diffpo.rollout.labelled import kept
+from diffpo.train.loop import train
+from diffpo.weights import lora, lora_file
 
 
 def collected(make_config, tiny_sd, folder, *overrides):
@@ -131,3 +134,31 @@ def test_trajectories_of_the_current_lora(make_config, tiny_sd, tmp_path):
     assert not torch.allclose(states["base"][:, -1], states["tuned"][:, -1], atol=1e-3)
     with pytest.raises(DiffpoError, match="--out"):
         collect(collected(make_config, tiny_sd, tmp_path / "tuned", "lora.rank=4"))
+
+
+def test_training_starts_from_the_lora_that_sampled(make_config, tiny_sd, tmp_path):
+    """Trajectories of another LoRA, or of the base, are refused: a round would mix two policies."""
+    from exports import train as save_lora
+
+    starts = {"base": ()}
+    for name in ("one", "two"):
+        network = save_lora(tiny_sd, tmp_path / name, rank=4, alpha=4)
+        if name == "two":
+            about = {"base": base_identity(network)}
+            for parameter in lora.adapter_parameters(network).values():
+                parameter.data *= 2
+            lora.save_lora(tmp_path / name / lora_file.FILE_NAME, network, "unet", about)
+        starts[name] = (f"lora.start={tmp_path / name}", "lora.rank=4")
+    for sampler in ("base", "one"):
+        folder = tmp_path / f"by-{sampler}"
+        labels = collect(collected(make_config, tiny_sd, folder, *starts[sampler]))
+        labels.write_text(labels.read_text().replace("null", "1"))
+        for name, start in starts.items():
+            config = collected(
+                make_config, tiny_sd, folder, *start, "train.steps=1", f"output={tmp_path / sampler / name}"
+            )
+            if name == sampler:
+                train(config)
+            else:
+                with pytest.raises(DiffpoError, match=r"00000\.safetensors was sampled from .*lora\.start"):
+                    train(config)

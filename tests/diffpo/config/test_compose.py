@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from diffpo import links
 from diffpo.config import ObjectiveSettings
-from diffpo.config.objective import OF_BEHAVIOUR
+from diffpo.config.choices import OF_BEHAVIOUR
 
 
 def settings(**given) -> ObjectiveSettings:
@@ -82,21 +82,48 @@ def test_what_makes_no_sense_is_refused_with_the_reason(given, words):
 
 def test_every_link_goes_with_every_source_reference_and_weighting_or_says_why_not():
     """The whole table: nothing but a ValidationError with a sentence, and each link works somewhere."""
-    rollout = {"scorers": ["shapes.total"], "step_scorer": "shapes.total"}
+    judged = {"scorers": ["shapes.total"]}
+    rollouts = dict.fromkeys(("trajectory", "samples", "self_play"), judged) | {"pool": {"step_scorer": "shapes.total"}}
     for link in links.names():
         accepted, compared = 0, {"policy": "sync" if set(links.needs(link)) & OF_BEHAVIOUR else "none"}
         for source in ("forward", "inversion", "trajectory", "pool", "samples", "self_play"):
             for policy in ("adapter_off", "ema", "sync", "accelerated", "fast_slow", "none"):
                 for weighting in ("uniform", "min_snr", "measured"):
                     given = {"link": link, "source": source, "reference": {"policy": policy}, "weighting": weighting}
-                    given["behaviour"] = compared
+                    given |= {"behaviour": compared, "rollout": rollouts.get(source, {})}
                     try:
-                        settings(**given, rollout=rollout)
+                        settings(**given)
                         accepted += 1
                     except ValidationError as error:
                         (problem,) = error.errors()
                         assert any(word in problem["msg"] for word in (link, source, "weighting")), given
         assert accepted, link
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"reference": {"every": 50}}, "objective.reference.policy"),
+        ({"reference": {"policy": "sync", "decay": 0.5}}, "set objective.reference.policy to ema or fast_slow"),
+        ({"reference": {"policy": "none", "strength": 0.1}}, "objective.reference.policy=none"),
+        ({"divergence_alpha": 0.1}, "set objective.divergence to alpha"),
+        ({"inversion": {"steps": 3}}, "set objective.source to inversion"),
+        ({"rollout": {"advantages": {"limit": 3.0}}}, "objective.rollout.advantages.limit has no effect"),
+        ({"source": "samples", "rollout": {"scorers": ["a"], "pool": 8}}, "set objective.source to pool"),
+        ({"rollout": {"step": "flow_sde", "step_options": {"amount": 0.1}}}, "objective.rollout.step"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(given, words):
+    assert words in refusal(**given)
+
+
+def test_settings_of_the_preset_and_defaults_may_be_written_out():
+    """As the resolved config of a run writes them."""
+    moved = settings(name="tr_dpo", reference={"policy": "adapter_off"})
+    assert moved.reference.every != 1  # the preset's, without effect now
+    assert settings(**moved.model_dump()) == moved
+    plain = settings()
+    assert settings(**plain.model_dump()) == plain
 
 
 def test_an_objective_without_its_data_is_refused(make_config, tiny_sd):

@@ -36,6 +36,7 @@ OPTIONS = {
     "device": "cpu",
 }
 STEERED = {"steer": "following:1"}  # in place of user_pairs
+BASE_FIRST = {"negative_lora": None, "negative_lora_weight": None, "base_calls": 2}
 PLANNED = {name: value for name, value in OPTIONS.items() if name not in ("solver", "steps")} | {
     "plan": "x.safetensors"
 }
@@ -50,7 +51,14 @@ def called(monkeypatch, *words):
 
 
 @pytest.mark.parametrize(
-    "options", [OPTIONS, PLANNED, {"model": "a/model", "lora": "runs/one"}], ids=["all", "a plan", "defaults"]
+    "options",
+    [
+        OPTIONS,
+        PLANNED,
+        {"model": "a/model", "lora": "runs/one", "base_calls": 2},
+        {"model": "a/model", "lora": "runs/one"},
+    ],
+    ids=["all", "a plan", "base calls", "defaults"],
 )
 @pytest.mark.parametrize("verb", ["generate", "eval"])
 def test_every_option_of_the_command_line_is_the_values(monkeypatch, verb, options):
@@ -74,7 +82,11 @@ def test_the_verbs_have_the_values_own_defaults():
         assert {*OPTIONS, *PLANNED, "any_model"} <= inspect.signature(verb).parameters.keys()
 
 
-@pytest.mark.parametrize("options", [OPTIONS, {**PLANNED, "steps": 5, "plan_hash": "p"}], ids=["a solver", "a plan"])
+@pytest.mark.parametrize(
+    "options",
+    [OPTIONS, {**PLANNED, "steps": 5, "plan_hash": "p"}, {**OPTIONS, **BASE_FIRST}],
+    ids=["a solver", "a plan", "base calls"],
+)
 def test_a_row_is_made_from_the_value_and_read_back_as_it(options):
     full = Generation(**options, **HASHES)
     row = json.loads(json.dumps({"seed": full.seed, **full.recorded()}))
@@ -82,7 +94,8 @@ def test_a_row_is_made_from_the_value_and_read_back_as_it(options):
     assert {key: value for key, value in asdict(found).items() if key in RECORDED} == full.recorded()
     assert found.seeds == range(7, 8) and full.seeds == range(7, 10)
     # a family is code and any_model a permission: both are named anew each time
-    assert {*OPTIONS, *PLANNED, *HASHES, "plan_hash", "family", "any_model", "paths", *STEERED} == {*asdict(full)}
+    others = {"plan_hash", "family", "any_model", "paths", *STEERED, *BASE_FIRST}
+    assert {*OPTIONS, *PLANNED, *HASHES} | others == {*asdict(full)}
 
 
 def test_the_base_arm_is_the_same_without_the_lora():
@@ -108,6 +121,9 @@ def test_the_base_arm_is_the_same_without_the_lora():
         ({"guidance": float("inf")}, "guidance"),
         ({"seed": 2**63 - 1}, "seed"),
         ({"lora": None}, "--lora"),
+        ({"base_calls": 2}, "--base-calls.*--negative-lora"),
+        ({**BASE_FIRST, "base_calls": 11}, "--base-calls 11.*11"),
+        ({**BASE_FIRST, "base_calls": -1}, "--base-calls -1"),
         ({"negative_lora": None}, "--negative-lora"),
         (STEERED, "--user-pairs and --steer"),
         ({"guidance": 1.0}, "--negative-lora.*--guidance"),
@@ -144,11 +160,12 @@ def test_a_folder_of_an_earlier_default_solver_is_continued_only_by_its_name(tmp
 @pytest.mark.parametrize("key", COMPARED)
 def test_pictures_of_other_settings_are_never_mixed(tmp_path, key):
     options = {**PLANNED, "steps": 5, "plan_hash": "p"} if key == "plan_hash" else OPTIONS
+    options = {**OPTIONS, **BASE_FIRST} if key == "base_calls" else options
     made = Generation(**options, **HASHES)
     folder = manifest_of(tmp_path, made, arm="tuned", seed=7, file="images/tuned/00000_7.png")
     done = manifest.read_manifest(folder)
     manifest.check_same_run(folder, done, made.arms(), ["a cat"])
-    other = {"height": 72, "width": 72, "steps": 12, "guidance": 3.0}.get(key, "other")
+    other = {"height": 72, "width": 72, "steps": 12, "guidance": 3.0, "base_calls": 3}.get(key, "other")
     other = 0.5 if key.endswith("lora_weight") else other
     with pytest.raises(DiffpoError, match=f"{key}="):
         manifest.check_same_run(folder, done, replace(made, **{key: other}).arms(), ["a cat"])

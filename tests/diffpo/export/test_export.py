@@ -100,7 +100,7 @@ def test_bad_input_is_said_before_anything_is_loaded(tiny_sd, trained, tmp_path,
         (run, "diffusers", "x", {"dtype": "float16"}, "leave --dtype out"),
         (tmp_path, "kohya", "x", {}, "there is no LoRA at"),
         (spoilt, "kohya", "x", {}, "is not finite"),
-        (foreign, "kohya", "x", {}, "text_encoder.* a unet"),
+        (foreign, "kohya", "x", {}, "adapts text encoders"),
         (run, "merged", "x", {"results": tmp_path / "run"}, r"summary\.json .*run.*diffpo eval"),
         (run, "merged", "x", {"push": "nobody"}, "--push .*OWNER/NAME"),
     ):

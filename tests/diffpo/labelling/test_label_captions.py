@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -16,6 +17,9 @@ from diffpo.labelling.pictures import Picture, Prompted
 from diffpo.labelling.rows import Row
 
 PROMPT = "a red circle left of a blue square on a white background"  # six words of the lists
+
+
+OTHER = {PROMPT: '"A crimson disc beside an azure box."\n', "a red dark square": "a gloomy crimson box"}
 
 
 def classes(text):
@@ -64,15 +68,21 @@ def test_the_worse_picture_gets_the_other_words(tmp_path):
 
 @pytest.fixture
 def captioner(tmp_path):
-    """A stub of chat completions that calls a picture by its brightness; asked: the questions."""
+    """A stub of chat completions that calls a picture by its brightness, and gives `OTHER` words for a caption; asked:
+    the questions."""
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            picture, question = request["messages"][0]["content"]
-            asked.append(question["text"])
-            text = {50: "a red dark square", 200: "a blue bright square"}.get(level(picture), "")
+            content = request["messages"][0]["content"]
+            if isinstance(content, str):  # no picture: a paraphrase
+                asked.append(content)
+                text = OTHER.get(content.split('"')[1], "")
+            else:
+                picture, question = content
+                asked.append(question["text"])
+                text = {50: "a red dark square", 200: "a blue bright square"}.get(level(picture), "")
             data = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
@@ -110,3 +120,30 @@ def test_a_captioner_describes_both_and_hybrid_changes_the_worse(tmp_path, capti
     assert hybrid.captions[1] == "a blue bright square" and hybrid.captions[0] != "a red dark square"
     with pytest.raises(DiffpoError, match="no pair has captions"):
         captions.add(rows[1:], Captions("captioner", settings), tmp_path)
+
+
+def test_a_language_model_gives_the_other_words(tmp_path, captioner):
+    """Asked without a picture, with the share of its level; each caption once, and once only."""
+    settings, asked = captioner
+    rows = [pair(tmp_path, 0, 1.0), pair(tmp_path, 1, 0.0), pair(tmp_path, 2, 0.5)]
+    for _ in range(2):
+        found, gaps = captions.add(rows, Captions("perturbed", level="strong", paraphraser=settings), tmp_path)
+        first, second, tie = (row.captions for row in found)
+        assert first == (PROMPT, "A crimson disc beside an azure box.") == second[::-1] and tie == (PROMPT, PROMPT)
+        assert not gaps and len(asked) == 1 and PROMPT in asked[0] and "80 %" in asked[0]
+    captions.add(rows, Captions("perturbed", level="weak", paraphraser=settings), tmp_path)
+    assert len(asked) == 2 and "40 %" in asked[1]
+    (hybrid,), _ = captions.add(rows[1:2], Captions("hybrid", settings, paraphraser=settings), tmp_path)
+    assert hybrid.captions == ("a gloomy crimson box", "a blue bright square")
+
+
+def test_a_paraphraser_that_says_nothing_or_the_same_is_counted(tmp_path, captioner, monkeypatch):
+    settings, _ = captioner
+    rows = [pair(tmp_path, 0, 1.0), pair(tmp_path, 1, 0.0)]
+    rows[1] = replace(rows[1], prompt=replace(rows[1].prompt, prompt="xyzzy"))
+    monkeypatch.setitem(OTHER, PROMPT, PROMPT)
+    found, gaps = captions.add(rows, Captions("perturbed", paraphraser=settings), tmp_path)
+    assert [row.captions for row in found] == [(PROMPT, PROMPT)]
+    assert "1 of 2 pairs are left out" in gaps[0] and "1 of 2 captions" in gaps[1]
+    with pytest.raises(DiffpoError, match="--paraphraser"):
+        Captions("captioner", settings, paraphraser=settings)

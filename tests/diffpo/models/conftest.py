@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_transformers import make_sd3
 
-from diffpo.commands.quickstart import ROOT
+from diffpo.common.carried import HOME as ROOT
 
 EMBEDDED = ROOT / "assets" / "tiny-sdxl"
 

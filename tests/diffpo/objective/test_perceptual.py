@@ -157,7 +157,7 @@ def test_as_the_error_of_an_objective(tiny_sdxl):
     calls = []
     perceptual.encoder.register_forward_pre_hook(lambda *_: calls.append(1))
     settings = SimpleNamespace(
-        beta=5000, winner_safeguard=None, clip=None, divergence="reverse_kl", divergence_alpha=0.5, kl=0.0
+        strength=5000, winner_safeguard=None, clip=None, divergence="reverse_kl", divergence_alpha=0.5, kl=0.0
     )
     objective = reward.Objective(
         settings=settings,

@@ -13,10 +13,13 @@ from diffpo.objective.reference import Reference
 from diffpo.objective.reward import Objective, group_losses, implicit_reward, safeguard_winner, score, squared_error
 from diffpo.problems.policy import Policy
 from diffpo.problems.regression import Conditioning, Regression
+from samplers.prediction import guide
 
 
 class Family:
     """A network that is one number, scale: prediction = scale * x_t + shift(cond)."""
+
+    guided = staticmethod(guide)
 
     def predict(self, network, x_t, t, cond):
         return network(x_t) + cond["shift"].view(-1, 1, 1, 1)

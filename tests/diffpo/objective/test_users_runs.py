@@ -217,7 +217,7 @@ def test_what_cannot_be_used_is_refused(tiny_sdxl, make_config, data, trained, p
 @pytest.mark.parametrize(
     "choice",
     [
-        "objective.source=inversion",
+        "objective.inversion.steps=3",
         "objective.error=perceptual",
         "objective.reference.policy=ema",
         "objective.weighting=measured",
@@ -226,7 +226,8 @@ def test_what_cannot_be_used_is_refused(tiny_sdxl, make_config, data, trained, p
     ],
 )
 def test_users_go_with_other_choices(tiny_sdxl, make_config, data, choice, fresh_accelerate):
-    config = config_of(make_config, tiny_sdxl, data, choice, "train.steps=2", "objective.inversion.steps=3")
+    inverted = ["objective.source=inversion"] if choice.startswith("objective.inversion") else []
+    config = config_of(make_config, tiny_sdxl, data, choice, "train.steps=2", *inverted)
     train(config)
     first, second = metrics_of(config.output)
     assert first["rewards/margins"] == 0.0 != second["rewards/margins"] and first["grad_norm"] > 0

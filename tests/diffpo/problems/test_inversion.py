@@ -195,7 +195,7 @@ def test_rewards_begin_at_zero_and_the_base_inverts(tiny_sdxl):
     policy = Policy(family, unet)
     base = reference.make(ReferenceSettings(), policy)
     settings = SimpleNamespace(
-        beta=5000, winner_safeguard=None, clip=None, divergence="reverse_kl", divergence_alpha=0.5, kl=0.0
+        strength=5000, winner_safeguard=None, clip=None, divergence="reverse_kl", divergence_alpha=0.5, kl=0.0
     )
     objective = reward.Objective(settings, base, omega=lambda t: torch.ones(len(t)))
     sizes = torch.tensor([[16.0, 16, 0, 0, 16, 16]]).repeat(4, 1)

@@ -11,10 +11,13 @@ from diffpo.data.judgement import Judgement
 from diffpo.problems.policy import Policy
 from diffpo.problems.regression import Conditioning, Regression
 from diffpo.weights import lora
+from samplers.prediction import guide
 
 
 class Linear:
     """A family whose network's output is x_t + the condition."""
+
+    guided = staticmethod(guide)
 
     def __init__(self):
         self.rows = []

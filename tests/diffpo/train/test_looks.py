@@ -1,14 +1,11 @@
-"""Pictures while training, the rule that stops by them, and the trackers that show them."""
+"""Pictures while training and the rule that stops by them."""
 
 import os
 import signal
-from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, get_available_trackers
-from accelerate.utils import LoggerType
 from PIL import Image
 from safetensors.torch import load_file
 from tiny import metrics_of
@@ -197,50 +194,3 @@ def test_a_rule_needs_pictures_and_the_trained_score(tiny_sdxl, make_config, opt
         make_config(tiny_sdxl, *options, "train.stop_when.patience=1")
     with pytest.raises(DiffpoError, match="rednes"):
         train(make_config(tiny_sdxl, *options, "train.stop_when.train_scorer=rednes"))
-
-
-class Wandb(GeneralTracker):
-    """Stands for accelerate's, whose package is not installed."""
-
-    name, requires_logging_directory = "wandb", False
-    calls: ClassVar[list] = []
-
-    def __init__(self, run_name, **options):
-        super().__init__()
-        self.calls.append(("project", run_name))
-
-    tracker = None
-
-    def store_init_configuration(self, values):
-        self.calls.append(("config", values))
-
-    def log(self, values, step=None, **options):
-        self.calls.append((step, values))
-
-    def log_images(self, values, step=None, **options):
-        self.calls.append((f"images {step}", values))
-
-    def finish(self):
-        self.calls.append(("finished", {}))
-
-
-def test_trackers_of_accelerate_get_the_settings_the_metrics_and_the_pictures(
-    tiny_sdxl, make_config, options, monkeypatch
-):
-    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", Wandb)
-    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [LoggerType.WANDB])
-    monkeypatch.setattr(Wandb, "calls", calls := [])
-    config = make_config(tiny_sdxl, *options, "train.steps=2", "log.trackers=[wandb]", "log.tensorboard=true")
-    train(config)
-    found = dict(calls)
-    assert found["project"] == config.output.name and found["config"]["lora.rank"] == 4
-    row = metrics_of(config.output)[1]
-    assert found[2] == {name: value for name, value in row.items() if name not in ("step", "time")}
-    assert len(found["images 2"]["samples"]) == 3 and "finished" in found
-
-
-def test_a_tracker_that_is_not_installed_is_named(tiny_sdxl, make_config):
-    if LoggerType.WANDB in get_available_trackers():
-        pytest.skip("wandb is installed")
-    with pytest.raises(DiffpoError, match="pip install wandb"):
-        train(make_config(tiny_sdxl, "log.trackers=[wandb]"))

@@ -135,7 +135,8 @@ def test_a_resumed_run_equals_a_straight_one(tiny_sd, make_config, tmp_path, pol
 
 @pytest.mark.parametrize("policy", ["ema", "sync", "accelerated", "fast_slow"])
 def test_references_that_move_move_by_their_rule(tiny_sd, make_config, policy):
-    config = make_config(tiny_sd, "lora=null", f"objective.reference={{policy: {policy}, decay: 0.75, strength: 0.5}}")
+    own = {"ema": ", decay: 0.75", "fast_slow": ", decay: 0.75", "accelerated": ", strength: 0.5"}.get(policy, "")
+    config = make_config(tiny_sd, "lora=null", f"objective.reference={{policy: {policy}{own}}}")
     _, network, parameters, made = ready(config)
     base = [p.detach().clone() for p in parameters]
     move(parameters)

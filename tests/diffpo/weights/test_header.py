@@ -63,7 +63,7 @@ ODD = [
 
 
 def card_of(about, model="/somewhere/model"):
-    return card.export_card(model, known(about), "diffusers", "USAGE", [], "f" * 64)
+    return card.export_card(model, known(about), "diffusers", card.Shown("USAGE", [], []), "f" * 64)
 
 
 def parts(text):

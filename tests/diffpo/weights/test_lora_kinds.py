@@ -193,19 +193,24 @@ def test_a_lokr_in_kohyas_format_is_what_it_was(tiny_folder, tmp_path, family, r
     torch.testing.assert_close(output(pipe.unet), output(network), rtol=1e-4, atol=1e-5)
 
 
-def test_diffusers_reads_a_dora_and_its_networks_a_lokr(tiny_sdxl, tmp_path):
-    network = train_nothing(tiny_sdxl, tmp_path / "run", kind="dora")
-    made = export.run(export.Export(tmp_path / "run", "diffusers", str(tiny_sdxl), tmp_path / "out"))
-    pipe = fresh(tiny_sdxl)
-    pipe.load_lora_weights(made, weight_name=lora_file.FILE_NAME)
-    torch.testing.assert_close(output(pipe.unet), output(network), rtol=1e-4, atol=1e-5)
-    network = train_nothing(tiny_sdxl, tmp_path / "lokr", kind="lokr")
-    pipe = fresh(tiny_sdxl)
-    try:
-        pipe.unet.load_lora_adapter(tmp_path / "lokr", prefix="unet", weight_name=lora_file.FILE_NAME)
-    except (ValueError, KeyError, IndexError):
-        pytest.skip("this diffusers reads no LoKr")
-    torch.testing.assert_close(output(pipe.unet), output(network), rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_diffusers_reads_it_by_the_call_in_the_card(tiny_folder, tmp_path, kind, family):
+    """Of a LoKr the network's own loader; the pipelines' refuses it."""
+    path = tiny_folder(family)
+    network = train_nothing(path, tmp_path / "run", kind=kind)
+    made = export.run(export.Export(tmp_path / "run", "diffusers", str(path), tmp_path / "out"))
+    pipe = fresh(path)
+    without, part = output(lora.network_of(pipe)), "unet" if "sd3" != family != "flux" else "transformer"
+    (call,) = [line for line in (made / "README.md").read_text().splitlines() if "load_lora" in line]
+    if kind == "lokr":
+        assert call.startswith(f"pipe.{part}.load_lora_adapter(")
+        with pytest.raises(ValueError, match="lora"):
+            fresh(path).load_lora_weights(made, weight_name=lora_file.FILE_NAME)
+    exec(call.replace("THIS_FOLDER", str(made)), {"pipe": pipe})
+    found = output(lora.network_of(pipe))
+    assert (found - without).abs().max() > 1e-2
+    torch.testing.assert_close(found, output(network), rtol=1e-5, atol=1e-5)
 
 
 def test_what_other_programs_would_read_otherwise_is_refused_with_the_way_out(tiny_folder, tmp_path):

@@ -78,8 +78,9 @@ def test_a_resumed_run_equals_a_straight_one(tiny_sdxl, make_config, start, tmp_
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("lora.rank=8", r"has rank 4, .* 8: set lora.rank=4"),
-        ("lora.alpha=2", r"has alpha 4, .* 2: set lora.alpha=4"),
+        ("lora.rank=8", r"has lora.rank=4, .*=8: set lora.rank=4"),
+        ("lora.alpha=2", r"has lora.alpha=4, .*=2: set lora.alpha=4"),
+        ("lora.rank_pattern={to_q: 2}", r"lora.rank=4 lora.rank_pattern=\{to_q: 2\}: set lora.rank=4$"),
         ("lora.targets=[to_q]", r"has targets .* \['to_q'\]: set lora.targets="),
     ],
 )
@@ -153,11 +154,15 @@ def test_what_cannot_be_trained_on_is_refused_with_the_way_out(tiny_sdxl, tmp_pa
     }
     text = "text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_A.weight"
     for name, changed, said in (
-        ("ranks", narrow, "layers of rank 1, 2, .*diffpo export --to merged"),
+        ("ranks", narrow, rf"set lora.rank=2 lora.rank_pattern={{{layer[5:]}: 1}}"),
         ("layers", fewer, r"has targets \['to_k', 'to_q', 'to_v'\], .* set lora.targets="),
         ("loha", loha, "not a plain LoRA, DoRA or LoKr .*--to merged"),
         ("text", {**tensors, text: torch.ones(2, 16)}, r"text_encoder.*--to merged"),
-        ("alpha", {**tensors, f"{layer}.alpha": torch.tensor(1.0)}, "layers of alpha 1, 2, .*--to merged"),
+        (
+            "alpha",
+            {**tensors, f"{layer}.alpha": torch.tensor(1.0)},
+            rf"set lora.alpha=2 lora.alpha_pattern={{{layer[5:]}: 1}}",
+        ),
     ):
         save_file(changed, tmp_path / f"{name}.safetensors")
         with pytest.raises(DiffpoError, match=said) as error:
