@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from . import flux_names
-from .family import Family, no_users
-from .flux import pack, positions, unpack
+from .family import no_users
 from .original import Piece
+from .packed import PackedLatents, pack, positions, unpack
 from .sd3 import JOINT_ATTENTION
 
 TOKENS = 512  # of T5
 
 
-class Chroma(Family):
+class Chroma(PackedLatents):
     pipelines = ("ChromaPipeline",)
     network_class = "ChromaTransformer2DModel"
     comfyui = "transformer."
@@ -70,17 +70,3 @@ class Chroma(Family):
     @classmethod
     def names_in_loras(cls, layers: Collection[str], config: Any) -> Iterator[tuple[str, tuple[Piece, ...]]]:
         return flux_names.in_loras(layers, config)
-
-    @classmethod
-    def sample_size(cls, pipe: Any) -> int:
-        return pipe.default_sample_size
-
-    @classmethod
-    def unpacked(cls, latents: Tensor, height: int, width: int) -> Tensor:
-        return unpack(latents, height, width)
-
-    @classmethod
-    def painting(
-        cls, pipe: Any, prompts: list[str], negative: str | None, noise: Tensor, guidance: float
-    ) -> dict[str, Any]:
-        return {**super().painting(pipe, prompts, negative, noise, guidance), "latents": pack(noise)}

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from ..common.errors import DiffpoError
 from . import flux_names
-from .family import Family
 from .original import Piece
+from .packed import PackedLatents, pack, positions, unpack
 from .sd3 import JOINT_ATTENTION
 
 TOKENS = 512  # of T5
 
 
-class Flux(Family):
+class Flux(PackedLatents):
     pipelines = ("FluxPipeline",)
     network_class = "FluxTransformer2DModel"
     lora_targets = JOINT_ATTENTION
@@ -90,20 +90,12 @@ class Flux(Family):
         network.single_transformer_blocks = torch.nn.ModuleList()
 
     @classmethod
-    def sample_size(cls, pipe: Any) -> int:
-        return pipe.default_sample_size
-
-    @classmethod
-    def unpacked(cls, latents: Tensor, height: int, width: int) -> Tensor:
-        return unpack(latents, height, width)
-
-    @classmethod
     def painting(
         cls, pipe: Any, prompts: list[str], negative: str | None, noise: Tensor, guidance: float
     ) -> dict[str, Any]:
         if negative:
             raise DiffpoError("FLUX takes no negative prompt (guidance is an input of its network): leave it out")
-        return {**super().painting(pipe, prompts, None, noise, guidance), "latents": pack(noise)}
+        return super().painting(pipe, prompts, None, noise, guidance)
 
 
 class FluxKontext(Flux):
@@ -125,31 +117,3 @@ class FluxKontext(Flux):
         """Without a picture to edit. Its pipeline would else resize what is asked for to 1024 px."""
         found = super().painting(pipe, prompts, negative, noise, guidance)
         return found | {"max_area": found["height"] * found["width"]}
-
-
-def pack(x: Tensor) -> Tensor:
-    """(n, C, h, w) -> (n, h w / 4, 4 C), patches of 2 x 2."""
-    n, channels, height, width = x.shape
-    return (
-        x.view(n, channels, height // 2, 2, width // 2, 2)
-        .permute(0, 2, 4, 1, 3, 5)
-        .reshape(n, height * width // 4, 4 * channels)
-    )
-
-
-def unpack(tokens: Tensor, height: int, width: int) -> Tensor:
-    """The inverse of `pack`."""
-    n, _, channels = tokens.shape
-    return (
-        tokens.view(n, height // 2, width // 2, channels // 4, 2, 2)
-        .permute(0, 3, 1, 4, 2, 5)
-        .reshape(n, channels // 4, height, width)
-    )
-
-
-def positions(height: int, width: int, device: Any) -> Tensor:
-    """(0, row, column) of each patch, (height width, 3)."""
-    rows, columns = torch.meshgrid(
-        torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij"
-    )
-    return torch.stack([torch.zeros_like(rows), rows, columns], -1).flatten(0, 1).float()

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from . import texts
-from .family import Family, no_users
-from .flux import pack, unpack
+from .family import no_users
+from .packed import PackedLatents, pack, unpack
 from .sd3 import JOINT_ATTENTION
 
 TOKENS = 512  # of the caption: the pipeline cuts longer ones
 NOTHING = " "  # the unconditional caption of the published examples
 
 
-class QwenImage(Family):
+class QwenImage(PackedLatents):
     pipelines = ("QwenImagePipeline",)
     network_class = "QwenImageTransformer2DModel"
     comfyui = "transformer."
@@ -68,18 +68,10 @@ class QwenImage(Family):
         raise no_users(network)
 
     @classmethod
-    def sample_size(cls, pipe: Any) -> int:
-        return pipe.default_sample_size
-
-    @classmethod
-    def unpacked(cls, latents: Tensor, height: int, width: int) -> Tensor:
-        return unpack(latents, height, width)
-
-    @classmethod
     def painting(
         cls, pipe: Any, prompts: list[str], negative: str | None, noise: Tensor, guidance: float
     ) -> dict[str, Any]:
         found = super().painting(pipe, prompts, None, noise, guidance)
         if guidance > 1:  # it takes this scale and a negative prompt, or warns
             found["negative_prompt"] = [NOTHING if negative is None else negative] * len(prompts)
-        return {**found, "latents": pack(noise), "guidance_scale": None, "true_cfg_scale": guidance}
+        return {**found, "guidance_scale": None, "true_cfg_scale": guidance}

@@ -126,7 +126,7 @@ def test_the_model_that_is_fitted_to_is_the_pipelines(tiny_folder, tmp_path, nam
     if name == "dit" and guidance > 1:
         theirs = theirs.chunk(2)[0]
     if name == "flux":
-        from diffpo.models.flux import unpack
+        from diffpo.models.packed import unpack
 
         theirs = unpack(theirs, *batch.noise.shape[-2:])
     torch.testing.assert_close(theirs, ours, rtol=1e-3, atol=1e-3)
