@@ -83,7 +83,9 @@ def application(session: Session, rules: Rules) -> Any:
     routes += [Route("/picture/{key}", picture), Route("/api/about", about)]
     routes += [Route("/api/next", following, methods=["POST"]), Route("/api/event", event, methods=["POST"])]
     handlers: Any = {Refused: refused, CannotStore: not_stored, Conflict: conflict}
-    return Guard(Starlette(routes=routes, exception_handlers=handlers), rules)
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    app.router.redirect_slashes = False  # no page is at another address: /picture/KEY/ is 404, not a redirect
+    return Guard(app, rules)
 
 
 async def _json(request: Any) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import pytest
 from annotated import client, make_session, vote, write_pairs
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 TEXT = st.text(max_size=80)
@@ -40,6 +40,9 @@ def test_a_body_of_any_bytes(page, body):
 
 
 @given(name=st.text(max_size=60))
+@example(name="0/")
+@example(name="/")
+@example(name="about/")
 def test_any_address(page, name):
     from urllib.parse import quote
 
