@@ -187,7 +187,7 @@ def test_without_a_name_the_solver_is_the_default_rules(tiny_sdxl, calls, guidan
     pipe = generate.load(Generation(tiny_sdxl, steps=calls, guidance=guidance, device="cpu"))
     pipe.scheduler.set_timesteps(calls)
     schedule = pipe.scheduler.schedule
-    expected = samplers.build_plan(schedule, None, calls, guidance=guidance, end="zero")
+    expected = samplers.build_plan(schedule, None, calls, guidance=guidance, images=True, end="zero")
     assert pipe.scheduler.plan.t == pytest.approx(expected.t)
     assert pipe.scheduler.plan.name == expected.name
     named = generate.load(Generation(tiny_sdxl, steps=calls, guidance=guidance, solver="dpmpp", device="cpu"))
