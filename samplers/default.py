@@ -3,7 +3,7 @@
     w       guidance scale, at least 1
 
 images (and latents of images)
-    solver  by r = calls / w: ipndm of order 1 (Euler's method) below 1.5, of order 2 below 4; then abm, predictor and
+    solver  by r = calls / w: ipndm of order 1 (Euler's method) below 1.4, of order 2 below 3; then abm, predictor and
             corrector, of order 2, of order 3 from r = 8 and 4 from r = 25 on
     nodes   uniform in u = k / (c^p + k) with k = (sigma / alpha)^p, from pure noise to t_end; p = 0.5, c = 7
 
@@ -42,8 +42,8 @@ from .solvers.adams import abm, ipndm
 
 NOISIEST = 30.0  # sigma / alpha, from which the nodes below the first one are spread; see `default_solver`
 ORDERS = {2: (4, 8), 3: (8, 21), 4: (25, 34)}  # vectors: order -> fewest calls without guidance, and with w >= 2.5
-RATIOS = {2: 4.0, 3: 8.0, 4: 25.0}  # images: order of abm -> least calls / w
-SECOND = 1.5  # images: the least calls / w for order 2 of ipndm
+RATIOS = {2: 3.0, 3: 8.0, 4: 25.0}  # images: order of abm -> least calls / w
+SECOND = 1.4  # images: the least calls / w for order 2 of ipndm
 
 
 @dataclass(frozen=True)
