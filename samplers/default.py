@@ -33,6 +33,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from ._names import unknown
 from .grid import MOST_CALLS, Grid
@@ -55,6 +56,11 @@ class Choice:
     options: dict = field(default_factory=dict)
 
 
+def are_images(states: torch.Tensor) -> bool:
+    """Whether states are images to `default_solver`: (batch, channels, height, width) of more than one line."""
+    return states.ndim >= 4 and min(states.shape[-2:]) > 1
+
+
 def default_solver(calls: int, guidance: float, schedule: Schedule, end: str = "t_end", images: bool = False) -> Choice:
     """The solver, its options and its grid.
 
@@ -64,8 +70,8 @@ def default_solver(calls: int, guidance: float, schedule: Schedule, end: str = "
         schedule: the network's.
         end: 't_end' stops at the schedule's smallest noise level. 'zero' goes on to sigma = 0: no noise is left, but
             the last step extrapolates and is somewhat less accurate.
-        images: whether states are images or latents of images. `SolverScheduler` passes True, `sample` decides by the
-            number of dimensions.
+        images: whether states are images or latents of images. `SolverScheduler` passes True, `sample` asks
+            `are_images`.
 
     Raises:
         ValueError: calls < 1, a guidance that is not finite, unknown end.

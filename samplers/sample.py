@@ -10,7 +10,7 @@ import torch
 
 from ._names import unknown
 from .cfgpp import CFGPlusPlus
-from .default import default_solver
+from .default import are_images, default_solver
 from .grid import Grid, IntervalsError
 from .plan import Plan
 from .prediction import PREDICTIONS, Guidance
@@ -190,8 +190,8 @@ def sample(
         model: any callable `model(x, t)`; t is the network's own label, e.g. 0 to 999 for Stable Diffusion, sigma for
             EDM.
         x: (batch, ...) initial state, noise of standard deviation `schedule.init_scale`.
-        solver: None is `default_solver`'s choice for these steps, this guidance and schedule. States of four and more
-            dimensions are images to it unless `images=False` is passed.
+        solver: None is `default_solver`'s choice for these steps, this guidance and schedule. States of (batch,
+            channels, height, width) are images to it unless `images=False` is passed.
         steps: number of model calls; default 10, or as many as the given sigmas or timesteps make.
         options: of `Plan.run`: guidance (a `Guidance` or `CFGPlusPlus`), threshold, generator, noise, callback,
             check_finite. Of `build_plan`: grid, prediction, end, t_start, t_end, sigmas, timesteps and the solver's own
@@ -207,7 +207,7 @@ def sample(
     if solver is None and isinstance(guidance, CFGPlusPlus):
         raise ValueError("CFG++ has no default solver: name one that makes one call per step, such as solver='dpmpp'")
     scale = guidance.scale if isinstance(guidance, Guidance) else 1.0
-    options.setdefault("images", x.ndim >= 4)
+    options.setdefault("images", are_images(x))
     return build_plan(schedule, solver, steps, guidance=scale, **options).run(model, x, **running)
 
 

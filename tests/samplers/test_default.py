@@ -76,7 +76,7 @@ def test_the_rule_of_images_as_documented():
 
 
 @pytest.mark.parametrize("guidance", [1.0, 7.5])
-def test_states_of_four_dimensions_are_images(guidance):
+def test_states_of_pictures_are_images(guidance):
     """`sample` sees the state. The same numbers as a vector get the other rule, unless one says what they are."""
     mixture = random_mixture(8, 3, seed=5)
     z = torch.randn(4, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -94,6 +94,8 @@ def test_states_of_four_dimensions_are_images(guidance):
         assert torch.equal(vector, expected)
         assert torch.equal(vector, picture.view(4, 8)) == images
     assert torch.equal(sample(model, z, guidance=weight, **options), vector)
+    line = sample(as_picture, z.view(4, 2, 1, 4), guidance=Guidance(guidance, as_picture), **options)
+    assert torch.equal(line.view(4, 8), vector)  # one line is no picture
 
 
 @pytest.mark.parametrize("schedule", ["linear", "edm", "flow", "sd3"])
