@@ -48,14 +48,13 @@ def test_the_rule_as_documented():
         return (choice.solver.__name__, choice.options["order"])
 
     cautious, two, three, four = ("ipndm", 2), ("abm", 2), ("abm", 3), ("abm", 4)
-    assert [of(n, 1.0) for n in (3, 4, 7, 8, 24, 25, 50)] == [cautious, two, two, three, three, four, four]
-    assert [of(n, 7.5) for n in (5, 7, 8, 20, 21, 33, 34)] == [cautious] * 2 + [two] * 2 + [three] * 2 + [four]
-    assert [of(10, w) for w in (1.0, 1.2, 1.4, 2.0, 2.5, 3.0)] == [three] * 2 + [two] * 4
-    assert [default_solver(n, 1.0, SD).options["final_order"] for n in (12, 13)] == [1, 2]
-    for calls, w, power, center in ((5, 1.0, 0.57, 3.0), (10, 1.0, 0.45, 2.8), (10, 5.0, 0.35 * 5**0.4, 2.1)):
+    assert [of(n, 1.0) for n in (2, 3, 4, 6, 7, 9, 10, 50)] == [cautious] * 2 + [two] * 2 + [three] * 2 + [four] * 2
+    assert [of(n, 8.0) for n in (5, 7, 8, 12, 13, 19, 20, 34)] == [cautious] * 2 + [two] * 2 + [three] * 2 + [four] * 2
+    assert [default_solver(n, 1.0, SD).options["final_order"] for n in (4, 5, 6)] == [1, 1, 2]
+    for calls, w in ((5, 1.0), (10, 1.0), (10, 8.0)):
         nodes = default_solver(calls, w, SD).grid.nodes(calls)
-        k = (nodes.sigma / nodes.alpha) ** power
-        assert np.ptp(np.diff(k / (k + center**power))) < 1e-9
+        k = (nodes.sigma / nodes.alpha) ** 0.8
+        assert np.ptp(np.diff(k / (k + (0.5 * w ** (1 / 3)) ** 0.8))) < 1e-9
     assert of(10, 0.3) == of(10, 1.0)
 
 
@@ -103,8 +102,7 @@ def test_states_of_pictures_are_images(guidance):
 def test_one_call_above_the_noisiest_level(schedule, calls, noisiest):
     """Schedules that begin above it get the nodes of one that begins there, but for the first; SD's begins below."""
     nodes = default_solver(calls, 3.0, SCHEDULES[schedule]).grid.nodes(calls)
-    power, center = 0.35 * 3.0**0.4, 4.2 - 0.42 * 3.0
-    power, center = (max(0.57, power), center) if calls < 21 else (max(0.45, power), min(2.8, center))
+    power, center = 0.8, 0.5 * 3.0 ** (1 / 3)
     k = np.append(noisiest, np.exp(-nodes.lam[1:])) ** power
     if SCHEDULES[schedule].lam(SCHEDULES[schedule].t_max) < -math.log(noisiest):
         assert np.ptp(np.diff(k / (k + center**power))) < 1e-9
