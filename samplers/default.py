@@ -3,9 +3,9 @@
     w       guidance scale, at least 1
 
 images (and latents of images)
-    solver  by r = calls / w: ipndm of order 1 (Euler's method) below 1.4, of order 2 below 3; then abm, predictor and
-            corrector, of order 2, of order 3 from r = 8 and 4 from r = 25 on. The last orders go down to 1 if
-            calls + w < 14, else to 2
+    solver  by r = calls / w: ipndm of order 1 (Euler's method) below r = 1.4 or 3 calls, of order 2 below r = 3 or 5
+            calls; then abm, predictor and corrector, of order 2, of order 3 from r = 8 and 4 from r = 25 on. The last
+            orders go down to 1 if calls + w < 14, else to 2
     nodes   uniform in u = k / (c^p + k) with k = (sigma / alpha)^p, from pure noise to t_end; p = 0.5, c = 7
 
 vectors (independent elements)
@@ -104,8 +104,8 @@ class _Rule:
 
 
 def _for_images(calls: int, w: float) -> _Rule:
-    order = 1 + sum(calls >= least * w for least in OF_IMAGES.values())
-    return _Rule(order, 2 if calls >= SECOND * w else 1, 1 if calls + w < 14.0 else 2, 0.5, 7.0)
+    order = 1 + sum(calls >= max(5.0, least * w) for least in OF_IMAGES.values())
+    return _Rule(order, 2 if calls >= max(3.0, SECOND * w) else 1, 1 if calls + w < 14.0 else 2, 0.5, 7.0)
 
 
 def _for_vectors(calls: int, w: float) -> _Rule:

@@ -65,7 +65,8 @@ def test_the_rule_of_images_as_documented():
 
     euler, cautious, two, three, four = ("ipndm", 1), ("ipndm", 2), ("abm", 2), ("abm", 3), ("abm", 4)
     orders = [euler, cautious, two, two, three, three, four]
-    assert [of(n, 1.0) for n in (1, 2, 3, 7, 8, 24, 25)] == orders
+    assert [of(n, 1.0) for n in (2, 3, 5, 7, 8, 24, 25)] == orders
+    assert of(4, 1.0) == cautious
     assert [of(n, 5.0) for n in (6, 7, 15, 39, 40, 124, 125)] == orders
     assert of(12, 0.3) == of(12, 1.0)
     for calls, w in ((5, 1.0), (8, 7.5), (50, 3.0)):
