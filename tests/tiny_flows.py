@@ -8,6 +8,7 @@ from tiny_transformers import T5_WIDTH, _not_zero, _save, _t5
 
 WIDTH = 16  # of texts
 ROPE = (4, 6, 6)
+EYES = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
@@ -38,7 +39,7 @@ def qwen_tokenizer():
     tokenizer = Qwen2Tokenizer(
         vocab={token: i for i, token in enumerate(symbols)}, merges=[], model_max_length=2048, chat_template=CHAT
     )
-    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "<think>", "</think>"], special_tokens=True)
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "<think>", "</think>", *EYES], special_tokens=True)
     return tokenizer
 
 
@@ -77,7 +78,9 @@ def _qwen_vl(tokenizer):
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6}
     text = _language(vocab_size=len(tokenizer), rope_parameters=rope)
     del text["head_dim"]
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=eyes))
+    names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
+    marks = dict(zip(names, tokenizer.convert_tokens_to_ids(list(EYES)), strict=True))
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=eyes, **marks))
 
 
 def qwen_vae():
@@ -94,10 +97,10 @@ def qwen_vae():
     )
 
 
-def make_qwen_image(folder: Path, seed: int = 0) -> Path:
-    from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline, QwenImageTransformer2DModel
+def _qwen_parts(folder_seed):
+    from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
 
-    torch.manual_seed(seed)
+    torch.manual_seed(folder_seed)
     tokenizer = qwen_tokenizer()
     transformer = QwenImageTransformer2DModel(
         in_channels=16,
@@ -109,14 +112,30 @@ def make_qwen_image(folder: Path, seed: int = 0) -> Path:
         axes_dims_rope=ROPE,
     )
     scheduler = {"base_shift": 0.5, "max_shift": 0.9, "max_image_seq_len": 8192, "shift_terminal": 0.02}
-    pipe = QwenImagePipeline(
-        transformer=_not_zero(transformer),
-        scheduler=FlowMatchEulerDiscreteScheduler(**scheduler, use_dynamic_shifting=True),
-        vae=qwen_vae(),
-        text_encoder=_qwen_vl(tokenizer),
-        tokenizer=tokenizer,
-    )
-    return _save(pipe, folder)
+    return {
+        "transformer": _not_zero(transformer),
+        "scheduler": FlowMatchEulerDiscreteScheduler(**scheduler, use_dynamic_shifting=True),
+        "vae": qwen_vae(),
+        "text_encoder": _qwen_vl(tokenizer),
+        "tokenizer": tokenizer,
+    }
+
+
+def make_qwen_image(folder: Path, seed: int = 0) -> Path:
+    from diffusers import QwenImagePipeline
+
+    return _save(QwenImagePipeline(**_qwen_parts(seed)), folder)
+
+
+def make_qwen_image_edit(folder: Path, seed: int = 0, plus: bool = False) -> Path:
+    from diffusers import QwenImageEditPipeline, QwenImageEditPlusPipeline
+    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+
+    parts = _qwen_parts(seed)
+    eyes = Qwen2VLImageProcessor(), Qwen2VLVideoProcessor()
+    processor = Qwen2VLProcessor(eyes[0], parts["tokenizer"], eyes[1], chat_template=CHAT)
+    kind = QwenImageEditPlusPipeline if plus else QwenImageEditPipeline
+    return _save(kind(**parts, processor=processor), folder)
 
 
 def _flux2_vae():
@@ -352,7 +371,8 @@ def make_flux2(folder: Path, seed: int = 0) -> Path:
     text |= _language(num_hidden_layers=31, num_attention_heads=1)  # layer 30 is read
     eyes = {"model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     eyes |= {"num_attention_heads": 2, "head_dim": 8, "image_size": 32, "patch_size": 16}
-    config = Mistral3Config(text_config=text, vision_config=eyes, image_token_index=261)
+    marked = processor.tokenizer.convert_tokens_to_ids("[IMG]")
+    config = Mistral3Config(text_config=text, vision_config=eyes, image_token_index=marked)
     pipe = Flux2Pipeline(
         transformer=_flux2_transformer(guidance=True),
         scheduler=_flux2_scheduler(),

@@ -49,6 +49,8 @@ FAMILIES = (
     "dit:DiT",
     "z_image:ZImage",
     "qwen_image:QwenImage",
+    "qwen_image_edit:QwenImageEdit",
+    "qwen_image_edit:QwenImageEditPlus",
     "flux2:Flux2Klein",
     "flux2:Flux2",
     "sana:Sana",
