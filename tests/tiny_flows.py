@@ -138,6 +138,10 @@ def make_qwen_image_edit(folder: Path, seed: int = 0, plus: bool = False) -> Pat
     return _save(kind(**parts, processor=processor), folder)
 
 
+def make_qwen_image_edit_plus(folder: Path) -> Path:
+    return make_qwen_image_edit(folder, plus=True)
+
+
 def _flux2_vae():
     from diffusers import AutoencoderKLFlux2
 

@@ -70,9 +70,9 @@ class Batches:
         self._captions = max(len(group.captions) for group in groups.groups)
         family.require_sizes(groups.targets)
         self._check_source()
-        places = ((caption, group.source) for group in groups.groups for caption in group.captions)
+        about = ((caption, group.source) for group in groups.groups for caption in group.captions)
         self._sources_at = {group.source: number for number, group in enumerate(groups.groups)}
-        self._texts = Captions(data.cache, family, places, self._source, groups.targets)
+        self._texts = Captions(data.cache, family, about, self._source, groups.targets)
         self.text = self._texts.cache
         asked = groups.groups if needed is None else [groups.groups[index] for index in sorted(needed)]
         rows = {self._texts.row(caption, group.source) for group in asked for caption in (*group.captions, None)}

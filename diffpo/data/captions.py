@@ -19,7 +19,7 @@ AT_ONCE = 16
 Place = tuple[str, str | None]  # a caption, and a hash of the picture that it is about
 
 
-def require_pictures(family: Encoders, column: str | None, where: str) -> None:
+def require_pictures(family: Encoders | type[Encoders], column: str | None, where: str) -> None:
     """DiffpoError if pictures to edit, from the ``column`` of ``where``, are given to a model that takes none, or if
     a model lacks them that needs them."""
     if column and not family.edits:

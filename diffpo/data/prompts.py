@@ -158,7 +158,7 @@ def _instruction(text: str, cell: Any, path: Path, place: str) -> Instruction:
         file = cell.get("path") if isinstance(cell, dict) and not cell.get("bytes") else cell
         return Instruction(text, locate(file, roots) if isinstance(file, str) else encoded)
     except BadRow as problem:
-        raise ValueError(f"{place}: {problem}") from None
+        raise ValueError(f"{place}: {problem.of(cell) if isinstance(cell, str) else problem}") from None
 
 
 def _of_object(whole: dict, column: str | None, path: Path) -> Iterator[tuple[str, Any]]:

@@ -9,7 +9,7 @@ import pytest
 import tiny_flows as tiny
 import torch
 from PIL import Image, ImageChops
-from pipeline_calls import calls_of, compare
+from pipeline_calls import compare, recorded, sampled
 from safetensors.torch import load_file
 from tiny import metrics_of, pick_a_pic_rows, write_parquet
 
@@ -81,31 +81,15 @@ def test_our_calls_and_latents_are_those_of_the_pipeline(folder, name, guidance)
     shape = family.latent_shape(network, side)
     noise = torch.stack([generate.initial_noise(shape, 3, index)[0] for index in range(2)])
     options = type(family).painting(pipe, list(CAPTIONS), None, noise, guidance)
-    scheduler, own_step, after = pipe.scheduler, pipe.scheduler.step, []
-
-    def recording(*given, **options):
-        after.append(own_step(*given, **options)[0].clone())
-        return (after[-1],)
-
-    scheduler.step = recording
-    pictures, theirs = calls_of(network, lambda: pipe(**options, num_inference_steps=3, output_type="pt").images)
-    del scheduler.step
-    times = scheduler.timesteps.tolist()
-    if hasattr(scheduler, "model_outputs"):
-        scheduler.set_timesteps(3)
-    scheduler._step_index = None
+    pictures, theirs, times, last = recorded(pipe, **options)
     family.load_encoders()
     prompted, empty = (family.encode_text(list(texts)) for texts in (CAPTIONS, (None, None)))
     free = None if guidance == 1 or family.guidance_is_input else empty
-    policy, given, state = Policy(family, network), Conditioning(prompted, free, guidance), noise
-    ours = []
-    for t in times:
-        out, calls = calls_of(network, lambda x=state, t=t: policy.output(x, torch.full((2,), float(t)), given))
-        ours += calls
-        state = scheduler.step(out, torch.as_tensor(t), state).prev_sample
+    given = Conditioning(prompted, free, guidance)
+    state, ours = sampled(Policy(family, network), pipe.scheduler, times, noise, given)
     if free is None:
         compare(ours, theirs)
-    found = type(family).unpacked(after[-1], *noise.shape[-2:])
+    found = type(family).unpacked(last, *noise.shape[-2:])
     torch.testing.assert_close(state, found, rtol=1e-5, atol=1e-5)
     assert (found - noise).std() > 0.1
     torch.testing.assert_close((family.decode(state) / 2 + 0.5).clamp(0, 1), pictures, rtol=1e-4, atol=1e-4)
