@@ -3,8 +3,10 @@
 import copy
 import json
 import math
+from dataclasses import replace
 
 import methods
+import numpy as np
 import pytest
 import tiny_flows as tiny
 import torch
@@ -14,10 +16,12 @@ from safetensors.torch import load_file
 from tiny import metrics_of, pick_a_pic_rows, write_parquet
 
 from diffpo import models
+from diffpo.commands.check import check
 from diffpo.common.errors import DiffpoError
 from diffpo.config import Lora, Model
-from diffpo.evaluation import generate
+from diffpo.evaluation import evaluate, generate
 from diffpo.evaluation.generation import Generation
+from diffpo.evaluation.scoring import Scoring
 from diffpo.export import export
 from diffpo.models import chroma, flux2, lumina2, z_image
 from diffpo.problems.policy import Policy
@@ -95,14 +99,43 @@ def test_our_calls_and_latents_are_those_of_the_pipeline(folder, name, guidance)
     torch.testing.assert_close((family.decode(state) / 2 + 0.5).clamp(0, 1), pictures, rtol=1e-4, atol=1e-4)
 
 
+class Light:
+    """The mean of a picture."""
+
+    names = ("light",)
+
+    def score(self, images, prompts):
+        return {"light": np.array([np.asarray(image, np.float64).mean() for image in images])}
+
+
+def small(name):
+    """Wide pictures of two calls."""
+    return {"steps": 2, "guidance": 2.0, "device": "cpu", "height": side_of(name), "width": 2 * side_of(name)}
+
+
+def compared(tuned, out):
+    """By `diffpo eval`: sizes as asked for, a batch is its members, and the LoRA counts."""
+    found = evaluate.run(out, replace(tuned, batch_size=2), list(CAPTIONS), scoring=Scoring((f"{__name__}:Light",)))
+    rows = [tuned.base(), tuned]
+    alone = generate.run(dict(zip(found.arms, rows, strict=True)), [CAPTIONS[0]], out.with_name("alone"))
+    for row in alone:
+        here, there = found.items[0].pictures[row["arm"]], out.with_name("alone") / row["file"]
+        with Image.open(here) as one, Image.open(there) as other:
+            assert one.size == (tuned.width, tuned.height)
+            assert max(high for _, high in ImageChops.difference(one, other).getextrema()) <= 2
+    assert len(found.items) == 2 and found.rows[0].base != found.rows[0].tuned
+
+
 @pytest.mark.parametrize("name", list(MAKE))
-def test_a_lora_is_trained_and_loaded_by_diffusers(folder, few_tokens, make_config, tmp_path, name):
-    """A run of Diffusion-DPO starts at u = 0 and moves; its file, loaded by the pipeline's own `load_lora_weights`, and
-    by us, gives the network of the run."""
+def test_a_lora_is_trained_and_loaded_by_diffusers(folder, few_tokens, make_config, tmp_path, capsys, name):
+    """`diffpo check` lets a run of Diffusion-DPO start, at u = 0, and it moves. Its file, loaded by the pipeline's own
+    `load_lora_weights`, and by us, gives the network of the run, and `diffpo eval` other pictures than the base's."""
     side = side_of(name)
     data = write_parquet(tmp_path / "pairs.parquet", pick_a_pic_rows(4, (side, side)))
     settings = (few_tokens, f"data.resolution={side}", "train.steps=2", "train.lr=1e-2", "objective.beta=500")
     config = make_config(folder(name), *settings, "lora.alpha=4", data=data)
+    check(config)
+    assert "training can start" in capsys.readouterr().out
     train(config)
     first, second = metrics_of(config.output)
     assert first["loss"] == pytest.approx(math.log(2), rel=1e-6) and first["grad_norm"] > 0
@@ -125,6 +158,7 @@ def test_a_lora_is_trained_and_loaded_by_diffusers(folder, few_tokens, make_conf
     assert lora_layers.keys() == lora.tuned_layers(ours.transformer).keys()
     saved, _ = lora_file.read_lora(config.output)
     assert len(saved) == 2 * len(lora_layers) > 0
+    compared(Generation(str(folder(name)), lora=str(config.output), **small(name)), tmp_path / "pictures")
     export.run(export.Export(config.output, "merged", str(folder(name)), tmp_path / "merged"))
     merged = family_of(tmp_path / "merged", side).load_network()
     with torch.no_grad():
@@ -138,22 +172,6 @@ def test_a_lora_is_trained_and_loaded_by_diffusers(folder, few_tokens, make_conf
         up, down, alpha = (tensors[f"transformer.{layer}.{k}"] for k in ("lora_up.weight", "lora_down.weight", "alpha"))
         expected = base.get_submodule(layer).weight + alpha / len(down) * up @ down
         torch.testing.assert_close(merged.get_submodule(layer).weight, expected.detach())
-
-
-@pytest.mark.parametrize("name", list(MAKE))
-def test_pictures_are_generated_in_the_size_that_was_asked_for(folder, tmp_path, name):
-    """By the solver of `diffpo generate`; a batch is its members."""
-    size = {"height": side_of(name), "width": 2 * side_of(name)}
-    options = {"steps": 2, "guidance": 2.0, "device": "cpu", **size}
-    rows = generate.run(Generation(folder(name), batch_size=2, **options).arms(), list(CAPTIONS), tmp_path / "both")
-    alone = generate.run(Generation(folder(name), batch_size=1, **options).arms(), [CAPTIONS[0]], tmp_path / "one")
-    with (
-        Image.open(tmp_path / "both" / rows[0]["file"]) as one,
-        Image.open(tmp_path / "one" / alone[0]["file"]) as other,
-    ):
-        assert one.size == (size["width"], size["height"])
-        assert max(high for _, high in ImageChops.difference(one, other).getextrema()) <= 2
-    assert rows[0]["sha256"] != rows[1]["sha256"]
 
 
 @pytest.mark.parametrize(
@@ -181,21 +199,27 @@ def test_a_pipeline_without_a_family_is_refused_with_those_that_have_one(tmp_pat
         models.load(Model(path=str(tmp_path)))
 
 
-# transformer/config.json of the released models where it differs from the class's defaults; their parameters; what a
-# LoRA of rank 1 has: inputs and outputs of the layers
-KLEIN = {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680}
-LUMINA = {"hidden_size": 2304, "num_layers": 26, "num_attention_heads": 24, "num_kv_heads": 8, "cap_feat_dim": 2304}
-SPARSE = {"patch_size": 2, "in_channels": 16, "out_channels": 16, "caption_channels": [4096, 4096]}
-SPARSE |= {"llama_layers": [*range(32), *[31] * 16], "axes_dims_rope": [64, 32, 32]}
+# transformer/config.json of the released models where it differs from the class's defaults, with the numbers of layers;
+# their parameters; what a LoRA of rank 1 has: inputs and outputs of the layers
+KLEIN = {"num_attention_heads": 24, "joint_attention_dim": 7680, "guidance_embeds": False}
+LUMINA = {"hidden_size": 2304, "num_attention_heads": 24, "num_kv_heads": 8, "cap_feat_dim": 2304}
+SPARSE = {
+    "axes_dims_rope": [64, 32, 32],
+    "patch_size": 2,
+    "in_channels": 16,
+    "out_channels": 16,
+    "caption_channels": [4096, 4096],
+}
+Z, ROPE = {"axes_lens": [1536, 512, 512]}, {"axes_dim_rope": [32, 32, 32]}
 REAL = {
-    "Z-Image": ("z_image", {"axes_lens": [1536, 512, 512]}, (30 + 2 + 2) * 4 * 2 * 3840),
-    "Qwen-Image": ("qwen_image", {}, 60 * 8 * 2 * 3072),
-    "FLUX.2-klein-4B": ("flux2_klein", KLEIN | {"guidance_embeds": False}, 5 * 8 * 2 * 3072 + 20 * (1 + 9) * 3072),
-    "FLUX.2-dev": ("flux2", {}, 8 * 8 * 2 * 6144 + 48 * (1 + 9) * 6144),
-    "Sana-1.6B": ("sana", {}, 20 * 8 * 2 * 2240),
-    "Lumina-Image-2.0": ("lumina2", LUMINA | {"axes_dim_rope": [32, 32, 32]}, (26 + 2 + 2) * (4 * 2304 + 2 * 3072)),
-    "Chroma1-HD": ("chroma", {}, (19 * 8 + 38 * 3) * 2 * 3072),
-    "HiDream-I1": ("hidream", SPARSE, (16 * 8 + 32 * 4) * 2 * 2560),
+    "Z-Image": ("z_image", Z, {"n_layers": 30, "n_refiner_layers": 2}, (30 + 2 + 2) * 4 * 2 * 3840),
+    "Qwen-Image": ("qwen_image", {}, {"num_layers": 60}, 60 * 8 * 2 * 3072),
+    "FLUX.2-klein-4B": ("flux2_klein", KLEIN, {"num_layers": 5, "num_single_layers": 20}, (5 * 8 * 2 + 20 * 10) * 3072),
+    "FLUX.2-dev": ("flux2", {}, {"num_layers": 8, "num_single_layers": 48}, (8 * 8 * 2 + 48 * 10) * 6144),
+    "Sana-1.6B": ("sana", {}, {"num_layers": 20}, 20 * 8 * 2 * 2240),
+    "Lumina-Image-2.0": ("lumina2", LUMINA | ROPE, {"num_layers": 26, "num_refiner_layers": 2}, 30 * 4 * 3840),
+    "Chroma1-HD": ("chroma", {}, {"num_layers": 19, "num_single_layers": 38}, (19 * 8 + 38 * 3) * 2 * 3072),
+    "HiDream-I1": ("hidream", SPARSE, {"num_layers": 16, "num_single_layers": 32}, (16 * 8 + 32 * 4) * 2 * 2560),
 }
 PARAMETERS = {  # Qwen-Image: of its published shards; the others round to their published sizes in billions
     "Z-Image": 6_154_908_736,
@@ -211,22 +235,35 @@ PARAMETERS = {  # Qwen-Image: of its published shards; the others round to their
 
 @pytest.mark.parametrize("released", list(REAL))
 def test_the_lora_of_a_released_model_has_its_closed_form_size(folder, tmp_path, released):
-    """Of the real width, on the meta device; what `diffpo check` counts can be computed."""
-    name, settings, per_rank = REAL[released]
+    """Of the real width, on the meta device; what `diffpo check` counts can be computed. Both sizes grow by the same
+    with each layer, so those of all layers follow from networks of one and two."""
+    name, settings, layers, per_rank = REAL[released]
     for part in ("model_index.json", "scheduler/scheduler_config.json", "vae/config.json"):
         (tmp_path / part).parent.mkdir(exist_ok=True)
         (tmp_path / part).write_text((folder(name) / part).read_text())
     (tmp_path / "transformer").mkdir()
-    family = family_of(folder(name), side_of(name))
-    (tmp_path / "transformer" / "config.json").write_text(json.dumps({"_class_name": family.network_class, **settings}))
-    family = family_of(tmp_path, 64)
-    network = family.meta_network()
-    assert sum(each.numel() for each in network.parameters()) == PARAMETERS[released]
-    parameters = lora.add_lora(network.requires_grad_(False), Lora(rank=8), family.lora_targets)
-    assert sum(each.numel() for each in parameters) == 8 * per_rank
-    inputs = family.meta_inputs(network, 2, 64)
-    with torch.no_grad():
-        assert family.predict(network, *inputs).shape == inputs[0].shape
+    kind = family_of(folder(name), side_of(name)).network_class
+
+    def sizes(**more):
+        """Of the network, and of its LoRA."""
+        counts = dict.fromkeys(layers, 1) | more
+        if name == "hidream":  # which layer of Llama each block reads, and one for all
+            counts["llama_layers"] = list(range(sum(counts.values())))
+        config = {"_class_name": kind, **settings, **counts}
+        (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
+        family = family_of(tmp_path, 64)
+        network = family.meta_network()
+        whole = sum(each.numel() for each in network.parameters())
+        parameters = lora.add_lora(network.requires_grad_(False), Lora(rank=8), family.lora_targets)
+        if not more:
+            inputs = family.meta_inputs(network, 2, 64)
+            with torch.no_grad():
+                assert family.predict(network, *inputs).shape == inputs[0].shape
+        return np.array([whole, sum(each.numel() for each in parameters)])
+
+    one = sizes()
+    found = one + sum((count - 1) * (sizes(**{kind_of: 2}) - one) for kind_of, count in layers.items())
+    assert found.tolist() == [PARAMETERS[released], 8 * per_rank]
 
 
 def test_the_experts_of_hidream_have_gradients(folder):
