@@ -200,6 +200,32 @@ def make_flux2_klein(folder: Path, seed: int = 0, distilled: bool = False) -> Pa
     return _save(pipe, folder)
 
 
+def make_ovis_image(folder: Path, seed: int = 0) -> Path:
+    from diffusers import FlowMatchEulerDiscreteScheduler, OvisImagePipeline, OvisImageTransformer2DModel
+    from transformers import Qwen3Config, Qwen3Model
+
+    torch.manual_seed(seed)
+    tokenizer = qwen_tokenizer()
+    transformer = OvisImageTransformer2DModel(
+        in_channels=16,
+        out_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=ROPE,
+    )
+    pipe = OvisImagePipeline(
+        transformer=_not_zero(transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=vae(shift_factor=0.1),
+        text_encoder=Qwen3Model(Qwen3Config(vocab_size=len(tokenizer), **_language())),
+        tokenizer=tokenizer,
+    )
+    return _save(pipe, folder)
+
+
 def gemma_tokenizer(phrases):
     """A real Gemma tokenizer that spells words out in letters; each of the ``phrases`` is one token."""
     from transformers import GemmaTokenizer

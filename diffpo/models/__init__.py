@@ -57,6 +57,7 @@ FAMILIES = (
     "lumina2:Lumina2",
     "chroma:Chroma",
     "hidream:HiDream",
+    "ovis_image:OvisImage",
 )
 
 
