@@ -226,6 +226,45 @@ def make_ovis_image(folder: Path, seed: int = 0) -> Path:
     return _save(pipe, folder)
 
 
+def make_krea2(folder: Path, seed: int = 0) -> Path:
+    from diffusers import FlowMatchEulerDiscreteScheduler, Krea2Pipeline, Krea2Transformer2DModel
+    from transformers import Qwen3VLConfig, Qwen3VLModel
+
+    torch.manual_seed(seed)
+    tokenizer = qwen_tokenizer()
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6}
+    text = _language(vocab_size=len(tokenizer), rope_parameters=rope)
+    eyes = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": WIDTH}
+    eyes |= {"deepstack_visual_indexes": [0], "num_position_embeddings": 16}
+    transformer = Krea2Transformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=32,
+        timestep_embed_dim=16,
+        text_hidden_dim=WIDTH,
+        num_text_layers=2,
+        text_num_attention_heads=2,
+        text_num_key_value_heads=2,
+        text_intermediate_size=32,
+        num_layerwise_text_blocks=1,
+        num_refiner_text_blocks=1,
+        axes_dims_rope=ROPE,
+    )
+    shift = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 6400}
+    pipe = Krea2Pipeline(
+        transformer=_not_zero(transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(**shift, use_dynamic_shifting=True),
+        vae=qwen_vae(),
+        text_encoder=Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=eyes)),
+        tokenizer=tokenizer,
+        text_encoder_select_layers=(1, 2),
+    )
+    return _save(pipe, folder)
+
+
 def gemma_tokenizer(phrases):
     """A real Gemma tokenizer that spells words out in letters; each of the ``phrases`` is one token."""
     from transformers import GemmaTokenizer

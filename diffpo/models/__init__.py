@@ -58,6 +58,7 @@ FAMILIES = (
     "chroma:Chroma",
     "hidream:HiDream",
     "ovis_image:OvisImage",
+    "krea2:Krea2",
 )
 
 

@@ -39,6 +39,7 @@ MAKE = {
     "chroma": tiny.make_chroma,
     "hidream": tiny.make_hidream,
     "ovis_image": tiny.make_ovis_image,
+    "krea2": tiny.make_krea2,
 }
 CAPTIONS = ("a cat", "a long red dog, on a chair")
 
@@ -189,6 +190,7 @@ def test_a_lora_is_trained_and_loaded_by_diffusers(folder, few_tokens, make_conf
         ("chroma", "pso"),
         ("hidream", "rankdpo"),
         ("ovis_image", "flow_grpo"),
+        ("krea2", "mapo"),
     ],
 )
 def test_other_kinds_of_objectives_train(folder, few_tokens, make_config, tmp_path, name, method):
@@ -223,6 +225,12 @@ REAL = {
     "Lumina-Image-2.0": ("lumina2", LUMINA | ROPE, {"num_layers": 26, "num_refiner_layers": 2}, 30 * 4 * 3840),
     "Chroma1-HD": ("chroma", {}, {"num_layers": 19, "num_single_layers": 38}, (19 * 8 + 38 * 3) * 2 * 3072),
     "HiDream-I1": ("hidream", SPARSE, {"num_layers": 16, "num_single_layers": 32}, (16 * 8 + 32 * 4) * 2 * 2560),
+    "Krea-2": (
+        "krea2",
+        {},
+        {"num_layers": 28, "num_layerwise_text_blocks": 2, "num_refiner_text_blocks": 2},
+        28 * (6 * 6144 + 2 * 1536) + 4 * 8 * 2560,
+    ),
     "Ovis-Image-7B": ("ovis_image", {}, {"num_layers": 6, "num_single_layers": 27}, (6 * 8 + 27 * 3) * 2 * 3072),
 }
 PARAMETERS = {  # Qwen-Image: of its published shards; the others round to their published sizes in billions
@@ -234,6 +242,7 @@ PARAMETERS = {  # Qwen-Image: of its published shards; the others round to their
     "Lumina-Image-2.0": 2_609_769_152,
     "Chroma1-HD": 8_899_983_424,
     "HiDream-I1": 17_105_733_184,
+    "Krea-2": 12_820_073_036,
     "Ovis-Image-7B": 7_370_449_728,
 }
 
