@@ -129,13 +129,16 @@ def make_qwen_image(folder: Path, seed: int = 0) -> Path:
 
 def make_qwen_image_edit(folder: Path, seed: int = 0, plus: bool = False) -> Path:
     from diffusers import QwenImageEditPipeline, QwenImageEditPlusPipeline
-    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
 
     parts = _qwen_parts(seed)
-    eyes = Qwen2VLImageProcessor(), Qwen2VLVideoProcessor()
-    processor = Qwen2VLProcessor(eyes[0], parts["tokenizer"], eyes[1], chat_template=CHAT)
     kind = QwenImageEditPlusPipeline if plus else QwenImageEditPipeline
-    return _save(kind(**parts, processor=processor), folder)
+    return _save(kind(**parts, processor=_qwen_processor(parts["tokenizer"])), folder)
+
+
+def _qwen_processor(tokenizer):
+    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+
+    return Qwen2VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor(), chat_template=CHAT)
 
 
 def make_qwen_image_edit_plus(folder: Path) -> Path:
@@ -261,6 +264,32 @@ def make_krea2(folder: Path, seed: int = 0) -> Path:
         text_encoder=Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=eyes)),
         tokenizer=tokenizer,
         text_encoder_select_layers=(1, 2),
+    )
+    return _save(pipe, folder)
+
+
+def make_longcat(folder: Path, seed: int = 0) -> Path:
+    from diffusers import FlowMatchEulerDiscreteScheduler, LongCatImagePipeline, LongCatImageTransformer2DModel
+
+    torch.manual_seed(seed)
+    tokenizer = qwen_tokenizer()
+    transformer = LongCatImageTransformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        axes_dims_rope=ROPE,
+    )
+    pipe = LongCatImagePipeline(
+        transformer=_not_zero(transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=vae(shift_factor=0.1),
+        text_encoder=_qwen_vl(tokenizer),
+        tokenizer=tokenizer,
+        text_processor=_qwen_processor(tokenizer),
     )
     return _save(pipe, folder)
 

@@ -59,6 +59,7 @@ FAMILIES = (
     "hidream:HiDream",
     "ovis_image:OvisImage",
     "krea2:Krea2",
+    "longcat:LongCatImage",
 )
 
 

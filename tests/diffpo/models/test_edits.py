@@ -9,6 +9,7 @@ from pipeline_calls import compare, recorded, sampled
 from tiny import metrics_of, pick_a_pic_rows, picture, png, write_parquet
 
 from diffpo import models
+from diffpo.commands.check import check
 from diffpo.common.errors import DiffpoError
 from diffpo.config import Model
 from diffpo.data.batches import Batches
@@ -111,6 +112,8 @@ def test_a_model_is_trained_on_edits(editor, small, make_config, edits, tmp_path
     """Diffusion-DPO starts at u = 0 and moves. Qwen-Image-Edit's LoRA, loaded by the pipeline itself and by us, and
     merged, gives one network."""
     config = make_config(editor(name), SOURCE, "train.steps=2", "train.lr=1e-2", "objective.beta=500", data=edits)
+    if name == "qwen_edit":
+        check(config)
     train(config)
     first, second = metrics_of(config.output)
     assert first["loss"] == pytest.approx(math.log(2), rel=1e-6) and first["grad_norm"] > 0
@@ -147,6 +150,8 @@ def test_a_source_is_of_the_images_size_and_for_models_that_edit(editor, tiny_sd
         train(make_config(tiny_sd, SOURCE, "train.steps=1", data=edits))
     with pytest.raises(DiffpoError, match=r"each row needs one.*data\.columns\.source=COLUMN"):
         train(make_config(editor("qwen_edit"), "train.steps=1", data=edits))
+    with pytest.raises(DiffpoError, match=r"training cannot start: .*data\.columns\.source=COLUMN"):
+        check(make_config(editor("qwen_edit"), "train.steps=1", data=edits))
     with pytest.raises(DiffpoError, match=r"data\.flip=false"):
         train(make_config(editor("qwen_edit"), SOURCE, "data.flip=true", "train.steps=1", data=edits))
     rows = [row | {"before": png(picture(3, (24, 16)))} for row in pick_a_pic_rows(2)]

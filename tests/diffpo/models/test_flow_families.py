@@ -40,6 +40,7 @@ MAKE = {
     "hidream": tiny.make_hidream,
     "ovis_image": tiny.make_ovis_image,
     "krea2": tiny.make_krea2,
+    "longcat": tiny.make_longcat,
 }
 CAPTIONS = ("a cat", "a long red dog, on a chair")
 
@@ -191,6 +192,7 @@ def test_a_lora_is_trained_and_loaded_by_diffusers(folder, few_tokens, make_conf
         ("hidream", "rankdpo"),
         ("ovis_image", "flow_grpo"),
         ("krea2", "mapo"),
+        ("longcat", "dspo"),
     ],
 )
 def test_other_kinds_of_objectives_train(folder, few_tokens, make_config, tmp_path, name, method):
@@ -225,6 +227,7 @@ REAL = {
     "Lumina-Image-2.0": ("lumina2", LUMINA | ROPE, {"num_layers": 26, "num_refiner_layers": 2}, 30 * 4 * 3840),
     "Chroma1-HD": ("chroma", {}, {"num_layers": 19, "num_single_layers": 38}, (19 * 8 + 38 * 3) * 2 * 3072),
     "HiDream-I1": ("hidream", SPARSE, {"num_layers": 16, "num_single_layers": 32}, (16 * 8 + 32 * 4) * 2 * 2560),
+    "LongCat-Image": ("longcat", {}, {"num_layers": 10, "num_single_layers": 20}, (10 * 8 + 20 * 3) * 2 * 3072),
     "Krea-2": (
         "krea2",
         {},
@@ -242,6 +245,7 @@ PARAMETERS = {  # Qwen-Image: of its published shards; the others round to their
     "Lumina-Image-2.0": 2_609_769_152,
     "Chroma1-HD": 8_899_983_424,
     "HiDream-I1": 17_105_733_184,
+    "LongCat-Image": 6_270_668_864,
     "Krea-2": 12_820_073_036,
     "Ovis-Image-7B": 7_370_449_728,
 }
