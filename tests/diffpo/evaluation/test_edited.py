@@ -32,6 +32,17 @@ class Changed:
         return {"changed": np.array([distance(one, other) for one, other in pairs])}
 
 
+def row_of(grid, picture):
+    """Where in a grid the ``picture`` begins from above, of four times its size."""
+    shown = np.asarray(picture.resize((4 * picture.width, 4 * picture.height), Image.Resampling.NEAREST))
+    whole, (height, width) = np.asarray(grid), shown.shape[:2]
+    for top, left in zip(*np.nonzero((whole == shown[0, 0]).all(-1)), strict=True):
+        part = whole[top : top + height, left : left + width]
+        if part.shape == shown.shape and (part == shown).all():
+            return top
+    raise AssertionError("the picture is not there")
+
+
 def distance(one, other):
     return float(np.asarray(ImageChops.difference(one, other), np.float64).mean())
 
@@ -135,6 +146,8 @@ def test_scorers_are_given_the_source(made, prompts, tmp_path):
     expected = [
         distance(Image.open(out / r["file"]), p.open().resize((16, 32))) for r, p in zip(rows, prompts, strict=True)
     ]
+    grid = Image.open(tmp_path / "eval" / "grid.png").convert("RGB")
+    assert row_of(grid, prompts[0].open()) < grid.height / 3
     assert row.base == pytest.approx(np.mean(expected)) and row.tuned == pytest.approx(0)
 
 
