@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from PIL import Image, ImageChops
 from tiny import picture, png, write_parquet
 
@@ -86,26 +86,36 @@ def test_prompts_bring_their_pictures(prompts, tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["kontext", "qwen_edit"])
+@pytest.mark.parametrize("name", ["kontext", "flux2_klein", "qwen_edit", "qwen_edit_plus"])
 def test_a_picture_is_what_the_pipeline_makes_of_its_source(editor, prompts, made, tmp_path, monkeypatch, name):
     """The source is scaled to the result's size and cut at the middle, as in training."""
+    size = {"width": 64, "height": 64} if name == "flux2_klein" else {"width": 16, "height": 32}  # it takes no smaller
+    making = Generation(editor(name), **FAST | size)
     if name == "kontext":
         out, rows = made
     else:
         out = tmp_path
-        rows = generate.run(Generation(editor(name), **FAST).arms(), prompts[:2], out)
+        rows = generate.run(making.arms(), prompts[:2], out)
     prompt = prompts[1]
-    pipe = generate.load(Generation(editor(name), **FAST))
+    pipe = generate.load(making)
     family = models.built_in()[type(pipe).__name__]
     channels = family.latent_channels(pipe.transformer.config)
-    noise, generator = generate.initial_noise((channels, 16, 8), 0, 1)
+    factor = models.vae_factor(pipe)
+    noise, generator = generate.initial_noise((channels, size["height"] // factor, size["width"] // factor), 0, 1)
     options = family.painting(pipe, [str(prompt)], None, noise[None], 2.0)
     source = prompt.open().resize((40, 32)).crop((12, 0, 28, 32))
+    if name == "flux2_klein":
+        source = prompt.open().resize((80, 64), Image.Resampling.LANCZOS).crop((8, 0, 72, 64))
     options |= {"_auto_resize": False} if name == "kontext" else {}
+    # Qwen-Image-Edit's bring pictures to 1024 x 1024 px
+    own, large = pipeline_qwenimage_edit_plus.calculate_dimensions, pipeline_qwenimage_edit_plus.VAE_IMAGE_SIZE
     monkeypatch.setattr(pipeline_qwenimage_edit, "calculate_dimensions", lambda area, ratio: (16, 32, None))
+    monkeypatch.setattr(
+        pipeline_qwenimage_edit_plus, "calculate_dimensions", lambda a, r: (16, 32) if a == large else own(a, r)
+    )
     expected = pipe(image=source, **options, generator=[generator], num_inference_steps=2).images[0]
     with Image.open(out / rows[1]["file"]) as found, Image.open(out / rows[0]["file"]) as other:
-        assert found.size == (16, 32)
+        assert found.size == (size["width"], size["height"])
         assert max(high for _, high in ImageChops.difference(found, expected).getextrema()) <= 1
         assert distance(found, other) > 0
 
