@@ -82,6 +82,7 @@ RECENT = {
         encoders=4,
         vae=VAE,
     ),
+    "krea2": Recent("Krea 2", r"txtfusion\.", ("Krea2Pipeline",), ("a folder of Krea2Pipeline",)),
     "sana": Recent(
         "Sana",
         r"attention_y_norm\.weight$",
