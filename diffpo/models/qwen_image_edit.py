@@ -76,7 +76,7 @@ class QwenImageEdit(QwenImage):
         return picture
 
     def text_hash(self) -> str:
-        return content_key(super().text_hash(), self.pipe.processor.image_processor.to_json_string(), self.resolution)
+        return content_key(super().text_hash(), self.pipe.processor.image_processor.to_json_string())
 
     def meta_cond(self, network: torch.nn.Module, n: int) -> dict[str, Tensor]:
         return texts.widest(n, self.room, network.config.joint_attention_dim)
