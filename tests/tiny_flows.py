@@ -268,13 +268,19 @@ def make_krea2(folder: Path, seed: int = 0) -> Path:
     return _save(pipe, folder)
 
 
-def make_longcat(folder: Path, seed: int = 0) -> Path:
-    from diffusers import FlowMatchEulerDiscreteScheduler, LongCatImagePipeline, LongCatImageTransformer2DModel
+def make_longcat(folder: Path, seed: int = 0, edit: bool = False) -> Path:
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        LongCatImageEditPipeline,
+        LongCatImagePipeline,
+        LongCatImageTransformer2DModel,
+    )
 
     torch.manual_seed(seed)
+    channels = 16 if edit else 4  # the edit pipeline takes no other number
     tokenizer = qwen_tokenizer()
     transformer = LongCatImageTransformer2DModel(
-        in_channels=16,
+        in_channels=4 * channels,
         num_layers=2,
         num_single_layers=2,
         attention_head_dim=16,
@@ -283,15 +289,19 @@ def make_longcat(folder: Path, seed: int = 0) -> Path:
         pooled_projection_dim=WIDTH,
         axes_dims_rope=ROPE,
     )
-    pipe = LongCatImagePipeline(
+    pipe = (LongCatImageEditPipeline if edit else LongCatImagePipeline)(
         transformer=_not_zero(transformer),
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        vae=vae(shift_factor=0.1),
+        vae=vae(channels, shift_factor=0.1),
         text_encoder=_qwen_vl(tokenizer),
         tokenizer=tokenizer,
         text_processor=_qwen_processor(tokenizer),
     )
     return _save(pipe, folder)
+
+
+def make_longcat_edit(folder: Path) -> Path:
+    return make_longcat(folder, edit=True)
 
 
 def gemma_tokenizer(phrases):

@@ -60,6 +60,7 @@ FAMILIES = (
     "ovis_image:OvisImage",
     "krea2:Krea2",
     "longcat:LongCatImage",
+    "longcat:LongCatImageEdit",
 )
 
 

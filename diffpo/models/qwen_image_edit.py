@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -16,6 +15,7 @@ from ..common.errors import DiffpoError
 from ..config import Model
 from ..data.keys import content_key
 from . import texts
+from .editing import dimensions, lacks_picture
 from .qwen_image import NOTHING, TOKENS, QwenImage
 
 CELL = 28 * 28  # pixels of a token of Qwen2.5-VL
@@ -44,10 +44,7 @@ class QwenImageEdit(QwenImage):
         return self.resolution**2
 
     def encode_text(self, captions: Sequence[str | None]) -> dict[str, Tensor]:
-        raise DiffpoError(
-            f"{self.settings.path} reads the picture to edit with each caption: name the column of the pictures with "
-            f"data.columns.source (training) or --source (generate, eval, label)"
-        )
+        raise lacks_picture(self.settings.path)
 
     @torch.no_grad()
     def encode_edits(self, captions: Sequence[str | None], pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
@@ -90,14 +87,8 @@ class QwenImageEdit(QwenImage):
     @classmethod
     @contextlib.contextmanager
     def editing(cls, pipe: Any, picture: Image.Image) -> Iterator[dict[str, Any]]:
-        """Its pipeline brings every picture to 1024 x 1024 pixels by a function of its module; here the size stays."""
-        module: Any = sys.modules[type(pipe).__module__]
-        own = module.calculate_dimensions
-        module.calculate_dimensions = lambda area, ratio: cls._dimensions(own, area, ratio, picture.size)
-        try:
+        with dimensions(pipe, lambda own, area, ratio: cls._dimensions(own, area, ratio, picture.size)):
             yield {"image": [picture] if cls.several else picture}
-        finally:
-            module.calculate_dimensions = own
 
     @classmethod
     def _dimensions(cls, own: Any, area: int, ratio: float, size: tuple[int, int]) -> tuple[int | None, ...]:

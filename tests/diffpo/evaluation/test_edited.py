@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from PIL import Image, ImageChops
 from tiny import picture, png, write_parquet
@@ -86,7 +87,7 @@ def test_prompts_bring_their_pictures(prompts, tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["kontext", "flux2_klein", "qwen_edit", "qwen_edit_plus"])
+@pytest.mark.parametrize("name", ["kontext", "flux2_klein", "qwen_edit", "qwen_edit_plus", "longcat_edit"])
 def test_a_picture_is_what_the_pipeline_makes_of_its_source(editor, prompts, made, tmp_path, monkeypatch, name):
     """The source is scaled to the result's size and cut at the middle, as in training."""
     size = {"width": 64, "height": 64} if name == "flux2_klein" else {"width": 16, "height": 32}  # it takes no smaller
@@ -107,7 +108,8 @@ def test_a_picture_is_what_the_pipeline_makes_of_its_source(editor, prompts, mad
     if name == "flux2_klein":
         source = prompt.open().resize((80, 64), Image.Resampling.LANCZOS).crop((8, 0, 72, 64))
     options |= {"_auto_resize": False} if name == "kontext" else {}
-    # Qwen-Image-Edit's bring pictures to 1024 x 1024 px
+    # the others' pipelines bring pictures to 1024 x 1024 px
+    monkeypatch.setattr(pipeline_longcat_image_edit, "calculate_dimensions", lambda area, ratio: (16, 32))
     own, large = pipeline_qwenimage_edit_plus.calculate_dimensions, pipeline_qwenimage_edit_plus.VAE_IMAGE_SIZE
     monkeypatch.setattr(pipeline_qwenimage_edit, "calculate_dimensions", lambda area, ratio: (16, 32, None))
     monkeypatch.setattr(

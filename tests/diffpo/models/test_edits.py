@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from diffusers.pipelines.longcat_image import pipeline_longcat_image_edit
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwenimage_edit_plus
 from pipeline_calls import compare, recorded, sampled
 from tiny import metrics_of, pick_a_pic_rows, picture, png, write_parquet
@@ -23,7 +24,13 @@ from diffpo.train.loop import train
 from diffpo.weights import lora_apply
 
 SOURCE = "data.columns.source=before"
-SIDE = {"kontext": 16, "flux2_klein": 64, "qwen_edit": 32, "qwen_edit_plus": 32}  # FLUX.2's takes no smaller picture
+SIDE = {
+    "kontext": 16,
+    "flux2_klein": 64,
+    "qwen_edit": 32,
+    "qwen_edit_plus": 32,
+    "longcat_edit": 32,
+}  # FLUX.2's takes no smaller picture
 
 
 @pytest.fixture
@@ -67,6 +74,7 @@ def test_a_picture_is_edited_as_by_the_pipeline(editor, small, monkeypatch, name
     # pictures are brought to 1024 x 1024 px: here to 32 x 32
     monkeypatch.setattr(pipeline_qwenimage_edit, "calculate_dimensions", lambda area, ratio: (side, side, None))
     monkeypatch.setattr(pipeline_qwenimage_edit_plus, "VAE_IMAGE_SIZE", side**2)
+    monkeypatch.setattr(pipeline_longcat_image_edit, "calculate_dimensions", lambda area, ratio: (side, side))
     pictures, theirs, times, last = recorded(pipe, **options)
     cond = conditions(family, ["make it blue"], before)
     free = None if family.guidance_is_input else conditions(family, [None], before)
