@@ -1,20 +1,29 @@
-"""The solver that is used if none is named: a rule of the number of calls, the guidance scale and the schedule.
+"""The solver that is used if none is named: a rule of calls, guidance scale, schedule, and whether states are images.
 
     w       guidance scale, at least 1
-    solver  abm, predictor and corrector, of order 2, 3, 4 from 4, 8, 25 calls on, growing to 8, 21, 34 calls at w = 2.5
-            and above; with fewer calls ipndm of order 2. The last orders go down to 1 if calls + w < 14, else to 2.
-    nodes   uniform in u = k / (c^p + k) with k = (sigma / alpha)^p, from pure noise to t_end;
-            p = 0.35 w^0.4, not below 0.57 (0.45 above order 2); c = 4.2 - 0.42 w, within 1 and 3 (2.8 above order 2)
-            a schedule that begins above sigma / alpha = 30 (1.5 times the calls, if that is more) is treated as if it
-            began there: only the first call is made above
 
-Why: most of the error comes from the noise levels where the predicted x_0 changes fastest. For independent pixels
+images (and latents of images)
+    solver  by r = calls / w: ipndm of order 1 (Euler's method) below 1.4, of order 2 below 3; then abm, predictor and
+            corrector, of order 2, of order 3 from r = 8 and 4 from r = 25 on
+    nodes   uniform in u = k / (c^p + k) with k = (sigma / alpha)^p, from pure noise to t_end; p = 0.5, c = 7
+
+vectors (independent elements)
+    solver  abm of order 2, 3, 4 from 4, 8, 25 calls on, growing to 8, 21, 34 calls at w = 2.5 and above; with fewer
+            calls ipndm of order 2
+    nodes   p = 0.35 w^0.4, not below 0.57 (0.45 above order 2); c = 4.2 - 0.42 w, within 1 and 3 (2.8 above order 2)
+
+both
+    The last orders go down to 1 if calls + w < 14, else to 2.
+    A schedule that begins above sigma / alpha = 30 (1.5 times the calls, if that is more) is treated as if it began
+    there: only the first call is made above.
+
+Why: most of the error comes from the noise levels where the predicted x_0 changes fastest. For independent elements
 those have equal parts of signal and noise; for images, whose pixels are correlated, more noise. Calls are densest
 there (uniform log-SNR is p -> 0, karras c -> infinity, the time of rectified flow p = c = 1). Guidance multiplies the
-network's slopes by w in that region only. So nodes move closer to it, and high orders, which amplify the error of long
-steps, begin at more calls. Above 30, where flow models begin, x_0 hardly changes.
-The numbers were fitted on mixtures and on assets/tiny-sdxl, the last one on mixtures and assets/tiny-dit
-(docs/default_solver.md).
+network's slopes by w in that region, so an order is of use only with w times the calls. Above 30, where flow models
+begin, x_0 hardly changes.
+The numbers for vectors were fitted on mixtures, those for images on training prompts of assets/tiny-sdxl and
+assets/tiny-dit (docs/default_solver.md).
 """
 
 from __future__ import annotations
@@ -24,6 +33,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from ._names import unknown
 from .grid import MOST_CALLS, Grid
@@ -32,7 +42,9 @@ from .schedule import Schedule
 from .solvers.adams import abm, ipndm
 
 NOISIEST = 30.0  # sigma / alpha, from which the nodes below the first one are spread; see `default_solver`
-ORDERS = {2: (4, 8), 3: (8, 21), 4: (25, 34)}  # order -> fewest calls without guidance, and with w >= 2.5
+ORDERS = {2: (4, 8), 3: (8, 21), 4: (25, 34)}  # vectors: order -> fewest calls without guidance, and with w >= 2.5
+RATIOS = {2: 3.0, 3: 8.0, 4: 25.0}  # images: order of abm -> least calls / w
+SECOND = 1.4  # images: the least calls / w for order 2 of ipndm
 
 
 @dataclass(frozen=True)
@@ -44,7 +56,12 @@ class Choice:
     options: dict = field(default_factory=dict)
 
 
-def default_solver(calls: int, guidance: float, schedule: Schedule, end: str = "t_end") -> Choice:
+def are_images(states: torch.Tensor) -> bool:
+    """Whether states are images to `default_solver`: (batch, channels, height, width) of more than one line."""
+    return states.ndim >= 4 and min(states.shape[-2:]) > 1
+
+
+def default_solver(calls: int, guidance: float, schedule: Schedule, end: str = "t_end", images: bool = False) -> Choice:
     """The solver, its options and its grid.
 
     Args:
@@ -53,6 +70,8 @@ def default_solver(calls: int, guidance: float, schedule: Schedule, end: str = "
         schedule: the network's.
         end: 't_end' stops at the schedule's smallest noise level. 'zero' goes on to sigma = 0: no noise is left, but
             the last step extrapolates and is somewhat less accurate.
+        images: whether states are images or latents of images. `SolverScheduler` passes True, `sample` asks
+            `are_images`.
 
     Raises:
         ValueError: calls < 1, a guidance that is not finite, unknown end.
@@ -65,16 +84,27 @@ def default_solver(calls: int, guidance: float, schedule: Schedule, end: str = "
         raise ValueError(f"guidance must be finite, got {guidance!r}")
     if end not in ("t_end", "zero"):
         raise unknown("end", end, ("t_end", "zero"))
-    w = max(1.0, float(guidance))
+    calls, w = int(calls), max(1.0, float(guidance))
+    order, first, power, center = (_for_images if images else _for_vectors)(calls, w)
+    grid = Grid(schedule, times=_times(schedule, calls, power, center, end), end=end)
+    if order == 1:
+        return Choice(ipndm, grid, {"order": first})
+    return Choice(abm, grid, {"order": order, "final_order": 1 if calls + w < 14.0 else 2})
+
+
+def _for_images(calls: int, w: float) -> tuple[int, int, float, float]:
+    """Order of abm, or 1 for ipndm; order of ipndm; p; c."""
+    order = 1 + sum(calls >= least * w for least in RATIOS.values())
+    return order, min(2 if calls >= SECOND * w else 1, calls), 0.5, 7.0
+
+
+def _for_vectors(calls: int, w: float) -> tuple[int, int, float, float]:
+    """As `_for_images`."""
     guided = min(1.0, (w - 1.0) / 1.5)
     order = 1 + sum(calls >= few + guided * (many - few) for few, many in ORDERS.values())
     low = order <= 2
     power = max(0.57 if low else 0.45, 0.35 * w**0.4)
-    center = max(1.0, min(3.0 if low else 2.8, 4.2 - 0.42 * w))
-    grid = Grid(schedule, times=_times(schedule, int(calls), power, center, end), end=end)
-    if order == 1:
-        return Choice(ipndm, grid, {"order": min(2, int(calls))})
-    return Choice(abm, grid, {"order": order, "final_order": 1 if calls + w < 14.0 else 2})
+    return order, min(2, calls), power, max(1.0, min(3.0 if low else 2.8, 4.2 - 0.42 * w))
 
 
 def _times(schedule: Schedule, calls: int, power: float, center: float, end: str) -> np.ndarray:

@@ -228,7 +228,7 @@ def load(generation: Generation) -> Any:
     if generation.plan is not None:
         pipe.scheduler = plans.scheduler(generation, pipe.scheduler.config)
         return _ready(pipe)
-    options = {"solver": generation.solver, "guidance": generation.guidance}
+    options = {"solver": generation.solver, "guidance": _scale(generation, pipe)}
     if ":" in (generation.solver or ""):
         search_working_directory()
     try:
@@ -236,6 +236,12 @@ def load(generation: Generation) -> Any:
     except ValueError as error:
         raise DiffpoError(str(error)) from None
     return _ready(pipe)
+
+
+def _scale(generation: Generation, pipe: Any) -> float:
+    """The guidance scale for the solver: 1 where the pipeline gives it to the network and calls that once."""
+    kind = models.family_class(_base(generation), type(pipe).__name__)
+    return 1.0 if kind.guidance_is_input or pipe.config.get("is_distilled") else generation.guidance
 
 
 def _ready(pipe: Any) -> Any:
