@@ -163,18 +163,30 @@ def configure(method: Method, seed: int, setting: Setting, output: Path, steps: 
 
 
 def affordable(method: Method, setting: Setting, output: Path) -> int:
-    """How many updates the budget pays for, from the cost of the first few, which is measured once for all seeds."""
+    """How many updates the budget pays for, from the cost of the first few, which is measured once for all seeds. What
+    is spent before the first update (`weighting=measured`) is paid once."""
     if method.updates:
         return method.updates
     file = setting.folder / "costs" / f"{store.key(method, 0, setting)}.json"
     if not file.exists():
-        config = configure(method, 0, setting, output, 1, 1)
-        trial = config.objective.rollout.updates if config.objective.on_policy else 1
-        last = logged(configure(method, 0, setting, output, trial, trial))[-1]
-        shutil.rmtree(output)
+        once, updates, first = 0.0, 1, configure(method, 0, setting, output, 1, 1)
+        if first.objective.on_policy:
+            updates = first.objective.rollout.updates
+        spent = calls(method, setting, output, updates)
+        if first.objective.weighting == "measured":
+            plain = replace(method, overrides=(*method.overrides, "objective.weighting=uniform"))
+            once = spent - calls(plain, setting, output, updates)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(cost(last["calls/forward"], last["calls/backward"]) / trial))
-    return max(1, int(setting.budget / json.loads(file.read_text())))
+        file.write_text(json.dumps({"once": once, "update": (spent - once) / updates}))
+    price = json.loads(file.read_text())
+    return max(1, int((setting.budget - price["once"]) / price["update"]))
+
+
+def calls(method: Method, setting: Setting, output: Path, updates: int) -> float:
+    """What the first ``updates`` cost, with all that comes before them."""
+    last = logged(configure(method, 0, setting, output, updates, updates))[-1]
+    shutil.rmtree(output)
+    return cost(last["calls/forward"], last["calls/backward"])
 
 
 def tail(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -45,6 +45,21 @@ def test_stages_share_the_budget():
     assert job.stages(DPO, SETTING) == [(DPO, SETTING)]
 
 
+def test_measurement_of_weights_is_paid_once(tmp_path, monkeypatch):
+    """256 pairs are measured before the first update, 512 calls. An update of 16 pairs: 64 forward, 32 backward."""
+
+    def logged(config):
+        (tmp_path / "run").mkdir()
+        before = 512 * (config.objective.weighting == "measured")
+        return [{"calls/forward": before + 64 * i, "calls/backward": 32 * i} for i in range(1, config.train.steps + 1)]
+
+    monkeypatch.setattr(job, "logged", logged)
+    setting = replace(SETTING, folder=tmp_path, budget=12_800)
+    weighted = replace(DPO, overrides=(*DPO.overrides, "objective.weighting=measured"))
+    assert job.affordable(DPO, setting, tmp_path / "run") == 12_800 // 128
+    assert job.affordable(weighted, setting, tmp_path / "run") == (12_800 - 512) // 128
+
+
 def test_key_has_no_place_of_this_machine():
     """A scorer that the bench trained itself stands in its folder, which may be anywhere."""
     trained = named("spo_trained", METHODS)
