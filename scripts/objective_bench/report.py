@@ -10,12 +10,14 @@ import numpy as np
 from diffpo.common.carried import HOME as ROOT
 from diffpo.common.tables import Table
 
-from . import claims, reasons, store
+from . import chart, claims, reasons, store
 from .methods import METHODS, Method
 from .recipes import RECIPES
 from .results import BAR, Earlier, cell, earlier, pooled, reached, read
 
 PAGE = ROOT / "docs" / "objectives.md"
+PICTURE, DATA_PICTURE = (ROOT / "assets" / f"{name}.png" for name in ("objectives", "objectives-data"))
+SCORES = ("total", "following", "appearance")
 Results = dict[str, list[dict[str, Any]]]
 REGIMES = {
     "others": "Pairs of other models' samples: guidance 1 and 7, the distilled tiny-turbo, and tiny-dit; 350 captions.",
@@ -28,8 +30,9 @@ REGIMES = {
 
 
 def write() -> None:
-    """The page, as far as there are results."""
+    """The page and its pictures, as far as there are results."""
     results, before = read("own"), earlier()
+    draw(results, before)
     done = [method for method in METHODS if method.name in results or method.name in before.rows]
     text = [HEAD, main_table(results, before), losers(results, before)]
     text += [recipes(), needs(results), others(), claims.section(results, before)]
@@ -45,18 +48,45 @@ def row(name: str, runs: list[dict[str, Any]]) -> list[Any]:
     last = [run["curve"][-1] for run in runs]
     forward, backward = (np.mean([one[key] for one in last]) for key in ("forward", "backward"))
     at = reached(runs)
-    found = [name, len(runs), *(cell(runs, score) for score in ("total", "following", "appearance"))]
+    found = [name, len(runs), *(cell(runs, score) for score in SCORES)]
     found += [f"{np.mean([run['diversity'] for run in runs]):.3f}", runs[0]["steps"]]
     found += [f"{forward:,.0f} + {backward:,.0f}", "never" if at is None else f"{at:,.0f}"]
     return [*found, f"{np.mean([run['seconds'] for run in runs]):.0f}", f"{max(run['gigabytes'] for run in runs):.2f}"]
 
 
 def earlier_row(name: str, one: dict[str, Any]) -> list[Any]:
-    wins = [one[score] for score in ("total", "following", "appearance")]
+    wins = [one[score] for score in SCORES]
     found = [name, one["seeds"], *(f"{mean:.1%} [{low:.1%}, {high:.1%}]" for mean, low, high in wins)]
     found += [f"{one['diversity']:.3f}", one["updates"], f"{one['forward']:,} + {one['backward']:,}"]
     found += ["never" if one["to_bar"] is None else f"{one['to_bar']:,}"]
     return [*found, f"{one['seconds']:.0f}", f"{one['gigabytes']:.2f}"]
+
+
+def draw(results: Results, before: Earlier) -> None:
+    """The pictures: of all methods, and of those with results on several kinds of data."""
+    names = [m.name for m in METHODS if m.main and (m.name in results or m.name in before.rows)]
+    wins = {name: {score: win(name, score, results, before) for score in SCORES} for name in names}
+    chart.methods([chart.Line(name, wins[name], name in results) for name in names], PICTURE)
+    others = {text: read(regime) for regime, text in KINDS.items()}
+    found = {
+        name: {"its own samples": wins[name]["total"]}
+        | {text: pooled(runs[name], "total") for text, runs in others.items() if name in runs}
+        for name in names
+    }
+    several = {name: by_kind for name, by_kind in found.items() if len(by_kind) > 1}
+    if several:
+        chart.kinds(dict(sorted(several.items(), key=lambda one: -one[1]["its own samples"][0])), DATA_PICTURE)
+
+
+KINDS = {"others": "other models' samples", "real": "real pictures against its own samples"}
+
+
+def win(name: str, score: str, results: Results, before: Earlier) -> chart.Win:
+    """Win rate of a method, with the interval; of the earlier version where nothing newer is there."""
+    if name in results:
+        return pooled(results[name], score)
+    mean, low, high = before.rows[name][score]
+    return mean, low, high
 
 
 def main_table(results: Results, before: Earlier) -> str:
@@ -74,11 +104,8 @@ def losers(results: Results, before: Earlier) -> str:
     """Which methods do not beat the base model, or not every time, and which move the hard axis every time."""
     names = [m.name for m in METHODS if m.main and (m.name in results or m.name in before.rows)]
 
-    def low(name: str, score: str) -> float:
-        return pooled(results[name], score)[1] if name in results else before.rows[name][score][1]
-
-    failing = [name for name in names if low(name, "total") <= 0.5]
-    hard = [name for name in names if low(name, "following") > 0.5]
+    failing = [name for name in names if win(name, "total", results, before)[1] <= 0.5]
+    hard = [name for name in names if win(name, "following", results, before)[1] > 0.5]
     text = (
         f"**Better than the base**: {len(names) - len(failing)} of {len(names)} methods have the interval of total "
         f"above 50 % for every seed. The others: {', '.join(failing) or 'none'}."
