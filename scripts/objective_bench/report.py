@@ -225,7 +225,8 @@ What these sentences rest on:
   third. Beta and guidance made no difference that could be seen.
 - **InPO**: in the comparison's settings, with 10 inversion steps, 100 updates (30,369 calls) reach 61.7% [51.3%, 75.2%]
   on seeds 0, 1 and 2, so each is better than the base. With a falling learning rate of 5e-4, 5 inversion steps give
-  52.0% on seed 100, and 3 give 49.6%. At 1e-3, 5 steps give 63.3%, but 52.9% [48.6%, 57.2%] on seed 0.
+  52.0% on seed 100, and 3 give 49.6%. At 1e-3, 5 steps give 63.3%, but 52.9% [48.6%, 57.2%] on seed 0. On other
+  models' pictures it loses (41.0% [35.2%, 47.1%], seed 0).
 - **Policy gradients** were tried with one setting each, on seed 100: `dance_grpo` with noise in one step 51.2% [45.1%,
   57.2%], `awm` 57.0% [50.9%, 63.0%]. So `awm`, which noises finished samples, beats the base on the one seed that was
   tried. Of this family only `diffusion_nft`, of an earlier preset, was measured on three seeds (in the table above).
