@@ -12,18 +12,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from diffpo.common.carried import HOME as ROOT
 from diffpo.config import Config, load_config
 from diffpo.evaluation import signals, statistics
-from diffpo.evaluation.generation import Generation
 
 from . import store
-from .data import ASSETS, VALIDATION
+from .data import ASSETS, VALIDATION, drawing
 from .methods import Method
+
+if TYPE_CHECKING:
+    from diffpo.evaluation.generation import Generation
 
 SCORES = ("shapes.total", "shapes.following", "shapes.appearance")
 MODELS = {"tiny-sdxl": ("quickstart", 500), "tiny-dit": ("quickstart_dit", 100)}  # the config and its beta, $BETA
@@ -59,7 +61,7 @@ class Setting:
 
 def generation(model: str) -> Generation:
     """How the pictures that are compared are made."""
-    return Generation(ASSETS / model, steps=6, guidance=3.0, batch_size=64, device="cpu")
+    return drawing(model, 6, 3.0)
 
 
 def cost(forward: float, backward: float) -> float:
