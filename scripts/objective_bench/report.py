@@ -251,8 +251,9 @@ HEAD = """# Choose a method
 trains a rank-8 LoRA of `assets/tiny-sdxl` with AdamW until 12,800 calls are used. A call is one sample through the
 network, for any purpose (policy, reference, sampling, guidance); calls are counted as forward + 2 x backward.
 
-- Measured on 256 held-out prompts (64 during training), with the same noise as the base model, 6 calls of the
-  default solver and guidance 3.
+- Measured on 256 held-out prompts (64 during training), with the same noise as the base model, 6 calls and guidance 3.
+  The sampler is `ipndm` of order 2 on the default grid of the first results, which is kept in
+  `scripts/objective_bench/plans`.
 - Win rates are over the base model: the mean of the training seeds, and in brackets the lowest and the highest end of
   their 95 % Wilson intervals.
 - `total` labelled the training data (half following, half appearance). *Following* is the hard axis, *appearance* the
