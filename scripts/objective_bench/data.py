@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,13 +29,23 @@ FLIPS = (20, 40)  # per cent of the labels
 SEED = 20_260  # of the pictures of others and of real
 CAPTIONS = 350  # of others
 TIE = 0.02  # a smaller difference of totals is a tie, as in assets/shapes-preferences
-DRAWN = {"steps": 10, "batch_size": 64, "device": "cpu"}
+PLANS = Path(__file__).resolve().parent / "plans"
+
+
+def drawing(model: str, steps: int, guidance: float, lora: str | None = None) -> Generation:
+    """How pictures of ``model`` are made. The plan is that of the default solver when results were first kept, in a
+    file, so that a new default does not change what is measured."""
+    plan = PLANS / f"{model}-{steps}-{guidance:g}.safetensors"
+    found = Generation(ASSETS / model, steps=steps, guidance=guidance, plan=plan, batch_size=64, device="cpu")
+    return found if lora is None else replace(found, lora=str(ASSETS / lora))
+
+
 # the models that draw for `others`, two pictures of a caption each: weaker and stronger guidance, distilled, a DiT
 OTHERS = (
-    Generation(MODEL, guidance=1.0, **DRAWN),
-    Generation(MODEL, guidance=7.0, **DRAWN),
-    Generation(MODEL, guidance=1.0, lora=ASSETS / "tiny-turbo", **{**DRAWN, "steps": 4}),
-    Generation(ASSETS / "tiny-dit", guidance=3.0, **DRAWN),
+    drawing("tiny-sdxl", 10, 1.0),
+    drawing("tiny-sdxl", 10, 7.0),
+    drawing("tiny-sdxl", 4, 1.0, lora="tiny-turbo"),
+    drawing("tiny-dit", 10, 3.0),
 )
 EACH = 2
 

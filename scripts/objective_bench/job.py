@@ -12,18 +12,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from diffpo.common.carried import HOME as ROOT
 from diffpo.config import Config, load_config
 from diffpo.evaluation import signals, statistics
-from diffpo.evaluation.generation import Generation
 
 from . import store
-from .data import ASSETS, VALIDATION
+from .data import ASSETS, VALIDATION, drawing
 from .methods import Method
+
+if TYPE_CHECKING:
+    from diffpo.evaluation.generation import Generation
 
 SCORES = ("shapes.total", "shapes.following", "shapes.appearance")
 MODELS = {"tiny-sdxl": ("quickstart", 500), "tiny-dit": ("quickstart_dit", 100)}  # the config and its beta, $BETA
@@ -59,7 +61,7 @@ class Setting:
 
 def generation(model: str) -> Generation:
     """How the pictures that are compared are made."""
-    return Generation(ASSETS / model, steps=6, guidance=3.0, batch_size=64, device="cpu")
+    return drawing(model, 6, 3.0)
 
 
 def cost(forward: float, backward: float) -> float:
@@ -90,9 +92,9 @@ def measure(method: Method, seed: int, setting: Setting, parts: int = 1) -> dict
         every = math.ceil(steps / parts)
         if start is not None:
             stage = replace(stage, overrides=(*stage.overrides, f"lora.start={start}"))
-        began = time.perf_counter()
+        began = time.process_time()
         rows = logged(configure(stage, seed, share, folder, steps, every))
-        seconds += time.perf_counter() - began
+        seconds += time.process_time() - began  # of the CPU: a loaded machine does not change them
         for step in [*range(every, steps, every), steps]:
             start = folder / f"checkpoint-{step:06d}"
             n = setting.n if step == steps else setting.n_curve
@@ -163,18 +165,30 @@ def configure(method: Method, seed: int, setting: Setting, output: Path, steps: 
 
 
 def affordable(method: Method, setting: Setting, output: Path) -> int:
-    """How many updates the budget pays for, from the cost of the first few, which is measured once for all seeds."""
+    """How many updates the budget pays for, from the cost of the first few, which is measured once for all seeds. What
+    is spent before the first update (`weighting=measured`) is paid once."""
     if method.updates:
         return method.updates
     file = setting.folder / "costs" / f"{store.key(method, 0, setting)}.json"
     if not file.exists():
-        config = configure(method, 0, setting, output, 1, 1)
-        trial = config.objective.rollout.updates if config.objective.on_policy else 1
-        last = logged(configure(method, 0, setting, output, trial, trial))[-1]
-        shutil.rmtree(output)
+        once, updates, first = 0.0, 1, configure(method, 0, setting, output, 1, 1)
+        if first.objective.on_policy:
+            updates = first.objective.rollout.updates
+        spent = calls(method, setting, output, updates)
+        if first.objective.weighting == "measured":
+            plain = replace(method, overrides=(*method.overrides, "objective.weighting=uniform"))
+            once = spent - calls(plain, setting, output, updates)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(cost(last["calls/forward"], last["calls/backward"]) / trial))
-    return max(1, int(setting.budget / json.loads(file.read_text())))
+        file.write_text(json.dumps({"once": once, "update": (spent - once) / updates}))
+    price = json.loads(file.read_text())
+    return max(1, int((setting.budget - price["once"]) / price["update"]))
+
+
+def calls(method: Method, setting: Setting, output: Path, updates: int) -> float:
+    """What the first ``updates`` cost, with all that comes before them."""
+    last = logged(configure(method, 0, setting, output, updates, updates))[-1]
+    shutil.rmtree(output)
+    return cost(last["calls/forward"], last["calls/backward"])
 
 
 def tail(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -89,8 +89,9 @@ ABSOLUTE = (
     "rejected ones' by {rejected}. Letting both errors rise, as Diffusion-DPO does, is faster here."
 )
 SELF_PLAY = (
-    "learns to separate the data from its own samples, but here the data are its own samples. Only the traces of the "
-    "autoencoder are left to learn."
+    "learns to separate the data from its own samples, but here the data are its own samples. What is left to learn "
+    "is, most likely, how noisy the latents are: those of the data have the autoencoder's noise "
+    "([numbers](#real-pictures))."
 )
 TEXTS = {
     "apo_down": "lowers the chosen images' reward on purpose, and nothing limits it. Their error rises by {chosen}, "

@@ -23,11 +23,11 @@ class Recipe(Method):
     tuned: str = ""
 
 
-def recipe(method: Method, regime: str = "own", model: str = "tiny-sdxl") -> Recipe:
+def recipe(method: Method, regime: str = "own", model: str = "tiny-sdxl", budget: int | None = BUDGET) -> Recipe:
     """``method`` with the settings that were chosen for it in ``regime``."""
     settings = store.chosen(method.name, regime, model, store.tried()) or ()
     note, overrides = "; ".join(settings), (*method.overrides, *settings)
-    fixed = {"main": False, "budget": BUDGET, "then": method.then}
+    fixed = {"main": False, "budget": budget, "then": method.then}
     found = Recipe(f"{method.name}_tuned", method.preset, overrides, note, **fixed)
     return replace(found, common=len(method.overrides), tuned=method.name)
 
@@ -90,4 +90,7 @@ GENTLE = replace(SPO, name="spo_gentle", overrides=SLOWER)
 # as good as the tuned control in total on seed 100, and better at following, the hard axis
 DPO = recipe(named("diffusion_dpo", STARTS))
 WEIGHTED = replace(DPO, name="diffusion_dpo_min_snr", overrides=(*DPO.overrides, "objective.weighting=min_snr"))
+# self-play in the regime that it is made for, with the comparison's budget
+SELF_PLAY = [offline(name, "objective.rollout.steps=10") for name in ("spin_diffusion", "ddo")]
 RECIPES = [*(recipe(method) for method in STARTS), GENTLE, WEIGHTED]
+RECIPES += [recipe(method, "real", budget=None) for method in SELF_PLAY]

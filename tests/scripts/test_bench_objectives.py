@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from objective_bench import data, job, store, tune
+from objective_bench import chart, data, job, report, results, store, tune
 from objective_bench.methods import METHODS, named
 from objective_bench.recipes import KNOBS, RECIPES
 from PIL import Image
 
 from diffpo.shapes import score
 
+WINS = [[0.5, 0.45, 0.55], [0.7, 0.6, 0.8]]
 SETTING = job.Setting(Path("here"), budget=100, n=4, n_curve=2)
 DPO = named("diffusion_dpo", METHODS)
 
@@ -43,6 +44,38 @@ def test_stages_share_the_budget():
     (first, own), (second, rest) = job.stages(replace(DPO, then=then), SETTING)
     assert (first, second) == (DPO, then) and own == rest == replace(SETTING, budget=50)
     assert job.stages(DPO, SETTING) == [(DPO, SETTING)]
+
+
+def test_measurement_of_weights_is_paid_once(tmp_path, monkeypatch):
+    """256 pairs are measured before the first update, 512 calls. An update of 16 pairs: 64 forward, 32 backward."""
+
+    def logged(config):
+        (tmp_path / "run").mkdir()
+        before = 512 * (config.objective.weighting == "measured")
+        return [{"calls/forward": before + 64 * i, "calls/backward": 32 * i} for i in range(1, config.train.steps + 1)]
+
+    monkeypatch.setattr(job, "logged", logged)
+    setting = replace(SETTING, folder=tmp_path, budget=12_800)
+    weighted = replace(DPO, overrides=(*DPO.overrides, "objective.weighting=measured"))
+    assert job.affordable(DPO, setting, tmp_path / "run") == 12_800 // 128
+    assert job.affordable(weighted, setting, tmp_path / "run") == (12_800 - 512) // 128
+
+
+def test_a_win_rate_is_the_newest_and_spans_the_intervals_of_the_seeds():
+    earlier = results.Earlier({"spo": {"total": [0.6, 0.5, 0.7]}, "inpo": {"total": [0.4, 0.3, 0.5]}}, {}, {})
+    runs = [{"curve": [{"total": {"win": [0.1, 0.0, 0.2]}}, {"total": {"win": win}}]} for win in WINS]
+    assert report.win("spo", "total", {"spo": runs}, earlier) == pytest.approx((0.6, 0.45, 0.8))
+    assert report.win("inpo", "total", {"spo": runs}, earlier) == (0.4, 0.3, 0.5)
+
+
+def test_picture_has_a_row_for_each_method(tmp_path):
+    """Rows are equally high, so the height is affine in their number."""
+    heights = {}
+    for count in (2, 4, 8):
+        lines = [chart.Line(f"method_{i}", dict.fromkeys(report.SCORES, (0.5, 0.4, 0.6))) for i in range(count)]
+        chart.methods(lines, tmp_path / "chart.png")
+        heights[count] = Image.open(tmp_path / "chart.png").height
+    assert heights[8] - heights[4] == pytest.approx(2 * (heights[4] - heights[2]), abs=2)
 
 
 def test_key_has_no_place_of_this_machine():
