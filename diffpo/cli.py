@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from .common.errors import DiffpoError
+from .common.postponed import postpone
 from .common.text import plain
 from .common.threads import set_waiting
 from .evaluation.generation import Generation
@@ -25,6 +26,7 @@ except KeyboardInterrupt:
     sys.exit(130)
 
 set_waiting()
+postpone()
 app = typer.Typer(
     help="Align image diffusion models with preferences.",
     no_args_is_help=True,
