@@ -20,7 +20,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 COMPILER = "torch._dynamo"
-NAMES = (COMPILER, "bitsandbytes", "scipy.stats")
+NAMES = (COMPILER, "bitsandbytes", "scipy.stats", "scipy.integrate")
 # parts of the compiler that libraries import: transformers one that needs nothing else of it, torchvision one function
 ALONE = {f"{COMPILER}._trace_wrapped_higher_order_op"}
 UTILS = f"{COMPILER}.utils"
@@ -134,7 +134,8 @@ def _without_compiler() -> dict[str, Any]:
         return function
 
     marks = {how: functools.partial(mark, how) for how in ("allow_in_graph", "assume_constant_result")}
-    return {"_marked": marked, **marks, "disable": disable, "eval_frame": _EvalFrame()}
+    known = {"disable": disable, "graph_break": graph_break, "eval_frame": _EvalFrame()}
+    return {"_marked": marked, **marks, **known}
 
 
 def disable(function: Callable[..., Any] | None = None, recursive: bool = True, **options: Any) -> Any:
@@ -152,6 +153,12 @@ def disable(function: Callable[..., Any] | None = None, recursive: bool = True, 
         return kept[0](*args, **kwargs)
 
     return call
+
+
+def graph_break(*args: Any, **options: Any) -> None:
+    """Ends a compiled graph, where there is one."""
+    if not isinstance(sys.modules[COMPILER], Postponed):
+        sys.modules[COMPILER].graph_break(*args, **options)
 
 
 class _EvalFrame(SimpleNamespace):
