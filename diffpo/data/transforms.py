@@ -78,6 +78,12 @@ def shown(image: Image.Image, view: View) -> Image.Image:
 
 def pixels(image: Image.Image, view: View) -> torch.Tensor:
     """The view of ``image`` as (3, height, width), float32 in [-1, 1]."""
+    return stacked([image], [view])[0]
+
+
+def stacked(images: Sequence[Image.Image], seen: Sequence[View]) -> torch.Tensor:
+    """The views of n images of one target size as (n, 3, height, width), float32 in [-1, 1]."""
     import torch
 
-    return torch.from_numpy(np.asarray(shown(image, view)).copy()).permute(2, 0, 1).float().div_(127.5).sub_(1)
+    levels = np.stack([np.asarray(shown(image, view)) for image, view in zip(images, seen, strict=True)])
+    return torch.from_numpy(levels).permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1)
