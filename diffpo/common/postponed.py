@@ -62,8 +62,12 @@ class Finder(MetaPathFinder, Loader):
         if not fullname.startswith(f"{self.name}.") or fullname in ALONE:
             return None
         real(self.name)
-        # imported with the module already: not again
-        return ModuleSpec(fullname, _There()) if fullname in sys.modules else None
+        if (there := sys.modules.get(fullname)) is None:
+            return None
+        # imported with the module already: not again. Python takes the spec of a module that is there, not what is
+        # returned here
+        there.__spec__ = ModuleSpec(fullname, _There(there, there.__spec__))
+        return there.__spec__
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = Postponed(spec.name)
@@ -78,11 +82,16 @@ class Finder(MetaPathFinder, Loader):
 
 
 class _There(Loader):
+    """Gives a module that was executed before, with its own spec."""
+
+    def __init__(self, module: ModuleType, spec: ModuleSpec | None) -> None:
+        self.module, self.spec = module, spec
+
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return sys.modules[spec.name]
+        return self.module
 
     def exec_module(self, module: ModuleType) -> None:
-        pass
+        module.__spec__ = self.spec
 
 
 def real(name: str) -> ModuleType:
