@@ -5,15 +5,14 @@
 `diffpo` is Diffusion-DPO with the settings that were chosen on seed 100 (scripts/objective_bench/results/tried.jsonl).
 `scripts` has those of the example of diffusers' train_diffusion_dpo_sdxl.py: beta 5000, a constant learning rate of
 1e-5, LoRA rank 8, 16 pairs. Both are trained by `diffpo train`, because the steps have the same mathematics. Win rates
-of the oracle's total are measured on the first held-out prompts, on the way and at the end. Finished runs are kept in
-OUT.
+of the oracle's total are measured on the first held-out prompts, on the way and at the end. Finished runs are kept
+in OUT.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +36,7 @@ class Side:
 
 SIDES = {
     "diffpo": Side(("train.lr=1e-3", "train.lr_schedule=cosine"), (8, 16, 24, 32, 48, 64, 100)),
-    "scripts": Side(("objective.beta=5000", "train.lr=1e-5"), (200, 400)),
+    "scripts": Side(("objective.beta=5000", "train.lr=1e-5"), (48, 96, 144, 200, 304, 400)),
 }
 
 
@@ -47,15 +46,12 @@ def curve(name: str, seed: int, n: int, out: Path) -> list[dict]:
     if not base.exists():
         base.write_text(json.dumps(job.draw("tiny-sdxl", None, range(n))["scores"]))
     scores, end = json.loads(base.read_text()), side.looks[-1]
-    shutil.rmtree(output, ignore_errors=True)
+    options = [f"train.steps={end}", f"train.seed={seed}", f"output={output}", f"data.cache={out / 'cache'}"]
+    options += ["data.validation=null", "train.checkpoint_every=8", f"train.checkpoint_keep={end}"]
+    rows = job.logged(load_config(ROOT / "configs" / "quickstart.yaml", [*side.settings, *options, *PLACES]))
     found = []
-    for step in side.looks:  # each goes on from the one before
-        checkpoint = output / f"checkpoint-{step:06d}"
-        options = [f"train.steps={end}", f"train.seed={seed}", f"output={output}", f"data.cache={out / 'cache'}"]
-        options += ["data.validation=null", "train.checkpoint_every=8", f"train.checkpoint_keep={end}"]
-        if not checkpoint.exists():
-            rows = job.logged(load_config(ROOT / "configs" / "quickstart.yaml", [*side.settings, *options, *PLACES]))
-        drawn = job.draw("tiny-sdxl", checkpoint, range(n))
+    for step in side.looks:
+        drawn = job.draw("tiny-sdxl", output / f"checkpoint-{step:06d}", range(n))
         calls = {kind: rows[step - 1][f"calls/{kind}"] for kind in ("forward", "backward")}
         found.append({"step": step, **calls, "n": n, **job.compare(scores, drawn["scores"], n)})
         print(name, seed, step, found[-1]["total"], flush=True)
