@@ -97,7 +97,7 @@ def rows(out: Path, number: int) -> None:
     before, began = status("VmRSS"), time.process_time()
     copy = opened.rows.select_columns(["caption", "chosen", "rejected"])
     took, after = time.process_time() - began, status("VmRSS")
-    assert len(copy) == number  # noqa: S101
+    assert len(copy) == number
     print(f"copy: {number:,} rows, {1e6 * took / number:.1f} us a row, resident {(after - before) / 1024:+.1f} MiB")
     before, began = status("VmRSS"), time.process_time()
     groups = scan(data, str(made), "train")

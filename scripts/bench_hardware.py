@@ -4,9 +4,9 @@ python scripts/bench_hardware.py --model sdxl [--batch-sizes 1 2 4 8] [--resolut
 
 The network has the published config and random weights, so nothing is downloaded: sdxl (2.57 B parameters), sd15 (0.86
 B), sd3 (SD3 medium, an MMDiT of 2.03 B), or tiny (assets/tiny-sdxl's). `--device cpu` computes on the CPU, which is
-meant for tiny, to see that all works: memory is then the most that the process had resident. An update is that of `diffpo
-train` from caches, with random numbers for latents and embeddings: policy and reference see both images of each pair.
-Memory is the most that torch had allocated, weights included; nvidia-smi shows more (the allocator's reserve, CUDA).
+meant for tiny, to see that all works: memory is then the most that the process had resident. An update is that of
+`diffpo train` from caches, with random numbers for latents and embeddings: policy and reference see both images of each
+pair. Memory is the most that torch had allocated, weights included; nvidia-smi shows more (the allocator's reserve, CUDA).
 """
 
 import argparse
@@ -125,7 +125,9 @@ def main(arguments: list[str]) -> None:
     accelerator = make_accelerator(Train(batch_size=1, **common))
     cuda = accelerator.device.type == "cuda"
     if not cuda and asked.model != "tiny" and asked.device is None:
-        sys.exit(f"--model {asked.model} needs a GPU; --model tiny runs anywhere, and --device cpu runs it here, slowly")
+        sys.exit(
+            f"--model {asked.model} needs a GPU; --model tiny runs anywhere, and --device cpu runs it here, slowly"
+        )
     with tempfile.TemporaryDirectory() as folder:
         family = make_family(asked.model, asked.precision, asked.resolution, Path(folder))
     network = make_network(family, accelerator.device)

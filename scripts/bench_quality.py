@@ -80,7 +80,9 @@ def main() -> None:
             runs = [{"curve": found}]
             reached = [results.reached(runs, bar, unit=unit) for unit in ("step", "calls") for bar in BARS]
             rates = ", ".join(f"{point['step']}: {point['total']['win'][0]:.1%}" for point in found)
-            print(tables.row((name, seed, *(f"{each:,.0f}" if each else "never" for each in reached), rates)), flush=True)
+            print(
+                tables.row((name, seed, *(f"{each:,.0f}" if each else "never" for each in reached), rates)), flush=True
+            )
 
 
 if __name__ == "__main__":

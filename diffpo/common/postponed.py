@@ -1,8 +1,8 @@
 """Modules that libraries import when they start and most commands never use: imported when they are first used.
 
 diffusers and peft import torch's compiler, bitsandbytes and scipy.stats wherever these are installed, which takes
-longer than torch itself. After `postpone` an import of one of them gives a `Postponed`. It turns into the module as soon
-as anything is asked of it that is not known without the module. So a program sees no difference, except in time.
+longer than torch itself. After `postpone` an import of one of them gives a `Postponed`. It turns into the module as
+soon as anything is asked of it that is not known without the module. So a program sees no difference, except in time.
 """
 
 from __future__ import annotations

@@ -252,7 +252,9 @@ class Batches:
 
         def read(indices: Sequence[int]) -> None:
             for index in indices:
-                images.update(((index, member), image) for member, image in self.groups.some(index, list(wanted[index])))
+                images.update(
+                    ((index, member), image) for member, image in self.groups.some(index, list(wanted[index]))
+                )
 
         parts = [list(wanted)[start::THREADS] for start in range(min(THREADS, len(wanted)))]
         with ThreadPoolExecutor(len(parts)) as pool:  # one task for each thread: a small picture is read sooner

@@ -98,7 +98,7 @@ class Cache:
 
     def build(
         self,
-        compute: Callable[[Sequence[int]], dict[str, torch.Tensor]],
+        compute: Callable[[Any], dict[str, torch.Tensor]],
         batch: int,
         worker: Worker = ALONE,
         rows: Iterable[int] | None = None,

@@ -48,7 +48,9 @@ def test_a_table_of_batch_sizes(monkeypatch, capsys, tmp_path, fresh_accelerate)
         return metrics
 
     monkeypatch.setattr(bench_hardware.Updater, "__call__", update)
-    arguments = "--model tiny --device cpu --resolution 16 --precision no --batch-sizes 1 2 3 --updates 2 --warmup 1".split()
+    arguments = (
+        "--model tiny --device cpu --resolution 16 --precision no --batch-sizes 1 2 3 --updates 2 --warmup 1".split()
+    )
     bench_hardware.main([*arguments, "--checkpointing", "off", "on", "--out", str(tmp_path / "table.md")])
     table = (tmp_path / "table.md").read_text()
     assert table == capsys.readouterr().out

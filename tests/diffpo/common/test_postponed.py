@@ -71,7 +71,7 @@ def test_a_postponed_module_can_be_absent_until_it_is_used(package):
     with postponed.absent("slowly"):
         assert importlib.util.find_spec("slowly") is None
         with pytest.raises(ImportError):
-            import slowly.part  # noqa: F401
+            import slowly.part
     assert importlib.util.find_spec("slowly") is not None and package == []
     assert slowly.VALUE == 5
     with postponed.absent("slowly"):  # it is in use
