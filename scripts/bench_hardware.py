@@ -6,7 +6,8 @@ The network has the published config and random weights, so nothing is downloade
 B), sd3 (SD3 medium, an MMDiT of 2.03 B), or tiny (assets/tiny-sdxl's). `--device cpu` computes on the CPU, which is
 meant for tiny, to see that all works: memory is then the most that the process had resident. An update is that of
 `diffpo train` from caches, with random numbers for latents and embeddings: policy and reference see both images of each
-pair. Memory is the most that torch had allocated, weights included; nvidia-smi shows more (the allocator's reserve, CUDA).
+pair. On a GPU memory is the most that torch had allocated, weights included; nvidia-smi shows more (the allocator's
+reserve, CUDA).
 """
 
 import argparse
