@@ -66,7 +66,7 @@ def picture(generator: random.Random) -> bytes:
 
 
 def make(folder: Path, number: int) -> None:
-    """Shards of ``number`` rows with different captions."""
+    """Shards of ``number`` rows with different captions, so that no two are equal."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -80,7 +80,7 @@ def make(folder: Path, number: int) -> None:
         rows = range(start, min(start + SHARD, number))
         # two different pictures; the second of a row changes from one thousand rows to the next
         sides = [[pictures[(row * step + step) % PICTURES] for row in rows] for step in (1, 7)]
-        columns = {"caption": [f"caption {row % 10_000}" for row in rows], "chosen": sides[0], "rejected": sides[1]}
+        columns = {"caption": [f"caption {row}" for row in rows], "chosen": sides[0], "rejected": sides[1]}
         pq.write_table(pa.table(columns), path, row_group_size=1000)
 
 

@@ -86,4 +86,4 @@ def stacked(images: Sequence[Image.Image], seen: Sequence[View]) -> torch.Tensor
     import torch
 
     levels = np.stack([np.asarray(shown(image, view)) for image, view in zip(images, seen, strict=True)])
-    return torch.from_numpy(levels).permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1)
+    return torch.from_numpy(levels).permute(0, 3, 1, 2).float().contiguous().div_(127.5).sub_(1)
