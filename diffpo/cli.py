@@ -117,6 +117,7 @@ def generate(
     model: Annotated[str, given.MODEL],
     prompts: Annotated[str, given.PROMPTS],
     out: given.Out,
+    source: given.Source = None,
     n: given.Count = None,
     **making: Any,
 ) -> None:
@@ -124,7 +125,7 @@ def generate(
     pictures = Generation(model=model, **making)
     from .evaluation.generate import run
 
-    rows = run(pictures.arms(), prompts, out, n)
+    rows = run(pictures.arms(), given.read_prompts(prompts, source), out, n)
     print(f"{len(rows)} images in {out / 'images'}, described by {out / 'manifest.jsonl'}")
 
 
@@ -162,6 +163,7 @@ def evaluate(
         Path | None,
         typer.Option("--run", help="Folder of the training run whose curves to show; by default that of the LoRA."),
     ] = None,
+    source: given.Source = None,
     n: given.Count = None,
     **making: Any,
 ) -> None:
@@ -173,7 +175,9 @@ def evaluate(
     making["model"] = model or ""  # no model is refused with the reason
     pictures = arms.read_arms(arm, making) if arm else images or Generation(**making)
     scoring = Scoring(tuple(scorers or Scoring.scorers), train_scorer, features, making["device"])
-    found = run(out, pictures, prompts, n, scoring, training_run(run_folder, making["lora"]))
+    found = run(
+        out, pictures, given.read_prompts(prompts, source), n, scoring, training_run(run_folder, making["lora"])
+    )
     if processes.here().main:
         table.show(found)
 

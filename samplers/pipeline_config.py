@@ -39,7 +39,8 @@ def chosen_by_rule(config, calls: int, schedule: Schedule) -> Choice:
     """The choice of `samplers.default_solver` for a config that names no solver."""
     if config.solver_options:
         raise ValueError("solver_options belong to a solver: name it with solver=")
-    return default_solver(calls, config.guidance, schedule, "zero" if config.final_sigmas_type == "zero" else "t_end")
+    end = "zero" if config.final_sigmas_type == "zero" else "t_end"
+    return default_solver(calls, config.guidance, schedule, end, images=True)
 
 
 def chosen_by_name(config, fixed: dict) -> Choice:

@@ -10,7 +10,7 @@ import torch
 
 from ._names import unknown
 from .cfgpp import CFGPlusPlus
-from .default import default_solver
+from .default import are_images, default_solver
 from .grid import Grid, IntervalsError
 from .plan import Plan
 from .prediction import PREDICTIONS, Guidance
@@ -41,12 +41,13 @@ def build_plan(
         options: the solver's own options, e.g. `order=3` for dpmpp or `eta=1.0` for ddim. Besides, for every solver:
             end, t_start, t_end, sigmas, timesteps: see `Grid`. A `Grid` object already has them.
             guidance: the guidance scale that the model will be used with (default 1), for `default_solver` only.
+            images: whether states are images or latents of images (default False), for `default_solver` only.
 
     Raises:
         ValueError: an unknown name (with the nearest one), steps < 1, sigmas that are not monotone, or whatever else
             makes no plan.
     """
-    guidance = options.pop("guidance", 1.0)
+    guidance, images = options.pop("guidance", 1.0), options.pop("images", False)
     placed = {name: options.pop(name) for name in _PLACING if name in options}
     placed = {name: value for name, value in placed.items() if value is not None}
     if not isinstance(schedule, Schedule):
@@ -69,7 +70,7 @@ def build_plan(
     if solver is None:
         if options:
             raise ValueError(f"{', '.join(options)}: options belong to a solver; name it with solver=")
-        choice = default_solver(calls, guidance, schedule, grid.end)
+        choice = default_solver(calls, guidance, schedule, grid.end, images)
         build, options = choice.solver, choice.options
         grid = choice.grid if anywhere and choice.grid is not None else grid
     else:
@@ -189,7 +190,8 @@ def sample(
         model: any callable `model(x, t)`; t is the network's own label, e.g. 0 to 999 for Stable Diffusion, sigma for
             EDM.
         x: (batch, ...) initial state, noise of standard deviation `schedule.init_scale`.
-        solver: None is `default_solver`'s choice for these steps, this guidance and schedule.
+        solver: None is `default_solver`'s choice for these steps, this guidance and schedule. States of (batch,
+            channels, height, width) are images to it unless `images=False` is passed.
         steps: number of model calls; default 10, or as many as the given sigmas or timesteps make.
         options: of `Plan.run`: guidance (a `Guidance` or `CFGPlusPlus`), threshold, generator, noise, callback,
             check_finite. Of `build_plan`: grid, prediction, end, t_start, t_end, sigmas, timesteps and the solver's own
@@ -205,6 +207,7 @@ def sample(
     if solver is None and isinstance(guidance, CFGPlusPlus):
         raise ValueError("CFG++ has no default solver: name one that makes one call per step, such as solver='dpmpp'")
     scale = guidance.scale if isinstance(guidance, Guidance) else 1.0
+    options.setdefault("images", are_images(x))
     return build_plan(schedule, solver, steps, guidance=scale, **options).run(model, x, **running)
 
 

@@ -37,9 +37,10 @@ class SolverScheduler(PipelineConfig):
 
     Args:
         solver: a name in `samplers.SOLVERS` or a path `package.module:attribute`. None: `samplers.default_solver`
-            chooses solver, options and grid from the number of calls and `guidance`.
+            chooses solver, options and grid for images from the number of calls and `guidance`.
         solver_options: the solver's own options by name, e.g. {"order": 3, "variant": "bh1"}. They override all others.
-        guidance: the guidance scale of the pipeline, which a scheduler cannot see. Only `default_solver` uses it.
+        guidance: the guidance scale of the pipeline, which a scheduler cannot see. Only `default_solver` uses it. 1 for
+            models that take the scale as an input and are called once (FLUX.1 dev).
         grid: where the calls are placed, a name in `samplers.grid.GRIDS`. None: by the use_*_sigmas flags, else by
             `default_solver` or the schedule's default ('logsnr'; for flow 'sgm_uniform', or 'time' for the solvers of
             `placing.CALLED_LAST`). 'config': by `timestep_spacing`, which is not the default, because the 'leading' of

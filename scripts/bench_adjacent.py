@@ -106,7 +106,7 @@ def measure_inpainting(prompts: int, calls: int, guidance: float = 3.0) -> dict:
     captions = load_prompts("shapes:heldout", prompts)
     model = with_vae(PromptedModel(Generation(MODEL, guidance=guidance, device="cpu"), captions))
     schedule, kind = model.family.schedule(), model.family.prediction
-    plain = build_plan(schedule, None, calls, prediction=kind, guidance=guidance)
+    plain = build_plan(schedule, None, calls, prediction=kind, guidance=guidance, images=True)
     ddim, long = (build_plan(schedule, "ddim", n, prediction=kind, eta=1.0) for n in (calls, 5 * calls - 4))
     arms = {"dpmpp, 1 round": (build_plan(schedule, "dpmpp", calls, prediction=kind), 1)}
     arms |= {f"ddim eta 1, {rounds} rounds": (ddim, rounds) for rounds in (1, 2, 5)}

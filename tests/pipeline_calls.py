@@ -36,3 +36,36 @@ def compare(ours, theirs):
         for name in our:
             for one, other in zip(values(our[name]), values(their[name]), strict=True):
                 torch.testing.assert_close(one, other, check_dtype=False, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def recorded(pipe, **options):
+    """Sampling by the pipeline itself, with three steps: its pictures, calls of the network, times, and the latents
+    after the last step."""
+    scheduler, own_step, after = pipe.scheduler, pipe.scheduler.step, []
+
+    def recording(*given, **more):
+        after.append(own_step(*given, **more)[0].clone())
+        return (after[-1],)
+
+    scheduler.step = recording
+    pictures, calls = calls_of(
+        pipe.transformer, lambda: pipe(**options, num_inference_steps=3, output_type="pt").images
+    )
+    del scheduler.step
+    return pictures, calls, scheduler.timesteps.tolist(), after[-1]
+
+
+@torch.no_grad()
+def sampled(policy, scheduler, times, noise, given):
+    """The same by our calls of the network, at the pipeline's times: latents, and the calls."""
+    if hasattr(scheduler, "model_outputs"):
+        scheduler.set_timesteps(3)
+    scheduler._step_index = None
+    state, calls = noise, []
+    for t in times:
+        now = torch.full((len(noise),), float(t))
+        out, more = calls_of(policy.network, lambda x=state, now=now: policy.output(x, now, given))
+        calls += more
+        state = scheduler.step(out, torch.as_tensor(t), state).prev_sample
+    return state, calls

@@ -39,7 +39,7 @@ def clip_text_config():
     return CLIPTextConfig(vocab_size=514, bos_token_id=512, eos_token_id=513, pad_token_id=513, **TEXT)
 
 
-def vae(**options):
+def vae(latent_channels: int = 4, **options):
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -49,7 +49,7 @@ def vae(**options):
         up_block_types=("UpDecoderBlock2D",) * 2,
         layers_per_block=1,
         norm_num_groups=4,
-        latent_channels=4,
+        latent_channels=latent_channels,
         sample_size=16,
         mid_block_add_attention=False,
     )

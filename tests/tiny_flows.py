@@ -8,6 +8,7 @@ from tiny_transformers import T5_WIDTH, _not_zero, _save, _t5
 
 WIDTH = 16  # of texts
 ROPE = (4, 6, 6)
+EYES = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n"
@@ -38,7 +39,7 @@ def qwen_tokenizer():
     tokenizer = Qwen2Tokenizer(
         vocab={token: i for i, token in enumerate(symbols)}, merges=[], model_max_length=2048, chat_template=CHAT
     )
-    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "<think>", "</think>"], special_tokens=True)
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "<think>", "</think>", *EYES], special_tokens=True)
     return tokenizer
 
 
@@ -77,7 +78,9 @@ def _qwen_vl(tokenizer):
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6}
     text = _language(vocab_size=len(tokenizer), rope_parameters=rope)
     del text["head_dim"]
-    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=eyes))
+    names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
+    marks = dict(zip(names, tokenizer.convert_tokens_to_ids(list(EYES)), strict=True))
+    return Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=eyes, **marks))
 
 
 def qwen_vae():
@@ -94,10 +97,10 @@ def qwen_vae():
     )
 
 
-def make_qwen_image(folder: Path, seed: int = 0) -> Path:
-    from diffusers import FlowMatchEulerDiscreteScheduler, QwenImagePipeline, QwenImageTransformer2DModel
+def _qwen_parts(folder_seed):
+    from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
 
-    torch.manual_seed(seed)
+    torch.manual_seed(folder_seed)
     tokenizer = qwen_tokenizer()
     transformer = QwenImageTransformer2DModel(
         in_channels=16,
@@ -109,14 +112,37 @@ def make_qwen_image(folder: Path, seed: int = 0) -> Path:
         axes_dims_rope=ROPE,
     )
     scheduler = {"base_shift": 0.5, "max_shift": 0.9, "max_image_seq_len": 8192, "shift_terminal": 0.02}
-    pipe = QwenImagePipeline(
-        transformer=_not_zero(transformer),
-        scheduler=FlowMatchEulerDiscreteScheduler(**scheduler, use_dynamic_shifting=True),
-        vae=qwen_vae(),
-        text_encoder=_qwen_vl(tokenizer),
-        tokenizer=tokenizer,
-    )
-    return _save(pipe, folder)
+    return {
+        "transformer": _not_zero(transformer),
+        "scheduler": FlowMatchEulerDiscreteScheduler(**scheduler, use_dynamic_shifting=True),
+        "vae": qwen_vae(),
+        "text_encoder": _qwen_vl(tokenizer),
+        "tokenizer": tokenizer,
+    }
+
+
+def make_qwen_image(folder: Path, seed: int = 0) -> Path:
+    from diffusers import QwenImagePipeline
+
+    return _save(QwenImagePipeline(**_qwen_parts(seed)), folder)
+
+
+def make_qwen_image_edit(folder: Path, seed: int = 0, plus: bool = False) -> Path:
+    from diffusers import QwenImageEditPipeline, QwenImageEditPlusPipeline
+
+    parts = _qwen_parts(seed)
+    kind = QwenImageEditPlusPipeline if plus else QwenImageEditPipeline
+    return _save(kind(**parts, processor=_qwen_processor(parts["tokenizer"])), folder)
+
+
+def _qwen_processor(tokenizer):
+    from transformers import Qwen2VLImageProcessor, Qwen2VLProcessor, Qwen2VLVideoProcessor
+
+    return Qwen2VLProcessor(Qwen2VLImageProcessor(), tokenizer, Qwen2VLVideoProcessor(), chat_template=CHAT)
+
+
+def make_qwen_image_edit_plus(folder: Path) -> Path:
+    return make_qwen_image_edit(folder, plus=True)
 
 
 def _flux2_vae():
@@ -175,6 +201,107 @@ def make_flux2_klein(folder: Path, seed: int = 0, distilled: bool = False) -> Pa
         is_distilled=distilled,
     )
     return _save(pipe, folder)
+
+
+def make_ovis_image(folder: Path, seed: int = 0) -> Path:
+    from diffusers import FlowMatchEulerDiscreteScheduler, OvisImagePipeline, OvisImageTransformer2DModel
+    from transformers import Qwen3Config, Qwen3Model
+
+    torch.manual_seed(seed)
+    tokenizer = qwen_tokenizer()
+    transformer = OvisImageTransformer2DModel(
+        in_channels=16,
+        out_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        axes_dims_rope=ROPE,
+    )
+    pipe = OvisImagePipeline(
+        transformer=_not_zero(transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=vae(shift_factor=0.1),
+        text_encoder=Qwen3Model(Qwen3Config(vocab_size=len(tokenizer), **_language())),
+        tokenizer=tokenizer,
+    )
+    return _save(pipe, folder)
+
+
+def make_krea2(folder: Path, seed: int = 0) -> Path:
+    from diffusers import FlowMatchEulerDiscreteScheduler, Krea2Pipeline, Krea2Transformer2DModel
+    from transformers import Qwen3VLConfig, Qwen3VLModel
+
+    torch.manual_seed(seed)
+    tokenizer = qwen_tokenizer()
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6}
+    text = _language(vocab_size=len(tokenizer), rope_parameters=rope)
+    eyes = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": WIDTH}
+    eyes |= {"deepstack_visual_indexes": [0], "num_position_embeddings": 16}
+    transformer = Krea2Transformer2DModel(
+        in_channels=16,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=32,
+        timestep_embed_dim=16,
+        text_hidden_dim=WIDTH,
+        num_text_layers=2,
+        text_num_attention_heads=2,
+        text_num_key_value_heads=2,
+        text_intermediate_size=32,
+        num_layerwise_text_blocks=1,
+        num_refiner_text_blocks=1,
+        axes_dims_rope=ROPE,
+    )
+    shift = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 6400}
+    pipe = Krea2Pipeline(
+        transformer=_not_zero(transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(**shift, use_dynamic_shifting=True),
+        vae=qwen_vae(),
+        text_encoder=Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=eyes)),
+        tokenizer=tokenizer,
+        text_encoder_select_layers=(1, 2),
+    )
+    return _save(pipe, folder)
+
+
+def make_longcat(folder: Path, seed: int = 0, edit: bool = False) -> Path:
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        LongCatImageEditPipeline,
+        LongCatImagePipeline,
+        LongCatImageTransformer2DModel,
+    )
+
+    torch.manual_seed(seed)
+    channels = 16 if edit else 4  # the edit pipeline takes no other number
+    tokenizer = qwen_tokenizer()
+    transformer = LongCatImageTransformer2DModel(
+        in_channels=4 * channels,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=WIDTH,
+        pooled_projection_dim=WIDTH,
+        axes_dims_rope=ROPE,
+    )
+    pipe = (LongCatImageEditPipeline if edit else LongCatImagePipeline)(
+        transformer=_not_zero(transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=vae(channels, shift_factor=0.1),
+        text_encoder=_qwen_vl(tokenizer),
+        tokenizer=tokenizer,
+        text_processor=_qwen_processor(tokenizer),
+    )
+    return _save(pipe, folder)
+
+
+def make_longcat_edit(folder: Path) -> Path:
+    return make_longcat(folder, edit=True)
 
 
 def gemma_tokenizer(phrases):
@@ -352,7 +479,8 @@ def make_flux2(folder: Path, seed: int = 0) -> Path:
     text |= _language(num_hidden_layers=31, num_attention_heads=1)  # layer 30 is read
     eyes = {"model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     eyes |= {"num_attention_heads": 2, "head_dim": 8, "image_size": 32, "patch_size": 16}
-    config = Mistral3Config(text_config=text, vision_config=eyes, image_token_index=261)
+    marked = processor.tokenizer.convert_tokens_to_ids("[IMG]")
+    config = Mistral3Config(text_config=text, vision_config=eyes, image_token_index=marked)
     pipe = Flux2Pipeline(
         transformer=_flux2_transformer(guidance=True),
         scheduler=_flux2_scheduler(),

@@ -163,3 +163,10 @@ def _not_zero(network):
 def _save(pipe, folder: Path) -> Path:
     pipe.save_pretrained(folder)
     return folder
+
+
+def make_kontext(folder: Path) -> Path:
+    from diffusers import FluxKontextPipeline, FluxPipeline
+
+    flux = FluxPipeline.from_pretrained(make_flux(folder.parent / "flux"))
+    return _save(FluxKontextPipeline(**flux.components), folder)

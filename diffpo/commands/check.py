@@ -98,7 +98,7 @@ def examine(config: Config, groups: Groups | None, texts: list[str], vram: float
         recommend(config, groups, vram, say)
     if long := cut(config, texts):
         say(f"captions  {long}")
-    return options(config)
+    return [*pictures(config), *options(config)]
 
 
 def _picture(output: Path) -> Path:
@@ -120,6 +120,18 @@ def cut(config: Config, texts: list[str]) -> str:
     heavy = dict.fromkeys([family.component, "vae", *family.encoders])
     pipe = models.load_pipeline(config.model, "float32", "cpu", **{**family.without, **heavy})
     return models.too_long(pipe, sorted(set(texts)))
+
+
+def pictures(config: Config) -> list[str]:
+    """What is wrong with the pictures to edit: a model that takes none, or that needs them."""
+    from .. import models
+    from ..data.captions import require_pictures
+
+    try:
+        require_pictures(models.family_class(config.model), config.data.columns.source, config.model.path)
+    except DiffpoError as error:
+        return [str(error)]
+    return []
 
 
 def prompts(config: Config, say: Say, problems: list[str]) -> list[str]:
@@ -151,7 +163,7 @@ def prompts(config: Config, say: Say, problems: list[str]) -> list[str]:
     found: list[str] = []
     if source:
         try:
-            found = load_prompts(source)
+            found = load_prompts(source, pictures=config.data.columns.source)
             say(f"{source}\n  prompts     {len(found)}, {len(set(found))} of them distinct")
         except DiffpoError as error:
             problems.append(str(error))

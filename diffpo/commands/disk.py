@@ -43,7 +43,10 @@ def size(family: Family, network: torch.nn.Module, groups: Groups, cached: bool)
     """The bytes of the text embeddings and of the latents (0 unless they are ``cached``) of a source. ``groups`` may be
     a sample of it."""
     share = groups.total / groups.rows
-    text = caption_bytes(family, network) * (len(groups.captions) + 1)
+    texts = len(groups.captions) + 1
+    if family.reads_source:  # one for each caption and picture, and an absent caption for each picture
+        texts = len({(caption, group.source) for group in groups.groups for caption in (*group.captions, None)})
+    text = caption_bytes(family, network) * texts
     latents = sum(
         len(groups.places(target)) * image_bytes(family, network, target) for target in groups.targets if cached
     )

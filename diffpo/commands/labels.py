@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .options import MODEL, PROMPTS, SCORERS_HELP, Count, Out, makes_pictures
+from .options import MODEL, PROMPTS, SCORERS_HELP, Count, Out, Source, makes_pictures, read_prompts
 
 # as in labelling/, whose import takes seconds
 Form = Literal["pairs", "rankings", "likes"]
@@ -76,6 +76,7 @@ def label(
             min=0, max=1, help="Leave out this share of the pairs: those that raise the better picture's error most."
         ),
     ] = None,
+    source: Source = None,
     n: Count = None,
     **making: Any,
 ) -> None:
@@ -109,7 +110,7 @@ def label(
         seen_by = models.named(model, making["model_config"], making["family"])
         out_of = Filter(filter, seen_by, PRECISIONS[making["dtype"]])
     how = labelling.Labelling(tuple(scorers), rule, choice, words, out_of, making["device"])
-    found = labelling.run(out, sources, how, prompts, n)
+    found = labelling.run(out, sources, how, read_prompts(prompts, source), n)
     if processes.here().main:
         labelling.show(found)
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from ..common.errors import DiffpoError
 from ..evaluation.generation import Generation
 
 MODEL = typer.Option(help="A pipeline folder, a hub id, or one .safetensors file.")
@@ -29,6 +30,10 @@ PROMPTS = typer.Option(
     "text, or FILE:COLUMN; or shapes:heldout[:N]. Sets by name, or NAME=FILE for a local copy: everyday, composition, "
     "parti, hpdv2, drawbench, pickapic-unique, geneval, dpg, t2i-compbench, genai-bench."
 )
+Source = Annotated[
+    str | None,
+    typer.Option(metavar="COLUMN", help="For models that edit: the column of PROMPTS, a table, with their pictures."),
+]
 Out = Annotated[Path, typer.Option(help="Output folder; run the same command again to continue.")]
 Count = Annotated[int | None, typer.Option("--n", min=1, help="Use only the first N prompts.")]
 Side = Annotated[int | None, typer.Option(min=8, help="Size in pixels; by default the model's own.")]
@@ -126,3 +131,14 @@ def makes_pictures(verb: Callable[..., None], **defaults: Any) -> Callable[..., 
     vars(verb)["__signature__"] = inspect.Signature([*own, *options])
     verb.__annotations__ = {each.name: each.annotation for each in (*own, *options)}
     return verb
+
+
+def read_prompts(prompts: str | None, source: str | None) -> Any:
+    """``--prompts`` with the pictures of ``--source``; without it, as it is."""
+    if source is None:
+        return prompts
+    if prompts is None:
+        raise DiffpoError("--source names a column of --prompts: give these too")
+    from ..data.prompts import load_prompts
+
+    return load_prompts(prompts, pictures=source)

@@ -17,6 +17,7 @@ from ..common.rng import Draws
 from ..common.worker import ALONE, Worker
 from ..config import Data
 from .cache import Cache, content_key
+from .captions import Captions, require_pictures
 from .encoders import Encoders
 from .groups import SOURCE, Groups
 from .judgement import Judgement
@@ -65,22 +66,18 @@ class Batches:
         # gives P(the first image is better) (n,) in place of the labels, for the groups at (indices, draws)
         self.judge: Callable[[Sequence[int], Draws], Tensor] | None = None
         self.captions = groups.captions
-        self._caption_row = {caption: row for row, caption in enumerate(self.captions)}
         # captions per group: one for all its images, or one for each
         self._captions = max(len(group.captions) for group in groups.groups)
         family.require_sizes(groups.targets)
-        if groups.columns.source and not family.edits:
-            raise DiffpoError(
-                f"{groups.source}: data.columns.source={groups.columns.source} is for models that edit pictures, and "
-                "this one makes them from texts alone. Leave the setting out, or use a model that edits "
-                "(docs/models.md)"
-            )
-        key = content_key(family.text_hash(), self.captions)
-        self.text = Cache(data.cache, "text", key, len(self.captions) + 1)  # the last row: the unconditional embedding
+        self._check_source()
+        about = ((caption, group.source) for group in groups.groups for caption in group.captions)
+        self._sources_at = {group.source: number for number, group in enumerate(groups.groups)}
+        self._texts = Captions(data.cache, family, about, self._source, groups.targets)
+        self.text = self._texts.cache
         asked = groups.groups if needed is None else [groups.groups[index] for index in sorted(needed)]
-        rows = {self._caption_row[caption] for group in asked for caption in group.captions}
-        self._needed = {self.text: {*rows, len(self.captions)}}
-        self.text.build(self._encode_captions, 16, worker, self._needed[self.text])
+        rows = {self._texts.row(caption, group.source) for group in asked for caption in (*group.captions, None)}
+        self._needed = {self.text: rows}
+        self._texts.build(worker, rows)
         self._latents: dict[tuple[int, int], Cache] = {}  # one for each size
         self._image_row: dict[tuple[int, int], dict[str, int]] = {}  # rows of these caches by the images' hashes
         for target in groups.targets if self.cached else ():
@@ -93,6 +90,22 @@ class Batches:
             row = self._image_row[target]
             self._needed[cache] = {row[each] for group in asked if group.target == target for each in group.pictures}
             cache.build(family.encode_image, portion(*target), worker, self._needed[cache], load)
+
+    def _check_source(self) -> None:
+        """DiffpoError for pictures to edit that the model does not take, that it lacks, or that it sees in two ways."""
+        require_pictures(self.family, self.groups.columns.source, self.groups.source)
+        if not self.family.reads_source:
+            return
+        if self.data.flip or self.data.crop != "center":
+            raise DiffpoError(
+                "data.flip=true and data.crop=random show the network another picture than the text encoder of this "
+                "model has seen: set data.flip=false and data.crop=center"
+            )
+
+    def _source(self, key: str) -> Image.Image:
+        """The picture to edit with this hash, as the network sees it without a random crop."""
+        index = self._sources_at[key]
+        return shown(self.groups.image(index, SOURCE), self._views(index, torch.Generator(), train=False)[0])
 
     def check(self) -> None:
         """DiffpoError unless the caches have all that is needed, when every process has built its part."""
@@ -185,10 +198,11 @@ class Batches:
             )
         return pooled / pooled.mean()
 
-    def unconditional(self, cond: dict[str, Tensor]) -> dict[str, Tensor]:
-        """``cond`` with the text embeddings of the empty prompt."""
-        empty = self.text.read([len(self.captions)])
-        return {**cond, **{name: value.to(cond[name]).expand_as(cond[name]) for name, value in empty.items()}}
+    def unconditional(self, cond: dict[str, Tensor], indices: Sequence[int]) -> dict[str, Tensor]:
+        """``cond`` of the groups ``indices``, m n rows, with the text embeddings of the empty prompt."""
+        rows = [self._texts.row(None, self.groups.groups[index].source) for index in indices]
+        empty = self.text.read(rows * (len(next(iter(cond.values()))) // len(rows)))
+        return {**cond, **{name: value.to(cond[name]) for name, value in empty.items()}}
 
     def portions(self, items: Iterable[int], index: Callable[[int], int], rows: int) -> Iterator[list[int]]:
         """``items`` in lists of at most ``rows``, so that the groups ``index(item)`` of a list have one size and can be
@@ -222,7 +236,7 @@ class Batches:
         """The conditions of all members, with their group's caption or their own. Captions of a group are dropped
         together."""
         rows = [
-            len(self.captions) if drop else self._caption_row[group.captions[which]]
+            self._texts.row(None if drop else group.captions[which], group.source)
             for which in range(self._captions)
             for group, drop in zip(groups, dropped, strict=True)
         ]
@@ -238,9 +252,6 @@ class Batches:
         crop, flip = (self.data.crop, self.data.flip) if train else ("center", False)
         group = self.groups.groups[index]
         return views(group.sizes, group.target, crop, flip, draw)
-
-    def _encode_captions(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        return self.family.encode_text([self.captions[row] if row < len(self.captions) else None for row in rows])
 
     def _load_images(self, found: Sequence[tuple[int, int]], rows: Sequence[int]) -> Tensor:
         """The pixels (n, 3, H, W) of the images at ``rows`` of ``found``, a list of (group, member)."""

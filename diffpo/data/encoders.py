@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from PIL import Image
 from torch import Tensor
 
 
@@ -14,10 +15,12 @@ class Encoders(Protocol):
     Attributes:
         train_timesteps: of the model.
         edits: whether the model edits a picture, whose latents are the condition ``source``.
+        reads_source: whether its text encoder sees that picture too.
     """
 
     train_timesteps: int
     edits: bool
+    reads_source: bool
 
     def require_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
         """DiffpoError unless the network supports images of these sizes (width, height)."""
@@ -30,6 +33,9 @@ class Encoders(Protocol):
 
     def encode_text(self, captions: Sequence[str | None]) -> dict[str, Tensor]:
         """Embeddings of n captions, None for the empty one: {name: (n, ...)}."""
+
+    def encode_edits(self, captions: Sequence[str | None], pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """The same of captions with the pictures that they are about, if it ``reads_source``."""
 
     def encode_image(self, pixels: Tensor) -> dict[str, Tensor]:
         """``mean`` and ``logvar`` (n, C, h, w) of images (n, 3, H, W) in [-1, 1]."""

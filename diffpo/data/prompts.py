@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..common.errors import DiffpoError
+from ..common.instruction import Instruction
 from ..common.names import hint
 from ..common.text import LIMIT, plain, read_text
 from . import prompt_sets
@@ -21,7 +22,7 @@ READ = (
 )
 
 
-def load_prompts(source: str | Path | Sequence[str], n: int | None = None) -> list[str]:
+def load_prompts(source: str | Path | Sequence[str], n: int | None = None, pictures: str | None = None) -> list[str]:
     """The first ``n`` (default: all) prompts of a file, of a published set (`prompt_sets.NAMES`, or NAME=PATH), of the
     embedded world (``shapes:heldout``, ``shapes:train``, ``shapes:heldout:512``), or of a list.
 
@@ -29,8 +30,17 @@ def load_prompts(source: str | Path | Sequence[str], n: int | None = None) -> li
     object of such lists (HPSv2's styles). ``.jsonl`` has a text or an object per line; ``.csv``, ``.tsv`` and
     ``.parquet`` have a column. ``FILE:COLUMN`` names the key or column. DiffpoError names the file and the line or item
     that is not a prompt.
+
+    ``pictures``: the key or column of a table with the picture that each prompt is about, a file beside the table or
+    its bytes. The prompts are then an `Instruction` each.
     """
     name = str(source) if isinstance(source, (str, Path)) else "the list of prompts"
+    table = isinstance(source, (str, Path)) and _split(name)[0].suffix.lower() in TABLES
+    if pictures is not None and not table:
+        raise DiffpoError(
+            f"{name} has no column {pictures!r} with pictures to edit: give a table ({', '.join(TABLES)}), with a row "
+            f"for each prompt and its picture"
+        )
     if not isinstance(source, (str, Path)):
         prompts = list(source)
     elif name.startswith("shapes:"):
@@ -38,7 +48,7 @@ def load_prompts(source: str | Path | Sequence[str], n: int | None = None) -> li
     elif prompt_sets.named(name) and not _exists(Path(name)):
         prompts = list(prompt_sets.prompts(name))
     else:
-        prompts = _file_prompts(name)
+        prompts = _file_prompts(name, pictures)
     if not prompts:
         raise DiffpoError(f"{name} has no prompts: add at least one")
     for i, prompt in enumerate(prompts):
@@ -63,7 +73,7 @@ def _shapes_prompts(name: str, n: int | None) -> tuple[list[str], int | None]:
     return splits[split](), n if n is not None else (int(rest[0]) if rest else None)
 
 
-def _file_prompts(name: str) -> list[Any]:
+def _file_prompts(name: str, pictures: str | None) -> list[Any]:
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", name):
         raise DiffpoError(f"cannot read prompts from the URL {name}; download it first, then {READ}")
     path, column = _split(name)
@@ -72,7 +82,7 @@ def _file_prompts(name: str) -> list[Any]:
         if path.is_dir():
             raise ValueError("it is a folder")
         if path.suffix.lower() in TABLES:
-            return list(_table_prompts(path, column))
+            return list(_table_prompts(path, column, pictures))
         # not splitlines, which would also cut at U+2028 within a prompt
         return [line.strip() for line in read_text(path).split("\n") if line.strip()]
     except (OSError, ValueError, RuntimeError) as error:  # not UTF-8, NUL in the name, unknown ~user
@@ -100,13 +110,13 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _table_prompts(path: Path, column: str | None) -> Iterator[Any]:
+def _table_prompts(path: Path, column: str | None, pictures: str | None) -> Iterator[Any]:
     from ..common.images import BadRow
     from . import text_tables
 
     suffix = path.suffix.lower()
     if suffix == ".parquet":
-        yield from _parquet_prompts(path, column)
+        yield from _parquet_prompts(path, column, pictures)
         return
     with open(path, "rb") as file:  # a pipe works too
         content = file.read(LIMIT + 1)
@@ -119,6 +129,7 @@ def _table_prompts(path: Path, column: str | None) -> Iterator[Any]:
     for place, value in found:
         if isinstance(value, BadRow):
             raise ValueError(str(value))
+        row = value
         if isinstance(value, dict):
             key = key or _column(list(value), place)
             if key not in value:
@@ -128,7 +139,26 @@ def _table_prompts(path: Path, column: str | None) -> Iterator[Any]:
             raise ValueError(f"{place}: expected a prompt, not {plain(repr(value), 100)}")
         if not isinstance(value, str) or not value.strip():
             raise ValueError(f"{place}: expected a non-empty text, not {plain(repr(value), 100)}")
-        yield value
+        if pictures is None:
+            yield value
+        elif isinstance(row, dict) and pictures in row:
+            yield _instruction(value, row[pictures], path, place)
+        else:
+            raise ValueError(f"{place} has no key {pictures!r} with a picture to edit")
+
+
+def _instruction(text: str, cell: Any, path: Path, place: str) -> Instruction:
+    """``cell``: a file in the folder of the table ``path``, or the encoded picture. ValueError if it is neither."""
+    from ..common.images import BadRow, content, decode, locate
+
+    roots = [path.parent.resolve()]
+    try:
+        encoded = content(cell, roots)
+        decode(encoded)
+        file = cell.get("path") if isinstance(cell, dict) and not cell.get("bytes") else cell
+        return Instruction(text, locate(file, roots) if isinstance(file, str) else encoded)
+    except BadRow as problem:
+        raise ValueError(f"{place}: {problem.of(cell) if isinstance(cell, str) else problem}") from None
 
 
 def _of_object(whole: dict, column: str | None, path: Path) -> Iterator[tuple[str, Any]]:
@@ -165,7 +195,7 @@ def _shown(value: dict) -> str:
     return plain(", ".join(map(str, value)), 300)
 
 
-def _parquet_prompts(path: Path, column: str | None) -> list[Any]:
+def _parquet_prompts(path: Path, column: str | None, pictures: str | None) -> list[Any]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -173,9 +203,15 @@ def _parquet_prompts(path: Path, column: str | None) -> list[Any]:
         with open(path, "rb") as file:
             parquet = pq.ParquetFile(file)
             names = parquet.schema_arrow.names
-            if column is not None and column not in names:
-                raise ValueError(f"there is no column {column!r} among {plain(', '.join(names), 500)}")
+            for each in (column, pictures):
+                if each is not None and each not in names:
+                    raise ValueError(f"there is no column {each!r} among {plain(', '.join(names), 500)}")
             column = column or _column(names, path.name)
-            return parquet.read([column])[column].to_pylist()
+            texts = parquet.read([column])[column].to_pylist()
+            if pictures is None:
+                return texts
+            cells = parquet.read([pictures])[pictures].to_pylist()
+            rows = enumerate(zip(texts, cells, strict=True), 1)
+            return [_instruction(str(text), cell, path, f"{path.name}, row {row}") for row, (text, cell) in rows]
     except pa.ArrowException as error:
         raise ValueError(str(error)) from None

@@ -8,7 +8,7 @@ interrupted run continued.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
@@ -23,6 +23,7 @@ from ..common import processes
 from ..common.errors import DiffpoError
 from ..common.files import writing
 from ..common.imports import search_working_directory
+from ..common.instruction import Instruction, key_of
 from ..common.processes import Processes
 from ..common.text import plain
 from ..common.threads import Threads
@@ -30,7 +31,7 @@ from ..data.prompts import load_prompts
 from ..scorers import features
 from ..weights import lora as lora_module
 from ..weights import trained, unconditional
-from . import paths, plans
+from . import paths, plans, sources
 from .base_calls import base_first
 from .generation import Generation
 from .manifest import check_same_run, image_path, intact, line, manifest_file, read_manifest, save, write_manifest
@@ -47,7 +48,7 @@ class Picture:
 
     index: int
     seed: int
-    prompt: str
+    prompt: str  # an `Instruction` if it is to edit a picture
 
 
 def run(
@@ -57,7 +58,8 @@ def run(
 
     Under `accelerate launch` each process makes its share of them.
 
-    ``prompts``: anything that `diffpo.data.prompts.load_prompts` reads, of which the first ``n`` count. Returns the
+    ``prompts``: anything that `diffpo.data.prompts.load_prompts` reads, of which the first ``n`` count; each an
+    `Instruction`, for models that edit pictures, or none of them. Returns the
     manifest rows of this call, arm by arm. Raises DiffpoError if ``out`` is in use or was made with other settings, if
     a model or LoRA cannot be loaded, or for a NaN image.
     """
@@ -66,6 +68,7 @@ def run(
     versions = {name: version(name) for name in _LIBRARIES}
     wanted: dict[tuple[str, int, int], dict[str, Any]] = {
         (name, index, seed): {"arm": name, "index": index, "seed": seed, "prompt": prompt}
+        | sources.about(prompt)
         | arm.recorded()
         | {"versions": versions}
         for name, arm in arms.items()
@@ -76,11 +79,12 @@ def run(
     with ours.lock(out):
         done = read_manifest(out)
         check_same_run(out, done, arms, prompts)
-        finished = {_key(row): row for row in done if intact(out, row)}
+        finished = {_key(row): row | {"prompt": sources.prompt_of(out, row)} for row in done if intact(out, row)}
         ours.wait()  # until all have read it
         if ours.main:
             # rewritten whole before anything is added, so that a half-written last line does not swallow the next one
             write_manifest(out, finished.values())
+            sources.write(out, prompts)
         ours.wait()
         missing = [
             finished.get(key, row)  # a finished one whose path is wanted is painted again, and not written
@@ -141,6 +145,7 @@ def _generate(
     todo = {name: rows for name in arms if (rows := [row for row in missing if row["arm"] == name])}
     loaded = arms[next(iter(todo))].base()
     pipe = load(loaded)
+    sources.require(pipe, _base(loaded), missing)
     for arm in (arms[name] for name in todo):
         if arm.lora is not None and arm.base() == loaded:
             trained.check(pipe, arm.lora)  # before hours are spent on the base arm
@@ -151,6 +156,7 @@ def _generate(
             arm = arms[name]
             if arm.base() != loaded:
                 pipe = load(arm.base())
+                sources.require(pipe, _base(arm), missing)
             loaded, family = arm, models.family_class(_base(arm), type(pipe).__name__)
             with ExitStack() as personal:
                 if arm.negative_lora is not None:
@@ -162,7 +168,8 @@ def _generate(
                 about = {"desc": f"{name} images", "unit": "image", "delay": 1, "disable": not ours.main}
                 bar = personal.enter_context(tqdm(total=len(rows), **about))
                 rest = iter(rows)
-                while batch := list(islice(rest, arm.batch_size)):
+                # pipelines take several pictures as being for one prompt
+                while batch := list(islice(rest, 1 if key_of(rows[0]["prompt"]) else arm.batch_size)):
                     pictures = [Picture(row["index"], row["seed"], row["prompt"]) for row in batch]
                     for row in batch:
                         if "sha256" not in row:
@@ -221,7 +228,7 @@ def load(generation: Generation) -> Any:
     if generation.plan is not None:
         pipe.scheduler = plans.scheduler(generation, pipe.scheduler.config)
         return _ready(pipe)
-    options = {"solver": generation.solver, "guidance": generation.guidance}
+    options = {"solver": generation.solver, "guidance": _scale(generation, pipe)}
     if ":" in (generation.solver or ""):
         search_working_directory()
     try:
@@ -229,6 +236,12 @@ def load(generation: Generation) -> Any:
     except ValueError as error:
         raise DiffpoError(str(error)) from None
     return _ready(pipe)
+
+
+def _scale(generation: Generation, pipe: Any) -> float:
+    """The guidance scale for the solver: 1 where the pipeline gives it to the network and calls that once."""
+    kind = models.family_class(_base(generation), type(pipe).__name__)
+    return 1.0 if kind.guidance_is_input or pipe.config.get("is_distilled") else generation.guidance
 
 
 def _ready(pipe: Any) -> Any:
@@ -275,9 +288,12 @@ def paint(pipe: Any, generation: Generation, batch: Sequence[Picture]) -> list[I
     if "latents" not in options:  # the pipeline draws them itself
         generators = tuple(noise_generator(each.seed, each.index) for each in batch)
     options |= {"generator": list(generators), "num_inference_steps": generation.steps, "output_type": "pt"}
+    edited: AbstractContextManager[dict[str, Any]] = nullcontext({})
+    if isinstance(prompt := prompts[0], Instruction):
+        edited = family.editing(pipe, sources.shown_at(prompt, (width * factor, height * factor)))
     try:
-        with torch.inference_mode(), base_first(pipe, generation.base_calls):
-            images = pipe(**options).images
+        with torch.inference_mode(), base_first(pipe, generation.base_calls), edited as more:
+            images = pipe(**options, **more).images
     except ValueError as error:  # a number of calls that the solver cannot make, a size that the model does not take
         raise DiffpoError(f"cannot generate with {generation.model}: {' '.join(str(error).split())[:500]}") from error
     pictures = []

@@ -15,6 +15,7 @@ from ..common.text import plain, read_text, text_beside
 from ..data.prompts import load_prompts
 from .generation import ARMS
 from .manifest import ARM, check_comparable, intact, read_manifest
+from .sources import prompt_of
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def of_folder(folder: Path, texts: Sequence[str] | None, gaps: list[str]) -> lis
             elif len(names) > 1:
                 raise DiffpoError(f"{folder} holds the arms {', '.join(names)}; name one: {folder}/images/{names[0]}")
             if rows:
+                rows = [row | {"prompt": prompt_of(home, row)} for row in rows]
                 wanted = {*texts} if texts is not None else {row["prompt"] for row in rows}
                 if strange := [row["prompt"] for row in rows if row["prompt"] not in wanted]:
                     example = plain(strange[0], 60)
@@ -118,7 +120,7 @@ def _intact(home: Path, rows: list[dict], folder: Path, gaps: list[str]) -> list
 
 
 def of_rows(folder: Path, rows: Iterable[Mapping[str, Any]]) -> list[Found]:
-    return [Found(row["index"], row["seed"], row["prompt"], folder / row["file"]) for row in rows]
+    return [Found(row["index"], row["seed"], prompt_of(folder, row), folder / row["file"]) for row in rows]
 
 
 def settings_rows(folder: Path, arm: str) -> list[dict[str, Any]]:

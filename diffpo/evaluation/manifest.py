@@ -19,6 +19,7 @@ from PIL import Image
 from ..common.errors import DiffpoError
 from ..common.files import write_atomic, writing
 from ..common.images import ENCODED, BadRow, decode, read_file
+from ..common.instruction import key_of
 from ..common.processes import Processes
 from ..common.text import plain, read_text
 from .generation import ARMS, COMPARED, OF_ARM, Generation
@@ -30,7 +31,7 @@ REQUIRED = {"prompt", "file", "index", "seed"}
 MADE_HERE = {"model", "model_hash", "steps", "guidance", "dtype"}  # what `diffpo generate` always says
 KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("prompt", "file", "solver", "dtype", "model", "model_hash", "lora", "lora_hash"), str),
-    **dict.fromkeys(("negative_lora", "negative_lora_hash"), str),
+    **dict.fromkeys(("negative_lora", "negative_lora_hash", "source", "source_hash"), str),
     **dict.fromkeys(
         ("user_pairs", "user_features", "steer", "user_hash", "plan", "plan_hash", "negative_prompt", "sha256"), str
     ),
@@ -114,9 +115,10 @@ def _problem(row: Any) -> str | None:
             return f"{key} is {plain(repr(value), 80)}"
     if row["index"] < 0:
         return f"index is {row['index']}"
-    file = PurePosixPath(row["file"])
-    if file.is_absolute() or ".." in file.parts or "\0" in row["file"]:
-        return f"file is {plain(repr(row['file']), 80)}, which is not in this folder"
+    for key in ("file", "source"):
+        file = PurePosixPath(row.get(key) or "")
+        if file.is_absolute() or ".." in file.parts or "\0" in str(file):
+            return f"{key} is {plain(repr(row[key]), 80)}, which is not in this folder"
     wanted = image_path(Path(), row["arm"], row["index"], row["seed"]).as_posix()
     if own and row["file"] != wanted:
         return f"file is {plain(repr(row['file']), 80)}, not {wanted!r}"
@@ -166,7 +168,9 @@ def check_same_run(out: Path, done: list[dict], arms: Mapping[str, Generation], 
     for row in done:
         if row["arm"] not in arms:
             continue
-        now = {"prompt": prompts[row["index"]]} if row["index"] < len(prompts) else {}
+        now: dict[str, Any] = {}
+        if row["index"] < len(prompts):
+            now = {"prompt": str(prompts[row["index"]]), "source_hash": key_of(prompts[row["index"]])}
         now |= {key: getattr(arms[row["arm"]], key) for key in COMPARED}
         for key, value in now.items():
             before = row.get(key)
@@ -186,7 +190,10 @@ def check_comparable(out: Path, rows: list[dict]) -> None:
     """Raise if ``rows`` are of several runs."""
     first: dict[tuple, dict] = {}
     for row in rows:
-        groups: list[tuple[tuple, Collection[str]]] = [((row["arm"],), COMPARED), ((row["index"],), ("prompt",))]
+        groups: list[tuple[tuple, Collection[str]]] = [
+            ((row["arm"],), COMPARED),
+            ((row["index"],), ("prompt", "source_hash")),
+        ]
         if row["arm"] in ARMS:  # these two differ in the LoRA and in the user; arms of other names may in anything
             groups.append(((), set(COMPARED) - OF_ARM))
         for group, keys in groups:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from PIL import Image, ImageDraw, ImageFont
 
 from ..common.errors import DiffpoError
+from ..common.instruction import Instruction
 from ..common.text import plain
 from .manifest import open_image
 
@@ -50,12 +51,12 @@ def wrap(text: str, font, width: int, lines: int = 4) -> list[str]:
 
 def grid_png(evaluation: Evaluation, columns: int = 8, cell: int = 160) -> bytes:
     """A row of pictures for every arm, with the prompt and the difference of one arm (`Evaluation.shown`) above each
-    column.
+    column. Of edits the first row has the pictures that they are of.
 
     The ``columns`` prompts lie at even distances in the order of differences, from the best to the worst, so that the
     picture shows the whole range. Each is shown with its first seed. An arm without a picture there leaves a gap.
     """
-    arms = evaluation.arms
+    arms: list[str] = list(evaluation.arms)
     ranked = evaluation.by_prompt[evaluation.shown]
     count = min(columns, len(ranked))
     chosen = [ranked[round(i * (len(ranked) - 1) / max(1, count - 1))] for i in range(count)]
@@ -63,6 +64,9 @@ def grid_png(evaluation: Evaluation, columns: int = 8, cell: int = 160) -> bytes
     by_index = {item.index: item for item in reversed(evaluation.items) if both <= item.pictures.keys()}
     first = [by_index[entry["prompt_id"]] for entry in chosen]
     pictures = [[_opened(item, arm, cell) for item in first] for arm in arms]
+    if any(isinstance(item.prompt, Instruction) for item in first):
+        arms.insert(0, "source")
+        pictures.insert(0, [_source(item, cell) for item in first])
     width, height = (max(image.size[k] for row in pictures for image in row if image) for k in (0, 1))
     font, gap, line = ImageFont.load_default(13), 8, 17
     margin = max(52, min(160, 16 + round(max(font.getlength(arm) for arm in arms))))
@@ -83,6 +87,10 @@ def grid_png(evaluation: Evaluation, columns: int = 8, cell: int = 160) -> bytes
     buffer = BytesIO()
     canvas.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _source(item: Item, cell: int) -> Image.Image | None:
+    return fit(item.prompt.open(), cell) if isinstance(item.prompt, Instruction) else None
 
 
 def _opened(item: Item, arm: str, cell: int) -> Image.Image | None:

@@ -18,6 +18,7 @@ from .. import scorers
 from ..common import processes
 from ..common.errors import DiffpoError
 from ..common.images import named, remarks
+from ..common.instruction import Instruction, key_of
 from ..common.names import hint
 from ..common.parts import Parts, file_key
 from ..common.text import plain, whole
@@ -193,7 +194,7 @@ class _Arm:
         spec = self.spec + getattr(self.careful.scorer, "state", "")  # of votes: how many there are
         kept = Parts(None if out is None else out / PARTS, f"{spec} {arm}", processes.here().rank)
         own = [item for item in items if arm in item.pictures]
-        keys = {id(item): file_key(item.pictures[arm], item.prompt) for item in own}
+        keys = {id(item): file_key(item.pictures[arm], *_asked(item.prompt)) for item in own}
         rows = {id(item): row for item in own if (row := _numbers_in(kept.rows.get(keys[id(item)])))}
         todo = [item for item in own if id(item) not in rows]
         self.step(len(rows))
@@ -223,7 +224,7 @@ class _Arm:
         there = [k for k, image in enumerate(images) if image is not None]
         rows: list[dict[str, float] | None] = [None] * len(batch)
         if there:
-            scored = self.careful.score([images[k] for k in there], [whole(batch[k].prompt) for k in there])
+            scored = self.careful.score([images[k] for k in there], [_encodable(batch[k].prompt) for k in there])
             for position, k in enumerate(there):
                 if position in scored.failed:
                     text = f"{_short(batch[k].pictures[arm])} ({plain(scored.failed[position], 300)})"
@@ -231,6 +232,15 @@ class _Arm:
                 else:
                     rows[k] = {name: float(values[position]) for name, values in scored.numbers.items()}
         return rows
+
+
+def _asked(prompt: str) -> list[str]:
+    """The prompt and, if it is about a picture, that one's hash."""
+    return [prompt, *filter(None, [key_of(prompt)])]
+
+
+def _encodable(prompt: str) -> str:
+    return prompt.rewritten(whole) if isinstance(prompt, Instruction) else whole(prompt)
 
 
 def _numbers_in(kept: Any) -> dict[str, float] | None:

@@ -17,7 +17,9 @@ from typing import Any
 from ..common.errors import DiffpoError
 from ..common.files import whole_file, writing
 from ..common.images import ENCODED, read_file
+from ..common.instruction import Instruction, key_of
 from ..common.text import plain
+from ..evaluation.sources import shown_at
 from .rows import Form, Row
 
 LABELS, SUMMARY, SHEET = "labels.parquet", "label.json", "label.png"
@@ -32,6 +34,7 @@ def write(path: Path, form: Form, rows: Sequence[Row], numbers: Sequence[str], a
     import pyarrow.parquet as pq
 
     extra = [name for name in FURTHER if any(getattr(row, name) is not None for row in rows)]
+    extra += ["source"] if any(key_of(row.prompt.prompt) for row in rows) else []
     schema = _schema(pa, form, numbers, extra).with_metadata({MADE_BY: json.dumps(about, sort_keys=True).encode()})
     cells = (_cells(form, row, numbers) for row in rows)
     with writing(path), whole_file(path) as file, pq.ParquetWriter(file, schema) as writer:
@@ -70,6 +73,7 @@ def _schema(pa: Any, form: Form, numbers: Sequence[str], extra: Sequence[str]) -
     else:
         columns = {"prompt": text, "image": encoded, "liked": number, "score": number, "arm": text, "seed": whole}
         columns |= dict.fromkeys(numbers, number)
+    columns |= {"source": encoded} if "source" in extra else {}
     return pa.schema({**columns, "gap": number, "flipped": truth, "prompt_id": whole})
 
 
@@ -78,7 +82,9 @@ def _cells(form: Form, row: Row, numbers: Sequence[str]) -> dict[str, Any]:
     values = {name: row.prompt.scores[list(row.members), column].tolist() for column, name in enumerate(numbers)}
     values |= {"arm": [each.arm for each in pictures], "seed": [each.seed for each in pictures]}
     encoded = [_bytes(each.path) for each in pictures]
-    common = {"gap": row.gap, "flipped": row.flipped, "prompt_id": row.prompt.index}
+    common: dict[str, Any] = {"gap": row.gap, "flipped": row.flipped, "prompt_id": row.prompt.index}
+    if isinstance(prompt := row.prompt.prompt, Instruction):
+        common["source"] = _png(shown_at(prompt, _size(row.files[0])))
     if form == "rankings":
         return {"prompt": row.prompt.prompt, "images": encoded, "scores": list(row.worth), **values, **common}
     if form == "likes":
@@ -90,6 +96,18 @@ def _cells(form: Form, row: Row, numbers: Sequence[str]) -> dict[str, Any]:
     sides = {f"{name}_{i}": value[i] for name, value in both.items() for i in (0, 1)}
     more = {} if row.displacement is None else {"displacement": row.displacement}
     return {"caption": row.prompt.prompt, **sides, **more, **common}
+
+
+def _png(picture: Any) -> bytes:
+    buffer = BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _size(path: Path) -> tuple[int, int]:
+    from ..evaluation.manifest import open_image
+
+    return open_image(path).size
 
 
 def _bytes(path: Path) -> bytes:

@@ -49,12 +49,18 @@ FAMILIES = (
     "dit:DiT",
     "z_image:ZImage",
     "qwen_image:QwenImage",
+    "qwen_image_edit:QwenImageEdit",
+    "qwen_image_edit:QwenImageEditPlus",
     "flux2:Flux2Klein",
     "flux2:Flux2",
     "sana:Sana",
     "lumina2:Lumina2",
     "chroma:Chroma",
     "hidream:HiDream",
+    "ovis_image:OvisImage",
+    "krea2:Krea2",
+    "longcat:LongCatImage",
+    "longcat:LongCatImageEdit",
 )
 
 

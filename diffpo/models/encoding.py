@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from .file_parts import read_vae
 from .pretrained import dtype_option, local, readable
 from .process import ForwardProcess
 from .source import load_pipeline
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class Encoding(ForwardProcess, ABC):
@@ -96,6 +99,10 @@ class Encoding(ForwardProcess, ABC):
     @abstractmethod
     def encode_text(self, captions: Sequence[str | None]) -> dict[str, Tensor]:
         """One row per caption; None is the unconditional embedding that sampling uses with guidance."""
+
+    def encode_edits(self, captions: Sequence[str | None], pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """`encode_text` by encoders that see the picture that a caption is about too (`Family.reads_source`)."""
+        raise NotImplementedError
 
     # ---- text encoders that are trained
 

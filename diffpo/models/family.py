@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, ClassVar
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from .encoding import Encoding
 from .kohya_names import Kohya
 from .original import Piece
 from .source import source_of, vae_factor
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -37,6 +41,7 @@ class Family(Encoding):
         kohya: the format of its LoRA files in kohya's sd-scripts.
         comfyui: what stands before diffusers' names of layers in ComfyUI's LoRAs; ending in `_`, all dots are that.
         edits: whether `predict` takes the latents of a picture to edit, ``source`` (n, C, h, w).
+        reads_source: whether the text encoder sees that picture too, so that every caption needs one.
         guidance_is_input: whether pipelines pass the guidance scale to the network instead of calling it twice.
     """
 
@@ -49,6 +54,7 @@ class Family(Encoding):
     kohya: ClassVar[Kohya | None] = None
     comfyui: ClassVar[str | None] = None
     edits: bool = False
+    reads_source: bool = False
     guidance_is_input: bool = False
 
     def __init__(self, settings: Model, precision: str = "no", resolution: int = 1024) -> None:
@@ -258,6 +264,12 @@ class Family(Encoding):
             "height": height,
             "width": width,
         }
+
+    @classmethod
+    def editing(cls, pipe: Any, picture: Image.Image) -> AbstractContextManager[dict[str, Any]]:
+        """The pipeline's further options that let it edit a ``picture`` of the size of the result, for calls within
+        the context."""
+        return nullcontext({"image": picture})
 
 
 def no_users(network: torch.nn.Module) -> DiffpoError:

@@ -10,9 +10,9 @@ from ..common.errors import DiffpoError
 from ..common.text import plain
 from .file_header import Weight
 from .layouts import LAYOUTS, UNET, Layout
+from .recent_files import RECENT, START
 
 FAMILY = "take a model of another family"
-FOLDER = "name the folder of its pipeline, because one file of it is not read"
 # what else people have in such files, by the name of a weight: what it is, and what to do with it
 OTHERS = (
     (
@@ -28,8 +28,7 @@ OTHERS = (
     (r"^edm_mean$", "Playground v2.5, which has EDM's noise levels", FAMILY),
     (r"^control_model\.|controlnet_", "a ControlNet", "name the model that it is for"),
     (r"individual_token_refiner\.", "HunyuanVideo", FAMILY),
-    (r"distilled_guidance_layer\.", "Chroma", FOLDER),
-    (r"single_stream_modulation\.", "FLUX.2", FOLDER),
+    (r"^all_x_embedder\.", "Z-Image's network alone, with diffusers' names", "name the folder of the pipeline"),
     (r"motion_modules\.|\.time_stack\.", "a model of videos", FAMILY),
     (r"^conditioner\.embedders\.0\.model\.", "SDXL's refiner, which only changes pictures of SDXL", FAMILY),
 )
@@ -74,6 +73,9 @@ def kind_of(file: Path, weights: dict[str, Weight]) -> str:
     for pattern, what, advice in OTHERS:
         if has(pattern):
             raise DiffpoError(f"{file} is {what}: {advice}")
+    for kind, recent in RECENT.items():
+        if has(START + recent.mark):
+            return kind
     if has(rf"^{re.escape(UNET)}input_blocks\.0\.0\.weight$"):
         return _unet_kind(file, weights, has)
     if has(r"^(model\.diffusion_model\.)?joint_blocks\.0\.x_block\.attn\.qkv\.weight$"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +25,17 @@ if TYPE_CHECKING:
 
 
 def converted(
-    cls: Any, state: dict[str, torch.Tensor], name_or_path: str, part: str, dtype: torch.dtype
+    cls: Any,
+    state: dict[str, torch.Tensor],
+    config: tuple[str, str],
+    dtype: torch.dtype,
+    unused: Collection[str] = (),
 ) -> torch.nn.Module:
-    """By diffusers. ValueError if weights are missing or left over, which diffusers itself accepts."""
+    """By diffusers, with the ``config`` of a pipeline's part. ValueError if weights are missing or left over beside
+    those that are ``unused``, which diffusers itself accepts."""
     hush()
-    there = sum(value.numel() for value in state.values())
-    module = cls.from_single_file(state, config=name_or_path, subfolder=part, **dtype_option(dtype))
+    there = sum(value.numel() for name, value in state.items() if name not in unused)
+    module = cls.from_single_file(state, config=config[0], subfolder=config[1], **dtype_option(dtype))
     if empty := [name for name, value in module.state_dict().items() if value.is_meta]:
         raise ValueError(f"{len(empty)} of its weights are missing, e.g. {empty[0]}")
     if there != (here := sum(value.numel() for value in module.state_dict().values())):
@@ -98,4 +103,4 @@ def read_vae(path: str, name_or_path: str) -> torch.nn.Module:
     with reading(f"the VAE in {file}", name_or_path), safe_open(file, "pt") as opened:
         names = [name for name in weights if name.startswith(prefixes[0]) and not BESIDE.search(name)]
         state = {name: opened.get_tensor(name) for name in names}
-        return converted(AutoencoderKL, state, name_or_path, "vae", torch.float32)
+        return converted(AutoencoderKL, state, (name_or_path, "vae"), torch.float32)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,9 @@ from . import flux_names
 from .original import Piece
 from .packed import PackedLatents, pack, positions, unpack
 from .sd3 import JOINT_ATTENTION
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 TOKENS = 512  # of T5
 
@@ -117,3 +121,7 @@ class FluxKontext(Flux):
         """Without a picture to edit. Its pipeline would else resize what is asked for to 1024 px."""
         found = super().painting(pipe, prompts, negative, noise, guidance)
         return found | {"max_area": found["height"] * found["width"]}
+
+    @classmethod
+    def editing(cls, pipe: Any, picture: Image.Image) -> AbstractContextManager[dict[str, Any]]:
+        return nullcontext({"image": picture, "_auto_resize": False})

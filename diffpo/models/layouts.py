@@ -10,6 +10,7 @@ from torch import Tensor
 from ..common.errors import DiffpoError
 from . import original
 from .flux_names import flux
+from .recent_files import RECENT, UNET, VAE
 from .sd3_names import sd3
 from .unet_names import unet
 
@@ -21,19 +22,23 @@ class Layout(NamedTuple):
         pipeline: the class of the pipeline that it becomes.
         parts: each part of the pipeline with the prefixes that its weights may have, beginning with the one that is
             written; the empty prefix means all weights that are of no other part. The network comes first.
-        network: its state_dict and config -> its weights by the original's names.
+        network: its state_dict and config -> its weights by the original's names; None: such files are not written.
         fits: whether a pipeline of that class is written like this.
+        also: further classes of pipelines that it may become.
+        unused: names in the network's part that belong to no weight of it.
+        examples: pipelines that may lend the configs, where the file does not say which; empty: it does.
     """
 
     title: str
     pipeline: str
     parts: dict[str, tuple[str, ...]]
-    network: Callable[[Mapping[str, Tensor], Any], original.State]
+    network: Callable[[Mapping[str, Tensor], Any], original.State] | None
     fits: Callable[[Any], bool] = lambda pipe: True
+    also: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    examples: tuple[str, ...] = ()
 
 
-UNET = "model.diffusion_model."
-VAE = ("first_stage_model.", "vae.")
 _CLIP_L, _CLIP_G, _T5 = (f"text_encoders.{name}.transformer." for name in ("clip_l", "clip_g", "t5xxl"))
 
 
@@ -89,10 +94,25 @@ LAYOUTS = {
 }
 
 
+LAYOUTS |= {
+    kind: Layout(
+        each.title,
+        each.pipelines[0],
+        each.parts,
+        None,
+        also=each.pipelines[1:],
+        unused=each.unused,
+        examples=each.examples,
+    )
+    for kind, each in RECENT.items()
+}
+WRITTEN = {kind: layout for kind, layout in LAYOUTS.items() if layout.network is not None}
+
+
 def check_pipeline(pipeline: str) -> None:
     """DiffpoError if there is no original format for the pipeline's class."""
-    if pipeline not in {layout.pipeline for layout in LAYOUTS.values()}:
-        known = ", ".join(layout.title for layout in LAYOUTS.values())
+    if pipeline not in {layout.pipeline for layout in WRITTEN.values()}:
+        known = ", ".join(layout.title for layout in WRITTEN.values())
         raise DiffpoError(
             f"a {pipeline} cannot be written as one file: such files are of {known}. Use --to merged, which writes a "
             f"folder"
@@ -100,15 +120,16 @@ def check_pipeline(pipeline: str) -> None:
 
 
 def kind(pipe: Any) -> str:
-    """Which of `LAYOUTS` a pipeline is written as."""
+    """Which of `WRITTEN` a pipeline is written as."""
     check_pipeline(name := type(pipe).__name__)
-    return next(kind for kind, layout in LAYOUTS.items() if layout.pipeline == name and layout.fits(pipe))
+    return next(kind for kind, layout in WRITTEN.items() if layout.pipeline == name and layout.fits(pipe))
 
 
 def weights(layout: Layout, pipe: Any, parts: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
     """Name in the file and tensor of all weights of the pipeline's ``parts``. DiffpoError for weights that have no name
     there."""
     network = next(iter(layout.parts))
+    assert layout.network is not None  # noqa: S101 (of `WRITTEN`)
     for part in parts:
         module, prefix = getattr(pipe, part), layout.parts[part][0]
         state = module.state_dict()

@@ -18,6 +18,8 @@ from .pipeline import listed
 from .pretrained import local
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from .family import Family
 
 SETTLED = 2.0  # seconds: clocks of files are coarse, so a younger file could change again and keep its time
@@ -37,6 +39,7 @@ class LazyEncoders:
     def __init__(self, family: Family, device: Any, cache: str | Path, write: bool = True) -> None:
         self.family, self.device, self.write, self.loaded = family, device, write, False
         self.train_timesteps, self.edits = family.train_timesteps, family.edits
+        self.reads_source = family.reads_source
         self._key = key_of(family)
         self._file = Path(cache).expanduser() / f"encoders-{(self._key or '')[:16]}.json"
         self._known: dict[str, Any] = {}
@@ -86,6 +89,10 @@ class LazyEncoders:
     def encode_text(self, captions: Sequence[str | None]) -> dict[str, torch.Tensor]:
         self.load()
         return (self.family.tokens if self.family.text_in_step else self.family.encode_text)(captions)
+
+    def encode_edits(self, captions: Sequence[str | None], pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        self.load()
+        return self.family.encode_edits(captions, pictures)
 
     def encode_image(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
         self.load()

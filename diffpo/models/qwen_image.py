@@ -30,14 +30,15 @@ class QwenImage(PackedLatents):
     def predict(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         height, width = x_t.shape[-2:]
         embeds, mask = texts.trimmed(cond["prompt_embeds"].to(self.dtype), cond["prompt_attention_mask"])
+        seen = [x_t, cond["source"]] if "source" in cond else [x_t]  # of Qwen-Image-Edit, behind the tokens of x_t
         found = network(
-            pack(x_t.to(self.dtype)),
+            torch.cat([pack(each.to(self.dtype)) for each in seen], 1),
             timestep=self.network_time(t) / self.train_timesteps,
             encoder_hidden_states=embeds,
             encoder_hidden_states_mask=mask,
-            img_shapes=[[(1, height // 2, width // 2)]] * len(x_t),
+            img_shapes=[[(1, each.shape[-2] // 2, each.shape[-1] // 2) for each in seen]] * len(x_t),
         ).sample
-        return unpack(found, height, width)
+        return unpack(found[:, : height * width // 4], height, width)
 
     def guided(self, cond: Tensor, uncond: Tensor, guidance: float) -> Tensor:
         """Each token keeps the norm that it has without guidance."""

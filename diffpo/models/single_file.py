@@ -85,6 +85,12 @@ class SingleFile:
                 f"{self.file} is {self.layout.title}, without a mark for noise or v prediction: set model.config (or "
                 f"--model-config) to sd2 or to sd2{VELOCITY}. The released models for 768 px predict v"
             )
+        if self.layout.examples:
+            raise DiffpoError(
+                f"{self.file} is {self.layout.title}, the network without its configs and text encoders: set "
+                f"model.config (or --model-config) to the pipeline that it is of, e.g. "
+                f"{' or '.join(self.layout.examples)}, or a folder of yours"
+            )
         if self.kind in released.PIPELINES:
             return self.kind + (VELOCITY if velocity else "")
         inner = self.parts[self.component]
@@ -148,10 +154,11 @@ class SingleFile:
 
     def index(self) -> dict[str, Any]:
         index = read_index(self.folder / "model_index.json")
-        if index["_class_name"] != self.layout.pipeline:
+        known = (self.layout.pipeline, *self.layout.also)
+        if index["_class_name"] not in known:
             raise DiffpoError(
                 f"{self.file} is {self.layout.title}, but model.config={self.name} is a {index['_class_name']}: "
-                f"name a {self.layout.pipeline}"
+                f"name a {' or a '.join(known)}"
             )
         return index
 
@@ -171,7 +178,7 @@ class SingleFile:
         self.index()
         inner, wanted = self.parts[self.component], self.config(self.component).get("in_channels")
         takes = next((self.weights[inner[name]].shape[1:2] for name in FIRST if name in inner), ())
-        if wanted and takes != (wanted,):
+        if self.layout.network is not None and wanted and takes != (wanted,):
             channels = takes[0] if takes else 0
             known = f" It is {INPUTS[channels]}." if channels in INPUTS else ""
             raise DiffpoError(
@@ -197,7 +204,8 @@ class SingleFile:
 
     def fits(self, part: str, module: torch.nn.Module) -> None:
         """DiffpoError unless ``module`` (on the meta device will do) has as many weights as the file."""
-        there = sum(math.prod(self.weights[name].shape) for name in self.parts[part].values())
+        mine = self.parts[part]
+        there = sum(math.prod(self.weights[mine[name]].shape) for name in mine if name not in self.layout.unused)
         here = sum(value.numel() for value in module.state_dict().values())
         if there != here:
             raise DiffpoError(
@@ -213,8 +221,10 @@ class SingleFile:
             if not hasattr(cls, "from_single_file"):
                 config = cls.config_class.from_pretrained(str(self.folder), subfolder=part)
                 return text_encoder(cls, config, self.layout.parts[part][0], self._state(part, dtype), dtype)
-            state = {self.parts[part][name]: value for name, value in self._state(part, dtype).items()}
-            return converted(cls, state, self.name_or_path, part, dtype)
+            state = self._state(part, dtype)
+            if self.layout.network is not None or part != self.component:  # the other converters expect no prefix
+                state = {self.parts[part][name]: value for name, value in state.items()}
+            return converted(cls, state, (self.name_or_path, part), dtype, self.layout.unused)
 
     def _state(self, part: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """The part's weights by their names in it; fp8 in ``dtype``, multiplied by its scale if it has one."""

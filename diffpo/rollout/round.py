@@ -215,7 +215,7 @@ class SelfPlayRounds(Rounds):
         indices = [self._groups[order(self.seed, len(self._groups), position)] for position in positions]
         batch = self.batches.batch(indices, positions)
         cond = {name: value[: len(indices)] for name, value in batch.cond.items()}
-        uncond = None if self.rollout.guidance == 1 else self.batches.unconditional(cond)
+        uncond = None if self.rollout.guidance == 1 else self.batches.unconditional(cond, indices)
         draws = [self._draw(number, place) for place in places]
         noise = normal(draws, batch.x_0.shape[1:]).to(self.device)
         with self._sampler() as policy:

@@ -18,6 +18,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ..common.errors import DiffpoError
+from ..common.instruction import Instruction
 from ..common.text import plain
 from ..config.reader import read
 from .chat import Chat, Reply
@@ -25,6 +26,11 @@ from .exchange import png
 from .server.protocol import NAME
 
 QUESTION = 'Does this figure show "{prompt}"? Please answer yes or no.'
+EDIT = (
+    'The second image was made from the first by the instruction "{prompt}". How well is the instruction carried out, '
+    "and how well is everything kept that it does not name? Answer with one number, from 0 (not at all) to 5 (fully)."
+)
+MARKS = {str(mark): mark / 5 for mark in range(6)}  # what the answers to it are worth
 WHICH = (
     'The first and the second image were made for the text "{prompt}". Which of them is better, if you judge how well '
     "it shows the text and how well it is made? Answer with one word: first or second."
@@ -55,6 +61,10 @@ class JudgeSettings(BaseModel):
 
     name: str = "judge"
     """Name of the number; two judges that are compared need two names."""
+
+    edits: bool = False
+    """Judge edits: the picture that the prompt is about is shown before the result. The question is then one about
+    edits, and its answers are marks from 0 to 5, worth 0 to 1, unless they are set."""
 
     question: str = QUESTION
     """What is asked of a picture; {prompt} stands for its prompt."""
@@ -105,6 +115,15 @@ class JudgeSettings(BaseModel):
             return value
         words = {True: "Yes", False: "No"}
         return {words[key] if isinstance(key, bool) else str(key): worth for key, worth in value.items()}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_edits(cls, given: Any) -> Any:
+        """The defaults of a judge of edits."""
+        if not isinstance(given, dict) or given.get("edits") is not True:
+            return given
+        asked = {"question", "answers", "numbers"} & given.keys()
+        return given if asked else {"question": EDIT, "answers": MARKS, "normalise": True} | given
 
     @model_validator(mode="after")
     def _parts_fit(self) -> JudgeSettings:
@@ -165,17 +184,34 @@ class VlmJudge:
         return cls(read(source, [], JudgeSettings))
 
     def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
-        settings = self.settings
+        settings, asked = self.settings, [[*self._before(p), image] for image, p in zip(images, prompts, strict=True)]
         if settings.numbers:
-            replies = self._ask([[image] for image in images], settings.question, prompts, settings.tokens, False)
+            replies = self._ask(asked, settings.question, prompts, settings.tokens, False)
             rows = [[_number(pattern, reply.text) for pattern in settings.numbers.values()] for reply in replies]
         else:
-            replies = self._ask([[image] for image in images], settings.question, prompts, 1, True)
+            replies = self._ask(asked, settings.question, prompts, 1, True)
             rows = [[_expected(reply, settings.worth, settings.normalise)] for reply in replies]
         values = np.array(rows, np.float64).reshape(len(images), len(self.names))
         expected = f"one of {', '.join(settings.worth)}" if not settings.numbers else "text with the numbers"
         self._count(np.isnan(values.sum(1)), replies, expected)
         return {name: values[:, number] for number, name in enumerate(self.names)}
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """DiffpoError if edits are judged and a prompt has no picture that it is about."""
+        for prompt in prompts if self.settings.edits else ():
+            self._before(prompt)
+
+    def _before(self, prompt: str) -> list[Image.Image]:
+        """The picture that is shown before the result of a prompt, of a judge of edits."""
+        if not self.settings.edits:
+            return []
+        if not isinstance(prompt, Instruction):
+            raise DiffpoError(
+                f"the judge {self.settings.name} judges edits, and no picture is known that {plain(prompt, 100)!r} is "
+                f"about: name their column with --source or data.columns.source. A judge behind `diffpo serve-scorer` "
+                f"gets none"
+            )
+        return [prompt.open()]
 
     def compare(self, images: list[Image.Image], others: list[Image.Image], prompts: list[str]) -> Comparison:
         """How probably each of n ``images`` is better than the one of ``others`` at its place, asked in both orders, so

@@ -128,13 +128,13 @@ def load_data(config: Config, family: Family, accelerator: Accelerator) -> Sourc
     if objective.on_policy and objective.rollout.labels:
         prompts = sorted({label.prompt for label in read_labels(objective.rollout.labels)})
     elif objective.on_policy and data.prompts:
-        prompts = load_prompts(data.prompts)
+        prompts = load_prompts(data.prompts, pictures=data.columns.source)
     if prompts:
         conditions = PromptConditions(prompts, data, encoders, worker)
         captions |= set(conditions.captions)
     samples = None
     if config.log.samples is not None:
-        prompts = load_prompts(config.log.samples.prompts)[: config.log.samples.n]
+        prompts = load_prompts(config.log.samples.prompts, pictures=data.columns.source)[: config.log.samples.n]
         samples = PromptConditions(prompts, data, encoders, worker)
         captions |= set(samples.captions)
     texts = sorted(captions)

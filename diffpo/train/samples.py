@@ -84,9 +84,8 @@ class Samples:
         # as the pipelines decide
         self.guidance = settings.guidance if settings.guidance > 1 and not family.guidance_is_input else 1.0
         try:
-            self.plan = build_plan(
-                family.schedule(), None, settings.steps, prediction=family.prediction, guidance=self.guidance
-            )
+            rule: dict[str, Any] = {"guidance": self.guidance, "images": True}
+            self.plan = build_plan(family.schedule(), None, settings.steps, prediction=family.prediction, **rule)
         except ValueError as error:
             raise DiffpoError(f"log.samples.steps={settings.steps}: {error}") from None
         self.scale = family.schedule().init_scale

@@ -35,7 +35,7 @@ def noised(family: Family, batches: Batches, batch: Batch, clean: bool) -> Regre
     problem = Forward(family)(batch)
     if clean:
         problem = replace(problem, x_t=batch.x_0, t=torch.zeros_like(problem.t))
-    return replace(problem, conditioning=Conditioning(batch.cond, batches.unconditional(batch.cond)))
+    return replace(problem, conditioning=Conditioning(batch.cond, batches.unconditional(batch.cond, batch.indices)))
 
 
 @torch.no_grad()

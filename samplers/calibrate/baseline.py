@@ -26,7 +26,8 @@ KEPT = 4  # one candidate in so many goes on from a round to the next
 def classical(problem: Problem, calls: int) -> list[Plan]:
     """The plans that need no fitting, of this number of calls, to sigma = 0."""
     schedule, prediction = problem.schedule, problem.prediction
-    plans = [build_plan(schedule, None, calls, prediction=prediction, guidance=problem.guidance, end="zero")]
+    options: dict = {"guidance": problem.guidance, "images": problem.images}
+    plans = [build_plan(schedule, None, calls, prediction=prediction, end="zero", **options)]
     for solver, options in CLASSICAL:
         for kind in GRIDS:
             try:

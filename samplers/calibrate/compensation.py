@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..default import default_solver
 from ..grid import Grid
 from ..plan import ANCHOR, HISTORY, ONE, Plan
 from ..solvers import find_solver
@@ -60,7 +59,7 @@ def compensated(
     """
     if base is None and options:
         raise ValueError(f"{', '.join(options)}: options belong to a solver; name it with base=")
-    rule = default_solver(calls, problem.guidance, problem.schedule, "zero")
+    rule = problem.rule(calls)
     grid = rule.grid if base is None and grid is None else grid
     grid = grid if isinstance(grid, Grid) else Grid(problem.schedule, grid)
     bases: Sequence[tuple[str | Callable[..., Plan], dict]]

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..default import default_solver
 from ..grid import Grid
 from ..plan import Plan
 from ..prediction import convert
@@ -36,7 +35,7 @@ def gits_grid(problem: Problem, calls: int, *, fine: int = 60, coefficient: floa
         raise ValueError(f"calls must be at least 1, got {calls}")
     if calls > fine:
         raise ValueError(f"the {fine} nodes of the fine grid leave no choice of {calls} calls: pass fine={2 * calls}")
-    grid = default_solver(fine, problem.guidance, problem.schedule, "zero").grid
+    grid = problem.rule(fine).grid
     plan = lms(grid or Grid(problem.schedule), fine, order=min(3, fine), space="flow")
     costs = euler_errors(plan, problem.fitting, problem.prediction)
     path = shortest_path(costs, calls + 1, coefficient)

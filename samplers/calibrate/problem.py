@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..default import Choice, are_images, default_solver
 from ..grid import Grid
 from ..plan import Plan
 from ..sample import build_plan
@@ -49,6 +50,15 @@ class Problem:
     heldout: tuple[Batch, ...]
     guidance: float = 1.0
 
+    @property
+    def images(self) -> bool:
+        """Whether the states are images to `default_solver`."""
+        return are_images(self.fitting[0].noise)
+
+    def rule(self, calls: int) -> Choice:
+        """What `default_solver` chooses here, to sigma = 0."""
+        return default_solver(calls, self.guidance, self.schedule, "zero", self.images)
+
 
 def reference(
     model: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
@@ -62,7 +72,7 @@ def reference(
     The default solver goes to the schedule's smallest noise level, and one step of DDIM from there to 0: the network is
     not defined in between, so that step is part of the problem.
     """
-    low = build_plan(schedule, None, calls - 1, prediction=prediction, end="t_end")
+    low = build_plan(schedule, None, calls - 1, prediction=prediction, end="t_end", images=are_images(noise))
     last = Grid(schedule, times=[schedule.t_min], end="zero")
     with torch.no_grad():
         return build_plan(schedule, "ddim", 1, last, prediction).run(model, low.run(model, noise))

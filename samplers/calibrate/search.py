@@ -14,7 +14,6 @@ from itertools import product
 
 import numpy as np
 
-from ..default import default_solver
 from ..grid import Grid
 from ..plan import Plan
 from ..schedule import Schedule
@@ -133,8 +132,7 @@ class _Tally:
 def beginnings(problem: Problem, calls: int) -> list[Candidate]:
     """Classical solvers on the default rule's grid and on two usual ones: the first generation."""
     schedule = problem.schedule
-    rule = default_solver(calls, problem.guidance, schedule, "zero").grid or Grid(schedule)
-    grids = [rule, Grid(schedule), Grid(schedule, "time")]
+    grids = [problem.rule(calls).grid or Grid(schedule), Grid(schedule), Grid(schedule, "time")]
     found = []
     for grid in grids:
         levels = tuple(_level(schedule, t) for t in grid.nodes(calls).t[:-1])

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from ..default import default_solver
 from ..grid import Grid
 from ..plan import Plan
 from ..solvers.v3 import dpm_solver_v3
@@ -54,8 +53,7 @@ def v3(
 def candidates(problem: Problem, calls: int) -> Iterator[tuple[Grid, dict]]:
     """What `v3` tries: nodes, and options of dpm_solver_v3."""
     schedule = problem.schedule
-    rule = default_solver(calls, problem.guidance, schedule, "zero").grid
-    grids = [rule if rule is not None else Grid(schedule), Grid(schedule, "quadratic")]
+    grids = [problem.rule(calls).grid or Grid(schedule), Grid(schedule, "quadratic")]
     if np.isfinite(schedule.lam(schedule.t_max)):
         grids.append(Grid(schedule, "logsnr"))
     for grid in grids:

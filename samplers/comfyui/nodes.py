@@ -88,7 +88,8 @@ class PlanNode:
     def plan(self, model, solver: str, options: str, grid: str, calls: int, guidance: float):
         sampling = model.get_model_object("model_sampling")
         name, kind = (None if given == DEFAULT else given for given in (solver, grid))
-        plan = build_plan(schedule_of(sampling), name, calls, kind, "sample", guidance=guidance, **_options(options))
+        own: dict = {"guidance": guidance, "images": True, **_options(options)}
+        plan = build_plan(schedule_of(sampling), name, calls, kind, "sample", **own)
         return _sampler(by_plan, plan=plan), levels_of(plan, is_flow(sampling))
 
 

@@ -71,8 +71,8 @@ def sigmas_of(sampling, kind: str, steps: int, guidance: float = 1.0, denoise: f
         return torch.empty(0)
     total = steps if denoise >= 1.0 else int(steps / denoise)
     schedule = schedule_of(sampling)
-    grid = default_solver(total, guidance, schedule, end="zero").grid if kind == DEFAULT else Grid(schedule, kind)
-    nodes = (grid or Grid(schedule)).nodes(total)
+    rule = default_solver(total, guidance, schedule, "zero", images=True).grid if kind == DEFAULT else None
+    nodes = (rule or Grid(schedule, None if kind == DEFAULT else kind)).nodes(total)
     levels = nodes.sigma if is_flow(sampling) else nodes.sigma / nodes.alpha
     return torch.tensor(levels[-(steps + 1) :], dtype=torch.float32)
 
@@ -88,7 +88,7 @@ def plan_on(schedule: Schedule, sigmas, solver: str, options: dict, guidance: fl
     if solver == DEFAULT:
         if options:
             raise ValueError(f"{', '.join(options)}: options belong to a solver; choose one in place of 'default'")
-        return build_plan(schedule, None, grid=grid, prediction="sample", guidance=guidance)
+        return build_plan(schedule, None, grid=grid, prediction="sample", guidance=guidance, images=True)
     return build_plan(schedule, solver, grid=grid, prediction="sample", **options)
 
 

@@ -70,7 +70,8 @@ def uncalibrated(world: World, calls: int, families: list[str] | None = None) ->
 
 def _ours(world: World, calls: int) -> list[Candidate]:
     common = {"prediction": world.prediction}
-    rule = build_plan(world.schedule, None, calls, guidance=world.guidance, end="zero", **common)
+    own = {"guidance": world.guidance, "images": world.images}
+    rule = build_plan(world.schedule, None, calls, end="zero", **own, **common)
     found = [Candidate.of(RULE, rule.name, rule)]
     for (solver, options), grid in product(CLASSICAL, GRIDS):
         family = " ".join(["samplers", solver, *map(str, options.values())])

@@ -60,6 +60,8 @@ class World:
         tally: of all its model calls.
     """
 
+    images = False  # whether states are latents of images, to the default rule
+
     def __init__(self, model: str, guidance: float, options: Options):
         self.model_name, self.guidance, self.options, self.tally = model, guidance, options, Tally()
         self.name = model if options.lora is None else f"{model} + {lora_name(options.lora)}"
@@ -126,6 +128,8 @@ class _MixturePart(problems.Problem):
 
 class Embedded(World):
     """A pipeline of assets/, with a LoRA if one is given."""
+
+    images = True
 
     def __init__(self, model: str, guidance: float, options: Options):
         super().__init__(model, guidance, options)

@@ -7,7 +7,7 @@ from functools import partial
 from itertools import product
 
 from samplers import Grid
-from samplers.default import default_solver
+from samplers.default import are_images, default_solver
 from samplers.solvers import SOLVERS
 
 TARGETS = ({"target": "sample"}, {"target": "epsilon"})
@@ -43,7 +43,7 @@ def _run(name: str, options: dict, kind: str, end: str, problem, calls: int):
 
 
 def rule(problem, calls: int):
-    """What `default_solver` chooses, from the number of calls, the guidance scale and the schedule alone."""
-    choice = default_solver(calls, problem.guidance, problem.schedule)
+    """What `default_solver` chooses, from calls, guidance, schedule, and whether the states are images."""
+    choice = default_solver(calls, problem.guidance, problem.schedule, images=are_images(problem.z))
     plan = choice.solver(choice.grid, calls, **choice.options)
     return plan.run(problem.model, problem.z, prediction=problem.prediction, check_finite=False), choice.grid.end

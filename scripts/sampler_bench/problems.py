@@ -31,6 +31,21 @@ def random_mixture(d: int, components: int, seed: int, anisotropic: bool = False
     return GaussianMixture(weights, means, stds, np.arange(components) % 2)
 
 
+def image_mixture(side: int, components: int, seed: int, inner: float = 0.3) -> GaussianMixture:
+    """Pictures of side x side pixels as vectors of their Fourier modes: amplitudes fall as 1 / frequency, as in photos.
+
+    The pixels' mean square is 1. A component is a mean picture, with the share inner^2 of the power around it; two
+    classes.
+    """
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(*np.meshgrid(np.arange(side), np.arange(side)))
+    amplitude = 1.0 / np.maximum(frequency, 0.5).ravel()
+    amplitude /= np.sqrt((amplitude**2).mean())
+    means = rng.standard_normal((components, side * side)) * amplitude * np.sqrt(1.0 - inner**2)
+    stds = amplitude * inner * np.exp(rng.uniform(-0.3, 0.3, (components, side * side)))
+    return GaussianMixture(rng.dirichlet(np.full(components, 4.0)), means, stds, np.arange(components) % 2)
+
+
 GMM2A = {
     "weights": [0.268523, 0.513624, 0.217853],
     "means": [[-0.859159, -0.740452], [0.896657, 0.243767], [-0.262014, 0.02278]],

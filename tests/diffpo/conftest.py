@@ -96,6 +96,25 @@ def tiny_folder(tmp_path_factory, tiny_sd, tiny_sdxl):
     return get
 
 
+@pytest.fixture(scope="session")
+def editor(tmp_path_factory):
+    """editor(name): the tiny pipeline of a model that edits pictures, made once."""
+    import tiny_flows
+    from tiny_transformers import make_kontext
+
+    make = {"kontext": make_kontext, "flux2_klein": tiny_flows.make_flux2_klein}
+    make |= {"qwen_edit": tiny_flows.make_qwen_image_edit, "qwen_edit_plus": tiny_flows.make_qwen_image_edit_plus}
+    make["longcat_edit"] = tiny_flows.make_longcat_edit
+    made = {}
+
+    def get(name):
+        if name not in made:
+            made[name] = make[name](tmp_path_factory.mktemp("editors") / name)
+        return made[name]
+
+    return get
+
+
 @pytest.fixture
 def trained(tiny_folder, tmp_path):
     """trained(name, ...): the folder of a run whose LoRA is not zero, and the network with it."""

@@ -168,7 +168,7 @@ def test_default_is_the_rule():
     for guidance in (1.0, 7.5):
         scheduler = SolverScheduler(**SD, guidance=guidance)
         scheduler.set_timesteps(8)
-        rule = samplers.default_solver(8, guidance, scheduler.schedule, end="zero")
+        rule = samplers.default_solver(8, guidance, scheduler.schedule, end="zero", images=True)
         expected = samplers.build_plan(scheduler.schedule, rule.solver, 8, rule.grid, **rule.options)
         assert (scheduler.plan.rows == expected.rows).all()
         np.testing.assert_array_equal(scheduler.plan.label, expected.label)

@@ -6,6 +6,7 @@ import sys
 from dataclasses import asdict, replace
 
 import pytest
+import tiny_transformers
 
 import samplers
 from diffpo import cli
@@ -187,9 +188,17 @@ def test_without_a_name_the_solver_is_the_default_rules(tiny_sdxl, calls, guidan
     pipe = generate.load(Generation(tiny_sdxl, steps=calls, guidance=guidance, device="cpu"))
     pipe.scheduler.set_timesteps(calls)
     schedule = pipe.scheduler.schedule
-    expected = samplers.build_plan(schedule, None, calls, guidance=guidance, end="zero")
+    expected = samplers.build_plan(schedule, None, calls, guidance=guidance, images=True, end="zero")
     assert pipe.scheduler.plan.t == pytest.approx(expected.t)
     assert pipe.scheduler.plan.name == expected.name
     named = generate.load(Generation(tiny_sdxl, steps=calls, guidance=guidance, solver="dpmpp", device="cpu"))
     named.scheduler.set_timesteps(calls)
     assert named.scheduler.plan.name != expected.name
+
+
+def test_a_scale_that_is_an_input_is_no_guidance_to_the_rule(tmp_path):
+    """FLUX gets the scale as an input and is called once, so its solver is that of guidance 1."""
+    pipe = generate.load(
+        Generation(tiny_transformers.make_flux(tmp_path / "flux"), steps=6, guidance=5.0, device="cpu")
+    )
+    assert pipe.scheduler.config.guidance == 1.0

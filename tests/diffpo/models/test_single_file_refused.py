@@ -28,8 +28,15 @@ REFUSED = {
     "diffusers": (names_of("down_blocks.0.resnets.0.conv1.weight"), "alone, with diffusers' names.*folder"),
     "controlnet": (names_of(UNET, "control_model.time_embed.0.weight"), "a ControlNet"),
     "refiner": (names_of(UNET, "conditioner.embedders.0.model.ln_final.weight"), "SDXL's refiner"),
-    "flux2": (names_of("double_blocks.0.img_attn.qkv.weight", "single_stream_modulation.lin.weight"), "FLUX.2"),
-    "chroma": (names_of("double_blocks.0.img_attn.qkv.weight", "distilled_guidance_layer.in_proj.bias"), "Chroma"),
+    "flux2": (
+        names_of("double_blocks.0.img_attn.qkv.weight", "single_stream_modulation.lin.weight"),
+        "FLUX.2.*set model.config",
+    ),
+    "chroma": (
+        names_of("double_blocks.0.img_attn.qkv.weight", "distilled_guidance_layer.in_proj.bias"),
+        "Chroma.*set model.config",
+    ),
+    "lumina": (names_of("cap_embedder.1.weight", "noise_refiner.0.attention.qkv.weight"), "Lumina-Image 2.0"),
     "nf4": (names_of("double_blocks.0.img_attn.qkv.weight.absmax"), "quantised to few bits.*nf4"),
     "upscaler": (names_of("conv_first.weight", "body.0.rdb1.conv1.weight"), r"2 weights"),
     "empty": ({}, r"\(0 weights\)"),

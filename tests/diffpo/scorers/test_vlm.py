@@ -15,6 +15,7 @@ from PIL import Image
 
 from diffpo import scorers
 from diffpo.common.errors import DiffpoError
+from diffpo.common.instruction import Instruction
 from diffpo.scorers import chat
 from diffpo.scorers.vlm import JudgeSettings, VlmJudge
 
@@ -114,6 +115,29 @@ def test_marks_are_weighted_by_their_probabilities():
         raw = judge(url, answers=marks).score([grey(0)], ["x"])["judge"]
         mean = judge(url, answers=marks, normalise=True, name="mark").score([grey(0)], ["x"])["mark"]
     assert raw == pytest.approx([0.5 * 4 + 0.25 * 5 + 0.05 * 3]) and mean == pytest.approx(raw / 0.8)
+
+
+def test_edits_are_judged_beside_the_picture_that_they_are_of(tmp_path):
+    """Source first, then the result; marks from 0 to 5 by their probabilities, as a share: (2 x 0.3 + 5 x 0.6)/(5 x
+    0.9)."""
+    grey(51).save(tmp_path / "before.png")
+    prompt = Instruction("brighter", tmp_path / "before.png")
+
+    def marks(request, _):
+        assert shown(request) == pytest.approx([0.2, 0.8])
+        return 200, {}, reply({"5": 0.6, " 2": 0.3, "very": 0.1})
+
+    with serving(marks) as (url, requests):
+        scorer = judge(url, edits=True)
+        scorer.check_prompts([prompt])
+        found = scorer.score([grey(204)], [prompt])
+        asked = requests[0][2]["messages"][0]["content"][-1]["text"]
+        assert '"brighter"' in asked and "from 0" in asked
+        own = judge(url, edits=True, question="Better?", answers={"5": 1.0}).score([grey(204)], [prompt])
+        with pytest.raises(DiffpoError, match=r"'brighter'.*--source"):
+            scorer.score([grey(204)], ["brighter"])
+    assert found["judge"] == pytest.approx([(2 * 0.3 + 5 * 0.6) / (5 * 0.9)])
+    assert own["judge"] == pytest.approx([0.6])
 
 
 def test_yaml_reads_yes_as_a_truth_value_and_the_answers_do_not():
