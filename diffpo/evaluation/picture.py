@@ -90,7 +90,10 @@ def grid_png(evaluation: Evaluation, columns: int = 8, cell: int = 160) -> bytes
 
 
 def _source(item: Item, cell: int) -> Image.Image | None:
-    return fit(item.prompt.open(), cell) if isinstance(item.prompt, Instruction) else None
+    try:
+        return fit(item.prompt.open(), cell) if isinstance(item.prompt, Instruction) else None
+    except DiffpoError:  # a gap, in the report too
+        return None
 
 
 def _opened(item: Item, arm: str, cell: int) -> Image.Image | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..common.instruction import key_of
 from ..common.text import plain
 from . import charts, people, report_curves, report_pictures, report_tables
 from .table import SHOWN, diversity_text, title
@@ -32,7 +33,8 @@ def html(evaluation: Evaluation, manifest: list[dict], metrics: list[dict]) -> s
     pages.filters |= {"plain": _plain}
     folder = files(__package__) / "templates"
     script, style = ((folder / name).read_text("utf-8") for name in ("report.js", "report.css"))
-    thumbnails = report_pictures.Thumbnails(sum(len(item.pictures) for item in evaluation.items))
+    edited = {item.index for item in evaluation.items if key_of(item.prompt)}
+    thumbnails = report_pictures.Thumbnails(sum(len(item.pictures) for item in evaluation.items) + len(edited))
     arms, settings = report_tables.settings(manifest)
     return pages.get_template("report.html").render(
         e=evaluation,
@@ -44,6 +46,7 @@ def html(evaluation: Evaluation, manifest: list[dict], metrics: list[dict]) -> s
         checkpoints=Markup(report_curves.over_checkpoints(evaluation, manifest)),  # noqa: S704, escaped there
         calls=Markup(report_curves.over_calls(evaluation, manifest)),  # noqa: S704, escaped there
         training=Markup(charts.curves(metrics)),  # noqa: S704, escaped there
+        edits=bool(edited),
         denoising=report_pictures.denoising(evaluation, thumbnails),
         settings_of=arms,
         settings=settings,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -11,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
+from PIL import Image
 
 from ..common.errors import DiffpoError
+from ..common.instruction import Instruction
 from ..common.text import plain
 from . import charts, paths
 from .manifest import open_image
 from .picture import fit
+from .sources import shown_at
 from .table import SHOWN
 
 if TYPE_CHECKING:
@@ -37,7 +41,7 @@ class Thumbnails:
     """Turns files into data URIs. ``count``: how many there will be, which share the budget."""
 
     count: int
-    _made: dict[tuple[Path, int], str | None] = field(default_factory=dict)
+    _made: dict[tuple[Path | str, Any], str | None] = field(default_factory=dict)
 
     @property
     def side(self) -> int:
@@ -48,20 +52,42 @@ class Thumbnails:
         """None if there is no picture, or one that cannot be read; the scorers counted it."""
         if path is None:
             return None
-        key = path, side or self.side
+        side = side or self.side
+        return self._kept((path, side), lambda: open_image(path), side)
+
+    def source(self, item: Item) -> str | None:
+        """The picture that the item's prompt is about, cut to the shape of the results, so that both can be laid over
+        each other. None if there is none, or one that cannot be read."""
+        prompt = item.prompt
+        if not isinstance(prompt, Instruction):
+            return None
+
+        def opened() -> Image.Image:
+            size = next((size for path in item.pictures.values() if (size := _size(path))), None)
+            return shown_at(prompt, size) if size else prompt.open()
+
+        return self._kept((prompt.key, item.index), opened, self.side)  # the results of a prompt have one size
+
+    def _kept(self, key: tuple[Path | str, Any], opened: Callable[[], Image.Image], side: int) -> str | None:
         if key not in self._made:
             try:
-                self._made[key] = data_uri(*key, BUDGET // max(1, self.count))
+                self._made[key] = data_uri(opened(), side, BUDGET // max(1, self.count))
             except DiffpoError:
                 self._made[key] = None
         return self._made[key]
 
 
-def data_uri(path: Path, side: int = SMALL, most: int = BUDGET) -> str:
+def _size(path: Path) -> tuple[int, int] | None:
+    try:
+        return open_image(path).size
+    except DiffpoError:
+        return None
+
+
+def data_uri(image: Image.Image, side: int = SMALL, most: int = BUDGET) -> str:
     """The picture as it is in PNG, if it is at most `SMALL` and takes at most ``most`` bytes; else a JPEG of at most
-    ``side`` and ``most`` bytes. What does not fit with quality 50 is made smaller, down to `LEAST` pixels. DiffpoError
-    if it cannot be read."""
-    image, buffer = open_image(path), BytesIO()
+    ``side`` and ``most`` bytes. What does not fit with quality 50 is made smaller, down to `LEAST` pixels."""
+    buffer = BytesIO()
     if max(image.size) <= SMALL:
         image.save(buffer, "PNG", optimize=True)
         if buffer.tell() <= most:
@@ -85,19 +111,26 @@ def _as_uri(kind: str, buffer: BytesIO) -> str:
 def data(evaluation: Evaluation, thumbnails: Thumbnails) -> Markup:
     """Everything that the page's script shows, as JSON that can stand in a <script> element."""
     names = list(dict.fromkeys(row.scorer for row in evaluation.rows))
+    sources = [thumbnails.source(item) for item in evaluation.items]
+    once: dict[str, int] = {}  # many items share one
+    for source in filter(None, sources):
+        once.setdefault(source, len(once))
     found = {
         "arms": list(evaluation.arms),
         "scores": [plain(name, 100) for name in names],
         "primary": names.index(evaluation.primary),
+        "edits": any(isinstance(item.prompt, Instruction) for item in evaluation.items),
+        "sources": [*once],
         "items": [
             {
                 "index": item.index,
                 "seed": item.seed,
                 "prompt": plain(item.prompt, SHOWN),
+                "source": once.get(source or ""),
                 "pictures": [thumbnails.uri(item.pictures.get(arm)) for arm in evaluation.arms],
                 "values": [[_number(evaluation.scores[name], arm, k) for arm in evaluation.arms] for name in names],
             }
-            for k, item in enumerate(evaluation.items)
+            for k, (item, source) in enumerate(zip(evaluation.items, sources, strict=True))
         ],
     }
     return Markup(script_safe(found))  # noqa: S704, escaped there
@@ -142,7 +175,8 @@ def _card(evaluation: Evaluation, thumbnails: Thumbnails, difference: float, k: 
         for arm, path in item.pictures.items()
     ]
     colour = charts.TUNED if difference > 0 else charts.WORSE if difference < 0 else charts.QUIET
-    return {"figures": figures, "colour": colour, "difference": difference, "item": item}
+    source = thumbnails.source(item)
+    return {"figures": figures, "colour": colour, "difference": difference, "item": item, "source": source}
 
 
 def denoising(evaluation: Evaluation, thumbnails: Thumbnails) -> list[dict[str, Any]]:

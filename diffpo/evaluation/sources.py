@@ -63,10 +63,8 @@ def require(pipe: Any, model: Model, rows: Sequence[Mapping[str, Any]]) -> None:
 def shown_at(prompt: Instruction, size: tuple[int, int]) -> Image.Image:
     """The picture that is edited into one of that size (width, height): resized, and cut at the middle, as in
     training."""
-    import torch
-
-    from ..data.transforms import shown, views
+    from ..data.transforms import centred, shown
 
     picture = prompt.open()
-    (seen,) = views([picture.size], size, "center", False, torch.Generator())
+    (seen,) = centred([picture.size], size)
     return shown(picture, seen)

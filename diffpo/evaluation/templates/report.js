@@ -4,6 +4,9 @@
   const $ = (id) => document.getElementById(id);
   const data = JSON.parse($("data").textContent);
   const {arms, scores, items} = data;
+  const SOURCE = data.edits ? arms.length : -1;  // the place of the pictures that are edited, behind those of the arms
+  const names = data.edits ? [...arms, "source"] : arms;
+  if (data.edits) items.forEach((item) => item.pictures.push(item.source === null ? null : data.sources[item.source]));
   const CHUNK = 24;  // cards that are added at a time, when the end of the grid comes into view
 
   const element = (name, options = {}, ...children) => {
@@ -13,6 +16,7 @@
   };
   const fill = (select, names) => names.forEach((name, k) => select.append(element("option", {value: k, textContent: name})));
   const number = (value, digits = 3) => (value === null ? "no score" : value.toFixed(digits));
+  const scored = (item, score, k) => (k === SOURCE ? "" : " " + number(item.values[score][k]));
   const signed = (value) => (value === null ? "no score" : (value < 0 ? "" : "+") + value.toFixed(3));
   const difference = (item, score, arm) => {
     const [first, own] = [item.values[score][0], item.values[score][arm]];
@@ -28,7 +32,10 @@
 
   let order = [];  // the items that are shown
   let shown = 0;  // how many of them have a card
-  const columns = () => ($("two") && $("two").checked ? [0, Number($("arm").value)] : arms.map((_, k) => k));
+  const columns = () => [
+    ...(data.edits ? [SOURCE] : []),
+    ...($("two") && $("two").checked ? [0, Number($("arm").value)] : arms.map((_, k) => k)),
+  ];
 
   const sorted = () => {
     const [score, arm, kind] = [Number($("score").value), Number($("arm").value), $("order").value];
@@ -48,12 +55,12 @@
     const value = difference(item, score, arm);
     const row = element("div", {className: "row"});
     for (const k of columns()) {
-      const label = element("span", {className: "label"}, element("b", {textContent: arms[k]}), " " + number(item.values[score][k]));
+      const label = element("span", {className: "label"}, element("b", {textContent: names[k]}), scored(item, score, k));
       if (item.pictures[k] === null) {
         row.append(element("div", {}, element("span", {className: "label", textContent: "no picture"}), label));
         continue;
       }
-      const image = element("img", {src: item.pictures[k], alt: arms[k] + ": " + item.prompt, decoding: "async"});
+      const image = element("img", {src: item.pictures[k], alt: names[k] + ": " + item.prompt, decoding: "async"});
       const button = element("button", {type: "button"}, image, label);
       button.addEventListener("click", () => open(item, k, false));
       row.append(button);
@@ -93,8 +100,8 @@
   // ---- one picture, enlarged, and two under a slider
 
   const view = {item: null, arm: 0, sliding: false};
-  fill($("left"), arms);
-  fill($("right"), arms);
+  fill($("left"), names);
+  fill($("right"), names);
 
   const show = () => {
     const {item, arm, sliding} = view;
@@ -107,13 +114,15 @@
       image.hidden = k === null || item.pictures[k] === null;
       if (image.hidden) return image.removeAttribute("src");
       image.src = item.pictures[k];
-      image.alt = arms[k] + ": " + item.prompt;
+      image.alt = names[k] + ": " + item.prompt;
     };
     put($("after"), right);
     put($("before"), left);
-    const said = (k) => arms[k] + " " + number(item.values[score][k]) + (item.pictures[k] === null ? " (no picture)" : "");
+    const said = (k) => names[k] + scored(item, score, k) + (item.pictures[k] === null ? " (no picture)" : "");
     const at = "#" + item.index + ", seed " + item.seed + " (" + (order.indexOf(item) + 1) + " of " + order.length + ")";
-    $("caption").textContent = (sliding ? said(left) + " | " + said(right) : said(right)) + " by " + scores[score] + ", " + at;
+    const shownNow = sliding ? [left, right] : [right];
+    const by = shownNow.some((k) => k !== SOURCE) ? " by " + scores[score] : "";
+    $("caption").textContent = shownNow.map(said).join(" | ") + by + ", " + at;
     split();
   };
   const split = () => {
@@ -124,8 +133,8 @@
   const open = (item, arm, sliding) => {
     Object.assign(view, {item, arm, sliding});
     if (sliding) {
-      $("left").value = 0;
-      $("right").value = arm || 1;
+      $("left").value = arm === SOURCE ? SOURCE : 0;
+      $("right").value = arm === SOURCE ? $("arm").value : arm || 1;
       $("split").value = 50;
     }
     show();

@@ -181,7 +181,7 @@ def test_before_after_picture_spans_best_to_worst(tmp_path):
 
 def test_a_large_picture_is_reduced_in_the_page(tmp_path):
     Image.new("RGB", (400, 200), (10, 20, 30)).save(tmp_path / "a.png")
-    kind, data = report_pictures.data_uri(tmp_path / "a.png").split(";base64,")
+    kind, data = report_pictures.data_uri(manifest.open_image(tmp_path / "a.png")).split(";base64,")
     assert kind == "data:image/jpeg" and Image.open(BytesIO(b64decode(data))).size == (192, 96)
 
 
