@@ -28,7 +28,7 @@ def contents(groups: Groups, data: Data) -> str:
 def caption_bytes(family: Family, network: torch.nn.Module) -> int:
     """The most bytes that the embeddings of one caption take, in the run's precision. ``network`` may be on the meta
     device."""
-    _, _, cond = family.meta_inputs(network, 1, 64)
+    cond = family.meta_cond(network, 1)
     width = family.dtype.itemsize
     return sum(value.numel() * (width if value.is_floating_point() else value.itemsize) for value in cond.values())
 

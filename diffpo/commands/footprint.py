@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..config import Config, Train
+from ..config import Config, Data, Train
 from ..data.groups import Groups
 from . import disk
 
@@ -30,7 +30,7 @@ def footprint(config: Config, groups: Groups | None, say: Callable[[str], None])
     total = sum(parameter.numel() for parameter in network.parameters())
     weights = _weights(config, family, network)
     samples = members(groups) * config.train.batch_size
-    kept = activations(family, network, samples, config.data.resolution, config.train)
+    kept = activations(family, network, samples, config.data, config.train)
     how = "" if small == "full" else f", kept as {small}"
     say(f"model     {type(family).__name__}, {family.prediction}; {total:,} parameters in {str(family.dtype)[6:]}{how}")
     say(f"          {weights.numbers:,} trainable ({weights.what}, float32)")
@@ -103,7 +103,7 @@ def _amount(size: int) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
-def activations(family: Family, network: torch.nn.Module, samples: int, resolution: int, train: Train) -> int | None:
+def activations(family: Family, network: torch.nn.Module, samples: int, data: Data, train: Train) -> int | None:
     """Bytes that a backward pass needs, counted as the outputs of all layers; under gradient checkpointing, the
     outputs of the checkpointed blocks and the inside of the largest one. None if these blocks are not known. An
     estimate: kernels save less, and their work space is extra."""
@@ -136,7 +136,8 @@ def activations(family: Family, network: torch.nn.Module, samples: int, resoluti
         if leaf or name in blocks:
             hooks.append(module.register_forward_hook(note(name, leaf)))
     with torch.no_grad():
-        family.predict(network, *family.meta_inputs(network, samples, resolution))
+        batch = family.meta_inputs(network, samples, data.resolution, data.columns.source is not None)
+        family.predict(network, *batch)
     for hook in hooks:
         hook.remove()
     inside, outputs = [size for size, _ in blocks.values()], [size for _, size in blocks.values()]

@@ -117,7 +117,7 @@ def needed(config: Config, images: int) -> Need:
     family = _family(config)
     network = family.meta_network()
     weights = _weights(config, family, network)
-    kept = activations(family, network, images * config.train.batch_size, config.data.resolution, config.train)
+    kept = activations(family, network, images * config.train.batch_size, config.data, config.train)
     training = None if kept is None else _whole(weights.frozen + weights.trained + kept)
     if training is not None and (config.objective.on_policy or not config.data.cache_latents):
         _, vae, picture = encoding(family, config.data.resolution)

@@ -223,11 +223,14 @@ class Family(Encoding):
     # ---- for `diffpo check`
 
     def meta_inputs(
-        self, network: torch.nn.Module, n: int, resolution: int
+        self, network: torch.nn.Module, n: int, resolution: int, source: bool = False
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """x_t, t and cond of the right shapes on the meta device."""
-        x_t = torch.empty(n, *self.latent_shape(network, resolution), device="meta")
-        return x_t, torch.zeros(n, dtype=torch.long, device="meta"), self.meta_cond(network, n)
+        """x_t, t and cond of the right shapes on the meta device. ``source``: with the pictures that are edited, which
+        `reads_source` always has, and a family that does not edit never."""
+        x_t, cond = torch.empty(n, *self.latent_shape(network, resolution), device="meta"), self.meta_cond(network, n)
+        if self.edits and (source or self.reads_source):
+            cond["source"] = torch.empty_like(x_t)
+        return x_t, torch.zeros(n, dtype=torch.long, device="meta"), cond
 
     @abstractmethod
     def meta_cond(self, network: torch.nn.Module, n: int) -> dict[str, Tensor]:

@@ -108,12 +108,6 @@ class FluxKontext(Flux):
     pipelines = ("FluxKontextPipeline",)
     edits = True
 
-    def meta_inputs(
-        self, network: torch.nn.Module, n: int, resolution: int
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        x_t, t, cond = super().meta_inputs(network, n, resolution)
-        return x_t, t, cond | {"source": x_t}
-
     @classmethod
     def painting(
         cls, pipe: Any, prompts: list[str], negative: str | None, noise: Tensor, guidance: float

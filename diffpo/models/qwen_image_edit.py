@@ -78,12 +78,6 @@ class QwenImageEdit(QwenImage):
     def meta_cond(self, network: torch.nn.Module, n: int) -> dict[str, Tensor]:
         return texts.widest(n, self.room, network.config.joint_attention_dim)
 
-    def meta_inputs(
-        self, network: torch.nn.Module, n: int, resolution: int
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        x_t, t, cond = super().meta_inputs(network, n, resolution)
-        return x_t, t, cond | {"source": x_t}
-
     @classmethod
     @contextlib.contextmanager
     def editing(cls, pipe: Any, picture: Image.Image) -> Iterator[dict[str, Any]]:

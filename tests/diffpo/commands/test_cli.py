@@ -97,15 +97,16 @@ def test_check_prints_everything_and_then_fails_on_what_would_stop_training(tiny
 def test_gradient_checkpointing_lowers_the_estimate(tiny_sdxl):
     from diffpo import models
     from diffpo.commands.footprint import activations
-    from diffpo.config import Model, Train
+    from diffpo.config import Data, Model, Train
 
     family = models.load(Model(path=str(tiny_sdxl)))
+    data = Data(resolution=16)
     kept = [
-        activations(family, family.meta_network(), 2, 16, Train(steps=1, batch_size=1, lr=1, gradient_checkpointing=on))
+        activations(family, family.meta_network(), 2, data, Train(steps=1, batch_size=1, lr=1, gradient_checkpointing=on))
         for on in (False, True)
     ]
     assert kept[1] < kept[0]
-    assert activations(family, family.meta_network(), 4, 16, Train(steps=1, batch_size=1, lr=1)) == 2 * kept[0]
+    assert activations(family, family.meta_network(), 4, data, Train(steps=1, batch_size=1, lr=1)) == 2 * kept[0]
 
 
 def test_check_does_not_promise_what_train_would_refuse(tiny_sd, make_config, tmp_path):

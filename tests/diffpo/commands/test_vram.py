@@ -7,6 +7,7 @@ import torch
 
 from diffpo import models
 from diffpo.commands import vram
+from diffpo.commands.footprint import activations
 from diffpo.config import Model
 
 
@@ -71,3 +72,18 @@ def test_the_command_prints_it(tiny_sdxl, make_config, tmp_path):
     make_config(tiny_sdxl)
     said = CliRunner().invoke(app, ["check", str(tmp_path / "recipe.yaml"), "--vram", "12"]).output
     assert re.search(r"settings for a GPU of 12 GiB, .*\n +1\.0 GiB training, +1\.0 GiB caches +as in the config", said)
+
+
+def test_the_picture_to_edit_takes_as_many_tokens_as_the_result(editor, make_config):
+    """FLUX.2: the outputs of its layers for 16 x 16 more tokens, by hand. It also makes pictures from texts alone."""
+    made = [
+        make_config(editor("flux2_klein"), "data.resolution=64", f"data.columns.source={column}")
+        for column in ("null", "before")
+    ]
+    family = models.load(made[0].model, resolution=64)
+    alone, beside = (activations(family, family.meta_network(), 3, each.data, each.train) for each in made)
+    width, inner, channels = 32, 96, 16
+    double = 10 * width + 3 * inner  # two norms, q, k, v and their norms, output and dropout; 2 x inner, gate, output
+    single = 7 * width + 3 * inner  # a norm, q, k, v and 2 x inner at once, their norms, gate, output
+    assert beside - alone == 3 * 16 * 16 * 4 * (width + 2 * double + 2 * single + width + channels)
+    assert vram.needed(made[1], 2).training > vram.needed(made[0], 2).training

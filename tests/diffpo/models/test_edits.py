@@ -151,6 +151,9 @@ def test_what_is_computed_of_shapes_has_the_picture_to_edit(editor):
     x_t, t, cond = family.meta_inputs(network, 2, 64)
     assert cond["source"].shape == x_t.shape and cond["prompt_embeds"].shape[1] > 512
     assert family.predict(network, x_t, t, cond).shape == x_t.shape
+    kontext = models.load(Model(path=str(editor("kontext"))), resolution=16)  # which also makes pictures of texts alone
+    seen = ["source" in kontext.meta_inputs(kontext.meta_network(), 2, 16, source)[2] for source in (False, True)]
+    assert seen == [False, True]
 
 
 def test_a_source_is_of_the_images_size_and_for_models_that_edit(editor, tiny_sd, make_config, edits, tmp_path):
