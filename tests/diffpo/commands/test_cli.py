@@ -102,7 +102,9 @@ def test_gradient_checkpointing_lowers_the_estimate(tiny_sdxl):
     family = models.load(Model(path=str(tiny_sdxl)))
     data = Data(resolution=16)
     kept = [
-        activations(family, family.meta_network(), 2, data, Train(steps=1, batch_size=1, lr=1, gradient_checkpointing=on))
+        activations(
+            family, family.meta_network(), 2, data, Train(steps=1, batch_size=1, lr=1, gradient_checkpointing=on)
+        )
         for on in (False, True)
     ]
     assert kept[1] < kept[0]

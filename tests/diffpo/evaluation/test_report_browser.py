@@ -6,7 +6,7 @@ import chromium
 import numpy as np
 import pytest
 from PIL import Image
-from test_report_page import ATTACKS, evaluated, page_of
+from test_report_page import ATTACKS, edits_page, evaluated, page_of
 
 from diffpo.common.text import plain
 from diffpo.evaluation import compare, report, report_pictures
@@ -138,6 +138,28 @@ def test_the_slider_moves_by_mouse_touch_and_keys(browser, page, size, tmp_path)
     assert "#1," in browser.value("caption.textContent") and browser.value("left.value") == "2"
     browser.key("Escape")
     assert not browser.value("zoom.open")
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_edits_are_enlarged_and_laid_over_their_sources(browser, pictures, size, tmp_path):
+    Image.new("RGB", (64, 32), "yellow").save(tmp_path / "before.png")
+    (tmp_path / "page.html").write_text(edits_page(pictures, [tmp_path / "before.png"], ATTACKS[0]), "utf-8")
+    browser.open(tmp_path / "page.html", *size)
+    assert browser.value("document.documentElement.scrollWidth") == size[0]
+    choose(browser, "order", "prompt")
+    names = "[...document.querySelector('.card').querySelectorAll('b')].map(e => e.textContent).slice(0, 4)"
+    assert browser.value(names) == ["source", "base", "mine", "other"]
+    browser.click(".card button")
+    yellow, lime = (255, 255, 0), (0, 255, 0)
+    assert colour_at(browser, tmp_path, 0.5) == yellow and browser.value("caption.textContent").startswith(
+        "source, #0,"
+    )
+    for key, name in (("ArrowRight", "base"), ("ArrowLeft", "source")):
+        browser.key(key)
+        assert browser.value("caption.textContent").startswith(name)
+    browser.click("#slider")
+    assert (colour_at(browser, tmp_path, 0.45), colour_at(browser, tmp_path, 0.55)) == (yellow, lime)
+    assert browser.value("window.owned") is None
 
 
 def test_hostile_texts_run_nothing(browser, pictures, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from test_report import Tags, data_of
 
+from diffpo.common.instruction import Instruction
 from diffpo.common.text import plain
 from diffpo.evaluation import charts, compare, report, report_curves, report_pictures
 from diffpo.evaluation.generation import Generation
@@ -100,6 +101,32 @@ def test_a_picture_that_cannot_be_read_is_left_out(pictures, tmp_path):
     broken.write_bytes(b"no picture")
     page = page_of([[broken, *pictures[0][1:]], *pictures[1:]])
     assert [uri is None for uri in data_of(page)["items"][0]["pictures"]] == [True, False, False]
+
+
+def edits_page(pictures, sources, text="make it blue"):
+    """A page of edits: item k is about picture k of ``sources``, and on from the first behind the last."""
+    evaluation = evaluated(pictures)
+    prompts = [Instruction(f"{text} {k}", sources[k % len(sources)], str(k % len(sources))) for k in range(12)]
+    items = [replace(item, prompt=prompt) for item, prompt in zip(evaluation.items, prompts, strict=True)]
+    return report.html(replace(evaluation, items=items), [], [])
+
+
+def test_edits_stand_beside_what_they_are_of(pictures, tmp_path):
+    """Each source once, cut at its middle to the shape of the results; one that is gone is a gap."""
+    levels = np.random.default_rng(0).integers(0, 256, (2, 16, 32, 3), dtype=np.uint8)
+    for name, each in zip("ab", levels, strict=True):
+        Image.fromarray(each).save(tmp_path / f"{name}.png")
+    page = edits_page(pictures, [tmp_path / "a.png", tmp_path / "b.png", tmp_path / "gone.png"], ATTACKS[0])
+    tags = Tags()
+    tags.check(page)
+    data = data_of(page)
+    assert [item["source"] for item in data["items"]] == [0, 1, None] * 4
+    for uri, whole in zip(data["sources"], levels, strict=True):
+        with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as found:
+            np.testing.assert_array_equal(np.asarray(found), whole[:, 8:24])
+    static = [attributes["src"] for tag, attributes in tags.tags if tag == "img" and attributes.get("alt") == "source"]
+    assert {*static} == {*data["sources"]}
+    assert data_of(page_of(pictures))["sources"] == []
 
 
 def test_the_win_matrix_counts_pairs_and_is_antisymmetric(pictures):
