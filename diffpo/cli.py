@@ -198,6 +198,10 @@ def score(
     ] = None,
     prompt: Annotated[str | None, typer.Option(help="Column with prompts, if it has no usual name.")] = None,
     split: Annotated[str, typer.Option(help="The split, where the source has several.")] = "train",
+    before: Annotated[
+        str | None,
+        typer.Option("--source", metavar="COLUMN", help="Of a table: column of what the pictures are edits of."),
+    ] = None,
     n: Annotated[int | None, typer.Option("--n", min=1, help="Use only the first N pictures or rows.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time; it does not change the numbers.")] = 16,
     device: given.Device = None,
@@ -207,7 +211,7 @@ def score(
     from .commands.score_results import report
     from .scorers.pictures import Where
 
-    where = Where(tuple(image or ()), prompt, split, n)
+    where = Where(tuple(image or ()), prompt, split, n, before)
     found = run(ScoreRun(source, out, tuple(scorers or ()), where, batch_size, device))
     if found.rows:  # only the first of several processes has the table
         report(found)

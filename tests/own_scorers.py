@@ -43,3 +43,13 @@ class Failing:
 
     def score(self, images, prompts):
         return {"failing": [1 / 0 for _ in images]}
+
+
+class Change:
+    """How much brighter a picture is than the one that it is an edit of."""
+
+    names = ("change",)
+
+    def score(self, images, prompts):
+        pairs = zip(images, prompts, strict=True)
+        return {"change": np.array([brightness(image) - brightness(prompt.open()) for image, prompt in pairs])}

@@ -131,6 +131,11 @@ def _checked(config: Config, out: Path | None) -> Path:
             f"collect samples trajectories with noise in all steps, but objective.rollout.window is "
             f"{objective.rollout.window}; set objective.rollout.window=null"
         )
+    if config.data.columns.source or models.family_class(config.model).reads_source:
+        raise DiffpoError(
+            f"collect shows people no pictures to edit: use a model and prompts without them, not {config.model.path} "
+            f"with data.columns.source={config.data.columns.source or 'null'}. For edits, `diffpo label` takes --source"
+        )
     if config.data.prompts is None:
         raise DiffpoError("collect needs prompts: set data.prompts to a text file with one prompt per line")
     if out is not None:

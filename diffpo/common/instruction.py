@@ -11,7 +11,7 @@ from PIL import Image
 
 from .errors import DiffpoError
 from .images import ENCODED, BadRow, decode, read_file
-from .text import plain
+from .text import plain, whole
 
 
 class Instruction(str):
@@ -69,3 +69,8 @@ class Instruction(str):
 def key_of(prompt: str) -> str | None:
     """Of the picture that a prompt is about; None of a text alone."""
     return prompt.key if isinstance(prompt, Instruction) else None
+
+
+def encodable(prompt: str) -> str:
+    """The prompt with half characters replaced, still about its picture."""
+    return prompt.rewritten(whole) if isinstance(prompt, Instruction) else whole(prompt)

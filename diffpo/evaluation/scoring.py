@@ -18,10 +18,10 @@ from .. import scorers
 from ..common import processes
 from ..common.errors import DiffpoError
 from ..common.images import named, remarks
-from ..common.instruction import Instruction, key_of
+from ..common.instruction import encodable, key_of
 from ..common.names import hint
 from ..common.parts import Parts, file_key
-from ..common.text import plain, whole
+from ..common.text import plain
 from ..scorers import features
 from ..scorers.careful import Careful
 from .items import Item
@@ -224,7 +224,7 @@ class _Arm:
         there = [k for k, image in enumerate(images) if image is not None]
         rows: list[dict[str, float] | None] = [None] * len(batch)
         if there:
-            scored = self.careful.score([images[k] for k in there], [_encodable(batch[k].prompt) for k in there])
+            scored = self.careful.score([images[k] for k in there], [encodable(batch[k].prompt) for k in there])
             for position, k in enumerate(there):
                 if position in scored.failed:
                     text = f"{_short(batch[k].pictures[arm])} ({plain(scored.failed[position], 300)})"
@@ -237,10 +237,6 @@ class _Arm:
 def _asked(prompt: str) -> list[str]:
     """The prompt and, if it is about a picture, that one's hash."""
     return [prompt, *filter(None, [key_of(prompt)])]
-
-
-def _encodable(prompt: str) -> str:
-    return prompt.rewritten(whole) if isinstance(prompt, Instruction) else whole(prompt)
 
 
 def _numbers_in(kept: Any) -> dict[str, float] | None:

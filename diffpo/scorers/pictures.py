@@ -22,6 +22,7 @@ from PIL import Image
 
 from ..common.errors import DiffpoError
 from ..common.images import BadRow, ShardMember, content, decode, is_picture
+from ..common.instruction import Instruction, encodable
 from ..common.names import hint
 from ..common.text import plain, read_text, text_beside, whole
 from ..config import Data
@@ -47,6 +48,7 @@ class Where:
     Attributes:
         images: columns of the pictures; by default every column with a usual name (`IMAGES`).
         prompt: column of the prompts; by default the first with a usual name.
+        source: column of the pictures that the others are edits of. The prompts are then an `Instruction` each.
         split: of a source that has several.
         n: only the first n pictures or rows.
     """
@@ -55,6 +57,7 @@ class Where:
     prompt: str | None = None
     split: str = "train"
     n: int | None = None
+    source: str | None = None
 
     @property
     def part(self) -> bool:
@@ -94,10 +97,14 @@ def find(source: str, where: Where, quiet: bool = True) -> Pictures:
     """The pictures of ``source``. DiffpoError if it cannot be read, has no pictures, or lacks a column."""
     path = Path(source).expanduser()
     if path.is_dir() and not holds_rows(path):
-        if where.images or where.prompt:
-            raise DiffpoError(f"{source} is a folder of pictures without columns: leave out --image and --prompt")
+        if where.images or where.prompt or where.source:
+            raise DiffpoError(
+                f"{source} is a folder of pictures without columns: leave out --image, --prompt and --source"
+            )
         return _Folder(path, where.n)
     if path.is_file() and is_picture(path.name):
+        if where.source:
+            raise DiffpoError(f"{source} is one picture and has no column {where.source!r}: leave out --source")
         return _Folder(path.parent, None, [path.name])
     return _Table(source, where, quiet)
 
@@ -192,25 +199,28 @@ class _Table(Pictures):
             raise DiffpoError(str(error).replace(advice, "--split NAME")) from None
         names = list(found.rows.column_names)
         lower = {name.lower(): name for name in reversed(names)}
-        self.images = where.images or tuple(lower[name] for name in IMAGES if name in lower) or _encoded(found.rows)
+        usual = tuple(lower[name] for name in IMAGES if name in lower) or _encoded(found.rows)
+        self.images = where.images or tuple(name for name in usual if name != where.source)
+        self.sources = (where.source,) if where.source else ()
         self.prompts = (where.prompt,) if where.prompt else tuple(lower[name] for name in NAMES if name in lower)
         if not isinstance(found.rows, Shards):
             self.prompts = self.prompts[:1]  # samples of shards may differ in their fields, rows of a table do not
         there = plain(", ".join(names), 1000)
-        for name in (*self.images, *self.prompts):
+        for name in (*self.images, *self.prompts, *self.sources):
             if name not in names:
                 raise DiffpoError(f"{source} has no column {name!r}: {hint(name, names)}")
         if not self.images:
             raise DiffpoError(f"{source} has no column of pictures among {there}; name it with --image NAME")
         self.has_prompts = bool(self.prompts)
         self.lacking = f"{source} has the columns {there}: name that of the prompts with --prompt NAME"
-        used = list(dict.fromkeys([*self.images, *self.prompts]))
+        used = list(dict.fromkeys([*self.images, *self.prompts, *self.sources]))
         self.rows, self.roots = found.rows.select_columns(used), found.roots
         path = Path(source).expanduser()
         self.name = path.name if path.exists() else source
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
-        # a change of any file of rows, or another choice of the prompts, makes all pictures new
-        self.state = _digest(where.split, *self.prompts, *(_stat(each) for each in files if not is_picture(each.name)))
+        # a change of any file of rows, or another choice of prompts or sources, makes all pictures new
+        read = (*self.prompts, *(f"source {name}" for name in self.sources))
+        self.state = _digest(where.split, *read, *(_stat(each) for each in files if not is_picture(each.name)))
 
     def __len__(self) -> int:
         return len(self.rows) * len(self.images)
@@ -227,21 +237,32 @@ class _Table(Pictures):
     def read(self, item: Listed) -> tuple[Image.Image, str | None]:
         row, column = item.place
         values = self.rows[row]
-        cell = values[column]
+        image = decode(self._content(values[column]))
+        prompt = next((values[name] for name in self.prompts if values[name] not in (None, "")), None)
+        if prompt is not None and not isinstance(prompt, str):
+            raise BadRow("the prompt is not text", repr(prompt)[:100])
+        text = prompt.strip() or None if prompt else None
+        for name in self.sources if text else ():
+            try:
+                before = self._content(values[name])
+                decode(before)
+            except BadRow as problem:
+                raise BadRow(f"the picture to edit cannot be read ({problem.reason})", problem.detail) from None
+            return image, Instruction(text, before)
+        return image, text
+
+    def _content(self, cell: Any) -> bytes:
+        """The encoded picture of a cell."""
         if isinstance(cell, list):
             if len(cell) != 1:
                 raise BadRow("not one picture but a list in one cell", f"{len(cell)} pictures")
             cell = cell[0]
         try:
-            image = decode(content(cell, self.roots))
+            return content(cell, self.roots)
         except BadRow as problem:
             if problem.reason != OUTSIDE:
                 raise
             raise BadRow(OUTSIDE, f"{plain(cell, 100)}: put table and pictures into one folder") from None
-        prompt = next((values[name] for name in self.prompts if values[name] not in (None, "")), None)
-        if prompt is not None and not isinstance(prompt, str):
-            raise BadRow("the prompt is not text", repr(prompt)[:100])
-        return image, prompt.strip() or None if prompt else None
 
 
 def _encoded(rows: Any) -> tuple[str, ...]:
@@ -275,4 +296,4 @@ def _digest(*parts: object) -> str:
 
 def texts(prompts: Sequence[str | None]) -> list[str]:
     """Prompts as scorers take them: none is empty, and half characters are replaced."""
-    return [whole(prompt or "") for prompt in prompts]
+    return [encodable(prompt or "") for prompt in prompts]

@@ -72,10 +72,14 @@ def test_collect_writes_what_people_judge_and_training_reads_it(make_config, tin
         collect(config)
 
 
-def test_collect_refuses_what_it_cannot_do(make_config, tiny_sd, tmp_path):
+def test_collect_refuses_what_it_cannot_do(make_config, tiny_sd, editor, tmp_path):
     config = collected(make_config, tiny_sd, tmp_path / "f", "data.prompts=null")
     with pytest.raises(DiffpoError, match=r"data\.prompts"):
         collect(config)
+    with pytest.raises(DiffpoError, match=r"data\.columns\.source=before.*`diffpo label`"):
+        collect(collected(make_config, editor("kontext"), tmp_path / "f", "data.columns.source=before"))
+    with pytest.raises(DiffpoError, match=r"qwen_edit with data\.columns\.source=null.*`diffpo label`"):
+        collect(collected(make_config, editor("qwen_edit"), tmp_path / "f"))
     with pytest.raises(DiffpoError, match=r"source forward.*d3po"):
         collect(make_config(tiny_sd))
     with pytest.raises(DiffpoError, match=r"objective\.rollout\.window=null"):  # labels would count steps without noise

@@ -133,6 +133,25 @@ def test_a_table_with_two_pictures_in_a_row(tmp_path):
         scored(tmp_path / "pairs.parquet", tmp_path / "third", where=Where(images=("jpg",)))
 
 
+def test_scorers_of_edits_are_given_the_source_of_their_row(folder, tmp_path):
+    """Brightness minus the source's: of another row's source it would differ. A source that is missing is counted."""
+    levels = [(30, 10), (90, 40), (50, 50), (60, None)]
+    rows = {"image": [encoded(after) for after, _ in levels], "prompt": ["brighter"] * 4}
+    rows["before"] = [before and encoded(before) for _, before in levels]
+    pq.write_table(pa.table(rows), tmp_path / "edits.parquet")
+    found = scored(tmp_path / "edits.parquet", tmp_path / "out", "own_scorers:Change", where=Where(source="before"))
+    expected = {f"edits.parquet:{k}:image": ("brighter", change) for k, change in enumerate((20.0, 50.0, 0.0))}
+    assert values(found, "change") == expected and [*found.unreadable] == ["edits.parquet:3:image"]
+    pq.write_table(
+        pa.table({"after": rows["image"][:3]} | {k: rows[k][:3] for k in ("prompt", "before")}), tmp_path / "b.parquet"
+    )
+    found = scored(tmp_path / "b.parquet", tmp_path / "b", "own_scorers:Change", where=Where(source="before"))
+    assert [key for key, _ in values(found, "change").items()] == [f"b.parquet:{k}:after" for k in range(3)]
+    for source, said in ((folder, "--source"), (folder / "3.png", "--source"), (tmp_path / "b.parquet", "'befor'")):
+        with pytest.raises(DiffpoError, match=said):
+            scored(source, tmp_path / "c", where=Where(source="befor"))
+
+
 def test_webdataset_shards(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         for name, content in {
