@@ -201,25 +201,26 @@ class _Table(Pictures):
         lower = {name.lower(): name for name in reversed(names)}
         usual = tuple(lower[name] for name in IMAGES if name in lower) or _encoded(found.rows)
         self.images = where.images or tuple(name for name in usual if name != where.source)
-        self.sources = (where.source,) if where.source else ()
+        self.source = where.source
+        sources = (where.source,) if where.source else ()
         self.prompts = (where.prompt,) if where.prompt else tuple(lower[name] for name in NAMES if name in lower)
         if not isinstance(found.rows, Shards):
             self.prompts = self.prompts[:1]  # samples of shards may differ in their fields, rows of a table do not
         there = plain(", ".join(names), 1000)
-        for name in (*self.images, *self.prompts, *self.sources):
+        for name in (*self.images, *self.prompts, *sources):
             if name not in names:
                 raise DiffpoError(f"{source} has no column {name!r}: {hint(name, names)}")
         if not self.images:
             raise DiffpoError(f"{source} has no column of pictures among {there}; name it with --image NAME")
         self.has_prompts = bool(self.prompts)
         self.lacking = f"{source} has the columns {there}: name that of the prompts with --prompt NAME"
-        used = list(dict.fromkeys([*self.images, *self.prompts, *self.sources]))
+        used = list(dict.fromkeys([*self.images, *self.prompts, *sources]))
         self.rows, self.roots = found.rows.select_columns(used), found.roots
         path = Path(source).expanduser()
         self.name = path.name if path.exists() else source
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
         # a change of any file of rows, or another choice of prompts or sources, makes all pictures new
-        read = (*self.prompts, *(f"source {name}" for name in self.sources))
+        read = (*self.prompts, *(f"source {name}" for name in sources))
         self.state = _digest(where.split, *read, *(_stat(each) for each in files if not is_picture(each.name)))
 
     def __len__(self) -> int:
@@ -242,14 +243,14 @@ class _Table(Pictures):
         if prompt is not None and not isinstance(prompt, str):
             raise BadRow("the prompt is not text", repr(prompt)[:100])
         text = prompt.strip() or None if prompt else None
-        for name in self.sources if text else ():
-            try:
-                before = self._content(values[name])
-                decode(before)
-            except BadRow as problem:
-                raise BadRow(f"the picture to edit cannot be read ({problem.reason})", problem.detail) from None
-            return image, Instruction(text, before)
-        return image, text
+        if text is None or self.source is None:
+            return image, text
+        try:
+            before = self._content(values[self.source])
+            decode(before)
+        except BadRow as problem:
+            raise BadRow(f"the picture to edit cannot be read ({problem.reason})", problem.detail) from None
+        return image, Instruction(text, before)
 
     def _content(self, cell: Any) -> bytes:
         """The encoded picture of a cell."""
