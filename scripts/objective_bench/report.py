@@ -26,8 +26,8 @@ REGIMES = {
         "The pictures of 350 captions are by other models: guidance 1 and 7, the distilled tiny-turbo, and tiny-dit. "
         "Diffusion-DPO and Diffusion-KTO gain as with the model's own samples, and improve following with every seed. "
         "MaPO, whose paper claims pairs that are foreign to the model, loses with every seed: not reproduced. InPO "
-        "loses too: its errors fall for the chosen and the rejected pictures alike, so it imitates both. Methods that "
-        "sample do not read these pairs, so they are not listed.",
+        "gains with none: its errors fall for the chosen and the rejected pictures alike, so it imitates both. Methods "
+        "that sample do not read these pairs, so they are not listed.",
     ),
     "real": (
         "Real pictures",
@@ -227,7 +227,7 @@ What these sentences rest on:
 - **InPO**: in the comparison's settings, with 10 inversion steps, 100 updates (30,369 calls) reach 61.7% [51.3%, 75.2%]
   on seeds 0, 1 and 2, so each is better than the base. With a falling learning rate of 5e-4, 5 inversion steps give
   52.0% on seed 100, and 3 give 49.6%. At 1e-3, 5 steps give 63.3%, but 52.9% [48.6%, 57.2%] on seed 0. On other
-  models' pictures it loses: {foreign}.
+  models' pictures it does not gain: {foreign}.
 - **Policy gradients** were tried with one setting each, on seed 100: `dance_grpo` with noise in one step 51.2% [45.1%,
   57.2%], `awm` 57.0% [50.9%, 63.0%]. So `awm`, which noises finished samples, beats the base on the one seed that was
   tried. Of this family only `diffusion_nft`, of an earlier preset, was measured on three seeds (in the table above).
