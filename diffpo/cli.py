@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from .common.errors import DiffpoError
+from .common.postponed import postpone
 from .common.text import plain
-from .common.threads import set_waiting
+from .common.threads import keep_freed_memory, set_waiting
 from .evaluation.generation import Generation
 
 INTERRUPTED = "\ninterrupted; run the same command again to continue from what is finished"
@@ -25,6 +26,8 @@ except KeyboardInterrupt:
     sys.exit(130)
 
 set_waiting()
+keep_freed_memory()
+postpone()
 app = typer.Typer(
     help="Align image diffusion models with preferences.",
     no_args_is_help=True,

@@ -8,12 +8,13 @@ import torch
 from diffpo import models
 from diffpo.common.carried import HOME as ROOT
 from diffpo.config import Model
-from diffpo.models.released import EULER, UNET_XL
+from diffpo.models.released import DDIM, EULER, UNET, UNET_XL
 
 # config.json of the released networks where it differs from the class's defaults
 MMDIT = {"num_layers": 24, "num_attention_heads": 24, "caption_projection_dim": 1536, "pos_embed_max_size": 192}
 FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
 MODELS = {  # pipeline, scheduler, component, its config
+    "sd15": ("StableDiffusionPipeline", DDIM, "unet", UNET),
     "sdxl": ("StableDiffusionXLPipeline", EULER, "unet", UNET_XL),
     "sd3": ("StableDiffusion3Pipeline", FLOW, "transformer", MMDIT),
 }

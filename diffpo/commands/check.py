@@ -19,7 +19,7 @@ from ..data.groups import Groups, scan
 from ..data.prompts import load_prompts
 from ..rollout.labels import read_labels
 from ..scorers.step.base import is_folder, read_about
-from . import disk
+from . import disk, remembered
 
 Say = Callable[[str], None]  # prints lines
 
@@ -50,7 +50,7 @@ def check(config: Config, picture: Path | None = None, vram: float | None = None
         needs(groups, config, say, problems)
         texts += groups.captions
         if groups:
-            from .picture import draw  # brings torch
+            from .picture import draw
 
             picture = picture or _picture(config.output)
             draw(groups, data, picture)
@@ -79,7 +79,17 @@ def check(config: Config, picture: Path | None = None, vram: float | None = None
         say(f"          each {one} is used {times:.3g} times; N processes multiply both numbers by N")
     if groups is not None:
         say(f"caches    {data.cache}: {disk.contents(groups, data)}")
-    from .footprint import footprint  # brings torch
+    key = remembered.key(config, groups, texts, vram)
+    problems += remembered.said_again(key, config, say, lambda say: examine(config, groups, texts, vram, say))
+    problems += environment(config)
+    if problems:
+        raise DiffpoError("training cannot start: " + "; ".join(problems))
+    say("training can start: diffpo train")
+
+
+def examine(config: Config, groups: Groups | None, texts: list[str], vram: float | None, say: Say) -> list[str]:
+    """Print what training needs of this model, and return the problems with the model's options and the optimiser."""
+    from .footprint import footprint
 
     footprint(config, groups, say)
     if vram is not None:
@@ -88,10 +98,7 @@ def check(config: Config, picture: Path | None = None, vram: float | None = None
         recommend(config, groups, vram, say)
     if long := cut(config, texts):
         say(f"captions  {long}")
-    problems += [*pictures(config), *environment(config)]
-    if problems:
-        raise DiffpoError("training cannot start: " + "; ".join(problems))
-    say("training can start: diffpo train")
+    return [*pictures(config), *options(config)]
 
 
 def _picture(output: Path) -> Path:
@@ -259,19 +266,16 @@ def _sampler(config: Config) -> None:
     walker.check(likelihoods=config.objective.source in TRANSITIONS)
 
 
-def environment(config: Config) -> list[str]:
-    """Problems with the folder of the run, the model's options, the optimiser and the machine."""
+def options(config: Config) -> list[str]:
+    """Problems with the model's options, the optimiser and the device."""
     import torch
 
     from .. import models
     from ..models import storage
-    from ..train import claim
     from ..train.build import make_optimizer
-    from ..train.outside import missing
 
     problems, network = [], models.load(config.model).meta_network()
     tests: list[Callable[[], object]] = [
-        lambda: claim.check_folder(config),
         lambda: storage.check(network, config.model.base_weights),
         lambda: make_optimizer(config.train, [torch.nn.Parameter(torch.zeros(2, 2))]),
     ]
@@ -286,4 +290,16 @@ def environment(config: Config) -> list[str]:
             problems.append(str(error))
     if config.train.precision == "fp16" and not torch.accelerator.is_available():
         problems.append("train.precision=fp16 needs a GPU, which this machine lacks; use bf16 or no")
-    return problems + missing(config)
+    return problems
+
+
+def environment(config: Config) -> list[str]:
+    """Problems with the folder of the run and the trackers."""
+    from ..train import claim
+    from ..train.outside import missing
+
+    try:
+        claim.check_folder(config)
+    except DiffpoError as error:
+        return [str(error), *missing(config)]
+    return missing(config)

@@ -8,12 +8,11 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from ..common.files import whole_file, writing
-from ..common.rng import generator
 from ..common.text import plain
 from ..config import Data
 from ..data.groups import Groups
-from ..data.rows import spread
-from ..data.transforms import shown, views
+from ..data.rows import Group, spread
+from ..data.transforms import View, centred, shown, views
 
 GROUPS = 6
 CELL = 256  # px, the largest side of an image
@@ -34,7 +33,7 @@ def draw(groups: Groups, data: Data, path: Path) -> None:
     ink, font = ImageDraw.Draw(canvas), ImageFont.load_default(12)
     for row, index in enumerate(indices):
         group, top = groups.groups[index], gap + row * height
-        seen = views(group.sizes, group.target, data.crop, data.flip, generator(0, "picture", index))
+        seen = _seen(group, data, index)
         small = round(group.target[0] * scale), round(group.target[1] * scale)
         for place, (image, view) in enumerate(zip(groups.images(index), seen, strict=True)):
             canvas.paste(shown(image, view).resize(small, how), (gap + place * (side + gap), top))
@@ -46,6 +45,14 @@ def draw(groups: Groups, data: Data, path: Path) -> None:
             ink.text((gap, top + side + 2 + line * number), words, fill="#222222", font=font)
     with writing(f"the picture {path}", "--picture=FILE", kept=""), whole_file(path) as file:
         canvas.save(file, "PNG")
+
+
+def _seen(group: Group, data: Data, index: int) -> list[View]:
+    if data.crop == "center" and not data.flip:
+        return centred(group.sizes, group.target)
+    from ..common.rng import generator  # brings torch
+
+    return views(group.sizes, group.target, data.crop, data.flip, generator(0, "picture", index))
 
 
 def _verdict(groups: Groups, index: int) -> str:

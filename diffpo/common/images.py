@@ -33,6 +33,8 @@ EXTRA = {
     "HEIF": ("pillow-heif", "pillow_heif", (".heic", ".heif", ".hif")),
     "JXL": ("pillow-jxl-plugin", "pillow_jxl", (".jxl",)),
 }
+# formats of most pictures, with where their files begin with what
+STARTS = (("PNG", 0, b"\x89PNG\r\n\x1a\n"), ("JPEG", 0, b"\xff\xd8\xff"), ("WEBP", 8, b"WEBP"))
 LAYERED = {"MPO", "PSD"}  # their frames are previews and layers; the first is the image
 LFS = b"version https://git-lfs"  # the start of a git LFS pointer, which a clone has in place of a large file
 URL = re.compile(r"[a-z][a-z0-9+.-]+:(//|[a-z]+/[a-z0-9.+-]+[;,])", re.IGNORECASE)  # also data:image/png;base64,
@@ -83,6 +85,19 @@ def suffixes() -> frozenset[str]:
     readable = {*formats(), "MPO"}  # Pillow opens MPO as JPEG
     found = {suffix for suffix, name in Image.registered_extensions().items() if name in readable}
     return frozenset(found.union(*(names for _, _, names in EXTRA.values())))
+
+
+def _format_first(encoded: bytes) -> tuple[str, ...]:
+    """`formats`, with the format that the first bytes say before all others. Pillow tries them in turn, which takes
+    longer than decoding a small picture."""
+    name = next((name for name, at, start in STARTS if encoded.startswith(start, at)), None)
+    return _first_of(name)
+
+
+@functools.lru_cache
+def _first_of(name: str | None) -> tuple[str, ...]:
+    known = formats()
+    return (name, *(each for each in known if each != name)) if name in known else known
 
 
 def is_picture(name: str) -> bool:
@@ -190,7 +205,7 @@ def decode(encoded: bytes, background: str = BACKGROUND) -> Image.Image:
     pixels then depend on more than the bytes.
     """
     try:
-        with Image.open(io.BytesIO(encoded), formats=formats()) as image:
+        with Image.open(io.BytesIO(encoded), formats=_format_first(encoded)) as image:
             if image.width * image.height > PIXELS:
                 raise BadRow("unreadable image", f"{image.width}x{image.height} is more than {PIXELS:,} pixels")
             with _one_at_a_time if image.width * image.height > LARGE else nullcontext():

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 SPINS = "50000"  # for GNU OpenMP, about 1 ms; its default is six times as many
+FREED = 2**25 - 2**16  # bytes, just below the most that glibc minds
 WINDOW = 1.0  # s between two measurements
 CROWDED, FREE = 0.15, 0.03  # fraction of time that a thread waits for a core
 PATIENCE = 64  # most windows without waiting before more threads are tried again
@@ -24,6 +25,12 @@ def set_waiting() -> None:
     """Set how OpenMP's threads wait, unless the user has. Call it before torch is imported."""
     if not any(name.startswith(("OMP_", "GOMP_", "KMP_")) for name in os.environ):
         os.environ["GOMP_SPINCOUNT"] = SPINS
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep tensors of up to 32 MiB that are freed, rather than ask the system for each anew, which clears its
+    pages: it does so up to the size of the largest block that was freed. A VAE on a CPU takes 0.7 of the time."""
+    bytearray(FREED)
 
 
 class Threads:

@@ -23,7 +23,7 @@ from .groups import SOURCE, Groups
 from .judgement import Judgement
 from .rows import Group
 from .source import THREADS
-from .transforms import View, pixels, shown, views
+from .transforms import View, centred, shown, stacked, views
 
 PIXELS, IMAGES = 2**20, 16  # in one call of the VAE, at most
 
@@ -86,10 +86,10 @@ class Batches:
             square = target == (data.resolution, data.resolution)
             key = content_key(family.vae_hash(), data.resolution if square else target, list(places))
             cache = self._latents[target] = Cache(data.cache, "latents", key, len(places))
-            encode = functools.partial(self._encode_images, list(places.values()))
+            load = functools.partial(self._load_images, list(places.values()))
             row = self._image_row[target]
             self._needed[cache] = {row[each] for group in asked if group.target == target for each in group.pictures}
-            cache.build(encode, portion(*target), worker, self._needed[cache])
+            cache.build(family.encode_image, portion(*target), worker, self._needed[cache], load)
 
     def _check_source(self) -> None:
         """DiffpoError for pictures to edit that the model does not take, that it lacks, or that it sees in two ways."""
@@ -253,14 +253,25 @@ class Batches:
         group = self.groups.groups[index]
         return views(group.sizes, group.target, crop, flip, draw)
 
-    def _encode_images(self, found: Sequence[tuple[int, int]], rows: Sequence[int]) -> dict[str, Tensor]:
-        """``mean`` and ``logvar`` (n, C, h, w) of the images at ``rows`` of ``found``, a list of (group, member)."""
+    def _load_images(self, found: Sequence[tuple[int, int]], rows: Sequence[int]) -> Tensor:
+        """The pixels (n, 3, H, W) of the images at ``rows`` of ``found``, a list of (group, member)."""
         places = [found[row] for row in rows]
-        with ThreadPoolExecutor(THREADS) as pool:
-            images = list(pool.map(lambda place: self.groups.image(*place), places))
-        return self._encode(
-            images, [self._views(index, torch.Generator(), train=False)[max(member, 0)] for index, member in places]
-        )
+        wanted: dict[int, dict[int, None]] = {}  # the members of a group, which one reading of its row gives
+        for index, member in places:
+            wanted.setdefault(index, {})[member] = None
+        images: dict[tuple[int, int], Image.Image] = {}
+
+        def read(indices: Sequence[int]) -> None:
+            for index in indices:
+                images.update(
+                    ((index, member), image) for member, image in self.groups.some(index, list(wanted[index]))
+                )
+
+        parts = [list(wanted)[start::THREADS] for start in range(min(THREADS, len(wanted)))]
+        with ThreadPoolExecutor(len(parts)) as pool:  # one task for each thread: a small picture is read sooner
+            list(pool.map(read, parts))
+        seen = {index: centred(self.groups.groups[index].sizes, self.groups.groups[index].target) for index in wanted}
+        return stacked([images[place] for place in places], [seen[index][max(member, 0)] for index, member in places])
 
     def _encode_views(self, indices: Sequence[int], seen: Sequence[Sequence[View]]) -> dict[str, Tensor]:
         """``mean`` and ``logvar`` (n m, C, h, w) of whole groups, ordered by group."""
@@ -269,7 +280,7 @@ class Batches:
         return self._encode(images, [view for group in seen for view in group])
 
     def _encode(self, images: Sequence[Image.Image], seen: Sequence[View]) -> dict[str, Tensor]:
-        flat = torch.stack([pixels(image, view) for image, view in zip(images, seen, strict=True)])
+        flat = stacked(images, seen)
         parts = [self.family.encode_image(part) for part in flat.split(portion(*flat.shape[-2:]))]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

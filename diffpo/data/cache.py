@@ -9,6 +9,7 @@ import time
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,36 +98,47 @@ class Cache:
 
     def build(
         self,
-        compute: Callable[[Sequence[int]], dict[str, torch.Tensor]],
+        compute: Callable[[Any], dict[str, torch.Tensor]],
         batch: int,
         worker: Worker = ALONE,
         rows: Iterable[int] | None = None,
+        load: Callable[[Sequence[int]], Any] = lambda rows: rows,
     ) -> None:
         """Compute what is missing of ``rows`` (None: all) in the shards of the process ``worker``, the first of which
-        shows its progress. ``compute(rows) -> {name: (n, ...) tensor}`` is always called for ``batch`` rows, the last
-        time with repetitions: what comes out of an encoder depends on the size of its batch by rounding."""
+        shows its progress. ``compute(load(rows)) -> {name: (n, ...) tensor}`` is always called for ``batch`` rows, the
+        last time with repetitions: what comes out of an encoder depends on the size of its batch by rounding. ``load``
+        runs in a thread of its own, for the next rows while these are computed."""
         from tqdm.auto import tqdm
 
         self._tidy()
         first = sum(self.key.encode())  # so that not all of many small caches (one per bucket) fall to process 0
         lacking = self.missing(rows)
         todo = [shard for shard in lacking if (first + shard) % worker.count == worker.index]
-        pending = deque(row for shard in todo for row in lacking[shard])
+        pending = [row for shard in todo for row in lacking[shard]]
+        parts = deque(pending[start : start + batch] for start in range(0, len(pending), batch))
         ready: dict[int, dict[str, torch.Tensor]] = {}
-        for shard in tqdm(todo, desc=f"caching {self.kind}", unit="shard", delay=1, disable=worker.quiet):
-            self._open.pop(shard, None)  # another run may have written it meanwhile
-            own = self.missing(lacking[shard]).get(shard, [])
-            written = set(lacking[shard]).difference(own)
-            while not ready.keys() >= set(own):
-                part = [pending.popleft() for _ in range(min(batch, len(pending)))]
-                part = [row for row in part if row not in written]
-                found = compute([*part, *part[-1:] * (batch - len(part))]) if part else {}
-                ready |= {row: {name: value[k].cpu() for name, value in found.items()} for k, row in enumerate(part)}
-            found_rows = [ready.pop(row) for row in own]
-            for row in written:
-                ready.pop(row, None)
-            if found_rows:
-                self._write(shard, [row % SHARD for row in own], found_rows)
+        with ThreadPoolExecutor(1) as pool:
+
+            def begin() -> tuple[list[int], Any]:
+                part = parts.popleft() if parts else []
+                return part, pool.submit(load, [*part, *part[-1:] * (batch - len(part))]) if part else None
+
+            following = begin()
+            for shard in tqdm(todo, desc=f"caching {self.kind}", unit="shard", delay=1, disable=worker.quiet):
+                self._open.pop(shard, None)  # another run may have written it meanwhile
+                own = self.missing(lacking[shard]).get(shard, [])
+                written = set(lacking[shard]).difference(own)
+                while not ready.keys() >= set(own):
+                    (part, loaded), following = following, begin()
+                    if set(part) <= written:
+                        continue
+                    found = {name: value.cpu() for name, value in compute(loaded.result()).items()}
+                    ready |= {row: {name: value[k] for name, value in found.items()} for k, row in enumerate(part)}
+                found_rows = [ready.pop(row) for row in own]
+                for row in written:
+                    ready.pop(row, None)
+                if found_rows:
+                    self._write(shard, [row % SHARD for row in own], found_rows)
 
     def read(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         """The tensors of ``rows``, in that order: {name: (len(rows), ...)}, on the CPU. KeyError for rows that were not

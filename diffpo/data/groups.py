@@ -3,6 +3,7 @@ starts."""
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -101,10 +102,16 @@ class Groups:
 
     def image(self, index: int, member: int) -> Image.Image:
         """Image ``member`` of group ``index``, or its `SOURCE`."""
-        if member == SOURCE:
-            group = self.groups[index]
-            return self._beside(group, self.columns.source or "", group.source, self.background).convert("RGB")
-        return self._read(self.groups[index], [member])[0]
+        return self.some(index, [member])[0][1]
+
+    def some(self, index: int, members: Sequence[int]) -> list[tuple[int, Image.Image]]:
+        """The images ``members`` of group ``index``, one of which may be its `SOURCE`, each with its number."""
+        group, own = self.groups[index], [member for member in members if member != SOURCE]
+        found = list(zip(own, self._read(group, own), strict=True)) if own else []
+        if SOURCE in members:
+            source = self._beside(group, self.columns.source or "", group.source, self.background).convert("RGB")
+            found.append((SOURCE, source))
+        return found
 
     def mask(self, index: int) -> Image.Image | None:
         """The mask of group ``index`` in grey; white is what the preference is about."""
@@ -296,7 +303,9 @@ def scan(
     with ThreadPoolExecutor(THREADS) as pool, bar:
         for start in range(0, len(indices), 256):  # in portions, which the decoded images fit in memory
             part = indices[start : start + 256]
-            for index, found in zip(part, pool.map(read, part), strict=True):
+            few = [part[k : k + 16] for k in range(0, len(part), 16)]  # a small picture is read sooner than handed over
+            reads = itertools.chain.from_iterable(pool.map(lambda few: [read(index) for index in few], few))
+            for index, found in zip(part, reads, strict=True):
                 result.rows += 1
                 if isinstance(found, BadRow):
                     result.bad.append((index, found))

@@ -88,15 +88,17 @@ class Arrow:
         return Arrow(self.files, names, self.trusted)
 
     def _rows(self, table: Any) -> list[dict[str, Any]]:
-        there = [name for name in self.column_names if name in table.column_names]
-        if not there:
+        if not table.num_columns:
             return [dict.fromkeys(self.column_names)] * len(table)
-        return [{name: row.get(name) for name in self.column_names} for row in table.select(there).to_pylist()]
+        nothing = dict.fromkeys(self.column_names)
+        return [nothing | row for row in table.to_pylist()]
 
     def _table(self, number: int) -> Any:
         with self._lock:
             if number not in self._open:
-                self._open[number] = read_arrow(self.files[number][0], self.trusted)
+                table = read_arrow(self.files[number][0], self.trusted)
+                there = set(table.column_names)
+                self._open[number] = table.select([name for name in self.column_names if name in there])
             self._open.move_to_end(number)
             while len(self._open) > OPEN:
                 self._open.popitem(last=False)

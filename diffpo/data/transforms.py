@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
+
+if TYPE_CHECKING:  # `diffpo check` draws pictures without torch
+    import torch
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,20 @@ def views(
 ) -> list[View]:
     """A view of each image of a group, from one random draw. ``sizes`` and ``target`` are (width, height); the options
     do not change how many numbers are drawn."""
-    chance, vertical, horizontal = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
-    found = []
+    import torch
+
+    return _views(sizes, target, crop, flip, torch.rand(3, generator=generator, dtype=torch.float64).tolist())
+
+
+def centred(sizes: Sequence[tuple[int, int]], target: tuple[int, int]) -> list[View]:
+    """`views` where nothing is random: neither a random crop nor a flip."""
+    return _views(sizes, target, "center", False, (0, 0, 0))
+
+
+def _views(
+    sizes: Sequence[tuple[int, int]], target: tuple[int, int], crop: str, flip: bool, drawn: Sequence[float]
+) -> list[View]:
+    found, (chance, vertical, horizontal) = [], drawn
     for size in sizes:
         scale = max(wanted / side for wanted, side in zip(target, size, strict=True))
         resized = max(target[0], round(size[0] * scale)), max(target[1], round(size[1] * scale))
@@ -63,4 +78,12 @@ def shown(image: Image.Image, view: View) -> Image.Image:
 
 def pixels(image: Image.Image, view: View) -> torch.Tensor:
     """The view of ``image`` as (3, height, width), float32 in [-1, 1]."""
-    return torch.from_numpy(np.asarray(shown(image, view)).copy()).permute(2, 0, 1).float().div_(127.5).sub_(1)
+    return stacked([image], [view])[0]
+
+
+def stacked(images: Sequence[Image.Image], seen: Sequence[View]) -> torch.Tensor:
+    """The views of n images of one target size as (n, 3, height, width), float32 in [-1, 1]."""
+    import torch
+
+    levels = np.stack([np.asarray(shown(image, view)) for image, view in zip(images, seen, strict=True)])
+    return torch.from_numpy(levels).permute(0, 3, 1, 2).float().contiguous().div_(127.5).sub_(1)

@@ -6,11 +6,12 @@ of the weights do not say whose they are: Z-Image and its Turbo, Qwen-Image and 
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 UNET = "model.diffusion_model."
 VAE = ("first_stage_model.", "vae.")
-START = rf"^({UNET.replace('.', chr(92) + '.')})?"
+START = rf"^({re.escape(UNET)})?"
 
 
 class Recent(NamedTuple):

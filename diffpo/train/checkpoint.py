@@ -20,7 +20,6 @@ from ..common import files
 from ..common.errors import DiffpoError
 from ..common.run_folder import CHECKPOINT
 from ..common.text import plain, read_text
-from ..models import identity
 
 STATE_NAME = "state.pt"
 MANIFEST_NAME = "checkpoint.json"
@@ -84,6 +83,8 @@ def check_unchanged(folder: Path, manifest: dict, about: dict) -> None:
                 f"cannot resume {folder}: {what} that the run started with ({manifest[key]} there, {about.get(key)} "
                 f"now). {mend}, or start a new run with output=FOLDER"
             )
+    from ..models import identity  # brings torch, and `diffpo check` asks for folders alone
+
     if not identity.same_base(manifest["base"], about["base"]):
         raise DiffpoError(
             f"cannot resume {folder}: the base model is not the one that the run started with. Set model.path to that "

@@ -116,6 +116,8 @@ def names(config: Config) -> list[str]:
 
 def missing(config: Config) -> list[str]:
     """What is wrong with the trackers of ``config.log``: a message for each whose package is not installed."""
+    if not names(config):
+        return []
     from accelerate.tracking import filter_trackers
 
     return [

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..common.errors import DiffpoError
 from ..common.files import write_atomic
+from ..common.postponed import absent
 from ..config import Lora
 from . import text_names
 from .lora_file import HEADER, sorted_header
@@ -116,12 +118,27 @@ def inject(network: torch.nn.Module, config: Any, name: str) -> None:
     """Give the network a fresh adapter ``name`` by peft's ``config``."""
     from peft import inject_adapter_in_model
 
-    if hasattr(network, "add_adapter"):  # this also updates diffusers' own switches
-        network.add_adapter(config, adapter_name=name)
-    else:  # PixArt, DiT
-        inject_adapter_in_model(config, network, name)
+    with _without_bitsandbytes():
+        if hasattr(network, "add_adapter"):  # this also updates diffusers' own switches
+            network.add_adapter(config, adapter_name=name)
+        else:  # PixArt, DiT
+            inject_adapter_in_model(config, network, name)
     for layer in tuned_layers(network).values():
         layer.training = network.training  # in training mode a LoKr draws random numbers; what it holds stays as it is
+
+
+@contextlib.contextmanager
+def _without_bitsandbytes() -> Iterator[None]:
+    """If no layer is bitsandbytes' yet, none can be, and peft need not import it to look: that takes a second."""
+    from peft import import_utils
+
+    asks = [getattr(import_utils, f"is_bnb_{which}available") for which in ("", "4bit_")]
+    with absent("bitsandbytes"):
+        for ask in asks:
+            ask.cache_clear()
+        yield
+    for ask in asks:
+        ask.cache_clear()
 
 
 def tuned_layers(network: torch.nn.Module) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from ..sample import build_plan
 from .problem import Problem, errors, rms
 
 CLASSICAL: tuple[tuple[str, dict], ...] = (
+    ("ddim", {}),
     ("dpmpp", {"order": 2}),
     ("unipc", {"order": 2}),
     ("unipc", {"order": 3}),

@@ -183,7 +183,7 @@ def test_the_default_rule(setting, mixture, z):
     (sampler,) = node("SamplersSolver", solver="default", options="{}")
     (sigmas,) = node("SamplersGrid", model=Patcher(setting[1]), grid="default", steps=10, guidance=3.0, denoise=1.0)
     result, _, _ = draw(setting, mixture, sampler, sigmas, z)
-    agree(result, ours(setting, mixture, z, steps=10))
+    agree(result, ours(setting, mixture, z, steps=10, images=True))  # ComfyUI has images, whatever these states are
 
 
 PLANS = [("default", "default", {}), ("heun", "simple", {}), ("dpmpp_2m_sde", "kl_optimal", {}), ("res_2s", "beta", {})]
@@ -195,7 +195,7 @@ def test_a_plan_of_so_many_calls(setting, mixture, z, solver, grid, options):
     sampler, sigmas = node("SamplersPlan", model=Patcher(setting[1]), **inputs)
     result, seen, _ = draw(setting, mixture, sampler, sigmas, z)
     named = {"solver": None if solver == "default" else solver, "grid": None if grid == "default" else grid}
-    agree(result, ours(setting, mixture, z, steps=9, **named, **options))
+    agree(result, ours(setting, mixture, z, steps=9, images=True, **named, **options))
     assert len(seen) == 9
     with pytest.raises(ValueError, match="SIGMAS output"):
         draw(setting, mixture, sampler, sigmas[:-1], z)

@@ -111,7 +111,7 @@ def test_gradient_checkpointing_lowers_the_estimate(tiny_sdxl):
 def test_check_does_not_promise_what_train_would_refuse(tiny_sd, make_config, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").touch()
-    with pytest.raises(DiffpoError, match=r"(?s)notes\.txt.*train\.optimizer.*torch\.optim\.Adamm"):
+    with pytest.raises(DiffpoError, match=r"(?s)train\.optimizer.*torch\.optim\.Adamm.*notes\.txt"):
         check(make_config(tiny_sd, "train.optimizer=torch.optim.Adamm"))
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
 

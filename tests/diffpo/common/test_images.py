@@ -266,3 +266,20 @@ def test_pairs_of_identical_images_are_dropped(tmp_path):
     listed = [{"prompt": "a", "images": [png(picture(i)) for i in (0, 1, 0)], "scores": [3.0, 2.0, 1.0]}]
     groups = load_groups(Data(resolution=16), str(write_parquet(tmp_path / "c.parquet", listed)), "train")
     assert [group.images for group in groups.groups] == [(0, 1), (1, 2)] and groups.identical == 1
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_usual_formats_are_opened_at_the_first_trial(monkeypatch, kind):
+    """Pillow tries the formats in turn, some of them by reading; all others would fail here."""
+    content = encoded(picture(3), kind, quality=90)
+    expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+    def fail(*_):
+        raise AssertionError("another format was tried")
+
+    for name in images.formats():
+        if name != kind:
+            monkeypatch.setitem(Image.OPEN, name, (fail, None))
+    assert np.array_equal(np.asarray(decode(content)), expected)
+    with pytest.raises(BadRow):
+        decode(content[:-40])  # cut off, it is not taken for whole

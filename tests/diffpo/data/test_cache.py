@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -46,6 +47,35 @@ def test_processes_share_the_work_and_nothing_is_computed_twice(tmp_path):
     again = Cache(tmp_path, "text", "k" * 32, 18)
     again.build(counted, 2)
     assert len(done) == 18 and not again.missing()
+
+
+def test_rows_are_loaded_while_those_before_are_computed(tmp_path):
+    """The second portion is being loaded when the first one is computed, and one that fails is raised."""
+    loaded, ahead = [threading.Event() for _ in range(5)], []
+
+    def load(rows):
+        loaded[rows[0] // 2].set()
+        return [10 * row for row in rows]
+
+    def after(tens):
+        row = tens[0] // 20
+        ahead.append(row == 4 or loaded[row + 1].wait(30))
+        return compute([ten // 10 for ten in tens])
+
+    cache = Cache(tmp_path, "text", "k" * 32, 9)
+    cache.build(after, 2, load=load)
+    assert ahead == [True] * 5
+    assert cache.read(range(9))["id"].tolist() == list(range(9))
+
+    def broken(rows):
+        if rows[0] == 4:
+            raise DiffpoError("row 4 cannot be read")
+        return rows
+
+    again = Cache(tmp_path / "other", "text", "k" * 32, 9)
+    with pytest.raises(DiffpoError, match="row 4"):
+        again.build(compute, 2, load=broken)
+    assert again.missing() == {1: [4, 5, 6, 7], 2: [8]}  # what was whole before is kept
 
 
 def test_a_missing_shard_is_computed_again(tmp_path):
