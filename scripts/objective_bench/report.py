@@ -37,8 +37,8 @@ REGIMES = {
         "spin_diffusion and ddo, spoil the model. A likely reason: their own samples, 10 noisy steps without guidance, "
         "have smoother latents than the data. The base's error is 0.036 on them and 0.056 on the data, of which the "
         "autoencoder's posterior noise makes a large part (0.033 without it). Samples of 50 steps without noise have "
-        "0.055 (64 prompts each). So noise tells the two apart. It is not all: with 10 steps without noise, spin_diffusion "
-        "has 10.2% [7.0%, 14.5%] (seed 100). More steps and a larger beta were not tried.",
+        "0.055 (64 prompts each). So noise tells the two apart. It is not all: with 10 steps without noise, "
+        "spin_diffusion has 10.2% [7.0%, 14.5%] (seed 100). More steps and a larger beta were not tried.",
     ),
     "own-tiny-dit": (
         "Another architecture",
