@@ -25,7 +25,8 @@ REGIMES = {
         "Pairs of other models' samples",
         "The pictures of 350 captions are by other models: guidance 1 and 7, the distilled tiny-turbo, and tiny-dit. "
         "Diffusion-DPO and Diffusion-KTO gain as with the model's own samples, and improve following with every seed. "
-        "MaPO, whose paper claims pairs that are foreign to the model, loses with every seed: not reproduced. InPO "
+        "MaPO, whose paper claims pairs that are foreign to the model, loses with every seed: not reproduced at these "
+        "settings, which are not tuned for it. InPO "
         "gains with none: its errors fall for the chosen and the rejected pictures alike, so it imitates both. Methods "
         "that sample do not read these pairs, so they are not listed.",
     ),
@@ -230,9 +231,9 @@ What these sentences rest on:
   52.0% on seed 100, and 3 give 49.6%. At 1e-3, 5 steps give 63.3%, but 52.9% [48.6%, 57.2%] on seed 0. On other
   models' pictures it does not gain: {foreign}.
 - **Policy gradients** were tried with one setting each, on seed 100: `dance_grpo` with noise in one step 51.2% [45.1%,
-  57.2%], `awm`, which noises finished samples, 57.0% [50.9%, 63.0%]. With twice the calls `awm` has {awm}, so it is not shown to
-  beat the base. Of this family
-  only `diffusion_nft`, of an earlier preset, was measured on three seeds (in the table above).
+  57.2%], `awm`, which noises finished samples, 57.0% [50.9%, 63.0%]. With twice the calls `awm` has {awm}. So it is not
+  shown to beat the base. Of this family only `diffusion_nft`, of an earlier preset, was measured on three seeds (in the
+  table above).
 
 **Combinations.** On seed 100 none of the trials [below](#settings-that-were-tried) beats Diffusion-DPO with a falling
 learning rate of 1e-3 (75.4% [69.8%, 80.3%] of `total`, 59.0% of *following*): ranked lists, moving references, more
