@@ -231,9 +231,9 @@ What these sentences rest on:
   52.0% on seed 100, and 3 give 49.6%. At 1e-3, 5 steps give 63.3%, but 52.9% [48.6%, 57.2%] on seed 0. On other
   models' pictures it does not gain: {foreign}.
 - **Policy gradients** were tried with one setting each, on seed 100: `dance_grpo` with noise in one step 51.2% [45.1%,
-  57.2%], `awm`, which noises finished samples, 57.0% [50.9%, 63.0%]. With twice the calls `awm` has {awm}. So it is not
-  shown to beat the base. Of this family only `diffusion_nft`, of an earlier preset, was measured on three seeds (in the
-  table above).
+  57.2%], `awm`, which noises finished samples, 57.0% [50.9%, 63.0%]. With twice the calls `awm` has {awm}. So it
+  is not shown to beat the base with every seed. Of this family only `diffusion_nft`, of an earlier preset, was measured
+  on three seeds in the comparison (in the table above).
 
 **Combinations.** On seed 100 none of the trials [below](#settings-that-were-tried) beats Diffusion-DPO with a falling
 learning rate of 1e-3 (75.4% [69.8%, 80.3%] of `total`, 59.0% of *following*): ranked lists, moving references, more
