@@ -36,7 +36,7 @@ def problem(model: PromptedModel, prompts: list[str], calls: int) -> Problem:
     for first in range(0, len(prompts), BATCH):
         guided = model.at(prompts[first : first + BATCH])
         noise = normal([generator(SEED, "statistics", first + i) for i in range(len(guided.prompts))], model.shape)
-        batches.append(Batch(guided, noise, reference(guided, noise, schedule, prediction, calls)))
+        batches.append(Batch(guided, noise, reference(guided, noise, schedule, prediction, calls, model.guidance)))
     return Problem(schedule, prediction, tuple(batches), (), model.guidance)
 
 

@@ -51,6 +51,7 @@ def make_problem(
         for begin, end in ((0, len(samples.fitting)), (len(samples.fitting), len(prompts)))
         for first in range(begin, end, generation.batch_size)
     ]
+    scale = 1.0 if model.family.guidance_is_input else generation.guidance  # what the solver sees
     progress = bar(REFERENCE_CALLS * len(starts))
     batches = []
     for places in starts:
@@ -58,7 +59,7 @@ def make_problem(
         noise = normal(draws, model.shape).to(model.device)
         guided = model.at([prompts[place] for place in places])
         guided.counted = progress.update
-        target = reference(guided, noise, schedule, prediction, REFERENCE_CALLS)
+        target = reference(guided, noise, schedule, prediction, REFERENCE_CALLS, scale)
         guided.stage, guided.calls, guided.counted = "the calibration", 0, lambda: None
         batches.append(Batch(guided, noise, target))
     progress.close()

@@ -190,6 +190,8 @@ def _problem(config: Config) -> str | None:
             f"objective {objective.name} (source {objective.source}) samples images for prompts: set data.prompts to a "
             f"text file with one prompt per line"
         )
+    if objective.rollout.labels is not None and data.columns.source is not None:
+        return "data.columns.source has no effect with objective.rollout.labels, whose prompts are texts: leave one out"
     if data.curriculum == 1 and (data.curriculum_updates != 500 or not data.curriculum_keeps):
         return "data.curriculum_updates and data.curriculum_keeps have no effect with data.curriculum=1: set it too"
     if config.lora is None and config.model.base_weights != "full":

@@ -66,13 +66,16 @@ def reference(
     schedule: Schedule,
     prediction: str = "epsilon",
     calls: int = REFERENCE_CALLS,
+    guidance: float = 1.0,
 ) -> torch.Tensor:
     """The state at sigma = 0 that a long solver reaches from the noise, with `calls` calls of the model.
 
-    The default solver goes to the schedule's smallest noise level, and one step of DDIM from there to 0: the network is
+    `guidance` is the scale inside the model, on which the default solver depends: with strong guidance high orders are
+    unstable. The solver goes to the schedule's smallest noise level, and one step of DDIM from there to 0: the network is
     not defined in between, so that step is part of the problem.
     """
-    low = build_plan(schedule, None, calls - 1, prediction=prediction, end="t_end", images=are_images(noise))
+    rule: dict = {"guidance": guidance, "images": are_images(noise), "end": "t_end"}
+    low = build_plan(schedule, None, calls - 1, prediction=prediction, **rule)
     last = Grid(schedule, times=[schedule.t_min], end="zero")
     with torch.no_grad():
         return build_plan(schedule, "ddim", 1, last, prediction).run(model, low.run(model, noise))

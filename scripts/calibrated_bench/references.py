@@ -79,7 +79,7 @@ class References:
         part, world = self.world.part(split, first, count), self.world
         if split != "fit":
             return part.exact
-        return {"zero": reference(part.model, part.z, world.schedule, world.prediction)}
+        return {"zero": reference(part.model, part.z, world.schedule, world.prediction, guidance=world.guidance)}
 
     def _held(self, split: str, first: int) -> int:
         return len(read_arrays(self._path(split, first)).get("zero", ()))
