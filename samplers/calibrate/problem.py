@@ -71,8 +71,8 @@ def reference(
     """The state at sigma = 0 that a long solver reaches from the noise, with `calls` calls of the model.
 
     `guidance` is the scale inside the model, on which the default solver depends: with strong guidance high orders are
-    unstable. The solver goes to the schedule's smallest noise level, and one step of DDIM from there to 0: the network is
-    not defined in between, so that step is part of the problem.
+    unstable. The solver goes to the schedule's smallest noise level, and one step of DDIM from there to 0. The network
+    is not defined in between, so that step is part of the problem.
     """
     rule: dict = {"guidance": guidance, "images": are_images(noise), "end": "t_end"}
     low = build_plan(schedule, None, calls - 1, prediction=prediction, **rule)

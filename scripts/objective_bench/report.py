@@ -240,7 +240,7 @@ learning rate of 1e-3 (75.4% [69.8%, 80.3%] of `total`, 59.0% of *following*): r
 rank, smaller batches, on-policy pairs in the second half. Measured weights had 5 and 20 updates only, because their
 measurement was counted as if every update made one. That is mended, but they were not tried again. Weights by `min_snr`
 are as good in total and better at following (64.1%). With twice the calls these two have {dpo} without and {weighted}
-with them. The quickstart's constant 5e-4 has 82.6, 74.0 and 72.9% with as many calls, on pictures of 10 calls, so it
+with them. The quickstart's constant 5e-4 has 82.8, 72.3 and 74.8% with as many calls, on pictures of 10 calls, so it
 stays. Other seeds were not run.
 """
 TRIED_HEAD = """## Settings that were tried

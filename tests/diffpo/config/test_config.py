@@ -95,6 +95,10 @@ def test_values_that_would_fail_later_or_be_ignored():
     for override in ("lora.targets=[]", "train.seed=9223372036854775808"):
         with pytest.raises(DiffpoError, match=override.partition("=")[0]):
             load_config(QUICKSTART, [override])
+    collected = ["objective.name=d3po", "objective.rollout.labels=labels.jsonl", "data.columns.source=before"]
+    with pytest.raises(DiffpoError, match=r"data\.columns\.source .*objective\.rollout\.labels"):
+        load_config(QUICKSTART, collected)
+    load_config(QUICKSTART, collected[:2])
     assert load_config(QUICKSTART, ["output=~/runs/x"]).output == Path.home() / "runs" / "x"
 
 
