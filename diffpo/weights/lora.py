@@ -132,13 +132,14 @@ def _without_bitsandbytes() -> Iterator[None]:
     """If no layer is bitsandbytes' yet, none can be, and peft need not import it to look: that takes a second."""
     from peft import import_utils
 
-    asks = [getattr(import_utils, f"is_bnb_{which}available") for which in ("", "4bit_")]
+    asks = [getattr(import_utils, f"is_bnb_{which}available", None) for which in ("", "4bit_")]
+    forget = [ask.cache_clear for ask in asks if hasattr(ask, "cache_clear")]  # what it found before
     with absent("bitsandbytes"):
-        for ask in asks:
-            ask.cache_clear()
+        for each in forget:
+            each()
         yield
-    for ask in asks:
-        ask.cache_clear()
+    for each in forget:
+        each()
 
 
 def tuned_layers(network: torch.nn.Module) -> dict[str, Any]:
