@@ -132,7 +132,7 @@ def _without_bitsandbytes() -> Iterator[None]:
     """If no layer is bitsandbytes' yet, none can be, and peft need not import it to look: that takes a second."""
     from peft import import_utils
 
-    asks = [getattr(import_utils, f"is_bnb_{which}available", None) for which in ("", "4bit_")]
+    asks: list[Any] = [getattr(import_utils, f"is_bnb_{which}available", None) for which in ("", "4bit_")]
     forget = [ask.cache_clear for ask in asks if hasattr(ask, "cache_clear")]  # what it found before
     with absent("bitsandbytes"):
         for each in forget:
