@@ -76,14 +76,15 @@ def test_collect_refuses_what_it_cannot_do(make_config, tiny_sd, editor, tmp_pat
     config = collected(make_config, tiny_sd, tmp_path / "f", "data.prompts=null")
     with pytest.raises(DiffpoError, match=r"data\.prompts"):
         collect(config)
+    judged = ("objective.rollout.labels=null", "objective.rollout.scorers=[shapes.total]")
     with pytest.raises(DiffpoError, match=r"data\.columns\.source=before.*`diffpo label`"):
-        collect(collected(make_config, editor("kontext"), tmp_path / "f", "data.columns.source=before"))
+        edits = collected(make_config, editor("kontext"), tmp_path / "f", "data.columns.source=before", *judged)
+        collect(edits, tmp_path / "f")
     with pytest.raises(DiffpoError, match=r"qwen_edit with data\.columns\.source=null.*`diffpo label`"):
         collect(collected(make_config, editor("qwen_edit"), tmp_path / "f"))
     with pytest.raises(DiffpoError, match=r"source forward.*d3po"):
         collect(make_config(tiny_sd))
     with pytest.raises(DiffpoError, match=r"objective\.rollout\.window=null"):  # labels would count steps without noise
-        judged = ("objective.rollout.labels=null", "objective.rollout.scorers=[shapes.total]")
         collect(collected(make_config, tiny_sd, tmp_path / "g", "objective.rollout.window=1", *judged))
 
 
