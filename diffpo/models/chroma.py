@@ -40,13 +40,6 @@ class Chroma(PackedLatents):
         ).sample
         return unpack(found, height, width)
 
-    def patch(self) -> int | None:
-        return 2  # that of `pack`; the network's own is 1
-
-    @staticmethod
-    def latent_channels(config: Any) -> int:
-        return config.in_channels // 4
-
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str | None]) -> dict[str, Tensor]:
         """The mask is 1 up to the first token of padding. diffusers adds it to the scores, so that the others count

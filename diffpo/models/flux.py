@@ -59,13 +59,6 @@ class Flux(PackedLatents):
         ).sample
         return unpack(output[:, : height * width // 4], height, width)
 
-    def patch(self) -> int | None:
-        return 2  # that of `pack`; the network's own is 1
-
-    @staticmethod
-    def latent_channels(config: Any) -> int:
-        return config.in_channels // 4
-
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str | None]) -> dict[str, Tensor]:
         texts = [caption or "" for caption in captions]  # unconditional is the empty caption

@@ -41,13 +41,6 @@ class Krea2(PackedLatents):
             return DISTILLED
         return super().mu({"max_image_seq_len": 6400, **config}, tokens)
 
-    def patch(self) -> int | None:
-        return 2  # that of `pack`
-
-    @staticmethod
-    def latent_channels(config: Any) -> int:
-        return config.in_channels // 4
-
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str | None]) -> dict[str, Tensor]:
         prompts = [caption or "" for caption in captions]  # unconditional is the empty caption

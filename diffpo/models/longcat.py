@@ -58,13 +58,6 @@ class LongCatImage(PackedLatents):
         scale = plain.norm(dim=-1, keepdim=True) / (found.norm(dim=-1, keepdim=True) + 1e-8)
         return unpack(found * scale.clamp(max=1.0), height, width)
 
-    def patch(self) -> int | None:
-        return 2  # that of `pack`; the network's own is 1
-
-    @staticmethod
-    def latent_channels(config: Any) -> int:
-        return config.in_channels // 4
-
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str | None]) -> dict[str, Tensor]:
         texts = [caption or "" for caption in captions]  # unconditional is the empty caption

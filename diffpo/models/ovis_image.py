@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,13 +34,6 @@ class OvisImage(PackedLatents):
             img_ids=positions(height // 2, width // 2, x_t.device),
         ).sample
         return unpack(output, height, width)
-
-    def patch(self) -> int | None:
-        return 2  # that of `pack`; the network's own is 1
-
-    @staticmethod
-    def latent_channels(config: Any) -> int:
-        return config.in_channels // 4
 
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str | None]) -> dict[str, Tensor]:

@@ -13,6 +13,13 @@ from .family import Family
 class PackedLatents(Family):
     """A family whose pipeline takes and returns what `pack` makes of latents."""
 
+    def patch(self) -> int | None:
+        return 2  # that of `pack`; the network's own may be 1
+
+    @staticmethod
+    def latent_channels(config: Any) -> int:
+        return config.in_channels // 4
+
     @classmethod
     def sample_size(cls, pipe: Any) -> int:
         return pipe.default_sample_size

@@ -46,13 +46,6 @@ class QwenImage(PackedLatents):
         plain, found = pack(cond), pack(super().guided(cond, uncond, guidance))
         return unpack(found * (plain.norm(dim=-1, keepdim=True) / found.norm(dim=-1, keepdim=True)), height, width)
 
-    def patch(self) -> int | None:
-        return 2  # that of `pack`
-
-    @staticmethod
-    def latent_channels(config: Any) -> int:
-        return config.in_channels // 4
-
     @torch.no_grad()
     def encode_text(self, captions: Sequence[str | None]) -> dict[str, Tensor]:
         prompts = [NOTHING if caption is None else caption for caption in captions]
