@@ -19,7 +19,7 @@ from ..data.groups import Groups, scan
 from ..data.prompts import load_prompts
 from ..rollout.labels import read_labels
 from ..scorers.step.base import is_folder, read_about
-from . import disk, remembered
+from . import disk, edits, remembered
 
 Say = Callable[[str], None]  # prints lines
 
@@ -79,6 +79,7 @@ def check(config: Config, picture: Path | None = None, vram: float | None = None
         say(f"          each {one} is used {times:.3g} times; N processes multiply both numbers by N")
     if groups is not None:
         say(f"caches    {data.cache}: {disk.contents(groups, data)}")
+    problems += edits.numbers(config, groups, texts)
     key = remembered.key(config, groups, texts, vram)
     problems += remembered.said_again(key, config, say, lambda say: examine(config, groups, texts, vram, say))
     problems += environment(config)
@@ -91,14 +92,15 @@ def examine(config: Config, groups: Groups | None, texts: list[str], vram: float
     """Print what training needs of this model, and return the problems with the model's options and the optimiser."""
     from .footprint import footprint
 
-    footprint(config, groups, say)
+    sources = edits.most(groups, texts)
+    footprint(config, groups, say, sources)
     if vram is not None:
         from .vram import recommend
 
-        recommend(config, groups, vram, say)
+        recommend(config, groups, vram, say, sources)
     if long := cut(config, texts):
         say(f"captions  {long}")
-    return [*pictures(config), *options(config)]
+    return [*edits.column(config), *options(config)]
 
 
 def _picture(output: Path) -> Path:
@@ -120,18 +122,6 @@ def cut(config: Config, texts: list[str]) -> str:
     heavy = dict.fromkeys([family.component, "vae", *family.encoders])
     pipe = models.load_pipeline(config.model, "float32", "cpu", **{**family.without, **heavy})
     return models.too_long(pipe, sorted(set(texts)))
-
-
-def pictures(config: Config) -> list[str]:
-    """What is wrong with the pictures to edit: a model that takes none, or that needs them."""
-    from .. import models
-    from ..data.captions import require_pictures
-
-    try:
-        require_pictures(models.family_class(config.model), config.data.columns.source, config.model.path)
-    except DiffpoError as error:
-        return [str(error)]
-    return []
 
 
 def prompts(config: Config, say: Say, problems: list[str]) -> list[str]:

@@ -25,10 +25,10 @@ def contents(groups: Groups, data: Data) -> str:
     return f"{captions}; latents of {images} images at {sizes} at most"
 
 
-def caption_bytes(family: Family, network: torch.nn.Module) -> int:
-    """The most bytes that the embeddings of one caption take, in the run's precision. ``network`` may be on the meta
-    device."""
-    cond = family.meta_cond(network, 1)
+def caption_bytes(family: Family, network: torch.nn.Module, sources: int = 1) -> int:
+    """The most bytes that the embeddings of one caption take, in the run's precision; ``sources``: with so many
+    pictures, if the encoder sees them. ``network`` may be on the meta device."""
+    cond = family.meta_edits(network, 1, sources) if family.reads_source else family.meta_cond(network, 1)
     width = family.dtype.itemsize
     return sum(value.numel() * (width if value.is_floating_point() else value.itemsize) for value in cond.values())
 
@@ -46,7 +46,8 @@ def size(family: Family, network: torch.nn.Module, groups: Groups, cached: bool)
     texts = len(groups.captions) + 1
     if family.reads_source:  # one for each caption and picture, and an absent caption for each picture
         texts = len({(caption, group.source) for group in groups.groups for caption in (*group.captions, None)})
-    text = caption_bytes(family, network) * texts
+    sources = max((len(group.sources) for group in groups.groups), default=1)
+    text = caption_bytes(family, network, sources) * texts
     latents = sum(
         len(groups.places(target)) * image_bytes(family, network, target) for target in groups.targets if cached
     )

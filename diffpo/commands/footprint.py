@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from ..models import Family
 
 
-def footprint(config: Config, groups: Groups | None, say: Callable[[str], None]) -> None:
-    """Parameters, and rough estimates of the caches' size and of memory, from the shapes alone (meta device)."""
+def footprint(config: Config, groups: Groups | None, say: Callable[[str], None], sources: int | None = None) -> None:
+    """Parameters, and rough estimates of the caches' size and of memory, from the shapes alone (meta device).
+    ``sources``: see `activations`."""
     from .. import models
     from ..data.batches import latents_can_be_cached
 
@@ -30,7 +31,7 @@ def footprint(config: Config, groups: Groups | None, say: Callable[[str], None])
     total = sum(parameter.numel() for parameter in network.parameters())
     weights = _weights(config, family, network)
     samples = members(groups) * config.train.batch_size
-    kept = activations(family, network, samples, config.data, config.train)
+    kept = activations(family, network, samples, config.data, config.train, sources)
     how = "" if small == "full" else f", kept as {small}"
     say(f"model     {type(family).__name__}, {family.prediction}; {total:,} parameters in {str(family.dtype)[6:]}{how}")
     say(f"          {weights.numbers:,} trainable ({weights.what}, float32)")
@@ -103,10 +104,13 @@ def _amount(size: int) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
-def activations(family: Family, network: torch.nn.Module, samples: int, data: Data, train: Train) -> int | None:
+def activations(
+    family: Family, network: torch.nn.Module, samples: int, data: Data, train: Train, sources: int | None = None
+) -> int | None:
     """Bytes that a backward pass needs, counted as the outputs of all layers; under gradient checkpointing, the
     outputs of the checkpointed blocks and the inside of the largest one. None if these blocks are not known. An
-    estimate: kernels save less, and their work space is extra."""
+    estimate: kernels save less, and their work space is extra. ``sources``: pictures to edit of each sample; None is
+    one if the config names their column."""
     import torch
 
     kinds = family.checkpointed_blocks()
@@ -136,7 +140,7 @@ def activations(family: Family, network: torch.nn.Module, samples: int, data: Da
         if leaf or name in blocks:
             hooks.append(module.register_forward_hook(note(name, leaf)))
     with torch.no_grad():
-        batch = family.meta_inputs(network, samples, data.resolution, data.columns.source is not None)
+        batch = family.meta_inputs(network, samples, data.resolution, sources or int(data.columns.source is not None))
         family.predict(network, *batch)
     for hook in hooks:
         hook.remove()

@@ -20,6 +20,7 @@ from ..common.files import write_atomic
 from ..config import Config
 from ..data.groups import Groups
 from ..data.keys import content_key
+from . import edits
 
 LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "peft", "accelerate", "bitsandbytes")
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -65,7 +66,9 @@ def key(config: Config, groups: Groups | None, texts: list[str], vram: float | N
     settings = config.model_dump(mode="json", exclude={"output", "log"})
     libraries = [(name, _version(name)) for name in LIBRARIES]
     files = [list(_state(each)) for each in (PACKAGE, PACKAGE.parent / "samplers", *places)]
-    return content_key(settings, sizes, sorted(set(texts)), vram, libraries, sys.version, files)
+    return content_key(
+        settings, sizes, sorted(set(texts)), edits.most(groups, texts), vram, libraries, sys.version, files
+    )
 
 
 def _version(library: str) -> str:

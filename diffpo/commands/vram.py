@@ -37,8 +37,11 @@ class Need(NamedTuple):
         return max(self.training, self.caches)
 
 
-def recommend(config: Config, groups: Groups | None, vram: float, say: Callable[[str], None]) -> None:
-    """Print what settings need, from the config's own on, each with one more concession, until ``vram`` GiB suffice."""
+def recommend(
+    config: Config, groups: Groups | None, vram: float, say: Callable[[str], None], sources: int | None = None
+) -> None:
+    """Print what settings need, from the config's own on, each with one more concession, until ``vram`` GiB suffice.
+    ``sources``: see `activations`."""
     room, fits = vram * 2**30, None
     say(f"settings for a GPU of {vram:g} GiB, computed from shapes (no GPU was measured):")
     half = _with(config, {"train.precision": "bf16"}) or config
@@ -46,7 +49,7 @@ def recommend(config: Config, groups: Groups | None, vram: float, say: Callable[
         changed = _with(config, overrides)
         if changed is None:
             continue
-        need = needed(changed, members(groups))
+        need = needed(changed, members(groups), sources)
         said = " ".join(f"{key}={_plain(value)}" for key, value in overrides.items()) or "as in the config"
         if need.most is None:
             say("  not known for this model: its family does not say which blocks it repeats")
@@ -112,12 +115,12 @@ def _plain(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def needed(config: Config, images: int) -> Need:
-    """What ``config`` needs; ``images``: of a group."""
+def needed(config: Config, images: int, sources: int | None = None) -> Need:
+    """What ``config`` needs; ``images``: of a group; ``sources``: see `activations`."""
     family = _family(config)
     network = family.meta_network()
     weights = _weights(config, family, network)
-    kept = activations(family, network, images * config.train.batch_size, config.data, config.train)
+    kept = activations(family, network, images * config.train.batch_size, config.data, config.train, sources)
     training = None if kept is None else _whole(weights.frozen + weights.trained + kept)
     if training is not None and (config.objective.on_policy or not config.data.cache_latents):
         _, vae, picture = encoding(family, config.data.resolution)

@@ -1,8 +1,8 @@
-"""A prompt for models that edit pictures: a text that carries the picture that it is about."""
+"""A prompt for models that edit pictures: a text that carries the pictures that it is about."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -13,27 +13,29 @@ from .errors import DiffpoError
 from .images import ENCODED, BadRow, decode, read_file
 from .text import plain, whole
 
+Encoded = Path | bytes  # a picture: its file, or its encoded bytes
+
 
 class Instruction(str):
-    """What to do with a picture. It is equal to another only if the pictures are the same too, and never to a text
-    alone.
+    """What to do with a picture, or with several. It is equal to another only if the pictures are the same too, and
+    never to a text alone.
 
     Attributes:
-        key: a hash of the picture's bytes.
+        key: a hash of the bytes of each picture, joined by "+".
     """
 
     key: str
-    _picture: Path | bytes
+    _pictures: tuple[Encoded, ...]
 
-    def __new__(cls, text: str, picture: Path | bytes, key: str | None = None) -> Instruction:
-        """``picture``: its file, or its encoded bytes. DiffpoError if the file cannot be read."""
+    def __new__(cls, text: str, pictures: Encoded | Sequence[Encoded], key: str | None = None) -> Instruction:
+        """DiffpoError if a file cannot be read."""
         self = super().__new__(cls, text)
-        self._picture = picture
-        self.key = key or blake2b(self._bytes(), digest_size=16).hexdigest()
+        self._pictures = (pictures,) if isinstance(pictures, (Path, bytes)) else tuple(pictures)
+        self.key = key or joined([blake2b(self._bytes(each), digest_size=16).hexdigest() for each in self._pictures])
         return self
 
     def __getnewargs__(self) -> tuple[Any, ...]:
-        return str(self), self._picture, self.key
+        return str(self), self._pictures, self.key
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Instruction) and self.key == other.key and str.__eq__(self, other)
@@ -44,33 +46,55 @@ class Instruction(str):
     def __hash__(self) -> int:
         return hash((str.__hash__(self), self.key))
 
+    @property
+    def keys(self) -> list[str]:
+        """A hash of the bytes of each picture."""
+        return self.key.split("+")
+
     def open(self) -> Image.Image:
-        """The picture, RGB. DiffpoError if it cannot be read."""
+        """The picture, RGB. DiffpoError if it cannot be read, or if there are several."""
+        if len(self._pictures) != 1:
+            raise DiffpoError(
+                f"{plain(self, 100)!r} is about {len(self._pictures)} pictures, and one is expected here: "
+                f"Instruction.pictures() gives all of them"
+            )
+        return self.pictures()[0]
+
+    def pictures(self) -> list[Image.Image]:
+        """All pictures in their order, RGB. DiffpoError if one cannot be read."""
+        return [self._decoded(each) for each in self._pictures]
+
+    def _decoded(self, picture: Encoded) -> Image.Image:
         try:
-            return decode(self._bytes())
+            return decode(self._bytes(picture))
         except BadRow as problem:
-            where = f" {self._picture}" if isinstance(self._picture, Path) else ""
+            where = f" {picture}" if isinstance(picture, Path) else ""
             raise DiffpoError(f"cannot read the picture{where} of {plain(self, 100)!r}: {problem.detail}") from None
 
-    def _bytes(self) -> bytes:
-        if isinstance(self._picture, bytes):
-            return self._picture
+    def _bytes(self, picture: Encoded) -> bytes:
+        if isinstance(picture, bytes):
+            return picture
         try:
-            return read_file(self._picture, ENCODED)
+            return read_file(picture, ENCODED)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
-            raise DiffpoError(f"cannot read the picture {self._picture} of {plain(self, 100)!r}: {reason}") from None
+            raise DiffpoError(f"cannot read the picture {picture} of {plain(self, 100)!r}: {reason}") from None
 
     def rewritten(self, change: Callable[[str], str]) -> Instruction:
-        """The same about the picture, with another text."""
-        return Instruction(change(str(self)), self._picture, self.key)
+        """The same about the pictures, with another text."""
+        return Instruction(change(str(self)), self._pictures, self.key)
+
+
+def joined(keys: Sequence[str]) -> str:
+    """The key of several pictures, from theirs."""
+    return "+".join(keys)
 
 
 def key_of(prompt: str) -> str | None:
-    """Of the picture that a prompt is about; None of a text alone."""
+    """Of the pictures that a prompt is about; None of a text alone."""
     return prompt.key if isinstance(prompt, Instruction) else None
 
 
 def encodable(prompt: str) -> str:
-    """The prompt with half characters replaced, still about its picture."""
+    """The prompt with half characters replaced, still about its pictures."""
     return prompt.rewritten(whole) if isinstance(prompt, Instruction) else whole(prompt)

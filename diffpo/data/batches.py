@@ -17,13 +17,13 @@ from ..common.rng import Draws
 from ..common.worker import ALONE, Worker
 from ..config import Data
 from .cache import Cache, content_key
-from .captions import Captions, require_pictures
-from .encoders import Encoders
+from .captions import Captions, require_numbers, require_pictures
+from .encoders import Encoders, source_condition
 from .groups import SOURCE, Groups
 from .judgement import Judgement
 from .rows import Group
 from .source import THREADS
-from .transforms import View, centred, shown, stacked, views
+from .transforms import View, shown, stacked, views
 
 PIXELS, IMAGES = 2**20, 16  # in one call of the VAE, at most
 
@@ -72,7 +72,7 @@ class Batches:
         self._check_source()
         about = ((caption, group.source) for group in groups.groups for caption in group.captions)
         self._sources_at = {group.source: number for number, group in enumerate(groups.groups)}
-        self._texts = Captions(data.cache, family, about, self._source, groups.targets)
+        self._texts = Captions(data.cache, family, about, self._sources_of, groups.targets)
         self.text = self._texts.cache
         asked = groups.groups if needed is None else [groups.groups[index] for index in sorted(needed)]
         rows = {self._texts.row(caption, group.source) for group in asked for caption in (*group.captions, None)}
@@ -94,6 +94,8 @@ class Batches:
     def _check_source(self) -> None:
         """DiffpoError for pictures to edit that the model does not take, that it lacks, or that it sees in two ways."""
         require_pictures(self.family, self.groups.columns.source, self.groups.source)
+        numbers = ((f"row {group.row}", len(group.sources)) for group in self.groups.groups)
+        require_numbers(self.family, numbers, self.groups.source)
         if not self.family.reads_source:
             return
         if self.data.flip or self.data.crop != "center":
@@ -102,10 +104,12 @@ class Batches:
                 "model has seen: set data.flip=false and data.crop=center"
             )
 
-    def _source(self, key: str) -> Image.Image:
-        """The picture to edit with this hash, as the network sees it without a random crop."""
+    def _sources_of(self, key: str) -> list[Image.Image]:
+        """The pictures to edit with this key, as the network sees them without a random crop."""
         index = self._sources_at[key]
-        return shown(self.groups.image(index, SOURCE), self._views(index, torch.Generator(), train=False)[0])
+        found = self.groups.some(index, [SOURCE - k for k in range(len(self.groups.groups[index].sources))])
+        seen = self._views(index, torch.Generator(), train=False)[self.groups.members :]
+        return [shown(picture, view) for (_, picture), view in zip(found, seen, strict=True)]
 
     def check(self) -> None:
         """DiffpoError unless the caches have all that is needed, when every process has built its part."""
@@ -147,7 +151,8 @@ class Batches:
 
         cond = self._condition(groups, seen, dropped)
         if self.groups.columns.source:
-            cond["source"] = self._sources(indices, seen).repeat(members, 1, 1, 1)
+            source = self._sources(indices, seen)
+            cond["source"] = source.repeat(members, *[1] * (source.ndim - 1))
         if self.further is not None:
             more = self.further(indices, addresses)
             cond |= {name: value.repeat(members, 1).to(self.device) for name, value in more.items()}
@@ -162,16 +167,18 @@ class Batches:
         return Batch(x_0, cond, judgement, list(indices), addresses, mask)
 
     def _sources(self, indices: Sequence[int], seen: Sequence[Sequence[View]]) -> Tensor:
-        """The latents of what the groups' images are edits of, without noise, as the pipelines have them: (n, C, h,
-        w)."""
-        groups = [self.groups.groups[index] for index in indices]
-        if self.cached:
-            row = self._image_row[groups[0].target]
-            mean = self._latents[groups[0].target].read([row[group.source or ""] for group in groups])["mean"]
-        else:
-            images = [self.groups.image(index, SOURCE) for index in indices]
-            mean = self._encode(images, [each[0] for each in seen])["mean"]
-        return self.family.scale_latents(mean.to(self.device))
+        """The latents of what the groups' images are edits of, without noise, as the pipelines have them."""
+        groups, members = [self.groups.groups[index] for index in indices], self.groups.members
+        latents = []
+        for k in range(len(groups[0].sources)):
+            if self.cached:
+                row = self._image_row[groups[0].target]
+                mean = self._latents[groups[0].target].read([row[group.sources[k]] for group in groups])["mean"]
+            else:
+                images = [self.groups.image(index, SOURCE - k) for index in indices]
+                mean = self._encode(images, [each[members + k] for each in seen])["mean"]
+            latents.append(self.family.scale_latents(mean.to(self.device)))
+        return source_condition(latents)
 
     def _times(self, group: Group) -> tuple[int, int]:
         """The timesteps [low, high) of the model that a group's preference is about."""
@@ -245,13 +252,15 @@ class Batches:
             name: value.to(self.device).repeat(repeats, *[1] * (value.ndim - 1))
             for name, value in self.text.read(rows).items()
         }
-        by_member = [view.micro_conditioning for member in zip(*seen, strict=True) for view in member]
+        each = zip(*(views[: self.groups.members] for views in seen), strict=True)
+        by_member = [view.micro_conditioning for member in each for view in member]
         return self.family.condition(text, torch.tensor(by_member, dtype=torch.float32, device=self.device))
 
     def _views(self, index: int, draw: torch.Generator, train: bool) -> list[View]:
+        """Of the group's images, and after them of what they are edits of."""
         crop, flip = (self.data.crop, self.data.flip) if train else ("center", False)
         group = self.groups.groups[index]
-        return views(group.sizes, group.target, crop, flip, draw)
+        return views((*group.sizes, *group.source_sizes), group.target, crop, flip, draw)
 
     def _load_images(self, found: Sequence[tuple[int, int]], rows: Sequence[int]) -> Tensor:
         """The pixels (n, 3, H, W) of the images at ``rows`` of ``found``, a list of (group, member)."""
@@ -270,14 +279,16 @@ class Batches:
         parts = [list(wanted)[start::THREADS] for start in range(min(THREADS, len(wanted)))]
         with ThreadPoolExecutor(len(parts)) as pool:  # one task for each thread: a small picture is read sooner
             list(pool.map(read, parts))
-        seen = {index: centred(self.groups.groups[index].sizes, self.groups.groups[index].target) for index in wanted}
-        return stacked([images[place] for place in places], [seen[index][max(member, 0)] for index, member in places])
+        seen = {index: self._views(index, torch.Generator(), train=False) for index in wanted}
+        first = self.groups.members
+        at = [member if member >= 0 else first + SOURCE - member for _, member in places]
+        return stacked([images[place] for place in places], [seen[i][k] for (i, _), k in zip(places, at, strict=True)])
 
     def _encode_views(self, indices: Sequence[int], seen: Sequence[Sequence[View]]) -> dict[str, Tensor]:
         """``mean`` and ``logvar`` (n m, C, h, w) of whole groups, ordered by group."""
         with ThreadPoolExecutor(THREADS) as pool:
             images = [image for group in pool.map(self.groups.images, indices) for image in group]
-        return self._encode(images, [view for group in seen for view in group])
+        return self._encode(images, [view for group in seen for view in group[: self.groups.members]])
 
     def _encode(self, images: Sequence[Image.Image], seen: Sequence[View]) -> dict[str, Tensor]:
         flat = stacked(images, seen)

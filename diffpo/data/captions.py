@@ -16,7 +16,25 @@ from .encoders import Encoders
 from .keys import content_key
 
 AT_ONCE = 16
-Place = tuple[str, str | None]  # a caption, and a hash of the picture that it is about
+Place = tuple[str, str | None]  # a caption, and the key of the pictures that it is about
+
+
+def require_numbers(family: Encoders | type[Encoders], numbers: Iterable[tuple[str, int]], where: str) -> None:
+    """DiffpoError unless the model takes so many pictures to edit, and each row has as many as the first one.
+    ``numbers``: names of rows of ``where``, e.g. "row 3", and how many pictures they have."""
+    first: tuple[str, int] | None = None
+    for row, number in numbers:
+        first = first or (row, number)
+        if number > 1 and not family.several:
+            raise DiffpoError(
+                f"{where}: {row} has {number} pictures to edit, and this model takes one. Leave one in the row, or use "
+                f"a model that takes several (docs/models.md)"
+            )
+        if number != first[1]:
+            raise DiffpoError(
+                f"{where}: {row} has {number} pictures to edit, and {first[0]} has {first[1]}. A batch needs one "
+                f"number: divide them into two data sets"
+            )
 
 
 def require_pictures(family: Encoders | type[Encoders], column: str | None, where: str) -> None:
@@ -35,20 +53,20 @@ def require_pictures(family: Encoders | type[Encoders], column: str | None, wher
 
 
 class Captions:
-    """The embeddings of some captions, and of the absent caption. A family whose text encoder sees the picture that a
-    caption is about (`reads_source`) has one for each caption and picture, and an absent caption for each picture."""
+    """The embeddings of some captions, and of the absent caption. A family whose text encoder sees the pictures that a
+    caption is about (`reads_source`) has one for each caption and pictures, and an absent caption for each of these."""
 
     def __init__(
         self,
         root: str | Path,
         family: Encoders,
         places: Iterable[Place],
-        picture: Callable[[str], Image.Image],
+        pictures: Callable[[str], Sequence[Image.Image]],
         sizes: Sequence[Any],
     ) -> None:
-        """``picture`` gives a picture by its hash, as the network sees it, of one of the ``sizes``. Nothing is encoded
+        """``pictures`` gives those of a key, as the network sees them, of one of the ``sizes``. Nothing is encoded
         yet."""
-        self.family, self.picture = family, picture
+        self.family, self.pictures = family, pictures
         seen = {self._place(caption, source) for caption, source in places}
         captions = sorted(seen, key=lambda place: (place[0], place[1] or ""))
         self.places: list[tuple[str | None, str | None]] = list(captions)
@@ -78,4 +96,4 @@ class Captions:
         captions = [caption for caption, _ in places]
         if not self.family.reads_source:
             return self.family.encode_text(captions)
-        return self.family.encode_edits(captions, [self.picture(source or "") for _, source in places])
+        return self.family.encode_edits(captions, [self.pictures(source or "") for _, source in places])

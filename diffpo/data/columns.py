@@ -134,6 +134,14 @@ def image_cells(row: dict[str, Any], kind: Kind, columns: Columns) -> list[Any]:
     return cells[0] or []
 
 
+def source_cells(cell: Any, column: str) -> list[Any]:
+    """The pictures that a row's images are edits of, as they are stored: one, or a list. BadRow if there are none."""
+    cells = cell if isinstance(cell, list) else [cell]
+    if not cells or None in cells:
+        raise BadRow("no picture that the images are edits of", "", column)
+    return cells
+
+
 def image_names(row: dict[str, Any], kind: Kind, columns: Columns) -> list[str]:
     """The names of a row's images in messages: their files, or else their columns."""
     names = image_columns(kind, columns)

@@ -16,12 +16,12 @@ from PIL import Image
 from ..common.errors import DiffpoError
 from ..common.images import BadRow, content, decode, remarks
 from ..config import Columns, Data
-from .columns import NOUN, Kind, find_columns, image_cells, image_names, read_columns, serves
+from .columns import NOUN, Kind, find_columns, image_cells, image_names, read_columns, serves, source_cells
 from .rows import Group, Read, RowReader, image_hash
 from .source import THREADS, open_source, reading
 from .tables import Rows
 
-SOURCE = -1  # stands for the picture that a group's images are edits of, in place of a member's number
+SOURCE = -1  # stands for the first picture that a group's images are edits of, in place of a member's number; then -2
 
 
 @dataclass
@@ -92,8 +92,8 @@ class Groups:
                 continue
             for member, (image, key) in enumerate(zip(group.images, group.hashes, strict=True)):
                 found.setdefault(key, (group.row, image, number, member))
-            if group.source is not None:  # after the row's images
-                found.setdefault(group.source, (group.row, 2**31, number, SOURCE))
+            for k, key in enumerate(group.sources):  # after the row's images
+                found.setdefault(key, (group.row, 2**31 + k, number, SOURCE - k))
         return {key: place[2:] for key, place in sorted(found.items(), key=lambda item: item[1])}
 
     def images(self, index: int) -> tuple[Image.Image, ...]:
@@ -101,16 +101,18 @@ class Groups:
         return tuple(self._read(self.groups[index], range(self.members)))
 
     def image(self, index: int, member: int) -> Image.Image:
-        """Image ``member`` of group ``index``, or its `SOURCE`."""
+        """Image ``member`` of group ``index``, or one of its sources (`SOURCE`)."""
         return self.some(index, [member])[0][1]
 
     def some(self, index: int, members: Sequence[int]) -> list[tuple[int, Image.Image]]:
-        """The images ``members`` of group ``index``, one of which may be its `SOURCE`, each with its number."""
-        group, own = self.groups[index], [member for member in members if member != SOURCE]
+        """The images ``members`` of group ``index``, some of which may be its sources, each with its number."""
+        group, own = self.groups[index], [member for member in members if member >= 0]
         found = list(zip(own, self._read(group, own), strict=True)) if own else []
-        if SOURCE in members:
-            source = self._beside(group, self.columns.source or "", group.source, self.background).convert("RGB")
-            found.append((SOURCE, source))
+        for member in members:
+            if member <= SOURCE:
+                place = SOURCE - member
+                source = self._beside(group, (self.columns.source or "", place), group.sources[place], self.background)
+                found.append((member, source.convert("RGB")))
         return found
 
     def mask(self, index: int) -> Image.Image | None:
@@ -118,12 +120,13 @@ class Groups:
         group, name = self.groups[index], self.columns.mask
         if group.mask is None or name is None:
             return None
-        return self._beside(group, name, group.mask, "black").convert("L")
+        return self._beside(group, (name, 0), group.mask, "black").convert("L")
 
-    def _beside(self, group: Group, name: str, key: str | None, background: str) -> Image.Image:
-        """The picture in the column ``name`` of the group's row, whose hash was ``key``."""
+    def _beside(self, group: Group, where: tuple[str, int], key: str, background: str) -> Image.Image:
+        """The picture in a column of the group's row, with its place there, whose hash was ``key``."""
+        name, place = where
         try:
-            encoded = content(self.dataset[group.row][name], self.roots)
+            encoded = content(source_cells(self.dataset[group.row][name], name)[place], self.roots)
             found = decode(encoded, background)
             if image_hash(encoded, found.info["altered"]) != key:
                 raise BadRow("the picture has changed")

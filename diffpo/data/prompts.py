@@ -12,6 +12,7 @@ from ..common.instruction import Instruction
 from ..common.names import hint
 from ..common.text import LIMIT, plain, read_text
 from . import prompt_sets
+from .columns import source_cells
 
 # of the prompts' column or key, in upper or lower case; the first match is taken
 NAMES = ("prompt", "caption", "text", "prompts", "captions", "texts")
@@ -32,7 +33,7 @@ def load_prompts(source: str | Path | Sequence[str], n: int | None = None, pictu
     that is not a prompt.
 
     ``pictures``: the key or column of a table with the picture that each prompt is about, a file beside the table or
-    its bytes. The prompts are then an `Instruction` each.
+    its bytes, or with a list of them. The prompts are then an `Instruction` each.
     """
     name = str(source) if isinstance(source, (str, Path)) else "the list of prompts"
     table = isinstance(source, (str, Path)) and _split(name)[0].suffix.lower() in TABLES
@@ -142,23 +143,30 @@ def _table_prompts(path: Path, column: str | None, pictures: str | None) -> Iter
         if pictures is None:
             yield value
         elif isinstance(row, dict) and pictures in row:
-            yield _instruction(value, row[pictures], path, place)
+            yield _instruction(value, row[pictures], path, place, pictures)
         else:
             raise ValueError(f"{place} has no key {pictures!r} with a picture to edit")
 
 
-def _instruction(text: str, cell: Any, path: Path, place: str) -> Instruction:
-    """``cell``: a file in the folder of the table ``path``, or the encoded picture. ValueError if it is neither."""
+def _instruction(text: str, cell: Any, path: Path, place: str, pictures: str) -> Instruction:
+    """``cell``: a file in the folder of the table ``path``, or the encoded picture, or a list of these. ValueError if
+    it is none of them."""
     from ..common.images import BadRow, content, decode, locate
 
     roots = [path.parent.resolve()]
+    found: list[Any] = []
     try:
-        encoded = content(cell, roots)
-        decode(encoded)
-        file = cell.get("path") if isinstance(cell, dict) and not cell.get("bytes") else cell
-        return Instruction(text, locate(file, roots) if isinstance(file, str) else encoded)
+        for each in source_cells(cell, pictures):
+            try:
+                encoded = content(each, roots)
+                decode(encoded)
+                file = each.get("path") if isinstance(each, dict) and not each.get("bytes") else each
+                found.append(locate(file, roots) if isinstance(file, str) else encoded)
+            except BadRow as problem:
+                raise problem.of(each) if isinstance(each, str) else problem from None
     except BadRow as problem:
-        raise ValueError(f"{place}: {problem.of(cell) if isinstance(cell, str) else problem}") from None
+        raise ValueError(f"{place}: {problem}") from None
+    return Instruction(text, found)
 
 
 def _of_object(whole: dict, column: str | None, path: Path) -> Iterator[tuple[str, Any]]:
@@ -212,6 +220,8 @@ def _parquet_prompts(path: Path, column: str | None, pictures: str | None) -> li
                 return texts
             cells = parquet.read([pictures])[pictures].to_pylist()
             rows = enumerate(zip(texts, cells, strict=True), 1)
-            return [_instruction(str(text), cell, path, f"{path.name}, row {row}") for row, (text, cell) in rows]
+            return [
+                _instruction(str(text), cell, path, f"{path.name}, row {row}", pictures) for row, (text, cell) in rows
+            ]
     except pa.ArrowException as error:
         raise ValueError(str(error)) from None

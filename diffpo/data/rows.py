@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..common.images import BadRow, content, decode
+from ..common.instruction import joined
 from ..config import Columns, Data
-from .columns import Kind, first_file, image_cells, image_names
+from .columns import Kind, first_file, image_cells, image_names, source_cells
 from .sizes import nearest
 
 
@@ -32,7 +33,8 @@ class Group:
     user: str | None = None
     mask: str | None = None  # a hash of the mask's bytes
     rewards: tuple[tuple[float, ...], ...] | None = None  # several scores of each image, by data.columns.rewards
-    source: str | None = None  # a hash of the bytes of the picture that the images are edits of
+    sources: tuple[str, ...] = ()  # a hash of the bytes of each picture that the images are edits of
+    source_sizes: tuple[tuple[int, int], ...] = ()  # width, height of each of them as stored
     times: tuple[int, int] | None = None  # the lowest and the highest timestep that the preference is about
 
     @property
@@ -43,7 +45,12 @@ class Group:
     @property
     def pictures(self) -> tuple[str, ...]:
         """The hashes of all pictures that the network sees."""
-        return self.hashes if self.source is None else (*self.hashes, self.source)
+        return (*self.hashes, *self.sources)
+
+    @property
+    def source(self) -> str | None:
+        """The key of the pictures that the images are edits of; None if there are none."""
+        return joined(self.sources) or None
 
     @property
     def digest(self) -> str:
@@ -51,7 +58,7 @@ class Group:
         seen: list[Any] = [self.captions, self.preference, self.hashes, self.scores, self.user]
         new = [self.mask, self.times, self.rewards]
         seen += [] if new == [None] * 3 else new  # as before without them
-        seen += [] if self.source is None else [self.source]
+        seen += self.sources
         return blake2b(json.dumps(seen).encode(), digest_size=16).hexdigest()
 
 
@@ -123,7 +130,7 @@ class RowReader:
         # by the row's first image, whichever is better, so that cached latents do not depend on labels
         resolution = self.data.resolution
         target = nearest(sizes[0], resolution) if self.data.buckets else (resolution, resolution)
-        mask, source = self._mask(row, sizes[0]), self._source(row, sizes[0])
+        mask, (sources, source_sizes) = self._mask(row, sizes[0]), self._sources(row, sizes[0])
         times, rewards = _times(row, columns), self._rewards(row)
         groups, identical = [], 0
         for images, preference, scores in members:
@@ -134,7 +141,8 @@ class RowReader:
             texts = tuple(captions[i] for i in images) if own else captions
             judged = (texts, preference, scores, user)
             own_rewards = rewards and tuple(rewards[i] for i in images)
-            groups.append(Group(index, images, hashes, stored, target, *judged, mask, own_rewards, source, times))
+            more = (own_rewards, sources, source_sizes, times)
+            groups.append(Group(index, images, hashes, stored, target, *judged, mask, *more))
         notes = [note for image in seen for note in image.info["notes"]]
         return Read(groups, ties, identical, len(seen), notes)
 
@@ -148,23 +156,30 @@ class RowReader:
             raise BadRow("the mask is black, so the preference is about nothing", "", name)
         return key
 
-    def _source(self, row: dict[str, Any], size: tuple[int, int]) -> str | None:
-        """A hash of the picture that the row's images are edits of; None if the source has none."""
+    def _sources(
+        self, row: dict[str, Any], size: tuple[int, int]
+    ) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...]]:
+        """A hash of each picture that the row's images are edits of, and their sizes. A single one has the size of the
+        images, because it is cut as they are; of several each has its own."""
         name = self.columns.source
         if name is None:
-            return None
-        if row[name] is None:
-            raise BadRow("no picture that the images are edits of", "", name)
-        return self._beside(row[name], name, self.data.background, size)[1]
+            return (), ()
+        cells = source_cells(row[name], name)
+        named = [(name, size)] if len(cells) == 1 else [(f"{name}[{place}]", None) for place in range(len(cells))]
+        found = [
+            self._beside(cell, about, self.data.background, wanted)
+            for cell, (about, wanted) in zip(cells, named, strict=True)
+        ]
+        return tuple(key for _, key in found), tuple(picture.size for picture, _ in found)
 
-    def _beside(self, cell: Any, name: str, background: str, size: tuple[int, int]) -> tuple[Any, str]:
-        """A picture of the size of the row's images, and a hash of it."""
+    def _beside(self, cell: Any, name: str, background: str, size: tuple[int, int] | None) -> tuple[Any, str]:
+        """A picture, which must have that size (None: any), and a hash of it."""
         try:
             encoded = content(cell, self.roots)
             found = decode(encoded, background)
         except BadRow as problem:
             raise problem.of(name) from None
-        if found.size != size:
+        if size is not None and found.size != size:
             both = " and ".join(f"{width}x{height}" for width, height in (found.size, size))
             what = "mask" if name == self.columns.mask else "source"
             raise BadRow(f"the {what} differs in size from the images", both, name)

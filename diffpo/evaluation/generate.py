@@ -48,7 +48,7 @@ class Picture:
 
     index: int
     seed: int
-    prompt: str  # an `Instruction` if it is to edit a picture
+    prompt: str  # an `Instruction` if it is to edit pictures
 
 
 def run(

@@ -31,7 +31,8 @@ REQUIRED = {"prompt", "file", "index", "seed"}
 MADE_HERE = {"model", "model_hash", "steps", "guidance", "dtype"}  # what `diffpo generate` always says
 KINDS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("prompt", "file", "solver", "dtype", "model", "model_hash", "lora", "lora_hash"), str),
-    **dict.fromkeys(("negative_lora", "negative_lora_hash", "source", "source_hash"), str),
+    **dict.fromkeys(("negative_lora", "negative_lora_hash", "source_hash"), str),
+    "source": (str, list),
     **dict.fromkeys(
         ("user_pairs", "user_features", "steer", "user_hash", "plan", "plan_hash", "negative_prompt", "sha256"), str
     ),
@@ -115,10 +116,14 @@ def _problem(row: Any) -> str | None:
             return f"{key} is {plain(repr(value), 80)}"
     if row["index"] < 0:
         return f"index is {row['index']}"
-    for key in ("file", "source"):
-        file = PurePosixPath(row.get(key) or "")
+    before = row.get("source")
+    sources = before if isinstance(before, list) else [before] if before else []
+    if before == [] or not all(isinstance(each, str) for each in sources):
+        return f"source is {plain(repr(before), 80)}"
+    for key, name in (("file", row["file"]), *(("source", each) for each in sources)):
+        file = PurePosixPath(name)
         if file.is_absolute() or ".." in file.parts or "\0" in str(file):
-            return f"{key} is {plain(repr(row[key]), 80)}, which is not in this folder"
+            return f"{key} is {plain(repr(name), 80)}, which is not in this folder"
     wanted = image_path(Path(), row["arm"], row["index"], row["seed"]).as_posix()
     if own and row["file"] != wanted:
         return f"file is {plain(repr(row['file']), 80)}, not {wanted!r}"

@@ -12,6 +12,7 @@ from ..common.errors import DiffpoError
 from ..common.instruction import Instruction
 from ..common.text import plain
 from .manifest import open_image
+from .sources import in_a_row
 
 if TYPE_CHECKING:
     from .compare import Evaluation
@@ -91,7 +92,7 @@ def grid_png(evaluation: Evaluation, columns: int = 8, cell: int = 160) -> bytes
 
 def _source(item: Item, cell: int) -> Image.Image | None:
     try:
-        return fit(item.prompt.open(), cell) if isinstance(item.prompt, Instruction) else None
+        return fit(in_a_row(item.prompt.pictures()), cell) if isinstance(item.prompt, Instruction) else None
     except DiffpoError:  # a gap, in the report too
         return None
 

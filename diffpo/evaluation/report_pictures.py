@@ -20,7 +20,7 @@ from ..common.text import plain
 from . import charts, paths
 from .manifest import open_image
 from .picture import fit
-from .sources import shown_at
+from .sources import in_a_row, shown_at
 from .table import SHOWN
 
 if TYPE_CHECKING:
@@ -57,14 +57,14 @@ class Thumbnails:
 
     def source(self, item: Item) -> str | None:
         """The picture that the item's prompt is about, cut to the shape of the results, so that both can be laid over
-        each other. None if there is none, or one that cannot be read."""
+        each other; several side by side. None if there is none, or one that cannot be read."""
         prompt = item.prompt
         if not isinstance(prompt, Instruction):
             return None
 
         def opened() -> Image.Image:
             size = next((size for path in item.pictures.values() if (size := _size(path))), None)
-            return shown_at(prompt, size) if size else prompt.open()
+            return in_a_row(shown_at(prompt, size) if size else prompt.pictures())
 
         return self._kept((prompt.key, item.index), opened, self.side)  # the results of a prompt have one size
 

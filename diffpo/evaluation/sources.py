@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .. import models
 from ..common.errors import DiffpoError
 from ..common.instruction import Instruction, key_of
+from ..common.text import plain
 from ..config import Model
 
 if TYPE_CHECKING:
@@ -22,16 +23,20 @@ FOLDER = "sources"
 
 
 def about(prompt: str) -> dict[str, Any]:
-    """The entries of a manifest row that name the picture that ``prompt`` is about; none for a text alone."""
-    key = key_of(prompt)
-    return {} if key is None else {"source": f"{FOLDER}/{key}.png", "source_hash": key}
+    """The entries of a manifest row that name the picture that ``prompt`` is about, or the list of them; none for a
+    text alone."""
+    if not isinstance(prompt, Instruction):
+        return {}
+    files = [f"{FOLDER}/{key}.png" for key in prompt.keys]
+    return {"source": files[0] if len(files) == 1 else files, "source_hash": prompt.key}
 
 
 def prompt_of(folder: Path, row: Mapping[str, Any]) -> str:
-    """The prompt of a manifest row in ``folder``, with its picture if it has one. DiffpoError if that is missing."""
+    """The prompt of a manifest row in ``folder``, with its pictures if it has some. DiffpoError if one is missing."""
     if isinstance(row["prompt"], Instruction) or row.get("source") is None:
         return row["prompt"]
-    return Instruction(row["prompt"], folder / row["source"], row.get("source_hash"))
+    files = [row["source"]] if isinstance(row["source"], str) else row["source"]
+    return Instruction(row["prompt"], [folder / each for each in files], row.get("source_hash"))
 
 
 def write(out: Path, prompts: Sequence[str]) -> None:
@@ -39,10 +44,16 @@ def write(out: Path, prompts: Sequence[str]) -> None:
     from .manifest import save
 
     for prompt in prompts:
-        if isinstance(prompt, Instruction) and not (path := out / about(prompt)["source"]).exists():
-            buffer = BytesIO()
-            prompt.open().save(buffer, "PNG")
-            save(path, buffer.getvalue())
+        if not isinstance(prompt, Instruction):
+            continue
+        paths = [out / FOLDER / f"{key}.png" for key in prompt.keys]
+        if all(path.exists() for path in paths):
+            continue
+        for path, picture in zip(paths, prompt.pictures(), strict=True):
+            if not path.exists():
+                buffer = BytesIO()
+                picture.save(buffer, "PNG")
+                save(path, buffer.getvalue())
 
 
 def require(pipe: Any, model: Model, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -58,13 +69,32 @@ def require(pipe: Any, model: Model, rows: Sequence[Mapping[str, Any]]) -> None:
         raise DiffpoError(
             f"{model.path} edits pictures: give --prompts a table, and name its column of pictures with --source COLUMN"
         )
+    for row in rows if not family.several else ():
+        if isinstance(row["prompt"], Instruction) and len(row["prompt"].keys) > 1:
+            raise DiffpoError(
+                f"{model.path} edits one picture, and prompt {row['index']} ({plain(row['prompt'], 100)!r}) has "
+                f"{len(row['prompt'].keys)}: leave one, or use a model that takes several (docs/models.md)"
+            )
 
 
-def shown_at(prompt: Instruction, size: tuple[int, int]) -> Image.Image:
-    """The picture that is edited into one of that size (width, height): resized, and cut at the middle, as in
+def shown_at(prompt: Instruction, size: tuple[int, int]) -> list[Image.Image]:
+    """The pictures that are edited into one of that size (width, height): resized, and cut at the middle, as in
     training."""
     from ..data.transforms import centred, shown
 
-    picture = prompt.open()
-    (seen,) = centred([picture.size], size)
-    return shown(picture, seen)
+    pictures = prompt.pictures()
+    return [shown(each, seen) for each, seen in zip(pictures, centred([p.size for p in pictures], size), strict=True)]
+
+
+def in_a_row(pictures: Sequence[Image.Image]) -> Image.Image:
+    """One picture as it is; several side by side, as high as the first one."""
+    from PIL import Image
+
+    if len(pictures) == 1:
+        return pictures[0]
+    height = pictures[0].height
+    scaled = [each.resize((max(1, round(each.width * height / each.height)), height)) for each in pictures]
+    found = Image.new("RGB", (sum(each.width for each in scaled), height))
+    for k, each in enumerate(scaled):
+        found.paste(each, (sum(before.width for before in scaled[:k]), 0))
+    return found

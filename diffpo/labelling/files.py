@@ -17,7 +17,7 @@ from typing import Any
 from ..common.errors import DiffpoError
 from ..common.files import whole_file, writing
 from ..common.images import ENCODED, read_file
-from ..common.instruction import Instruction, key_of
+from ..common.instruction import Instruction
 from ..common.text import plain
 from ..evaluation.sources import shown_at
 from .rows import Form, Row
@@ -34,9 +34,10 @@ def write(path: Path, form: Form, rows: Sequence[Row], numbers: Sequence[str], a
     import pyarrow.parquet as pq
 
     extra = [name for name in FURTHER if any(getattr(row, name) is not None for row in rows)]
-    extra += ["source"] if any(key_of(row.prompt.prompt) for row in rows) else []
+    edited = [len(row.prompt.prompt.keys) for row in rows if isinstance(row.prompt.prompt, Instruction)]
+    extra += ["source" if max(edited) == 1 else "sources"] if edited else []
     schema = _schema(pa, form, numbers, extra).with_metadata({MADE_BY: json.dumps(about, sort_keys=True).encode()})
-    cells = (_cells(form, row, numbers) for row in rows)
+    cells = (_cells(form, row, numbers, "sources" in extra) for row in rows)
     with writing(path), whole_file(path) as file, pq.ParquetWriter(file, schema) as writer:
         while part := list(islice(cells, AT_ONCE)):
             writer.write_table(pa.Table.from_pylist(part, schema))
@@ -74,17 +75,20 @@ def _schema(pa: Any, form: Form, numbers: Sequence[str], extra: Sequence[str]) -
         columns = {"prompt": text, "image": encoded, "liked": number, "score": number, "arm": text, "seed": whole}
         columns |= dict.fromkeys(numbers, number)
     columns |= {"source": encoded} if "source" in extra else {}
+    columns |= {"source": pa.list_(encoded)} if "sources" in extra else {}
     return pa.schema({**columns, "gap": number, "flipped": truth, "prompt_id": whole})
 
 
-def _cells(form: Form, row: Row, numbers: Sequence[str]) -> dict[str, Any]:
+def _cells(form: Form, row: Row, numbers: Sequence[str], several: bool) -> dict[str, Any]:
+    """``several``: rows may have several pictures to edit, which are then a list."""
     pictures = [row.prompt.pictures[k] for k in row.members]
     values = {name: row.prompt.scores[list(row.members), column].tolist() for column, name in enumerate(numbers)}
     values |= {"arm": [each.arm for each in pictures], "seed": [each.seed for each in pictures]}
     encoded = [_bytes(each.path) for each in pictures]
     common: dict[str, Any] = {"gap": row.gap, "flipped": row.flipped, "prompt_id": row.prompt.index}
     if isinstance(prompt := row.prompt.prompt, Instruction):
-        common["source"] = _png(shown_at(prompt, _size(row.files[0])))
+        before = [_png(each) for each in shown_at(prompt, _size(row.files[0]))]
+        common["source"] = before if several else before[0]
     if form == "rankings":
         return {"prompt": row.prompt.prompt, "images": encoded, "scores": list(row.worth), **values, **common}
     if form == "likes":

@@ -100,8 +100,11 @@ class Encoding(ForwardProcess, ABC):
     def encode_text(self, captions: Sequence[str | None]) -> dict[str, Tensor]:
         """One row per caption; None is the unconditional embedding that sampling uses with guidance."""
 
-    def encode_edits(self, captions: Sequence[str | None], pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """`encode_text` by encoders that see the picture that a caption is about too (`Family.reads_source`)."""
+    def encode_edits(
+        self, captions: Sequence[str | None], pictures: Sequence[Sequence[Image.Image]]
+    ) -> dict[str, Tensor]:
+        """`encode_text` by encoders that see the pictures that each caption is about too (`Family.reads_source`): one,
+        or as many for each caption (`Family.several`)."""
         raise NotImplementedError
 
     # ---- text encoders that are trained

@@ -14,6 +14,7 @@ from samplers.prediction import guide
 
 from ..common.errors import DiffpoError
 from ..config import Model
+from ..data.encoders import source_condition
 from . import storage
 from .encoding import Encoding
 from .kohya_names import Kohya
@@ -41,7 +42,8 @@ class Family(Encoding):
         kohya: the format of its LoRA files in kohya's sd-scripts.
         comfyui: what stands before diffusers' names of layers in ComfyUI's LoRAs; ending in `_`, all dots are that.
         edits: whether `predict` takes the latents of a picture to edit, ``source`` (n, C, h, w).
-        reads_source: whether the text encoder sees that picture too, so that every caption needs one.
+        several: whether these may be several pictures for one caption, (n, k, C, h, w); `sources_in`.
+        reads_source: whether the text encoder sees them too, so that every caption needs one.
         guidance_is_input: whether pipelines pass the guidance scale to the network instead of calling it twice.
     """
 
@@ -54,6 +56,7 @@ class Family(Encoding):
     kohya: ClassVar[Kohya | None] = None
     comfyui: ClassVar[str | None] = None
     edits: bool = False
+    several: bool = False
     reads_source: bool = False
     guidance_is_input: bool = False
 
@@ -223,14 +226,20 @@ class Family(Encoding):
     # ---- for `diffpo check`
 
     def meta_inputs(
-        self, network: torch.nn.Module, n: int, resolution: int, source: bool = False
+        self, network: torch.nn.Module, n: int, resolution: int, sources: int = 0
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """x_t, t and cond of the right shapes on the meta device. ``source``: with the pictures that are edited, which
-        `reads_source` always has, and a family that does not edit never."""
-        x_t, cond = torch.empty(n, *self.latent_shape(network, resolution), device="meta"), self.meta_cond(network, n)
-        if self.edits and (source or self.reads_source):
-            cond["source"] = torch.empty_like(x_t)
+        """x_t, t and cond of the right shapes on the meta device. ``sources``: with so many pictures to edit, of which
+        `reads_source` always has one, and a family that does not edit none."""
+        x_t = torch.empty(n, *self.latent_shape(network, resolution), device="meta")
+        sources = max(sources, self.reads_source) if self.edits else 0
+        cond = self.meta_edits(network, n, sources) if self.reads_source else self.meta_cond(network, n)
+        if sources:
+            cond["source"] = source_condition([torch.empty_like(x_t)] * sources)
         return x_t, torch.zeros(n, dtype=torch.long, device="meta"), cond
+
+    def meta_edits(self, network: torch.nn.Module, n: int, sources: int) -> dict[str, Tensor]:
+        """`meta_cond` where captions are encoded with so many pictures each."""
+        return self.meta_cond(network, n)
 
     @abstractmethod
     def meta_cond(self, network: torch.nn.Module, n: int) -> dict[str, Tensor]:
@@ -269,10 +278,10 @@ class Family(Encoding):
         }
 
     @classmethod
-    def editing(cls, pipe: Any, picture: Image.Image) -> AbstractContextManager[dict[str, Any]]:
-        """The pipeline's further options that let it edit a ``picture`` of the size of the result, for calls within
+    def editing(cls, pipe: Any, pictures: Sequence[Image.Image]) -> AbstractContextManager[dict[str, Any]]:
+        """The pipeline's further options that let it edit ``pictures`` of the size of the result, for calls within
         the context."""
-        return nullcontext({"image": picture})
+        return nullcontext({"image": pictures[0] if len(pictures) == 1 else list(pictures)})
 
 
 def no_users(network: torch.nn.Module) -> DiffpoError:

@@ -110,5 +110,6 @@ class FluxKontext(Flux):
         return found | {"max_area": found["height"] * found["width"]}
 
     @classmethod
-    def editing(cls, pipe: Any, picture: Image.Image) -> AbstractContextManager[dict[str, Any]]:
+    def editing(cls, pipe: Any, pictures: Sequence[Image.Image]) -> AbstractContextManager[dict[str, Any]]:
+        (picture,) = pictures
         return nullcontext({"image": picture, "_auto_resize": False})

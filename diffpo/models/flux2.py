@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..common.errors import DiffpoError
 from ..config import Model
+from ..data.encoders import sources_in
 from . import recent_names, texts
 from .family import Family
 from .original import Piece
@@ -32,7 +33,7 @@ class Flux2Klein(Family):
     tokenizers = ("tokenizer",)
     repeated_blocks = ("Flux2TransformerBlock", "Flux2SingleTransformerBlock")
     feature_blocks = "transformer_blocks"
-    edits = True
+    edits = several = True
 
     def __init__(self, settings: Model, precision: str = "no", resolution: int = 1024) -> None:
         super().__init__(settings, precision, resolution)
@@ -46,10 +47,10 @@ class Flux2Klein(Family):
         if network.config.guidance_embeds:
             guidance = torch.full((n,), self.settings.guidance, device=x_t.device)
         tokens, spots = flat(x_t.to(self.dtype)), places((1, height, width, 1), n, x_t.device)
-        if "source" in cond:  # its tokens come after those of x_t, and their first coordinate is 10
-            beside = places((1, *cond["source"].shape[-2:], 1), n, x_t.device)
-            spots = torch.cat([spots, beside + beside.new_tensor([10, 0, 0, 0])], 1)
-            tokens = torch.cat([tokens, flat(cond["source"].to(self.dtype))], 1)
+        for k, source in enumerate(sources_in(cond), 1):  # their tokens come after those of x_t
+            beside = places((1, *source.shape[-2:], 1), n, x_t.device)
+            spots = torch.cat([spots, beside + beside.new_tensor([10 * k, 0, 0, 0])], 1)
+            tokens = torch.cat([tokens, flat(source.to(self.dtype))], 1)
         found = network(
             tokens,
             timestep=self.network_time(t) / self.train_timesteps,

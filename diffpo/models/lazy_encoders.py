@@ -39,7 +39,7 @@ class LazyEncoders:
     def __init__(self, family: Family, device: Any, cache: str | Path, write: bool = True) -> None:
         self.family, self.device, self.write, self.loaded = family, device, write, False
         self.train_timesteps, self.edits = family.train_timesteps, family.edits
-        self.reads_source = family.reads_source
+        self.several, self.reads_source = family.several, family.reads_source
         self._key = key_of(family)
         self._file = Path(cache).expanduser() / f"encoders-{(self._key or '')[:16]}.json"
         self._known: dict[str, Any] = {}
@@ -90,7 +90,9 @@ class LazyEncoders:
         self.load()
         return (self.family.tokens if self.family.text_in_step else self.family.encode_text)(captions)
 
-    def encode_edits(self, captions: Sequence[str | None], pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+    def encode_edits(
+        self, captions: Sequence[str | None], pictures: Sequence[Sequence[Image.Image]]
+    ) -> dict[str, torch.Tensor]:
         self.load()
         return self.family.encode_edits(captions, pictures)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..common.errors import DiffpoError
 from ..config import Model
+from ..data.encoders import sources_in
 from . import texts
 from .editing import dimensions, lacks_picture
 from .packed import PackedLatents, pack, positions, unpack
@@ -37,7 +38,7 @@ class LongCatImage(PackedLatents):
         height, width = x_t.shape[-2:]
         text = self._text(cond).to(self.dtype)
         order = torch.arange(length := text.shape[1], device=x_t.device).float()
-        seen = [x_t, cond["source"]] if "source" in cond else [x_t]
+        seen = [x_t, *sources_in(cond)]
         places = positions(height // 2, width // 2, x_t.device)
         output = network(
             torch.cat([pack(each.to(self.dtype)) for each in seen], 1),
@@ -100,9 +101,11 @@ class LongCatImageEdit(LongCatImage):
         raise lacks_picture(self.settings.path)
 
     @torch.no_grad()
-    def encode_edits(self, captions: Sequence[str | None], pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
+    def encode_edits(
+        self, captions: Sequence[str | None], pictures: Sequence[Sequence[Image.Image]]
+    ) -> dict[str, Tensor]:
         rows = []
-        for caption, picture in zip(captions, pictures, strict=True):
+        for caption, (picture,) in zip(captions, pictures, strict=True):
             shown = self.pipe.image_processor.resize(picture, picture.height // 2, picture.width // 2)
             embeds = self.pipe.encode_prompt([caption or ""], image=shown)[0]
             if embeds.shape[1] > self.room:
@@ -129,6 +132,7 @@ class LongCatImageEdit(LongCatImage):
 
     @classmethod
     @contextlib.contextmanager
-    def editing(cls, pipe: Any, picture: Image.Image) -> Iterator[dict[str, Any]]:
+    def editing(cls, pipe: Any, pictures: Sequence[Image.Image]) -> Iterator[dict[str, Any]]:
+        (picture,) = pictures
         with dimensions(pipe, lambda own, area, ratio: picture.size):
             yield {"image": picture}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.encoders import sources_in
 from . import texts
 from .family import no_users
 from .packed import PackedLatents, pack, unpack
@@ -30,7 +31,7 @@ class QwenImage(PackedLatents):
     def predict(self, network: torch.nn.Module, x_t: Tensor, t: Tensor, cond: dict[str, Tensor]) -> Tensor:
         height, width = x_t.shape[-2:]
         embeds, mask = texts.trimmed(cond["prompt_embeds"].to(self.dtype), cond["prompt_attention_mask"])
-        seen = [x_t, cond["source"]] if "source" in cond else [x_t]  # of Qwen-Image-Edit, behind the tokens of x_t
+        seen = [x_t, *sources_in(cond)]  # of Qwen-Image-Edit, behind the tokens of x_t
         found = network(
             torch.cat([pack(each.to(self.dtype)) for each in seen], 1),
             timestep=self.network_time(t) / self.train_timesteps,

@@ -1,11 +1,11 @@
-"""Qwen-Image-Edit: Qwen-Image with a picture that the caption says how to edit, which its text encoder sees too."""
+"""Qwen-Image-Edit: Qwen-Image with pictures that the caption says how to edit, which its text encoder sees too."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from PIL import Image
@@ -28,40 +28,40 @@ class QwenImageEdit(QwenImage):
 
     pipelines = ("QwenImageEditPipeline",)
     edits = reads_source = True
-    several: ClassVar[bool] = False  # whether the pipeline takes a list of pictures for one caption
 
     def __init__(self, settings: Model, precision: str = "no", resolution: int = 1024) -> None:
         super().__init__(settings, precision, resolution)
         self.resolution = resolution
 
-    @property
-    def room(self) -> int:
-        """Tokens of a row: a caption, a picture whose rounded sides make it up to an eighth larger, a template."""
-        return TOKENS + SPARE + math.ceil(1.125 * self.seen() / CELL)
+    def room(self, pictures: int = 1) -> int:
+        """Tokens of a row: a caption, templates, and pictures whose rounded sides make them up to an eighth larger."""
+        return TOKENS + pictures * (SPARE + math.ceil(1.125 * self.seen() / CELL))
 
     def seen(self) -> int:
-        """Pixels of the picture that the text encoder sees."""
+        """Pixels of a picture that the text encoder sees."""
         return self.resolution**2
 
     def encode_text(self, captions: Sequence[str | None]) -> dict[str, Tensor]:
         raise lacks_picture(self.settings.path)
 
     @torch.no_grad()
-    def encode_edits(self, captions: Sequence[str | None], pictures: Sequence[Image.Image]) -> dict[str, Tensor]:
-        rows = []
-        for caption, picture in zip(captions, pictures, strict=True):
+    def encode_edits(
+        self, captions: Sequence[str | None], pictures: Sequence[Sequence[Image.Image]]
+    ) -> dict[str, Tensor]:
+        rows, room = [], self.room(len(pictures[0]))
+        for caption, own in zip(captions, pictures, strict=True):
             text = NOTHING if caption is None else self._cut(caption)
-            shown = self._shown(picture)
-            given = [shown] if self.several else shown
+            shown = [self._shown(picture) for picture in own]
+            given = shown if self.several else shown[0]
             embeds, _ = self.pipe.encode_prompt([text], image=given, device=self.pipe.vae.device)
-            if embeds.shape[1] > self.room:
-                size = "x".join(map(str, picture.size))
+            if embeds.shape[1] > room:
+                size = "x".join(map(str, own[0].size))
                 raise DiffpoError(
-                    f"{self.settings.path}: a caption with its picture of {size} px has {embeds.shape[1]} tokens, and "
-                    f"a row has room for {self.room}; choose pictures nearer to a square, or shorter captions"
+                    f"{self.settings.path}: a caption with its pictures of {size} px has {embeds.shape[1]} tokens, and "
+                    f"a row has room for {room}; choose pictures nearer to a square, or shorter captions"
                 )
             rows.append(embeds[0])
-        return texts.padded(rows, self.room)
+        return texts.padded(rows, room)
 
     def _cut(self, caption: str) -> str:
         """At most `TOKENS` tokens of it."""
@@ -76,13 +76,16 @@ class QwenImageEdit(QwenImage):
         return content_key(super().text_hash(), self.pipe.processor.image_processor.to_json_string())
 
     def meta_cond(self, network: torch.nn.Module, n: int) -> dict[str, Tensor]:
-        return texts.widest(n, self.room, network.config.joint_attention_dim)
+        return self.meta_edits(network, n, 1)
+
+    def meta_edits(self, network: torch.nn.Module, n: int, sources: int) -> dict[str, Tensor]:
+        return texts.widest(n, self.room(sources), network.config.joint_attention_dim)
 
     @classmethod
     @contextlib.contextmanager
-    def editing(cls, pipe: Any, picture: Image.Image) -> Iterator[dict[str, Any]]:
-        with dimensions(pipe, lambda own, area, ratio: cls._dimensions(own, area, ratio, picture.size)):
-            yield {"image": [picture] if cls.several else picture}
+    def editing(cls, pipe: Any, pictures: Sequence[Image.Image]) -> Iterator[dict[str, Any]]:
+        with dimensions(pipe, lambda own, area, ratio: cls._dimensions(own, area, ratio, pictures[0].size)):
+            yield {"image": list(pictures) if cls.several else pictures[0]}
 
     @classmethod
     def _dimensions(cls, own: Any, area: int, ratio: float, size: tuple[int, int]) -> tuple[int | None, ...]:
@@ -90,8 +93,7 @@ class QwenImageEdit(QwenImage):
 
 
 class QwenImageEditPlus(QwenImageEdit):
-    """The later releases (2509, 2511): the text encoder sees the picture smaller, and others may be beside it. Here it
-    is one picture."""
+    """The later releases (2509, 2511): one picture or several, which the text encoder sees smaller."""
 
     pipelines = ("QwenImageEditPlusPipeline",)
     several = True

@@ -2,7 +2,7 @@
 
 | source | key of a picture | where its prompt lies |
 | --- | --- | --- |
-| folder with manifest.jsonl | the file, relative to the folder | manifest.jsonl, of `diffpo generate` or eval |
+| folder with manifest.jsonl | the file, relative to the folder | manifest.jsonl (`diffpo generate`, eval), with sources |
 | folder of pictures | the same | NAME.txt beside NAME.png |
 | .parquet, .jsonl, .csv, a folder of them, a hub id | FILE:ROW:COLUMN | a column |
 | .tar shards | SHARD:MEMBER | KEY.txt, or a key of KEY.json |
@@ -10,9 +10,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -26,10 +25,12 @@ from ..common.instruction import Instruction, encodable
 from ..common.names import hint
 from ..common.text import plain, read_text, text_beside, whole
 from ..config import Data
+from ..data.columns import source_cells
 from ..data.files import Shards
 from ..data.prompts import NAMES
 from ..data.source import METADATA, SAVED, SAVED_SPLITS, SIDES, open_source
 from ..data.tables import Parquet
+from . import manifest
 
 IMAGES = (
     *("image", "file_name", "jpg_0", "jpg_1", "image_0", "image_1", "chosen", "rejected"),
@@ -48,7 +49,8 @@ class Where:
     Attributes:
         images: columns of the pictures; by default every column with a usual name (`IMAGES`).
         prompt: column of the prompts; by default the first with a usual name.
-        source: column of the pictures that the others are edits of. The prompts are then an `Instruction` each.
+        source: column of the pictures that the others are edits of, one or a list in a cell. The prompts are then an
+            `Instruction` each, as those of a folder of edits always are.
         split: of a source that has several.
         n: only the first n pictures or rows.
     """
@@ -126,7 +128,7 @@ class _Folder(Pictures):
     def __init__(self, folder: Path, n: int | None, only: list[str] | None = None) -> None:
         self.folder = folder
         self.lacking = f"Put the prompt of NAME.png into NAME.txt beside it in {folder}"
-        self.prompts = {} if only else _manifest(folder)
+        self.prompts = {} if only else manifest.read(folder)
         names = only or list(self.prompts) or sorted(_names(folder))
         self.names = names[:n]
         if not names:
@@ -138,13 +140,15 @@ class _Folder(Pictures):
 
     def items(self, start: int, step: int) -> Iterator[Listed]:
         for name in self.names[start::step]:
-            said = self.prompts[name] if self.prompts else _stat(self._text(name))
-            yield Listed(whole(name), _digest(_stat(self.folder / name), said), name)
+            said = self.prompts[name].said if self.prompts else (_stat(self._text(name)),)
+            yield Listed(whole(name), _digest(_stat(self.folder / name), *said), name)
 
     def read(self, item: Listed) -> tuple[Image.Image, str | None]:
         image = decode(content(item.place, [self.folder.resolve()]))
         if self.prompts:
-            return image, self.prompts[item.place]
+            said = self.prompts[item.place]
+            sources = [_before(name, lambda name: content(name, [self.folder.resolve()])) for name in said.sources]
+            return image, Instruction(said.prompt, sources, said.key) if sources else said.prompt
         try:
             return image, read_text(self._text(item.place), LONGEST).strip() or None
         except FileNotFoundError:
@@ -164,28 +168,14 @@ def _names(folder: Path) -> Iterator[str]:
                 yield (Path(base) / name).relative_to(folder).as_posix()
 
 
-def _manifest(folder: Path) -> dict[str, str]:
-    """{file: prompt} of manifest.jsonl, the last one per file; a half-written last line is left out."""
-    path = folder / "manifest.jsonl"
-    if not path.is_file():
-        return {}
-    found = {}
+def _before(cell: Any, read: Callable[[Any], bytes]) -> bytes:
+    """The encoded picture to edit of a cell. BadRow if it cannot be read."""
     try:
-        *lines, last = read_text(path).split("\n")
-    except (OSError, ValueError) as error:
-        raise DiffpoError(f"cannot read {path}: {plain(error, 200)}") from None
-    for number, line in enumerate([*lines, last], 1):
-        try:
-            row = json.loads(line)
-            file, prompt = row["file"], row["prompt"]
-            good = isinstance(file, str) and isinstance(prompt, str)
-        except (ValueError, TypeError, KeyError, RecursionError):
-            good = False
-        if good:
-            found[file] = prompt
-        elif line.strip() and number <= len(lines):
-            raise DiffpoError(f"{path}:{number} is not a line with a file and its prompt: correct or remove it")
-    return found
+        encoded = read(cell)
+        decode(encoded)
+    except BadRow as problem:
+        raise BadRow(f"the picture to edit cannot be read ({problem.reason})", problem.detail) from None
+    return encoded
 
 
 class _Table(Pictures):
@@ -245,12 +235,8 @@ class _Table(Pictures):
         text = prompt.strip() or None if prompt else None
         if text is None or self.source is None:
             return image, text
-        try:
-            before = self._content(values[self.source])
-            decode(before)
-        except BadRow as problem:
-            raise BadRow(f"the picture to edit cannot be read ({problem.reason})", problem.detail) from None
-        return image, Instruction(text, before)
+        cells = source_cells(values[self.source], self.source)
+        return image, Instruction(text, [_before(cell, self._content) for cell in cells])
 
     def _content(self, cell: Any) -> bytes:
         """The encoded picture of a cell."""

@@ -30,6 +30,7 @@ EDIT = (
     'The second image was made from the first by the instruction "{prompt}". How well is the instruction carried out, '
     "and how well is everything kept that it does not name? Answer with one number, from 0 (not at all) to 5 (fully)."
 )
+EDITS = EDIT.replace("The second image was made from the first", "The last image was made from the ones before it")
 MARKS = {str(mark): mark / 5 for mark in range(6)}  # what the answers to it are worth
 WHICH = (
     'The first and the second image were made for the text "{prompt}". Which of them is better, if you judge how well '
@@ -63,7 +64,7 @@ class JudgeSettings(BaseModel):
     """Name of the number; two judges that are compared need two names."""
 
     edits: bool = False
-    """Judge edits: the picture that the prompt is about is shown before the result. The question is then one about
+    """Judge edits: the pictures that the prompt is about are shown before the result. The question is then one about
     edits, and its answers are marks from 0 to 5, worth 0 to 1, unless they are set."""
 
     question: str = QUESTION
@@ -184,12 +185,15 @@ class VlmJudge:
         return cls(read(source, [], JudgeSettings))
 
     def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
-        settings, asked = self.settings, [[*self._before(p), image] for image, p in zip(images, prompts, strict=True)]
+        settings, before = self.settings, [self._before(prompt) for prompt in prompts]
+        asked = [[*shown, image] for shown, image in zip(before, images, strict=True)]
+        own = settings.question != EDIT  # which is about one picture
+        questions = [settings.question if own or len(shown) == 1 else EDITS for shown in before]
         if settings.numbers:
-            replies = self._ask(asked, settings.question, prompts, settings.tokens, False)
+            replies = self._ask(asked, questions, prompts, settings.tokens, False)
             rows = [[_number(pattern, reply.text) for pattern in settings.numbers.values()] for reply in replies]
         else:
-            replies = self._ask(asked, settings.question, prompts, 1, True)
+            replies = self._ask(asked, questions, prompts, 1, True)
             rows = [[_expected(reply, settings.worth, settings.normalise)] for reply in replies]
         values = np.array(rows, np.float64).reshape(len(images), len(self.names))
         expected = f"one of {', '.join(settings.worth)}" if not settings.numbers else "text with the numbers"
@@ -202,7 +206,7 @@ class VlmJudge:
             self._before(prompt)
 
     def _before(self, prompt: str) -> list[Image.Image]:
-        """The picture that is shown before the result of a prompt, of a judge of edits."""
+        """The pictures that are shown before the result of a prompt, of a judge of edits."""
         if not self.settings.edits:
             return []
         if not isinstance(prompt, Instruction):
@@ -211,7 +215,7 @@ class VlmJudge:
                 f"about: name their column with --source or data.columns.source. A judge behind `diffpo serve-scorer` "
                 f"gets none"
             )
-        return [prompt.open()]
+        return prompt.pictures()
 
     def compare(self, images: list[Image.Image], others: list[Image.Image], prompts: list[str]) -> Comparison:
         """How probably each of n ``images`` is better than the one of ``others`` at its place, asked in both orders, so
@@ -242,18 +246,25 @@ class VlmJudge:
         return [reply.text.strip().strip(QUOTES) for reply in replies]
 
     def _ask(
-        self, pictures: Sequence[Sequence[Image.Image]], question: str, prompts: Sequence[str], tokens: int, top: bool
+        self,
+        pictures: Sequence[Sequence[Image.Image]],
+        questions: str | Sequence[str],
+        prompts: Sequence[str],
+        tokens: int,
+        top: bool,
     ) -> list[Reply]:
+        """``questions``: one for all, or one for each."""
+        each = [questions] * len(prompts) if isinstance(questions, str) else questions
         stop = Event()  # a question failed: the others need no further attempts
 
-        def ask(item: tuple[Sequence[Image.Image], str]) -> Reply:
-            shown, prompt = item
+        def ask(item: tuple[Sequence[Image.Image], str, str]) -> Reply:
+            shown, question, prompt = item
             text = question.replace("{prompt}", prompt)
             return self.chat.ask([png(each) for each in shown], text, tokens, top, stop)
 
         pool = ThreadPoolExecutor(self.settings.parallel)
         try:
-            return list(pool.map(ask, list(zip(pictures, prompts, strict=True))))
+            return list(pool.map(ask, list(zip(pictures, each, prompts, strict=True))))
         finally:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
