@@ -66,9 +66,8 @@ def key(config: Config, groups: Groups | None, texts: list[str], vram: float | N
     settings = config.model_dump(mode="json", exclude={"output", "log"})
     libraries = [(name, _version(name)) for name in LIBRARIES]
     files = [list(_state(each)) for each in (PACKAGE, PACKAGE.parent / "samplers", *places)]
-    return content_key(
-        settings, sizes, sorted(set(texts)), edits.most(groups, texts), vram, libraries, sys.version, files
-    )
+    read = [sorted(set(texts)), edits.most(groups, texts)]
+    return content_key(settings, sizes, read, vram, libraries, sys.version, files)
 
 
 def _version(library: str) -> str:

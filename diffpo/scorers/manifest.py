@@ -21,6 +21,7 @@ class Said:
 
     @property
     def said(self) -> tuple[str, ...]:
+        """All of it, as texts."""
         return (self.prompt, *([self.key or ""] if self.sources else []), *self.sources)
 
     @classmethod
@@ -33,7 +34,19 @@ class Said:
         return cls(row["prompt"], sources, key)
 
 
-def read(folder: Path) -> dict[str, Said]:
+def of(folder: Path) -> tuple[Path, dict[str, Said]]:
+    """The folder that has the manifest.jsonl, and what that says by the file in ``folder``: this one's, or that of the
+    folder whose images/ARM this is. Without one ``folder``, and nothing."""
+    if found := _read(folder):
+        return folder, found
+    home, inside = folder.parent.parent, f"images/{folder.name}/"
+    if folder.parent.name != "images":
+        return folder, {}
+    found = {file.removeprefix(inside): said for file, said in _read(home).items() if file.startswith(inside)}
+    return (home, found) if found else (folder, {})
+
+
+def _read(folder: Path) -> dict[str, Said]:
     """What manifest.jsonl says by the file, the last line of each; a half-written last line is left out."""
     path = folder / "manifest.jsonl"
     if not path.is_file():

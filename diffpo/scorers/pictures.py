@@ -2,7 +2,7 @@
 
 | source | key of a picture | where its prompt lies |
 | --- | --- | --- |
-| folder with manifest.jsonl | the file, relative to the folder | manifest.jsonl (`diffpo generate`, eval), with sources |
+| folder of `diffpo generate`, or an arm's in it | the file, relative to the folder | manifest.jsonl, with sources |
 | folder of pictures | the same | NAME.txt beside NAME.png |
 | .parquet, .jsonl, .csv, a folder of them, a hub id | FILE:ROW:COLUMN | a column |
 | .tar shards | SHARD:MEMBER | KEY.txt, or a key of KEY.json |
@@ -128,7 +128,7 @@ class _Folder(Pictures):
     def __init__(self, folder: Path, n: int | None, only: list[str] | None = None) -> None:
         self.folder = folder
         self.lacking = f"Put the prompt of NAME.png into NAME.txt beside it in {folder}"
-        self.prompts = {} if only else manifest.read(folder)
+        self.home, self.prompts = manifest.of(folder) if not only else (folder, {})
         names = only or list(self.prompts) or sorted(_names(folder))
         self.names = names[:n]
         if not names:
@@ -147,7 +147,7 @@ class _Folder(Pictures):
         image = decode(content(item.place, [self.folder.resolve()]))
         if self.prompts:
             said = self.prompts[item.place]
-            sources = [_before(name, lambda name: content(name, [self.folder.resolve()])) for name in said.sources]
+            sources = [_before(name, lambda name: content(name, [self.home.resolve()])) for name in said.sources]
             return image, Instruction(said.prompt, sources, said.key) if sources else said.prompt
         try:
             return image, read_text(self._text(item.place), LONGEST).strip() or None
