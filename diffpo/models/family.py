@@ -229,9 +229,10 @@ class Family(Encoding):
         self, network: torch.nn.Module, n: int, resolution: int, sources: int = 0
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """x_t, t and cond of the right shapes on the meta device. ``sources``: with so many pictures to edit, of which
-        `reads_source` always has one, and a family that does not edit none."""
+        `reads_source` always has one, and a family at most as many as it takes."""
         x_t = torch.empty(n, *self.latent_shape(network, resolution), device="meta")
         sources = max(sources, self.reads_source) if self.edits else 0
+        sources = sources if self.several else min(sources, 1)
         cond = self.meta_edits(network, n, sources) if self.reads_source else self.meta_cond(network, n)
         if sources:
             cond["source"] = source_condition([torch.empty_like(x_t)] * sources)

@@ -102,7 +102,7 @@ def editor(tmp_path_factory):
     import tiny_flows
     from tiny_transformers import make_kontext
 
-    make = {"kontext": make_kontext, "flux2_klein": tiny_flows.make_flux2_klein}
+    make = {"kontext": make_kontext, "flux2_klein": tiny_flows.make_flux2_klein, "flux2": tiny_flows.make_flux2}
     make |= {"qwen_edit": tiny_flows.make_qwen_image_edit, "qwen_edit_plus": tiny_flows.make_qwen_image_edit_plus}
     make["longcat_edit"] = tiny_flows.make_longcat_edit
     made = {}

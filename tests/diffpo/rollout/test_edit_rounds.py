@@ -55,7 +55,9 @@ def test_conditions_have_the_picture_of_each_prompt(editor, table, make_config, 
             (view,) = views([(24, 16)], (16, 16), "center", False, torch.Generator())
             caption = [None if absent else str(prompts[index])]
             seen = (
-                family.encode_edits(caption, [[shown(whole, view)]]) if name != "kontext" else family.encode_text(caption)
+                family.encode_edits(caption, [[shown(whole, view)]])
+                if name != "kontext"
+                else family.encode_text(caption)
             )
             source = family.scale_latents(family.encode_image(pixels(whole, view)[None])["mean"])
             for key, value in (seen | {"source": source}).items():
