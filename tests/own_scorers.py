@@ -53,3 +53,13 @@ class Change:
     def score(self, images, prompts):
         pairs = zip(images, prompts, strict=True)
         return {"change": np.array([brightness(image) - brightness(prompt.open()) for image, prompt in pairs])}
+
+
+class Second:
+    """How much brighter a picture is than the second one that it is made of."""
+
+    names = ("second",)
+
+    def score(self, images, prompts):
+        pairs = zip(images, prompts, strict=True)
+        return {"second": np.array([brightness(image) - brightness(prompt.pictures()[1]) for image, prompt in pairs])}

@@ -147,9 +147,44 @@ def test_scorers_of_edits_are_given_the_source_of_their_row(folder, tmp_path):
     )
     found = scored(tmp_path / "b.parquet", tmp_path / "b", "own_scorers:Change", where=Where(source="before"))
     assert [key for key, _ in values(found, "change").items()] == [f"b.parquet:{k}:after" for k in range(3)]
+    rows["before"] = [[each, encoded(99)] for each in rows["before"][:3]] + [[]]
+    pq.write_table(pa.table(rows), tmp_path / "lists.parquet")
+    found = scored(tmp_path / "lists.parquet", tmp_path / "d", "own_scorers:Second", where=Where(source="before"))
+    expected = {f"lists.parquet:{k}:image": ("brighter", after - 99.0) for k, after in enumerate((30, 90, 50))}
+    assert values(found, "second") == expected and [*found.unreadable] == ["lists.parquet:3:image"]
     for source, said in ((folder, "--source"), (folder / "3.png", "--source"), (tmp_path / "b.parquet", "'befor'")):
         with pytest.raises(DiffpoError, match=said):
             scored(source, tmp_path / "c", where=Where(source="befor"))
+
+
+def test_a_folder_of_edits_has_its_sources_in_the_manifest(tmp_path):
+    """One source, several, and one that is gone; another source makes the picture new."""
+    (tmp_path / "sources").mkdir()
+    rows = []
+    for k, (after, before) in enumerate(((30, 10), (90, 40), (60, None))):
+        grey(after).save(tmp_path / f"{k}.png")
+        rows.append({"file": f"{k}.png", "prompt": "brighter", "source": f"sources/{k}.png", "source_hash": str(k)})
+        if before is not None:
+            grey(before).save(tmp_path / "sources" / f"{k}.png")
+
+    def changes():
+        (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        found = scored(tmp_path, tmp_path / "out", "own_scorers:Change")
+        return {key: value for key, (_, value) in values(found, "change").items()}, found.unreadable
+
+    found, missing = changes()
+    assert found == {"0.png": 20.0, "1.png": 50.0} and [*missing] == ["2.png"] and "picture to edit" in missing["2.png"]
+    rows[1] |= {"source": "sources/0.png", "source_hash": "0"}
+    rows[2] |= {"source": "../outside.png"}
+    grey(0).save(tmp_path.parent / "outside.png")
+    found, missing = changes()
+    assert found["1.png"] == 80.0 and "outside" in missing["2.png"]
+    rows[0] |= {"source": ["sources/0.png", "sources/1.png"], "source_hash": "0+1"}
+    with pytest.raises(DiffpoError, match=r"about 2 pictures"):  # this scorer takes one
+        changes()
+    rows[0] |= {"source": 3}
+    with pytest.raises(DiffpoError, match=r"manifest\.jsonl:1"):
+        changes()
 
 
 def test_webdataset_shards(tmp_path):

@@ -1,6 +1,7 @@
 """Pictures that are made of other pictures: generate, eval and label with models that edit."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit, pipeline_qwen
 from PIL import Image, ImageChops
 from tiny import picture, png, write_parquet
 
+import diffpo
 from diffpo import models
 from diffpo.common.errors import DiffpoError
+from diffpo.common.instruction import Instruction
 from diffpo.config import Data
 from diffpo.data.groups import load_groups
 from diffpo.data.prompts import load_prompts
@@ -122,6 +125,74 @@ def test_a_picture_is_what_the_pipeline_makes_of_its_source(editor, prompts, mad
         assert distance(found, other) > 0
 
 
+class First:
+    """How far a result is from the first picture that it was made of, and from the second."""
+
+    names = ("first", "second")
+
+    def score(self, images, prompts):
+        rows = [
+            [distance(image, each.resize(image.size)) for each in prompt.pictures()]
+            for image, prompt in zip(images, prompts, strict=True)
+        ]
+        return dict(zip(self.names, np.array(rows).T, strict=True))
+
+
+@pytest.fixture(scope="module")
+def several(editor, tmp_path_factory):
+    """Two prompts with two pictures each, those of the second in the other order; and pictures made of them."""
+    folder = tmp_path_factory.mktemp("several")
+    for k in range(2):
+        picture(70 + k, (40, 32) if k else (64, 64)).save(folder / f"{k}.png")
+    lines = [{"prompt": "put both together", "before": ["0.png", "1.png"]}]
+    lines.append(lines[0] | {"before": ["1.png", "0.png"]})
+    (folder / "edits.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    prompts = load_prompts(folder / "edits.jsonl", pictures="before")
+    making = Generation(editor("flux2_klein"), images_per_prompt=2, **FAST | {"width": 64, "height": 64})
+    return prompts, making, folder / "out", generate.run(making.arms(), prompts, folder / "out")
+
+
+@torch.no_grad()
+def test_a_picture_is_made_of_several(several):
+    """The pipeline's own, of both pictures in their order, each scaled and cut to the size of the result."""
+    prompts, making, out, rows = several
+    assert len(set(prompts)) == 2 and len(list((out / "sources").iterdir())) == 2
+    first, second = ([out / each for each in row["source"]] for row in (rows[0], rows[2]))
+    assert first == second[::-1] and [Image.open(each).size for each in first] == [(64, 64), (40, 32)]
+    pipe = generate.load(making)
+    family = models.built_in()[type(pipe).__name__]
+    noise, generator = generate.initial_noise((16, 16, 16), 0, 0)
+    options = family.painting(pipe, ["put both together"], None, noise[None], 2.0)
+    wide = picture(71, (40, 32)).resize((80, 64), Image.Resampling.LANCZOS).crop((8, 0, 72, 64))
+    given = [picture(70, (64, 64)), wide]
+    expected = pipe(image=given, **options, generator=[generator], num_inference_steps=2).images[0]
+    with Image.open(out / rows[0]["file"]) as found, Image.open(out / rows[2]["file"]) as other:
+        assert max(high for _, high in ImageChops.difference(found, expected).getextrema()) <= 1
+        assert distance(found, other) > 0
+
+
+def test_several_pictures_are_found_again_scored_and_labelled(several, tmp_path):
+    """From the manifest alone: items, `diffpo score` of the folder and of an arm's, eval, and labels to train on."""
+    prompts, making, out, rows = several
+    found = sorted(items.of_folder(out, None, []))
+    assert [each.prompt for each in found] == [prompts[k] for k in (0, 0, 1, 1)]
+    own = [First().score([Image.open(out / row["file"])], [prompts[row["index"]]]) for row in rows]
+    for source in (out, out / "images" / "base"):
+        table = diffpo.score(source, tmp_path / source.name, scorers=[f"{__name__}:First"]).table().to_pydict()
+        scored = {(Path(k).name, n): v for k, n, v in zip(*map(table.get, ("key", "scorer", "value")), strict=True)}
+        for row, values in zip(rows, own, strict=True):
+            for name, (value,) in values.items():
+                assert scored[Path(row["file"]).name, name] == pytest.approx(value)
+    evaluate.run(
+        tmp_path / "eval", {"one": out, "two": out / "images" / "base"}, scoring=Scoring((f"{__name__}:First",))
+    )
+    labels = label.run(tmp_path / "labels", {"base": out}, label.Labelling((f"{__name__}:First.second",)), None)
+    data = Data(train=str(labels.path), resolution=64, columns={"source": "source"}, cache=str(tmp_path))
+    groups = load_groups(data, str(labels.path), "train")
+    assert len(groups) == 2 and all(len(group.sources) == 2 for group in groups.groups)
+    assert groups.groups[0].sources == groups.groups[1].sources[::-1]
+
+
 def test_a_folder_of_edits_is_continued_and_names_its_sources(editor, prompts, made, tmp_path):
     out, rows = made
     before = {row["file"]: row["sha256"] for row in rows}
@@ -141,6 +212,9 @@ def test_a_folder_of_edits_is_continued_and_names_its_sources(editor, prompts, m
 def test_models_and_prompts_that_do_not_fit_are_refused(editor, tiny_sd, prompts, tmp_path):
     with pytest.raises(DiffpoError, match=r"from texts alone.*--source"):
         generate.run(Generation(tiny_sd, **FAST).arms(), prompts, tmp_path / "one")
+    two = [prompts[0], Instruction("both", [png(prompts[0].open())] * 2)]
+    with pytest.raises(DiffpoError, match=r"one picture.*prompt 1 \('both'\) has 2"):
+        generate.run(Generation(editor("kontext"), **FAST).arms(), two, tmp_path / "three")
     with pytest.raises(DiffpoError, match=r"edits pictures.*--source COLUMN"):
         generate.run(Generation(editor("qwen_edit"), **FAST).arms(), ["a cat"], tmp_path / "two")
 

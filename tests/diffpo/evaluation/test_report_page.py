@@ -127,6 +127,9 @@ def test_edits_stand_beside_what_they_are_of(pictures, tmp_path):
     static = [attributes["src"] for tag, attributes in tags.tags if tag == "img" and attributes.get("alt") == "source"]
     assert {*static} == {*data["sources"]}
     assert data_of(page_of(pictures))["sources"] == []
+    both = data_of(edits_page(pictures, [[tmp_path / "a.png", tmp_path / "b.png"]]))["sources"]
+    with Image.open(io.BytesIO(base64.b64decode(both[0].partition(",")[2]))) as found:  # side by side
+        np.testing.assert_array_equal(np.asarray(found), np.concatenate([each[:, 8:24] for each in levels], 1))
 
 
 def test_the_win_matrix_counts_pairs_and_is_antisymmetric(pictures):

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import ImageChops
-from tiny import metrics_of, picture
+from tiny import metrics_of, picture, png
 
 from diffpo import models
 from diffpo.common.errors import DiffpoError
+from diffpo.common.instruction import Instruction
 from diffpo.config import Model
 from diffpo.data.prompts import load_prompts
 from diffpo.data.transforms import pixels, shown, views
+from diffpo.models import qwen_image_edit
 from diffpo.rollout.prompts import PromptConditions
 from diffpo.train.loop import train
 
@@ -54,14 +56,35 @@ def test_conditions_have_the_picture_of_each_prompt(editor, table, make_config, 
             whole = prompts[index].open()
             (view,) = views([(24, 16)], (16, 16), "center", False, torch.Generator())
             caption = [None if absent else str(prompts[index])]
-            seen = (
-                family.encode_edits(caption, [[shown(whole, view)]])
-                if name != "kontext"
-                else family.encode_text(caption)
-            )
+            edited = [[shown(whole, view)]]
+            seen = family.encode_text(caption) if name == "kontext" else family.encode_edits(caption, edited)
             source = family.scale_latents(family.encode_image(pixels(whole, view)[None])["mean"])
             for key, value in (seen | {"source": source}).items():
                 torch.testing.assert_close(cond[key][row : row + 1], value, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_conditions_have_all_pictures_of_each_prompt(editor, make_config, monkeypatch):
+    """Two of each: the second prompt has those of the first in the other order."""
+    monkeypatch.setattr(qwen_image_edit, "SEEN", 32 * 32)
+    family = models.load(Model(path=str(editor("qwen_edit_plus"))), resolution=16)
+    family.load_encoders()
+    one, two, three = (png(picture(seed)) for seed in range(3))
+    prompts = [Instruction("both", [one, two]), Instruction("both", [two, one]), Instruction("mix", [three, one])]
+    found = PromptConditions(prompts, make_config(editor("qwen_edit_plus")).data, family)([1, 2], 1.0).cond
+    for row, seeds in enumerate(((1, 0), (2, 0))):
+        own = [picture(seed) for seed in seeds]
+        levels = torch.stack([torch.from_numpy(np.array(each)).permute(2, 0, 1) for each in own]) / 127.5 - 1
+        wanted = family.encode_edits([str(prompts[row + 1])], [own])
+        wanted["source"] = family.scale_latents(family.encode_image(levels)["mean"])[None]
+        for key, value in wanted.items():
+            torch.testing.assert_close(found[key][row : row + 1], value, rtol=1e-4, atol=1e-4)
+    for name, given, said in (
+        ("kontext", prompts, r"prompt 0 has 2 pictures.*takes one"),
+        ("qwen_edit_plus", [*prompts, Instruction("one", one)], r"prompt 3 has 1 pictures to edit, and prompt 0 has 2"),
+    ):
+        with pytest.raises(DiffpoError, match=said):
+            PromptConditions(given, make_config(editor(name)).data, models.load(Model(path=str(editor(name)))))
 
 
 @pytest.mark.parametrize("name", ["kontext", "qwen_edit"])

@@ -121,10 +121,10 @@ def test_edits_are_judged_beside_the_picture_that_they_are_of(tmp_path):
     """Source first, then the result; marks from 0 to 5 by their probabilities, as a share: (2 x 0.3 + 5 x 0.6)/(5 x
     0.9)."""
     grey(51).save(tmp_path / "before.png")
-    prompt = Instruction("brighter", tmp_path / "before.png")
+    prompt, shows = Instruction("brighter", tmp_path / "before.png"), [0.2, 0.8]
 
     def marks(request, _):
-        assert shown(request) == pytest.approx([0.2, 0.8])
+        assert shown(request) == pytest.approx(shows)
         return 200, {}, reply({"5": 0.6, " 2": 0.3, "very": 0.1})
 
     with serving(marks) as (url, requests):
@@ -136,6 +136,11 @@ def test_edits_are_judged_beside_the_picture_that_they_are_of(tmp_path):
         own = judge(url, edits=True, question="Better?", answers={"5": 1.0}).score([grey(204)], [prompt])
         with pytest.raises(DiffpoError, match=r"'brighter'.*--source"):
             scorer.score([grey(204)], ["brighter"])
+        grey(102).save(tmp_path / "other.png")
+        shows[:] = [0.2, 0.4, 0.8]
+        scorer.score([grey(204)], [Instruction("brighter", [tmp_path / "before.png", tmp_path / "other.png"])])
+        several = requests[-1][2]["messages"][0]["content"][-1]["text"]
+        assert "The last image" in several and "The second image" not in several and "The second image" in asked
     assert found["judge"] == pytest.approx([(2 * 0.3 + 5 * 0.6) / (5 * 0.9)])
     assert own["judge"] == pytest.approx([0.6])
 
