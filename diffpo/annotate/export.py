@@ -5,6 +5,7 @@
 | prompt, image_0, image_1, label_0 | a pair; label_0 is 1, 0, or 0.5 for a tie; a share with ``rows="share"`` |
 | prompt, images, ranks | a ranked set (``ask="ranking"``); 1 is best |
 | name_0, name_1 (names) | what made the pictures, where that is known |
+| source | what the pictures are edits of, a list where some have several; only of edits |
 | mask; mask_0, mask_1 | PNG, white where somebody marked; of both pictures together, and of each |
 | votes, user_id | how many votes; the annotator, where the row is of one |
 | time, seconds | of the last vote; how long the votes took on average |
@@ -77,30 +78,33 @@ def run(folder: Path, out: Path, export: Export = Export()) -> Counter[str]:
                 kept = {key: value for key, value in row.items() if not key.startswith("mask")}
                 file.write(json.dumps(kept, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
         else:
-            _parquet(file, found, lists)
+            _parquet(file, found, _schema(lists, max((len(task.sources) for task in tasks.all), default=0)))
         if not counts["rows"]:
             why = f"{counts['votes']} votes, {counts['skipped']} skipped, {counts['both_bad']} that all is bad"
             raise DiffpoError(f"{folder} has no vote that makes a row: {why}")
     return counts
 
 
-def _parquet(file: Any, rows: Iterator[dict], lists: bool) -> None:
+def _parquet(file: Any, rows: Iterator[dict], schema: Any) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = _schema(pa, lists)
     with pq.ParquetWriter(file, schema) as writer:
         while batch := list(islice(rows, AT_ONCE)):
             writer.write_table(pa.Table.from_pylist(batch, schema))
 
 
-def _schema(pa: Any, lists: bool) -> Any:
+def _schema(lists: bool, sources: int) -> Any:
+    """``sources``: the largest number of pictures that a task's are edits of."""
+    import pyarrow as pa
+
     blob, text = pa.binary(), pa.string()
     pictures: dict[str, Any] = {"image_0": blob, "image_1": blob, "label_0": pa.float64()}
     pictures |= {"name_0": text, "name_1": text, "mask": blob, "mask_0": blob, "mask_1": blob}
     if lists:
         pictures = {"images": pa.list_(blob), "ranks": pa.list_(pa.float64()), "names": pa.list_(text)}
         pictures |= {"mask": blob, "masks": pa.list_(blob)}
+    pictures |= {"source": blob if sources == 1 else pa.list_(blob)} if sources else {}
     about = {"votes": pa.int32(), "user_id": text, "time": pa.timestamp("ms", "UTC"), "seconds": pa.float64()}
     return pa.schema(list(({"prompt": text} | pictures | about | {"task": text}).items()))
 
@@ -121,11 +125,13 @@ def _rows(tasks: Tasks, store: Store, votes: list[Vote], export: Export, counts:
 def _of(tasks: Tasks, store: Store, tally: Tally, export: Export, counts: Counter[str]) -> Iterator[dict[str, Any]]:
     """The rows of a task: one, or for a set with a best picture one for each of the others."""
     task, best_only = tally.task, tasks.show == "sets" and tasks.ask == "best"
+    several = any(len(each.sources) > 1 for each in tasks.all)
     try:
         encoded = [tasks.content(picture) for picture in task.pictures]
         marks = _union([store.marks(vote.uid) for vote in tally.votes])
         sizes = [decode(each).size for each in encoded]
         cells = [tasks.file(picture) for picture in task.pictures] if export.files else encoded
+        before = [tasks.file(each) if export.files else tasks.content(each) for each in task.sources]
     except BadRow as problem:
         raise DiffpoError(f"the pictures of {plain(task.prompt, 100)!r} cannot be exported: {problem}") from None
     users = {vote.annotator for vote in tally.votes}
@@ -137,6 +143,8 @@ def _of(tasks: Tasks, store: Store, tally: Tally, export: Export, counts: Counte
         "seconds": float(np.mean([vote.ms for vote in tally.votes]) / 1000),
         "task": task.id,
     }
+    if before:
+        about["source"] = before if several else before[0]
     names = [picture.name or None for picture in task.pictures]
     if tasks.show == "sets" and tasks.ask == "ranking":
         mean = np.mean([vote.ranks for vote in tally.votes if vote.ranks], 0)

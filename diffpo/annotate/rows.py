@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -22,8 +23,9 @@ CAPTIONS = ("caption", "caption_0", "caption_chosen")
 SURE = 0.05  # a label of 0 or 1 that is there already counts as this probability of the other one
 
 
-def of_rows(source: str, split: str, show: Show | None, quiet: bool = True) -> Tasks:
-    """The tasks of a source that `diffpo train` reads; labels need not be there.
+def of_rows(source: str, split: str, show: Show | None, quiet: bool = True, before: str | None = None) -> Tasks:
+    """The tasks of a source that `diffpo train` reads; labels need not be there. ``before``: the column of what the
+    pictures are edits of.
 
     Pairs are shown as pairs, and lists at once unless ``show`` is pairs. Rows of one picture each are grouped by their
     prompt. Labels and scores that are there say which pairs are uncertain before any vote: a label is a probability,
@@ -42,10 +44,12 @@ def of_rows(source: str, split: str, show: Show | None, quiet: bool = True) -> T
             f"{source} has no column {what} among {plain(', '.join(names), 1000)}: rename it as docs/data.md says"
         )
     known = [found[role] for role in ("label_0", "score_0", "score_1", "scores")]
-    needed = [name for name in dict.fromkeys([caption, *columns, *known]) if name]
+    if before is not None and before not in names:
+        raise DiffpoError(f"{source} has no column {before!r} with what the pictures are edits of (--source)")
+    needed = [name for name in dict.fromkeys([caption, *columns, *known, before]) if name]
     rows = rows.select_columns(needed)
     groups: list[Group] = []
-    singles: dict[str, list[Picture]] = {}
+    singles: dict[tuple[str, tuple[str, ...]], Group] = {}
     raw: list[tuple[float, ...] | None] = []
     for number in range(len(rows)):
         row = _row(rows, number, source)
@@ -54,12 +58,16 @@ def of_rows(source: str, split: str, show: Show | None, quiet: bool = True) -> T
             raise DiffpoError(f"{source}: row {number} has no prompt in {caption}; correct it, or leave the row out")
         places = list(_places(row, number, [name for name in columns if name], source))
         pictures = tuple(Picture("", place) for place in places)
+        sources = tuple(Picture("", place) for place in _places(row, number, [before] if before else [], source))
         if pair is None and not found["images"]:
-            singles.setdefault(prompt.strip(), []).extend(pictures)
+            (own,) = hashed([Group(prompt.strip(), (), None, sources)], rows, opened.roots)
+            key = (own.prompt, tuple(each.key for each in own.sources))
+            earlier = singles.setdefault(key, own)
+            singles[key] = replace(earlier, pictures=(*earlier.pictures, *pictures))
             continue
         raw.append(_known(row, found, len(pictures)))
-        groups.append(Group(prompt.strip(), pictures))
-    groups = _expecting(groups, raw) + [Group(prompt, tuple(each)) for prompt, each in singles.items()]
+        groups.append(Group(prompt.strip(), pictures, None, sources))
+    groups = [*_expecting(groups, raw), *singles.values()]
     alone = [group for group in groups if len(group.pictures) < 2]
     groups = hashed([group for group in groups if len(group.pictures) > 1], rows, opened.roots, quiet)
     show = show or ("pairs" if pair or not found["images"] else "sets")
@@ -118,5 +126,5 @@ def _expecting(groups: list[Group], raw: list[tuple[float, ...] | None]) -> list
         elif each and scale > 0:
             top = max(each)
             expected = tuple(math.exp(max(-20.0, (value - top) / scale)) for value in each)
-        made.append(Group(group.prompt, group.pictures, expected))
+        made.append(replace(group, expected=expected))
     return made

@@ -83,7 +83,8 @@ class Session:
 
     def _shown(self, given: Assignment) -> dict[str, Any]:
         pictures = [given.task.pictures[k].key for k in given.order]
-        return {"task": given.task.id, "repeat": given.repeat, "prompt": given.task.prompt, "pictures": pictures}
+        found = {"task": given.task.id, "repeat": given.repeat, "prompt": given.task.prompt, "pictures": pictures}
+        return found | {"sources": [each.key for each in given.task.sources]}
 
     def record(self, sent: Any) -> dict[str, Any]:
         """Store a vote or an undo. Raises Refused, CannotStore and Conflict."""

@@ -45,21 +45,25 @@ class Group:
     """Pictures of one prompt, to be shown in pairs or at once.
 
     ``expected``: of each picture a number that is higher for a better one, such as a score; None: nothing is known.
+    ``sources``: what the pictures are edits of.
     """
 
     prompt: str
     pictures: tuple[Picture, ...]
     expected: tuple[float, ...] | None = None
+    sources: tuple[Picture, ...] = ()
 
 
 @dataclass(frozen=True)
 class Task:
-    """What one vote is about. ``prior``: the probability, before any vote, that the first of two pictures is better."""
+    """What one vote is about. ``prior``: the probability, before any vote, that the first of two pictures is better.
+    ``sources``: what the pictures are edits of, shown beside the prompt."""
 
     id: str
     prompt: str
     pictures: tuple[Picture, ...]
     prior: float = 0.5
+    sources: tuple[Picture, ...] = ()
 
 
 @dataclass
@@ -85,7 +89,7 @@ class Tasks:
 
     @cached_property
     def pictures(self) -> dict[str, Picture]:
-        return {picture.key: picture for task in self.all for picture in task.pictures}
+        return {picture.key: picture for task in self.all for picture in (*task.sources, *task.pictures)}
 
     @cached_property
     def _rows(self) -> Source:
@@ -122,8 +126,11 @@ class Tasks:
         head: dict[str, Any] = {"source": self.source, "split": self.split, "show": self.show, "ask": self.ask}
         lines: list[dict[str, Any]] = [head]
         for task in self.all:
-            pictures = [[each.key, each.place, each.name] for each in task.pictures]
-            lines.append({"id": task.id, "prompt": task.prompt, "pictures": pictures, "prior": task.prior})
+            pictures, sources = (
+                [[each.key, each.place, each.name] for each in some] for some in (task.pictures, task.sources)
+            )
+            line = {"id": task.id, "prompt": task.prompt, "pictures": pictures, "prior": task.prior}
+            lines.append(line | ({"sources": sources} if sources else {}))
         with writing(folder / FILE):
             write_atomic(folder / FILE, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
@@ -137,10 +144,14 @@ class Tasks:
             for number, line in enumerate(lines[1:], 2):  # noqa: B007 (named in the error)
                 if line:
                     row = json.loads(line)
-                    places = [(key, place if isinstance(place, str) else tuple(place), name)
-                              for key, place, name in row["pictures"]]  # fmt: skip
-                    pictures = tuple(Picture(*each) for each in places)
-                    found.all.append(Task(row["id"], row["prompt"], pictures, row["prior"]))
+                    pictures, sources = (
+                        tuple(
+                            Picture(key, place if isinstance(place, str) else tuple(place), name)
+                            for key, place, name in row.get(each, [])
+                        )
+                        for each in ("pictures", "sources")
+                    )
+                    found.all.append(Task(row["id"], row["prompt"], pictures, row["prior"], sources))
             return found
         except FileNotFoundError:
             raise DiffpoError(f"{folder} is not a folder of `diffpo annotate`: it holds no {FILE}") from None
@@ -182,9 +193,10 @@ def make(groups: Iterable[Group], show: Show) -> tuple[list[Task], list[str]]:
             if len({picture.key for picture in pictures}) < max(2, len(pictures)):
                 same += 1
                 continue
-            name = digest("\0".join([group.prompt, *(picture.key for picture in pictures)]).encode())[:16]
+            keys = [picture.key for picture in (*group.sources, *pictures)]
+            name = digest("\0".join([group.prompt, *keys]).encode())[:16]
             twice += name in tasks
-            tasks.setdefault(name, Task(name, group.prompt, pictures, _prior(group, chosen)))
+            tasks.setdefault(name, Task(name, group.prompt, pictures, _prior(group, chosen), group.sources))
     left = [f"{same} of identical pictures"] if same else []
     return list(tasks.values()), left + ([f"{twice} that are there twice"] if twice else [])
 
@@ -216,8 +228,9 @@ def hashed(groups: Iterable[Group], rows: Any = None, roots: Sequence[Path] = ()
     with ThreadPoolExecutor(THREADS) as pool, bar:
         for start in range(0, len(groups), 256):
             part = groups[start : start + 256]
-            flat = iter(list(pool.map(key, [picture for group in part for picture in group.pictures])))
+            flat = iter(list(pool.map(key, [each for group in part for each in (*group.pictures, *group.sources)])))
             for number, group in enumerate(part, start):
-                groups[number] = replace(group, pictures=tuple(next(flat) for _ in group.pictures))
+                pictures, sources = (tuple(next(flat) for _ in each) for each in (group.pictures, group.sources))
+                groups[number] = replace(group, pictures=pictures, sources=sources)
             bar.update(len(part))
     return groups

@@ -13,8 +13,10 @@ from ..annotate.store import Store
 from ..annotate.tasks import Group, Picture, Show, Tasks, hashed, make
 from ..common import lock
 from ..common.errors import DiffpoError
+from ..common.instruction import Instruction
 from ..common.text import plain
-from ..evaluation import items
+from ..data.prompts import load_prompts
+from ..evaluation import items, sources
 from ..evaluation.generation import Generation
 from ..scorers.pictures import holds_rows
 
@@ -33,6 +35,7 @@ class Shown:
         arms: ``NAME=WHAT`` as for `diffpo eval`. making: options of `Generation`, for arms that are made here.
         prompts, n: of arms that are made here, and of pictures without texts.
         split: of rows. show, ask: as `annotate.tasks.Tasks`; None is by the source.
+        before: the column of what the pictures are edits of, in rows or in ``prompts``; a folder knows it.
     """
 
     source: str | None = None
@@ -43,6 +46,7 @@ class Shown:
     split: str = "train"
     show: Show | None = None
     ask: Literal["best", "ranking"] = "best"
+    before: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ def find(out: Path, shown: Shown) -> Tasks:
     if source is None and not shown.arms and not given:
         raise DiffpoError("annotate needs pictures: name a source, or --arm NAME=WHAT, or --model and --prompts")
     if source is not None and not _is_pictures(Path(source).expanduser()):
-        found = rows.of_rows(_absolute(source), shown.split, shown.show, quiet=False)
+        found = rows.of_rows(_absolute(source), shown.split, shown.show, quiet=False, before=shown.before)
     else:
         groups, left = _of_pictures(out, shown, making)
         show: Show = shown.show or "pairs"
@@ -113,6 +117,14 @@ def _is_pictures(path: Path) -> bool:
 def _of_pictures(out: Path, shown: Shown, making: dict[str, Any]) -> tuple[list[Group], list[str]]:
     """Groups of pictures in files: of arms, or of one folder by prompt."""
     named: dict[str, Source]
+    if shown.before is not None and shown.prompts is None:
+        raise DiffpoError(
+            "--source names a column of rows or of --prompts. A folder of `diffpo generate --source` has the sources "
+            "in its manifest.jsonl: leave the option out"
+        )
+    prompts: Any = shown.prompts
+    if shown.before is not None:
+        prompts = load_prompts(prompts, pictures=shown.before)
     if shown.source is not None:
         named = _arms_in(Path(shown.source).expanduser())
     else:
@@ -126,11 +138,11 @@ def _of_pictures(out: Path, shown: Shown, making: dict[str, Any]) -> tuple[list[
         else:
             named = {"tuned" if making.get("lora") else "base": Generation(**making)}
     left: list[str] = []
-    texts = items.prompts_of(shown.prompts)
+    texts = items.prompts_of(prompts)
     made = {name: each for name, each in named.items() if isinstance(each, Generation)}
     if made and shown.prompts is None:
         raise DiffpoError("annotate needs --prompts to make the pictures")
-    rows_made = _made(made, shown, out) if made else []
+    rows_made = _made(made, prompts, out, shown.n) if made else []
     found = {
         name: items.of_folder(each, texts, left)
         if isinstance(each, Path)
@@ -140,7 +152,7 @@ def _of_pictures(out: Path, shown: Shown, making: dict[str, Any]) -> tuple[list[
     if len(found) > 1:
         compared = items.joined(found, texts, shown.n, left)
         return [
-            Group(item.prompt, tuple(_picture(item.pictures[arm], arm) for arm in found if arm in item.pictures))
+            _group(item.prompt, [_picture(item.pictures[arm], arm) for arm in found if arm in item.pictures], out)
             for item in compared
         ], left
     (arm, pictures), *_ = found.items()
@@ -150,15 +162,25 @@ def _of_pictures(out: Path, shown: Shown, making: dict[str, Any]) -> tuple[list[
     alone = sum(len(each) < 2 for each in by_prompt.values())
     if alone:
         left.append(f"{alone} prompts with one picture")
-    return [Group(prompt, tuple(each)) for prompt, each in by_prompt.items() if len(each) > 1], left
+    return [_group(prompt, each, out) for prompt, each in by_prompt.items() if len(each) > 1], left
 
 
-def _made(made: dict[str, Generation], shown: Shown, out: Path) -> list[dict[str, Any]]:
+def _group(prompt: str, pictures: Sequence[Picture], out: Path) -> Group:
+    """With what they are edits of; in ``out`` where those are no files yet."""
+    if not isinstance(prompt, Instruction):
+        return Group(prompt, tuple(pictures))
+    files = sources.files(out, prompt)
+    if not all(isinstance(each, Path) for each in prompt.encoded):
+        sources.write(out, [prompt])
+    places = [each if isinstance(each, Path) else file for each, file in zip(prompt.encoded, files, strict=True)]
+    return Group(str(prompt), tuple(pictures), None, tuple(_picture(place, "") for place in places))
+
+
+def _made(made: dict[str, Generation], prompts: Any, out: Path, n: int | None) -> list[dict[str, Any]]:
     """The rows of the pictures that are made for it; those that are there are kept."""
     from ..evaluation import generate  # imports torch
 
-    assert shown.prompts is not None  # noqa: S101 (asked by the caller)
-    return generate.run(made, shown.prompts, out, shown.n)
+    return generate.run(made, prompts, out, n)
 
 
 def _arms_in(folder: Path) -> dict[str, Source]:

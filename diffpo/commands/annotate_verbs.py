@@ -30,6 +30,12 @@ def annotate(
     ] = None,
     model: Annotated[str | None, typer.Option(help="A model that makes the pictures first, with --prompts.")] = None,
     prompts: Annotated[str | None, PROMPTS] = None,
+    before: Annotated[
+        str | None,
+        typer.Option(
+            "--source", metavar="COLUMN", help="Of rows or of --prompts: column of what the pictures are edits of."
+        ),
+    ] = None,
     n: Count = None,
     split: Annotated[str, typer.Option(help="The split, where the source has several.")] = "train",
     show: Annotated[
@@ -59,7 +65,7 @@ def annotate(
     from ..annotate.assign import Plan
     from .annotate import Address, Shown, run
 
-    shown = Shown(source, tuple(arm or ()), {"model": model, **making}, prompts, n, split, show, ask)
+    shown = Shown(source, tuple(arm or ()), {"model": model, **making}, prompts, n, split, show, ask, before)
     run(out, shown, Plan(annotators_per_task, repeat, assign, shuffle), Address(host, port, token))
 
 

@@ -22,20 +22,21 @@ class Instruction(str):
 
     Attributes:
         key: a hash of the bytes of each picture, joined by "+".
+        encoded: the pictures as they are stored.
     """
 
     key: str
-    _pictures: tuple[Encoded, ...]
+    encoded: tuple[Encoded, ...]
 
     def __new__(cls, text: str, pictures: Encoded | Sequence[Encoded], key: str | None = None) -> Instruction:
         """DiffpoError if a file cannot be read."""
         self = super().__new__(cls, text)
-        self._pictures = (pictures,) if isinstance(pictures, (Path, bytes)) else tuple(pictures)
-        self.key = key or joined([blake2b(self._bytes(each), digest_size=16).hexdigest() for each in self._pictures])
+        self.encoded = (pictures,) if isinstance(pictures, (Path, bytes)) else tuple(pictures)
+        self.key = key or joined([blake2b(self._bytes(each), digest_size=16).hexdigest() for each in self.encoded])
         return self
 
     def __getnewargs__(self) -> tuple[Any, ...]:
-        return str(self), self._pictures, self.key
+        return str(self), self.encoded, self.key
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Instruction) and self.key == other.key and str.__eq__(self, other)
@@ -53,16 +54,16 @@ class Instruction(str):
 
     def open(self) -> Image.Image:
         """The picture, RGB. DiffpoError if it cannot be read, or if there are several."""
-        if len(self._pictures) != 1:
+        if len(self.encoded) != 1:
             raise DiffpoError(
-                f"{plain(self, 100)!r} is about {len(self._pictures)} pictures, and one is expected here: "
+                f"{plain(self, 100)!r} is about {len(self.encoded)} pictures, and one is expected here: "
                 f"Instruction.pictures() gives all of them"
             )
         return self.pictures()[0]
 
     def pictures(self) -> list[Image.Image]:
         """All pictures in their order, RGB. DiffpoError if one cannot be read."""
-        return [self._decoded(each) for each in self._pictures]
+        return [self._decoded(each) for each in self.encoded]
 
     def _decoded(self, picture: Encoded) -> Image.Image:
         try:
@@ -82,7 +83,7 @@ class Instruction(str):
 
     def rewritten(self, change: Callable[[str], str]) -> Instruction:
         """The same about the pictures, with another text."""
-        return Instruction(change(str(self)), self._pictures, self.key)
+        return Instruction(change(str(self)), self.encoded, self.key)
 
 
 def joined(keys: Sequence[str]) -> str:

@@ -22,21 +22,26 @@ if TYPE_CHECKING:
 FOLDER = "sources"
 
 
+def files(out: Path, prompt: Instruction) -> list[Path]:
+    """Where the pictures of a prompt are, in the folder ``out``."""
+    return [out / FOLDER / f"{key}.png" for key in prompt.keys]
+
+
 def about(prompt: str) -> dict[str, Any]:
     """The entries of a manifest row that name the picture that ``prompt`` is about, or the list of them; none for a
     text alone."""
     if not isinstance(prompt, Instruction):
         return {}
-    files = [f"{FOLDER}/{key}.png" for key in prompt.keys]
-    return {"source": files[0] if len(files) == 1 else files, "source_hash": prompt.key}
+    names = [path.as_posix() for path in files(Path(), prompt)]
+    return {"source": names[0] if len(names) == 1 else names, "source_hash": prompt.key}
 
 
 def prompt_of(folder: Path, row: Mapping[str, Any]) -> str:
     """The prompt of a manifest row in ``folder``, with its pictures if it has some. DiffpoError if one is missing."""
     if isinstance(row["prompt"], Instruction) or row.get("source") is None:
         return row["prompt"]
-    files = [row["source"]] if isinstance(row["source"], str) else row["source"]
-    return Instruction(row["prompt"], [folder / each for each in files], row.get("source_hash"))
+    names = [row["source"]] if isinstance(row["source"], str) else row["source"]
+    return Instruction(row["prompt"], [folder / each for each in names], row.get("source_hash"))
 
 
 def write(out: Path, prompts: Sequence[str]) -> None:
@@ -46,7 +51,7 @@ def write(out: Path, prompts: Sequence[str]) -> None:
     for prompt in prompts:
         if not isinstance(prompt, Instruction):
             continue
-        paths = [out / FOLDER / f"{key}.png" for key in prompt.keys]
+        paths = files(out, prompt)
         if all(path.exists() for path in paths):
             continue
         for path, picture in zip(paths, prompt.pictures(), strict=True):

@@ -39,7 +39,7 @@ async function fetchMore() {
   const there = new Set([...state.waiting, ...(state.current ? [state.current] : [])].map(label));
   const fresh = answer.body.tasks.filter((task) => !there.has(label(task)));
   state.waiting.push(...fresh);
-  for (const key of fresh.flatMap((task) => task.pictures)) new Image().src = "/picture/" + key;
+  for (const key of fresh.flatMap((task) => [...task.sources, ...task.pictures])) new Image().src = "/picture/" + key;
   if (state.current || state.closing) return;
   if (state.waiting.length) showNext();
   else if (turn === state.turn) finish();
@@ -58,9 +58,20 @@ function show(task, strokes) {
   const focus = view.frames.findIndex((f) => f.box === document.activeElement);
   $("prompt").textContent = task.prompt;
   $("prompt").scrollTop = 0;
+  sources(task.sources);
   put(task.pictures, strokes, { chosen: choose, loaded: ready, changed: buttons });
   $("question").textContent = document.title = question();
   if (focus >= 0) view.frames[Math.min(focus, view.frames.length - 1)].box.focus({ preventScroll: true });
+}
+
+/* What the pictures are edits of. */
+function sources(keys) {
+  $("sources").replaceChildren(...(keys ?? []).map((key) => {
+    const image = new Image();
+    image.src = "/picture/" + key;
+    image.alt = "what the pictures are edits of";
+    return image;
+  }));
 }
 
 function question() {
@@ -260,6 +271,7 @@ function card(id) {
   mark(false);
   buttons();
   $("prompt").textContent = "";
+  sources([]);
   for (const each of ["begin", "end"]) $(each).hidden = each !== id;
   $("card").hidden = false;
 }

@@ -173,7 +173,7 @@ def test_a_picture_is_made_of_several(several):
 
 def test_several_pictures_are_found_again_scored_and_labelled(several, tmp_path):
     """From the manifest alone: items, `diffpo score` of the folder and of an arm's, eval, and labels to train on."""
-    prompts, making, out, rows = several
+    prompts, _, out, rows = several
     found = sorted(items.of_folder(out, None, []))
     assert [each.prompt for each in found] == [prompts[k] for k in (0, 0, 1, 1)]
     own = [First().score([Image.open(out / row["file"])], [prompts[row["index"]]]) for row in rows]
