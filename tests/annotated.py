@@ -53,7 +53,7 @@ def write_table(path, table):
 
 
 def make_session(folder, source, plan=Plan(repeat=0.0), **about) -> Session:  # noqa: B008 (frozen)
-    tasks = rows.of_rows(str(source), "train", about.pop("show", None))
+    tasks = rows.of_rows(str(source), "train", about.pop("show", None), before=about.pop("before", None))
     tasks.ask = about.pop("ask", "best")
     session = Session(folder, tasks, plan)
     tasks.save(folder)

@@ -29,6 +29,7 @@ from ..common.errors import DiffpoError
 from ..common.files import whole_file, writing
 from ..common.images import BadRow, decode
 from ..common.text import plain
+from ..data.transforms import centred, shown
 from .store import Store, Vote
 from .tally import Tally, summed, tallies
 from .tasks import Tasks
@@ -143,8 +144,10 @@ def _of(tasks: Tasks, store: Store, tally: Tally, export: Export, counts: Counte
         "seconds": float(np.mean([vote.ms for vote in tally.votes]) / 1000),
         "task": task.id,
     }
-    if before:
-        about["source"] = before if several else before[0]
+    if before and several:
+        about["source"] = before
+    elif before:
+        about["source"] = before[0] if export.files else _cut(before[0], sizes[0])
     names = [picture.name or None for picture in task.pictures]
     if tasks.show == "sets" and tasks.ask == "ranking":
         mean = np.mean([vote.ranks for vote in tally.votes if vote.ranks], 0)
@@ -163,6 +166,18 @@ def _of(tasks: Tasks, store: Store, tally: Tally, export: Export, counts: Counte
         pair |= {"name_0": names[first], "name_1": names[second]}
         pair |= {"mask_0": _png(marks.get(first)), "mask_1": _png(marks.get(second))}
         yield about | pair | {"mask": _png(_joined(marks, (first, second), sizes[first]))}
+
+
+def _cut(encoded: bytes, size: tuple[int, int]) -> bytes:
+    """A picture to edit at the ``size`` of the results, scaled and cut as the model saw it (evaluation/sources.py)."""
+    picture = decode(encoded)
+    if picture.size == size:
+        return encoded
+    buffer = BytesIO()
+    cut = shown(picture, centred([picture.size], size)[0])
+    cut.info = {}
+    cut.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _pairs(tally: Tally, won: np.ndarray, best_only: bool, counts: Counter[str]) -> list[tuple[int, int]]:

@@ -120,6 +120,8 @@ def _problem(row: Any) -> str | None:
     sources = before if isinstance(before, list) else [before] if before else []
     if before == [] or not all(isinstance(each, str) for each in sources):
         return f"source is {plain(repr(before), 80)}"
+    if sources and row.get("source_hash") and len(row["source_hash"].split("+")) != len(sources):
+        return f"source_hash is {plain(repr(row['source_hash']), 80)}, for {len(sources)} sources"
     for key, name in (("file", row["file"]), *(("source", each) for each in sources)):
         file = PurePosixPath(name)
         if file.is_absolute() or ".." in file.parts or "\0" in str(file):

@@ -31,6 +31,8 @@ class Said:
         sources = tuple(source) if isinstance(source, list) else () if source is None else (source,)
         if not all(isinstance(each, str) for each in (row["prompt"], *sources, key or "")):
             raise ValueError
+        if key is not None and sources and len(key.split("+")) != len(sources):
+            raise ValueError
         return cls(row["prompt"], sources, key)
 
 

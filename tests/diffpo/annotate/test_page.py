@@ -65,6 +65,28 @@ def test_the_pictures_on_the_screen_are_those_that_the_vote_is_about(browser, op
     assert [vote.ranks for vote in session.store.votes()] == [(1, 2)] * 4
 
 
+def test_edits_stand_below_what_they_are_of(browser, opened, tmp_path):
+    """The sources of each task, below its prompt and above its pictures; none where there are none."""
+    before = [[png(picture(70 + k)), png(picture(80 + k))][: 2 - k] for k in range(2)]
+    rows = [{"prompt": f"edit {k}", "before": before[k]} for k in range(2)]
+    rows = [row | {f"image_{i}": png(picture(2 * k + i)) for i in range(2)} for k, row in enumerate(rows)]
+    session = opened(write_table(tmp_path / "edits.parquet", rows), before="before")
+    seen = "[...document.querySelectorAll('#sources img')]"
+    for _ in range(2):
+        prompt = browser.value("document.querySelector('#prompt').textContent")
+        task = next(task for task in session.tasks.all if task.prompt == prompt)
+        browser.until(f"{seen}.every(e => e.naturalWidth === 24)")
+        assert browser.value(f"{seen}.map(e => e.src.split('/').pop())") == [each.key for each in task.sources]
+        bottom, top = browser.value(
+            f"[Math.max(...{seen}.map(e => e.getBoundingClientRect().bottom)), "
+            "document.querySelector('.frame').getBoundingClientRect().top]"
+        )
+        assert 0 < bottom <= top
+        act(browser, "ArrowLeft")
+    assert browser.value(f"{seen}.length") == 0
+    browser.until(SENT)
+
+
 def test_fingers_vote_at_the_width_of_a_phone(browser, opened, tmp_path):
     session = opened(write_pairs(tmp_path / "pairs", 3, (64, 64)), PHONE)
     assert browser.value("document.documentElement.scrollWidth") == 390

@@ -5,13 +5,18 @@ import json
 
 import pytest
 from annotated import cast, make_session, picture, vote, write_pairs
+from PIL import Image, ImageChops
 from typer.testing import CliRunner
 
+from diffpo.annotate import export
 from diffpo.annotate.assign import Plan
-from diffpo.annotate.tasks import Tasks
+from diffpo.annotate.session import Session
+from diffpo.annotate.tasks import Tasks, digest
 from diffpo.cli import app
 from diffpo.commands.annotate import Address, Shown, find, run, summary
 from diffpo.common.errors import DiffpoError
+from diffpo.config import Data
+from diffpo.data.groups import load_groups
 
 
 def arms(folder, *names, n=3):
@@ -53,6 +58,53 @@ def test_pictures_of_one_folder_are_grouped_by_their_text(tmp_path):
         (tmp_path / f"{k}.txt").write_text(text)
     found = find(tmp_path / "votes", Shown(str(tmp_path)))
     assert [task.prompt for task in found.all] == ["a cat"] * 3 and found.left == ["1 prompts with one picture"]
+
+
+def test_edits_are_shown_with_what_they_are_of_and_written_for_training(tmp_path):
+    """From the manifest of a folder: one picture each, of another size, or two; and from rows by --source."""
+    folder = arms(tmp_path / "eval", "base", "mine")
+    rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
+    (folder / "sources").mkdir()
+    for k in range(3):
+        picture(500 + k, (48, 40)).save(folder / "sources" / f"{k}.png")
+
+    def written(*sources):
+        for row in rows:
+            own = sources[row["index"]]
+            row |= {"source": own, "source_hash": "+".join(own) if isinstance(own, list) else own}
+        (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        out = tmp_path / f"votes-{type(sources[0]).__name__}"
+        tasks = find(out, Shown(str(folder)))
+        session = Session(out, tasks, Plan(repeat=0.0))
+        tasks.save(out)
+        for k, given in enumerate(session.next("ada", 3, [])["tasks"]):
+            named = sources[int(given["prompt"][-1])]
+            names = named if isinstance(named, list) else [named]
+            assert [session.picture(key)[1] for key in given["sources"]] == [
+                (folder / each).read_bytes() for each in names
+            ]
+            cast(session, given, 0, f"vote{k:08d}")
+        export.run(out, out.with_suffix(".parquet"))
+        data = Data(train=str(out.with_suffix(".parquet")), resolution=16, columns={"source": "source"})
+        return load_groups(data, str(data.train), "train")
+
+    one = written("sources/0.png", "sources/1.png", "sources/2.png")
+    for index, group in enumerate(one.groups):  # cut to the size of the results
+        k = int(group.captions[0][-1])
+        wanted = picture(500 + k, (48, 40)).resize((24, 20), Image.Resampling.LANCZOS).crop((0, 2, 24, 18))
+        assert ImageChops.difference(one.image(index, -1), wanted).getbbox() is None
+    two = written(*[[f"sources/{k}.png", "sources/1.png"] for k in range(3)])
+    assert len(two) == 3 and {len(group.sources) for group in two.groups} == {2}
+    table = two.source
+    tasks = find(tmp_path / "rows", Shown(table, before="source"))
+    assert {task.sources[1].key for task in tasks.all} == {digest((folder / "sources" / "1.png").read_bytes())}
+    assert Tasks.load(tmp_path / "votes-list").all[0].sources
+    for shown, said in (
+        (Shown(table, before="befor"), "befor"),
+        (Shown(str(folder), before="source"), r"manifest\.jsonl"),
+    ):
+        with pytest.raises(DiffpoError, match=said):
+            find(tmp_path / "refused", shown)
 
 
 def test_a_model_makes_the_pictures_first_and_once(tiny_sd, tmp_path, monkeypatch):
