@@ -78,8 +78,9 @@ class Columns(Section):
 
     source: str | None = None
     """A picture that the row's images are edits of, in their size; the caption is the instruction. For models that edit
-    (docs/models.md). Also of the table `prompts` and of `log.samples.prompts`, with the picture that each prompt is
-    about. There is no usual name, so null reads no column."""
+    (docs/models.md). Of those that take several it may be a list, with pictures of any size. Also of the table
+    `prompts` and of `log.samples.prompts`, with what each prompt is about. There is no usual name, so null reads no
+    column."""
 
     t_low: str | None = None
     """The lowest timestep that the preference is about; with t_high, for labels of single steps. null: 0."""

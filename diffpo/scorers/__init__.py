@@ -71,8 +71,8 @@ class Scorer(Protocol):
 
     def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
         """``{name: float64 array of shape (n,)}`` for n PIL pictures and their n prompts; higher is better. NaN means
-        failure, except under the names in ``optional``. A prompt that says how to edit a picture is a
-        `diffpo.common.instruction.Instruction`, whose ``open()`` gives the picture.
+        failure, except under the names in ``optional``. A prompt that says how to edit pictures is a
+        `diffpo.common.instruction.Instruction`, whose ``pictures()`` gives them.
 
         A scorer that reward fine-tuning can follow has also ``rate(pixels, prompts)``: ``{name: (n,) tensor}`` for
         pictures (n, 3, H, W) in [0, 1], with gradients by ``pixels``.

@@ -182,8 +182,9 @@ def test_a_folder_of_edits_has_its_sources_in_the_manifest(tmp_path):
     rows[0] |= {"source": ["sources/0.png", "sources/1.png"], "source_hash": "0+1"}
     with pytest.raises(DiffpoError, match=r"about 2 pictures"):  # this scorer takes one
         changes()
+    good = rows[0]
     for wrong in ({"source": 3}, {"source_hash": "0"}):
-        rows[0] = rows[0] | wrong
+        rows[0] = good | wrong
         with pytest.raises(DiffpoError, match=r"manifest\.jsonl:1"):
             changes()
 
