@@ -32,7 +32,10 @@ PROMPTS = typer.Option(
 )
 Source = Annotated[
     str | None,
-    typer.Option(metavar="COLUMN", help="For models that edit: the column of PROMPTS, a table, with their pictures, one or a list in a cell."),
+    typer.Option(
+        metavar="COLUMN",
+        help="For models that edit: the column of PROMPTS, a table, with their pictures, one or a list in a cell.",
+    ),
 ]
 Out = Annotated[Path, typer.Option(help="Output folder; run the same command again to continue.")]
 Count = Annotated[int | None, typer.Option("--n", min=1, help="Use only the first N prompts.")]
