@@ -268,6 +268,64 @@ def make_krea2(folder: Path, seed: int = 0) -> Path:
     return _save(pipe, folder)
 
 
+def make_qwen_image21(folder: Path, seed: int = 0) -> Path:
+    """Its VAE has the real factor, 16 pixels to a latent, which the pipeline takes for granted."""
+    from diffusers import (
+        AutoencoderKLQwenImage21,
+        FlowMatchEulerDiscreteScheduler,
+        QwenImage21Pipeline,
+        QwenImage21Transformer2DModel,
+    )
+    from transformers import (
+        Qwen2VLImageProcessor,
+        Qwen3VLConfig,
+        Qwen3VLForConditionalGeneration,
+        Qwen3VLProcessor,
+        Qwen3VLVideoProcessor,
+    )
+
+    torch.manual_seed(seed)
+    chat = (
+        "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+        "{% for part in message.content %}{{ part.text }}{% endfor %}<|im_end|>\n{% endfor %}"
+    )
+    tokenizer = qwen_tokenizer()
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6}
+    text = _language(vocab_size=len(tokenizer), rope_parameters=rope)
+    eyes = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": WIDTH}
+    eyes |= {"deepstack_visual_indexes": [0], "num_position_embeddings": 16, "patch_size": 16}
+    names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
+    marks = dict(zip(names, tokenizer.convert_tokens_to_ids(list(EYES)), strict=True))
+    seen = Qwen2VLImageProcessor(size={"shortest_edge": 32 * 32, "longest_edge": 2**20}, patch_size=16)
+    transformer = QwenImage21Transformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        context_in_dim=WIDTH,
+        axes_dims_rope=ROPE,
+    )
+    vae = AutoencoderKLQwenImage21(
+        base_dim=4,
+        decoder_base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 2, 2, 2],
+        num_res_blocks=1,
+        temperal_downsample=[False, False, False, False],
+        latents_mean=[-0.7, 0.1, 0.9, 0.2],
+        latents_std=[2.8, 1.4, 0.6, 1.2],
+    )
+    pipe = QwenImage21Pipeline(
+        transformer=_not_zero(transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(base_shift=0.5, max_shift=0.9, use_dynamic_shifting=True),
+        vae=vae,
+        text_encoder=Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=eyes, **marks)),
+        processor=Qwen3VLProcessor(seen, tokenizer, Qwen3VLVideoProcessor(), chat_template=chat),
+    )
+    return _save(pipe, folder)
+
+
 def make_longcat(folder: Path, seed: int = 0, edit: bool = False) -> Path:
     from diffusers import (
         FlowMatchEulerDiscreteScheduler,

@@ -131,7 +131,7 @@ def _checked(config: Config, out: Path | None) -> Path:
             f"collect samples trajectories with noise in all steps, but objective.rollout.window is "
             f"{objective.rollout.window}; set objective.rollout.window=null"
         )
-    if config.data.columns.source or models.family_class(config.model).reads_source:
+    if config.data.columns.source or models.family_class(config.model).needs_source:
         raise DiffpoError(
             f"collect shows people no pictures to edit: use a model and prompts without them, not {config.model.path} "
             f"with data.columns.source={config.data.columns.source or 'null'}. For edits, `diffpo label` takes --source"

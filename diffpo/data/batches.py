@@ -96,7 +96,7 @@ class Batches:
         require_pictures(self.family, self.groups.columns.source, self.groups.source)
         numbers = ((f"row {group.row}", len(group.sources)) for group in self.groups.groups)
         require_numbers(self.family, numbers, self.groups.source)
-        if not self.family.reads_source:
+        if not self.family.reads_source or self.groups.columns.source is None:
             return
         if self.data.flip or self.data.crop != "center":
             raise DiffpoError(

@@ -45,7 +45,7 @@ def require_pictures(family: Encoders | type[Encoders], column: str | None, wher
             f"{where}: data.columns.source={column} is for models that edit pictures, and this one makes them from "
             f"texts alone. Leave the setting out, or use a model that edits (docs/models.md)"
         )
-    if not column and family.reads_source:
+    if not column and family.needs_source:
         raise DiffpoError(
             f"{where}: this model edits pictures, so each row needs one: name their column with "
             f"data.columns.source=COLUMN"
@@ -70,9 +70,7 @@ class Captions:
         seen = {self._place(caption, source) for caption, source in places}
         captions = sorted(seen, key=lambda place: (place[0], place[1] or ""))
         self.places: list[tuple[str | None, str | None]] = list(captions)
-        self.places += [(None, source) for source in sorted({source or "" for _, source in seen})]
-        if not family.reads_source:
-            self.places[-1:] = [(None, None)]
+        self.places += [(None, source) for source in sorted({source for _, source in seen}, key=lambda key: key or "")]
         self._row = {place: row for row, place in enumerate(self.places)}
         named = [sizes, *captions] if family.reads_source else [caption for caption, _ in captions]
         self.cache = Cache(root, "text", content_key(family.text_hash(), named), len(self.places))
@@ -94,6 +92,7 @@ class Captions:
     def _encode(self, rows: Sequence[int]) -> dict[str, Tensor]:
         places = [self.places[row] for row in rows]
         captions = [caption for caption, _ in places]
-        if not self.family.reads_source:
+        sources = [source for _, source in places if source is not None]  # all of the places have some, or none
+        if not sources:
             return self.family.encode_text(captions)
-        return self.family.encode_edits(captions, [self.pictures(source or "") for _, source in places])
+        return self.family.encode_edits(captions, [self.pictures(source) for source in sources])

@@ -31,12 +31,14 @@ class Encoders(Protocol):
         edits: whether the model edits a picture, whose latents are the condition ``source``.
         several: whether it takes several pictures for one caption.
         reads_source: whether its text encoder sees them too.
+        needs_source: whether every caption needs one.
     """
 
     train_timesteps: int
     edits: bool
     several: bool
     reads_source: bool
+    needs_source: bool
 
     def require_sizes(self, sizes: Sequence[tuple[int, int]]) -> None:
         """DiffpoError unless the network supports images of these sizes (width, height)."""

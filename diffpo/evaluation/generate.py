@@ -169,7 +169,8 @@ def _generate(
                 bar = personal.enter_context(tqdm(total=len(rows), **about))
                 rest = iter(rows)
                 # pipelines take several pictures as being for one prompt
-                while batch := list(islice(rest, 1 if key_of(rows[0]["prompt"]) else arm.batch_size)):
+                size = 1 if family.singly or key_of(rows[0]["prompt"]) else arm.batch_size
+                while batch := list(islice(rest, size)):
                     pictures = [Picture(row["index"], row["seed"], row["prompt"]) for row in batch]
                     for row in batch:
                         if "sha256" not in row:

@@ -70,7 +70,7 @@ def require(pipe: Any, model: Model, rows: Sequence[Mapping[str, Any]]) -> None:
             f"{model.path} makes pictures from texts alone, and --source names pictures to edit: leave it out, or use "
             f"a model that edits (docs/models.md)"
         )
-    if not edits and family.reads_source:
+    if not edits and family.needs_source:
         raise DiffpoError(
             f"{model.path} edits pictures: give --prompts a table, and name its column of pictures with --source COLUMN"
         )

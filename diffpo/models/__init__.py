@@ -49,6 +49,7 @@ FAMILIES = (
     "dit:DiT",
     "z_image:ZImage",
     "qwen_image:QwenImage",
+    "qwen_image21:QwenImage21",
     "qwen_image_edit:QwenImageEdit",
     "qwen_image_edit:QwenImageEditPlus",
     "flux2:Flux2Klein",

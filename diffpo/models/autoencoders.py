@@ -1,7 +1,7 @@
 """The kinds of VAE: how many pixels a latent has, and what the network's latents are of what the VAE gives.
 
 AutoencoderKL (Stable Diffusion, FLUX.1, Z-Image, Lumina, Chroma, HiDream) scales all channels alike. Qwen-Image's has a
-mean and a standard deviation for each, and takes pictures as videos of one frame. FLUX.2's makes one position of 2 x 2
+mean and a standard deviation for each, and takes pictures as videos of one frame, that of 2.1 with opacity. FLUX.2's makes one position of 2 x 2
 latents and normalises them as its batch norm says. AutoencoderDC (Sana) has no noise.
 """
 
@@ -47,6 +47,8 @@ def about(vae: Any) -> dict[str, Any]:
 def encode(vae: Any, pixels: Tensor) -> dict[str, Tensor]:
     """(n, 3, H, W) in [-1, 1] -> ``mean`` and ``logvar`` of the posterior, (n, C, h, w), not `scaled`."""
     video = "temperal_downsample" in vae.config
+    if vae.config.get("in_channels") == 4:  # the last one is opacity
+        pixels = torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)
     found = vae.encode(pixels[:, :, None] if video else pixels)
     if not hasattr(found, "latent_dist"):
         return {"mean": found.latent, "logvar": torch.full_like(found.latent, NO_NOISE)}
@@ -60,8 +62,16 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
     """Latents (n, C, h, w), `unscaled` -> pixels (n, 3, H, W), about [-1, 1]."""
     latents = _unfolded(latents.to(vae.device), _patch(vae.config))
     if "temperal_downsample" in vae.config:
-        return vae.decode(latents[:, :, None]).sample[:, :, 0]
+        return _opaque(vae.decode(latents[:, :, None]).sample[:, :, 0])
     return vae.decode(latents).sample
+
+
+def _opaque(pixels: Tensor) -> Tensor:
+    """Pixels with opacity, (n, 4, H, W), on white, as files of them are read; others as they are."""
+    if pixels.shape[1] != 4:
+        return pixels
+    opacity = (pixels[:, 3:] / 2 + 0.5).clamp(0, 1)
+    return pixels[:, :3].clamp(-1, 1) * opacity + (1 - opacity)
 
 
 def scaled(latents: Tensor, config: dict[str, Any]) -> Tensor:

@@ -43,7 +43,9 @@ class Family(Encoding):
         comfyui: what stands before diffusers' names of layers in ComfyUI's LoRAs; ending in `_`, all dots are that.
         edits: whether `predict` takes the latents of a picture to edit, ``source`` (n, C, h, w).
         several: whether these may be several pictures for one caption, (n, k, C, h, w); `sources_in`.
-        reads_source: whether the text encoder sees them too, so that every caption needs one.
+        reads_source: whether the text encoder sees them too.
+        needs_source: whether it makes pictures of pictures alone, so that every caption needs one.
+        singly: whether its pipeline makes other pictures of a batch than of each text alone.
         guidance_is_input: whether pipelines pass the guidance scale to the network instead of calling it twice.
     """
 
@@ -58,6 +60,8 @@ class Family(Encoding):
     edits: bool = False
     several: bool = False
     reads_source: bool = False
+    needs_source: bool = False
+    singly: bool = False
     guidance_is_input: bool = False
 
     def __init__(self, settings: Model, precision: str = "no", resolution: int = 1024) -> None:
@@ -229,9 +233,9 @@ class Family(Encoding):
         self, network: torch.nn.Module, n: int, resolution: int, sources: int = 0
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """x_t, t and cond of the right shapes on the meta device. ``sources``: with so many pictures to edit, of which
-        `reads_source` always has one, and a family at most as many as it takes."""
+        `needs_source` always has one, and a family at most as many as it takes."""
         x_t = torch.empty(n, *self.latent_shape(network, resolution), device="meta")
-        sources = max(sources, self.reads_source) if self.edits else 0
+        sources = max(sources, self.needs_source) if self.edits else 0
         sources = sources if self.several else min(sources, 1)
         cond = self.meta_edits(network, n, sources) if self.reads_source else self.meta_cond(network, n)
         if sources:

@@ -40,6 +40,7 @@ class LazyEncoders:
         self.family, self.device, self.write, self.loaded = family, device, write, False
         self.train_timesteps, self.edits = family.train_timesteps, family.edits
         self.several, self.reads_source = family.several, family.reads_source
+        self.needs_source = family.needs_source
         self._key = key_of(family)
         self._file = Path(cache).expanduser() / f"encoders-{(self._key or '')[:16]}.json"
         self._known: dict[str, Any] = {}

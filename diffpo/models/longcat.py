@@ -88,7 +88,7 @@ class LongCatImageEdit(LongCatImage):
     pictures of a batch have one size, as their groups' images have."""
 
     pipelines = ("LongCatImageEditPipeline",)
-    edits = reads_source = True
+    edits = reads_source = needs_source = True
 
     def __init__(self, settings: Model, precision: str = "no", resolution: int = 1024) -> None:
         super().__init__(settings, precision, resolution)

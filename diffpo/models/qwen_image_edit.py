@@ -27,7 +27,7 @@ class QwenImageEdit(QwenImage):
     """The first release (Qwen/Qwen-Image-Edit): the text encoder sees the picture at the size of the latents."""
 
     pipelines = ("QwenImageEditPipeline",)
-    edits = reads_source = True
+    edits = reads_source = needs_source = True
 
     def __init__(self, settings: Model, precision: str = "no", resolution: int = 1024) -> None:
         super().__init__(settings, precision, resolution)

@@ -104,6 +104,7 @@ def editor(tmp_path_factory):
 
     make = {"kontext": make_kontext, "flux2_klein": tiny_flows.make_flux2_klein, "flux2": tiny_flows.make_flux2}
     make |= {"qwen_edit": tiny_flows.make_qwen_image_edit, "qwen_edit_plus": tiny_flows.make_qwen_image_edit_plus}
+    make["qwen_image21"] = tiny_flows.make_qwen_image21
     make["longcat_edit"] = tiny_flows.make_longcat_edit
     made = {}
 

@@ -21,7 +21,7 @@ class Family:
     """Encoders that can be written down: a latent is a mean of 8 x 8 pixels, an embedding the caption's characters."""
 
     train_timesteps = 1000
-    reads_source = False
+    reads_source = needs_source = False
 
     def __init__(self) -> None:
         self.encoded = 0
