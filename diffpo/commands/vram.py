@@ -149,13 +149,15 @@ def _whole(size: int) -> int:
 
 def encoding(family: Family, resolution: int) -> tuple[list[int], int, int]:
     """Bytes of each text encoder, of the VAE (float32), and of what the VAE holds while it encodes."""
-    import diffusers
     import torch
+
+    from ..models import autoencoders
 
     encoders = [encoder(family, name) for name in family.encoders]
     sizes = [sum(p.numel() for p in each.parameters()) * family.dtype.itemsize for each in encoders]
+    settings = family.vae_settings()
     with torch.device("meta"):
-        vae = diffusers.AutoencoderKL.from_config(family.vae_settings())
+        vae = autoencoders.vae_class(settings).from_config(settings)
     tile = min(family.settings.vae_tile or resolution, resolution)
     at_once = portion(resolution, resolution)
     largest = _largest(vae, torch.empty(at_once, 3, tile, tile, device="meta"))
@@ -166,6 +168,8 @@ def _largest(vae: torch.nn.Module, pixels: torch.Tensor) -> int:
     """Bytes of the largest output of a layer of the encoder."""
     import torch
 
+    from ..models import autoencoders
+
     found = 0
 
     def note(_module: Any, _inputs: Any, output: Any) -> None:
@@ -175,7 +179,7 @@ def _largest(vae: torch.nn.Module, pixels: torch.Tensor) -> int:
 
     hooks = [module.register_forward_hook(note) for module in vae.modules()]
     with torch.no_grad():
-        vae.encoder(pixels)
+        autoencoders.encode(vae, pixels)
     for hook in hooks:
         hook.remove()
     return found

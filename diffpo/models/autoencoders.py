@@ -1,8 +1,8 @@
 """The kinds of VAE: how many pixels a latent has, and what the network's latents are of what the VAE gives.
 
 AutoencoderKL (Stable Diffusion, FLUX.1, Z-Image, Lumina, Chroma, HiDream) scales all channels alike. Qwen-Image's has a
-mean and a standard deviation for each, and takes pictures as videos of one frame, that of 2.1 with opacity. FLUX.2's makes one position of 2 x 2
-latents and normalises them as its batch norm says. AutoencoderDC (Sana) has no noise.
+mean and a standard deviation for each, and takes pictures as videos of one frame; that of 2.1 with opacity. FLUX.2's
+makes one position of 2 x 2 latents and normalises them as its batch norm says. AutoencoderDC (Sana) has no noise.
 """
 
 from __future__ import annotations

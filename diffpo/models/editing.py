@@ -1,4 +1,4 @@
-"""What the families have in common whose text encoders see the picture to edit and cannot do without (`Family.needs_source`)."""
+"""What the families have in common that make pictures of other pictures alone (`Family.needs_source`)."""
 
 from __future__ import annotations
 

@@ -23,6 +23,15 @@ def test_the_encoders_take_what_the_loaded_ones_take(tiny_sdxl):
     assert picture == vram.LIVE * 16 * 8 * 32 * 32 * 4
 
 
+@pytest.mark.parametrize("name", ["qwen_edit", "qwen_image21"])
+def test_the_vae_is_of_the_class_that_the_model_has(editor, name):
+    family = models.load(Model(path=str(editor(name))), resolution=32)
+    encoders, vae, picture = vram.encoding(family, 32)
+    family.load_encoders()
+    assert vae == sum(p.nbytes for p in family.pipe.vae.parameters()) and picture > 0
+    assert encoders == [sum(p.nbytes for p in family.pipe.text_encoder.parameters())]
+
+
 def test_what_is_recommended_fits_and_what_costs_less_does_not(tiny_sdxl, make_config, monkeypatch):
     monkeypatch.setattr(vram, "RESERVED", 0)
     config = make_config(tiny_sdxl)

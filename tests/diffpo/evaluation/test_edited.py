@@ -90,10 +90,14 @@ def test_prompts_bring_their_pictures(prompts, tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["kontext", "flux2_klein", "qwen_edit", "qwen_edit_plus", "longcat_edit"])
+@pytest.mark.parametrize(
+    "name", ["kontext", "flux2_klein", "qwen_edit", "qwen_edit_plus", "longcat_edit", "qwen_image21"]
+)
 def test_a_picture_is_what_the_pipeline_makes_of_its_source(editor, prompts, made, tmp_path, monkeypatch, name):
     """The source is scaled to the result's size and cut at the middle, as in training."""
-    size = {"width": 64, "height": 64} if name == "flux2_klein" else {"width": 16, "height": 32}  # it takes no smaller
+    # what they take: FLUX.2 no smaller pictures, Qwen-Image 2.1 multiples of 32 px
+    size = {"flux2_klein": (64, 64), "qwen_image21": (32, 32)}.get(name, (16, 32))
+    size = dict(zip(("width", "height"), size, strict=True))
     making = Generation(editor(name), **FAST | size)
     if name == "kontext":
         out, rows = made
@@ -110,7 +114,9 @@ def test_a_picture_is_what_the_pipeline_makes_of_its_source(editor, prompts, mad
     source = prompt.open().resize((40, 32)).crop((12, 0, 28, 32))
     if name == "flux2_klein":
         source = prompt.open().resize((80, 64), Image.Resampling.LANCZOS).crop((8, 0, 72, 64))
-    options |= {"_auto_resize": False} if name == "kontext" else {}
+    if name == "qwen_image21":
+        source = prompt.open().resize((40, 32)).crop((4, 0, 36, 32))
+    options |= {"kontext": {"_auto_resize": False}, "qwen_image21": {"output_resolution": 32}}.get(name, {})
     # the others' pipelines bring pictures to 1024 x 1024 px
     monkeypatch.setattr(pipeline_longcat_image_edit, "calculate_dimensions", lambda area, ratio: (16, 32))
     own, large = pipeline_qwenimage_edit_plus.calculate_dimensions, pipeline_qwenimage_edit_plus.VAE_IMAGE_SIZE
@@ -120,6 +126,7 @@ def test_a_picture_is_what_the_pipeline_makes_of_its_source(editor, prompts, mad
     )
     expected = pipe(image=source, **options, generator=[generator], num_inference_steps=2).images[0]
     with Image.open(out / rows[1]["file"]) as found, Image.open(out / rows[0]["file"]) as other:
+        assert found.mode == expected.mode == ("RGBA" if name == "qwen_image21" else "RGB")
         assert found.size == (size["width"], size["height"])
         assert max(high for _, high in ImageChops.difference(found, expected).getextrema()) <= 1
         assert distance(found, other) > 0

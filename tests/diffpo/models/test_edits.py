@@ -33,8 +33,9 @@ SIDE = {
     "qwen_edit": 32,
     "qwen_edit_plus": 32,
     "longcat_edit": 32,
-}  # FLUX.2's takes no smaller picture
-SEVERAL = ("flux2_klein", "flux2", "qwen_edit_plus")
+    "qwen_image21": 64,
+}  # FLUX.2 takes no smaller picture
+SEVERAL = ("flux2_klein", "flux2", "qwen_edit_plus", "qwen_image21")
 
 
 @pytest.fixture
@@ -75,8 +76,7 @@ def test_pictures_are_edited_as_by_the_pipeline(editor, small, monkeypatch, name
     noise = torch.randn(1, *family.latent_shape(pipe.transformer, side), generator=torch.Generator().manual_seed(0))
     options = type(family).painting(pipe, ["make it blue"], None, noise, 3.0)
     options["image"] = before if number > 1 else before[0]
-    if name == "kontext":
-        options["_auto_resize"] = False
+    options |= {"kontext": {"_auto_resize": False}, "qwen_image21": {"output_resolution": side}}.get(name, {})
     # pictures are brought to 1024 x 1024 px: here to 32 x 32
     monkeypatch.setattr(pipeline_qwenimage_edit, "calculate_dimensions", lambda area, ratio: (side, side, None))
     monkeypatch.setattr(pipeline_qwenimage_edit_plus, "VAE_IMAGE_SIZE", side**2)
@@ -90,6 +90,8 @@ def test_pictures_are_edited_as_by_the_pipeline(editor, small, monkeypatch, name
         compare(ours, theirs)
     found = type(family).unpacked(last, *noise.shape[-2:])
     torch.testing.assert_close(state, found, rtol=1e-5, atol=1e-5)
+    if pictures.shape[1] == 4:  # on white
+        pictures = pictures[:, :3] * pictures[:, 3:] + 1 - pictures[:, 3:]
     torch.testing.assert_close((family.decode(state) / 2 + 0.5).clamp(0, 1), pictures, rtol=1e-4, atol=1e-4)
     t = torch.tensor([500])
     out = family.predict(pipe.transformer, noise, t, cond)
@@ -196,8 +198,10 @@ def test_a_model_is_trained_on_edits_of_two_pictures(editor, small, make_config,
 def test_a_model_is_trained_on_edits(editor, small, make_config, edits, tmp_path, name):
     """Diffusion-DPO starts at u = 0 and moves. Qwen-Image-Edit's LoRA, loaded by the pipeline itself and by us, and
     merged, gives one network."""
-    config = make_config(editor(name), SOURCE, "train.steps=2", "train.lr=1e-2", "objective.beta=500", data=edits)
-    if name == "qwen_edit":
+    settings = (SOURCE, "train.steps=2", "train.lr=1e-2", "objective.beta=500")
+    settings += ("data.resolution=32",) if name == "qwen_image21" else ()
+    config = make_config(editor(name), *settings, data=edits)
+    if name in ("qwen_edit", "qwen_image21"):
         check(config)
     train(config)
     first, second = metrics_of(config.output)

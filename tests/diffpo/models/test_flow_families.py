@@ -200,6 +200,7 @@ def test_a_lora_is_trained_and_loaded_by_diffusers(folder, few_tokens, make_conf
         ("ovis_image", "flow_grpo"),
         ("krea2", "mapo"),
         ("longcat", "dspo"),
+        ("qwen_image21", "diffusion_nft"),
     ],
 )
 def test_other_kinds_of_objectives_train(folder, few_tokens, make_config, tmp_path, name, method):
@@ -241,6 +242,7 @@ REAL = {
         {"num_layers": 28, "num_layerwise_text_blocks": 2, "num_refiner_text_blocks": 2},
         28 * (6 * 6144 + 2 * 1536) + 4 * 8 * 2560,
     ),
+    "Qwen-Image-2.1": ("qwen_image21", {}, {"num_layers": 32}, 32 * 4 * 2 * 4096),
     "Ovis-Image-7B": ("ovis_image", {}, {"num_layers": 6, "num_single_layers": 27}, (6 * 8 + 27 * 3) * 2 * 3072),
 }
 PARAMETERS = {  # Qwen-Image: of its published shards; the others round to their published sizes in billions
@@ -255,6 +257,8 @@ PARAMETERS = {  # Qwen-Image: of its published shards; the others round to their
     "LongCat-Image": 6_270_668_864,
     "Krea-2": 12_820_073_036,
     "Ovis-Image-7B": 7_370_449_728,
+    # in closed form: of each block attention, MLP and two norms; modulation, text, time and last norm; in and out
+    "Qwen-Image-2.1": 32 * (13 * 4096**2 + 2 * 128) + 8 * 4096**2 + 4096 + 256 * 4096 + 2 * 64 * 4096,
 }
 
 
