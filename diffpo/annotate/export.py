@@ -132,7 +132,7 @@ def _of(tasks: Tasks, store: Store, tally: Tally, export: Export, counts: Counte
         marks = _union([store.marks(vote.uid) for vote in tally.votes])
         sizes = [decode(each).size for each in encoded]
         cells = [tasks.file(picture) for picture in task.pictures] if export.files else encoded
-        before = [tasks.file(each) if export.files else tasks.content(each) for each in task.sources]
+        before: list[Any] = [tasks.file(each) if export.files else tasks.content(each) for each in task.sources]
     except BadRow as problem:
         raise DiffpoError(f"the pictures of {plain(task.prompt, 100)!r} cannot be exported: {problem}") from None
     users = {vote.annotator for vote in tally.votes}
