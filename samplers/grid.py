@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ._names import unknown
-from .points import AYS, OPEN, SPACED
+from .points import OPEN, SPACED
+from .published import LEVELS
 from .schedule import Schedule, VPDiscrete
 
 
@@ -81,7 +82,8 @@ class Grid:
         kind: one of `GRIDS`. None: the schedule's default, 'logsnr', or 'sgm_uniform' for flow. Both 'time' and
             'sgm_uniform' are uniform in t. With end='zero' the last call of 'time' is at t_end, that of 'sgm_uniform'
             one step before, since its last point is replaced by sigma = 0.
-            'ays' and 'ays_sdxl' are published for 10 steps and interpolated log-linearly for other numbers.
+            'ays', 'ays_sdxl' (Stable Diffusion) and 'optimal_steps' (FLUX) are published for 10 steps and interpolated
+            log-linearly for other numbers; 'gits' (SD 1.5) is for 1 to 20.
         end: 'zero' (step to sigma = 0 at the end) or 't_end'.
         t_start, t_end: the range; default t_max and t_min of the schedule. With t_start < t_end it runs towards noise.
         rho: exponent of 'karras'.
@@ -189,7 +191,9 @@ class Grid:
             t = self.schedule.t_of_model_time(_labels(self.kind, top, n, self.steps_offset))
             nodes = Nodes.at(self.schedule, t)
             return nodes.then_zero() if self.end == "zero" else Nodes.at(self.schedule, np.append(t, self.t_end))
-        if (self.kind in AYS or self.kind in OPEN) and self.end == "zero":  # n + 1 points whose last is replaced by 0
+        if (
+            self.kind in LEVELS or self.kind in OPEN
+        ) and self.end == "zero":  # n + 1 points whose last is replaced by 0
             t = SPACED[self.kind](self.schedule, self.t_start, self.t_end, n + 1, self.rho)[:-1]
             return Nodes.at(self.schedule, t).then_zero()
         points = n if self.end == "zero" else n + 1

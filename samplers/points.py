@@ -11,12 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ._needs import needs
-
-# Align Your Steps (Sabour et al. 2024, arXiv 2404.14507): published levels sigma/alpha of 10 steps, SD 1.5 and SDXL.
-AYS = {
-    "ays": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
-    "ays_sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
-}
+from .published import LEVELS
 
 Points = Callable[[float, float, int], np.ndarray]
 
@@ -95,16 +90,14 @@ SPACED = {
 }
 
 
-def _ays(name):
+def _published(levels):
     def place(schedule, a, b, n, rho):
-        table = np.log(AYS[name])
-        levels = np.exp(np.interp(np.linspace(0, 1, n), np.linspace(0, 1, len(table)), table))
-        return np.clip(schedule.t_of_lambda(-np.log(levels)), min(a, b), max(a, b))
+        return np.clip(schedule.t_of_lambda(-np.log(levels(n))), min(a, b), max(a, b))
 
     return place
 
 
-SPACED |= {"ays": _ays("ays"), "ays_sdxl": _ays("ays_sdxl")}
+SPACED |= {name: _published(levels) for name, levels in LEVELS.items()}
 
 
 def _u(schedule, t, rho):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import combinations
 from pathlib import Path
@@ -129,12 +131,12 @@ class RowReader:
                 raise BadRow(f"{what} differ in size", f"{both}; {advice}", f"{names[0]} and {name}")
         # by the row's first image, whichever is better, so that cached latents do not depend on labels
         resolution = self.data.resolution
-        target = nearest(sizes[0], resolution) if self.data.buckets else (resolution, resolution)
+        target = _shared(nearest(sizes[0], resolution) if self.data.buckets else (resolution, resolution))
         mask, (sources, source_sizes) = self._mask(row, sizes[0]), self._sources(row, sizes[0])
         times, rewards = _times(row, columns), self._rewards(row)
         groups, identical = [], 0
         for images, preference, scores in members:
-            hashes, stored = tuple(keys[i] for i in images), tuple(sizes[i] for i in images)
+            hashes, stored = tuple(keys[i] for i in images), _shared(tuple(sizes[i] for i in images))
             if len(images) == 2 and hashes[0] == hashes[1]:
                 identical += 1
                 continue
@@ -170,7 +172,7 @@ class RowReader:
             self._beside(cell, about, self.data.background, wanted)
             for cell, (about, wanted) in zip(cells, named, strict=True)
         ]
-        return tuple(key for _, key in found), tuple(picture.size for picture, _ in found)
+        return tuple(key for _, key in found), _shared(tuple(picture.size for picture, _ in found))
 
     def _beside(self, cell: Any, name: str, background: str, size: tuple[int, int] | None) -> tuple[Any, str]:
         """A picture, which must have that size (None: any), and a hash of it."""
@@ -248,6 +250,12 @@ class RowReader:
         return [(images, 1.0, scores(images))], ties
 
 
+@lru_cache(4096)
+def _shared(value: Any) -> Any:
+    """An equal value that was seen before, so that a million groups of few sizes do not keep a million tuples."""
+    return value
+
+
 def image_hash(encoded: bytes, altered: str) -> str:
     """A hash of an image's bytes, and of the conversion that its pixels depend on (images.decode)."""
     return blake2b(encoded + altered.encode(), digest_size=16).hexdigest()
@@ -267,7 +275,7 @@ def _caption(value: Any, column: str) -> str:
         value.encode()
     except UnicodeEncodeError:
         raise BadRow("the caption contains a lone surrogate (half a character)", value) from None
-    return value.strip()
+    return sys.intern(value.strip())  # many rows have the same
 
 
 def _first_wins(row: dict[str, Any], columns: Columns) -> float:

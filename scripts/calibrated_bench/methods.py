@@ -80,7 +80,8 @@ def _ours(world: World, calls: int) -> list[Candidate]:
 
 
 def _comfyui(world: World, calls: int) -> list[Candidate]:
-    grids = [*COMFYUI_GRIDS, *(("ays", "ays_sdxl") if isinstance(world.schedule, VPDiscrete) else ())]
+    tables = ("ays", "ays_sdxl", "gits") if isinstance(world.schedule, VPDiscrete) else ("optimal_steps",)
+    grids = [*COMFYUI_GRIDS, *tables]
     found = []
     for solver, grid in product(COMFYUI, grids):
         found += _built(f"ComfyUI {solver}", f"ComfyUI {solver} {grid}", world, solver, calls, grid, {})

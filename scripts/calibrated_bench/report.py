@@ -61,6 +61,12 @@ class Results:
         return best(self.about, "uncalibrated")
 
     @property
+    def other(self) -> str | None:
+        """As `rival`, without the default rule."""
+        known = {name: about for name, about in self.about["uncalibrated"].items() if name != RULE}
+        return best({"uncalibrated": known}, "uncalibrated")
+
+    @property
     def hindsight(self) -> str | None:
         """The one that is best on the held-out prompts."""
         return min((name for name in self.about["uncalibrated"] if name in self.rows), key=self.rmse, default=None)
@@ -103,14 +109,17 @@ def shown(values: tuple[float, float, float]) -> str:
 
 
 def ratios(found: list[Results], methods: Sequence[str]) -> Table:
-    """One row for each cell: the rival, and ratios of RMS errors to it; then the best method's other comparisons."""
-    columns = ["model", "guidance", "calls", "n", "best uncalibrated (chosen on training prompts)", "RMSE", RULE]
+    """One row for each cell: the rival, the default rule to the best other, ratios of RMS errors to the rival, and the
+    best method's other comparisons."""
+    columns = ["model", "guidance", "calls", "n", "best uncalibrated (chosen on training prompts)", "RMSE"]
+    columns += [f"{RULE}, to the best other"]
     table = Table([*columns, *methods, "best plan, medians", "best plan, to the best in hindsight", "fewest calls"])
     for r in found:
         if r.rival is None or r.rival not in r.rows:
             continue
         row = [*where(r), str(r.n), r.about["uncalibrated"][r.rival]["name"], f"{r.rmse(r.rival):.4f}"]
-        row += [shown(r.ratio(name, r.rival)) if name in r.rows else "-" for name in (RULE, *methods)]
+        row += [shown(r.ratio(RULE, r.other)) if RULE in r.rows and r.other in r.rows else "-"]
+        row += [shown(r.ratio(name, r.rival)) if name in r.rows else "-" for name in methods]
         plan = best(r.about, "calibrated")
         if plan in r.rows:
             row += [shown(r.median_ratio(plan, r.rival)), f"{r.rmse(plan) / r.rmse(r.hindsight):.2f} {r.hindsight}"]

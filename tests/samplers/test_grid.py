@@ -11,11 +11,12 @@ SD = VPDiscrete.scaled_linear()
 @pytest.mark.parametrize("end", ["zero", "t_end"])
 @pytest.mark.parametrize("n", [1, 2, 10, 30])
 def test_every_grid(kind, end, n):
-    nodes = Grid(SD, kind, end=end).nodes(n)
+    schedule = RectifiedFlow() if kind == "optimal_steps" else SD
+    nodes = Grid(schedule, kind, end=end).nodes(n)
     assert len(nodes) == n + 1
     assert (np.diff(nodes.lam) >= 0).all() and (np.diff(nodes.lam)[:-1] > 0).all()
-    assert nodes.sigma[-1] == 0 if end == "zero" else nodes.t[-1] == pytest.approx(SD.t_min)
-    assert (nodes.label[:n] >= 0).all() and (nodes.label[:n] <= 999).all()
+    assert nodes.sigma[-1] == 0 if end == "zero" else nodes.t[-1] == pytest.approx(schedule.t_min)
+    assert (nodes.label[:n] >= 0).all() and (nodes.label[:n] <= schedule.model_time(schedule.t_max)).all()
 
 
 def test_closed_forms():
@@ -45,6 +46,31 @@ def test_labels_as_diffusers_spaces_them():
 )
 def test_ays_agrees_with_the_published_labels(kind, labels):
     np.testing.assert_allclose(Grid(SD, kind).nodes(10).label[:10], labels, atol=1.0)
+
+
+@pytest.mark.parametrize(
+    "levels",  # sigma / alpha as they are published, all but the last
+    [
+        [14.61464119, 0.803307],
+        [14.61464119, 2.84484982, 1.24153244, 0.59516323, 0.25053367],
+        [14.61464119, 5.85520077, 2.84484982, 1.61558151, 0.95350921, 0.59516323, 0.36617002, 0.19894916, 0.09824532],
+    ],
+)
+def test_gits_agrees_with_the_published_levels(levels):
+    nodes = Grid(SD, "gits").nodes(len(levels))
+    np.testing.assert_allclose(nodes.sigma[:-1] / nodes.alpha[:-1], levels, rtol=2e-5)
+
+
+def test_optimal_steps_are_sigmas_of_a_flow():
+    published = [0.9968, 0.9886, 0.9819, 0.975, 0.966, 0.9471, 0.9158, 0.8287, 0.5512, 0.2808, 0.001]
+    for shift in (1.0, 3.0):
+        nodes = Grid(RectifiedFlow(shift=shift), "optimal_steps").nodes(10)
+        np.testing.assert_allclose(nodes.sigma, [*published[:-1], 0.0], rtol=1e-9)
+    twice = Grid(RectifiedFlow(), "optimal_steps").nodes(20).sigma  # geometric means in between
+    np.testing.assert_allclose(twice[:-1:2], published[:-1], rtol=1e-9)
+    np.testing.assert_allclose(twice[1::2], np.sqrt(np.multiply(published[1:], published[:-1])), rtol=1e-9)
+    with pytest.raises(ValueError, match="optimal_steps"):  # Stable Diffusion begins at less noise
+        Grid(SD, "optimal_steps").nodes(10)
 
 
 def test_given_nodes():

@@ -15,7 +15,7 @@ import torch
 
 import samplers
 from diffpo import cli
-from diffpo.commands import calibrate, calibration_problem
+from diffpo.commands import calibrate, calibration_problem, products
 from diffpo.commands.calibrate import Calibration, Samples, split
 from diffpo.common.errors import DiffpoError
 from diffpo.evaluation import generate
@@ -134,7 +134,7 @@ def test_the_model_that_is_fitted_to_is_the_pipelines(tiny_folder, tmp_path, nam
 
 
 def test_the_help_names_every_method():
-    about = typing.get_type_hints(cli.calibrate, include_extras=True)["method"].__metadata__[0].help
+    about = typing.get_type_hints(products.calibrate, include_extras=True)["method"].__metadata__[0].help
     assert all(name in about for name in METHODS)
 
 
