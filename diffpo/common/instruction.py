@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -13,7 +13,8 @@ from .errors import DiffpoError
 from .images import ENCODED, BadRow, decode, read_file
 from .text import plain, whole
 
-Encoded = Path | bytes  # a picture: its file, or its encoded bytes
+if TYPE_CHECKING:
+    Encoded = Path | bytes  # a picture: its file, or its encoded bytes
 
 
 class Instruction(str):

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ..common.errors import DiffpoError
+from ..common.instruction import Instruction
 from ..common.names import hint
 from ..common.text import plain
 from .careful import CannotScore
@@ -26,7 +27,7 @@ TIMEOUT = 300.0  # s for a request and its answer; requests of other processes g
 WAITS = (1.0, 3.0, 9.0)  # s before the second, third and last attempt
 NUMBERS = 256  # different numbers that a server may give
 LARGEST = 3.4e38  # of a number: training computes with float32
-EMPTY = len(json.dumps({"images": [], "prompts": []}))
+EMPTY = len(json.dumps({"images": [], "prompts": [], "sources": []}))
 
 
 class HttpScorer:
@@ -58,36 +59,50 @@ class HttpScorer:
         self.names: tuple[str, ...] = (number,) if number else tuple(names)
         self.optional = frozenset(optional)
         self.max_images, self.max_bytes = limits
+        self.sources = about.get("sources") is True
 
     def score(self, images: list[Image.Image], prompts: list[str]) -> dict[str, np.ndarray]:
         found: dict[str, list[float]] = {name: [] for name in self.names}
-        for pictures, texts in self._requests(images, prompts):
-            answer = self._ask("/score", {"images": pictures, "prompts": texts})
+        for pictures, texts, sources in self._requests(images, prompts):
+            edits = {"sources": sources} if any(sources) else {}
+            answer = self._ask("/score", {"images": pictures, "prompts": texts, **edits})
             for name, values in found.items():
                 values += self._numbers(answer, name, texts)
         return {name: np.array(values, np.float64) for name, values in found.items()}
 
-    def _requests(self, images: list[Image.Image], prompts: list[str]) -> Iterator[tuple[list[str], list[str]]]:
-        """The batch in parts that the server takes."""
+    def _requests(
+        self, images: list[Image.Image], prompts: list[str]
+    ) -> Iterator[tuple[list[str], list[str], list[str]]]:
+        """The batch in parts that the server takes: images, prompts, and of each what it is an edit of."""
         pictures: list[str] = []
         texts: list[str] = []
-        size = EMPTY
+        sources: list[str] = []
+        size, most = EMPTY, 0  # of sources in a request
         for image, prompt in zip(images, prompts, strict=True):
             picture = png(image)
-            more = len(picture) + len(json.dumps(prompt)) + 6  # quotes and commas
+            edits = [png(each) for each in prompt.pictures()] if isinstance(prompt, Instruction) else []
+            if edits and not self.sources:
+                raise DiffpoError(
+                    f"the server at {self.url} takes no pictures that prompts are about, as {plain(prompt, 80)!r} is: "
+                    f"run this version of `diffpo serve-scorer` there"
+                )
+            source = ",".join(edits)
+            more = len(picture) + len(json.dumps(prompt)) + len(source) + 10  # quotes and commas
             if EMPTY + more > self.max_bytes:
                 raise DiffpoError(
                     f"an image of the prompt {prompt[:80]!r} makes a request of {EMPTY + more} bytes, but the scorer "
                     f"at {self.url} takes {self.max_bytes}. Start it with a larger --max-bytes"
                 )
-            if pictures and (len(pictures) == self.max_images or size + more > self.max_bytes):
-                yield pictures, texts
-                pictures, texts, size = [], [], EMPTY
+            full = len(pictures) == self.max_images or most + len(edits) > self.max_images
+            if pictures and (full or size + more > self.max_bytes):
+                yield pictures, texts, sources
+                pictures, texts, sources, size, most = [], [], [], EMPTY, 0
             pictures.append(picture)
             texts.append(prompt)
-            size += more
+            sources.append(source)
+            size, most = size + more, most + len(edits)
         if pictures:
-            yield pictures, texts
+            yield pictures, texts, sources
 
     def _numbers(self, answer: dict, name: str, prompts: list[str]) -> list[float]:
         scores = answer.get("scores")

@@ -212,8 +212,7 @@ class VlmJudge:
         if not isinstance(prompt, Instruction):
             raise DiffpoError(
                 f"the judge {self.settings.name} judges edits, and no picture is known that {plain(prompt, 100)!r} is "
-                f"about: name their column with --source or data.columns.source. A judge behind `diffpo serve-scorer` "
-                f"gets none"
+                f"about: name their column with --source or data.columns.source"
             )
         return prompt.pictures()
 

@@ -56,6 +56,7 @@ class Server:
             "max_images": limits.max_images,
             "max_bytes": limits.max_bytes,
             "max_pixels": limits.max_pixels,
+            "sources": True,  # it takes them; earlier versions do not
         }
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:

@@ -1,4 +1,4 @@
-"""The body of a POST /score: images and prompts, read without making more of it than the limits allow."""
+"""The body of a POST /score: images, prompts and sources, read without making more of it than the limits allow."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ TEXT = 2**16  # bytes that a prompt may have in JSON
 SPACE = re.compile(rb"[ \t\r\n]*")
 
 
-def parse(body: bytes, max_images: int) -> tuple[list[str], list[str]]:
-    """Images (PNG in base64) and prompts, at most ``max_images``. Raises Refused.
+def parse(body: bytes, max_images: int) -> tuple[list[str], list[str], list[list[str]]]:
+    """Images (PNG in base64), prompts, and the sources of each image, at most ``max_images`` of each. Raises Refused.
 
     Only strings are ever made, and no more than are allowed: what json.loads makes of 60 MB
     of "{}" takes 2 GB."""
@@ -68,6 +68,10 @@ def parse(body: bytes, max_images: int) -> tuple[list[str], list[str]]:
             if key not in ("images", "prompts") or key in found or not take(b":"):
                 raise Refused(400, form)
             found[key] = list(strings(key))
+        if take(b","):
+            if string() != "sources" or not take(b":"):
+                raise Refused(400, form)
+            found["sources"] = list(strings("sources"))
         if not take(b"}") or _past_space(body, at) != len(body):
             raise Refused(400, form)
     except ValueError:  # no UTF-8, or no string of JSON
@@ -80,16 +84,22 @@ def parse(body: bytes, max_images: int) -> tuple[list[str], list[str]]:
             raise Refused(413, f"prompt {k} has more than {TEXT} characters")
         if any("\ud800" <= c <= "\udfff" for c in prompt):
             raise Refused(400, f"prompt {k} holds half a character (a lone surrogate)")
-    return images, prompts
+    # of each image, the PNGs between commas, which base64 has not; none is the empty text
+    given = found.get("sources", [""] * len(images))
+    if len(given) != len(images):
+        raise Refused(400, f"{len(images)} images and {len(given)} sources: send one text of PNGs for each image")
+    if (count := sum(each.count(",") + bool(each) for each in given)) > max_images:
+        raise Refused(413, f"{count} sources are more than --max-images {max_images}")
+    return images, prompts, [each.split(",") if each else [] for each in given]
 
 
-def decode(k: int, picture: str, max_pixels: int) -> Image.Image:
-    """Image ``k`` as RGB, on white. Only Pillow's PNG reader sees what a client sent, and only if it has no
-    more than ``max_pixels``. Raises Refused."""
+def decode(what: str, picture: str, max_pixels: int) -> Image.Image:
+    """A picture as RGB, on white; ``what`` names it, e.g. "image 0". Only Pillow's PNG reader sees what a client sent,
+    and only if it has no more than ``max_pixels``. Raises Refused."""
     try:
         data = base64.b64decode(picture, validate=True)
     except ValueError:
-        raise Refused(400, f"image {k} is not base64") from None
+        raise Refused(400, f"{what} is not base64") from None
     size = "far too many"
     try:
         with Image.open(BytesIO(data), formats=("PNG",)) as image:
@@ -99,8 +109,8 @@ def decode(k: int, picture: str, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError:
         pass
     except Exception:  # Pillow raises a dozen types for damaged files
-        raise Refused(400, f"image {k} is not a readable PNG") from None
-    raise Refused(413, f"image {k} has {size} pixels, more than --max-pixels {max_pixels}")
+        raise Refused(400, f"{what} is not a readable PNG") from None
+    raise Refused(413, f"{what} has {size} pixels, more than --max-pixels {max_pixels}")
 
 
 def _past_space(body: bytes, at: int) -> int:

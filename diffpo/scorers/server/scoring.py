@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import math
 import queue
 import threading
@@ -10,6 +11,7 @@ import traceback
 from typing import Any
 
 from ...common.errors import DiffpoError
+from ...common.instruction import Instruction
 from .body import decode, parse
 from .protocol import Limits, Refused
 
@@ -56,8 +58,9 @@ class ScoringQueue:
 
     def score(self, body: bytes) -> dict:
         """The answer to a request's body. Raises Refused."""
-        pictures, prompts = parse(body, self.limits.max_images)
-        images = [decode(k, picture, self.limits.max_pixels) for k, picture in enumerate(pictures)]
+        pictures, prompts, sources = parse(body, self.limits.max_images)
+        images = [decode(f"image {k}", picture, self.limits.max_pixels) for k, picture in enumerate(pictures)]
+        prompts = [self.instruction(k, prompt, sources[k]) for k, prompt in enumerate(prompts)]
         try:
             with self.lock:
                 scores = self.scorer.score(images, prompts)
@@ -67,6 +70,14 @@ class ScoringQueue:
             traceback.print_exc()
             raise Refused(500, f"the scorer failed: {type(error).__name__}: {error}") from None
         return {"scores": {name: self.numbers(name, scores, prompts) for name in self.scorer.names}}
+
+    def instruction(self, k: int, prompt: str, sources: list[str]) -> str:
+        """The prompt of image ``k``, with the pictures that it is about if there are any. Raises Refused."""
+        if not sources:
+            return prompt
+        for number, each in enumerate(sources):
+            decode(f"source {number} of image {k}", each, self.limits.max_pixels)
+        return Instruction(prompt, [base64.b64decode(each) for each in sources])
 
     def numbers(self, name: str, scores: Any, prompts: list[str]) -> list[float | None]:
         """The scorer's numbers ``name``, None for NaN where the scorer calls that optional. Raises Refused."""

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from http_scorers import PROMPTS, Both, Fixed, foreign, pictures, png, served, speaking
 from on_policy import Brightness
+from PIL import Image
 
 import diffpo.scorers.client as client
 from diffpo import scorers
 from diffpo.common.errors import DiffpoError
+from diffpo.common.instruction import Instruction
 from diffpo.scorers import server as serve_scorer
 
 
@@ -45,6 +47,42 @@ def test_numbers_over_http_are_the_scorers_own_exactly_and_batches_are_split(ima
         assert found[name].dtype == np.float64
         np.testing.assert_array_equal(found[name], values)  # NaN where the scorer says NaN
     np.testing.assert_array_equal(only["both.long"], local["both.long"])
+
+
+class Edits:
+    """The brightness of an image, and of each picture that its prompt is about, as digits of one number."""
+
+    names, optional = ("edits",), frozenset()
+
+    def __init__(self):
+        self.batches = []
+
+    def score(self, images, prompts):
+        self.batches.append(len(images))
+        rows = [
+            [image, *(prompt.pictures() if isinstance(prompt, Instruction) else [])]
+            for image, prompt in zip(images, prompts, strict=True)
+        ]
+        found = [sum(1000**k * np.asarray(each).mean() for k, each in enumerate(row)) for row in rows]
+        return {"edits": np.array(found)}
+
+
+def test_the_pictures_that_prompts_are_about_travel_too(tmp_path):
+    """In their order, to the image that they belong to; a request has at most as many sources as images."""
+    images = [Image.new("RGB", (8, 8), (level,) * 3) for level in range(1, 7)]
+    for level in (7, 8):
+        Image.new("RGB", (8, 8), (level,) * 3).save(tmp_path / f"{level}.png")
+    files = [tmp_path / "7.png", tmp_path / "8.png"]
+    prompts = ["x", Instruction("x", files), Instruction("x", files[::-1]), "x", Instruction("x", files[0]), "x"]
+    scorer = Edits()
+    with served(scorer, max_images=3) as server:
+        found = scorers.load(server.url).score(images, prompts)["edits"]
+        assert scorer.batches == [2, 3, 1]
+        server.about.pop("sources")  # as of an earlier version
+        with pytest.raises(DiffpoError, match=rf"{server.url} takes no pictures.*'x'"):
+            scorers.load(server.url).score(images, prompts)
+        assert scorers.load(server.url).score(images[:1], ["x"])["edits"] == [1]
+    assert found.tolist() == [1, 8_007_002, 7_008_003, 4, 7_005, 6]
 
 
 def test_batches_keep_to_the_servers_bytes(images):

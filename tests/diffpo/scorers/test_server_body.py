@@ -48,8 +48,13 @@ def test_what_a_body_becomes_is_not_larger_than_a_few_of_it(body):
 @pytest.mark.parametrize("ascii", [True, False])
 def test_prompts_are_those_that_were_sent(prompt, ascii):
     body = json.dumps({"prompts": [prompt, "b"], "images": ["A/+=", ""]}, ensure_ascii=ascii, indent=1)
-    assert parse(body.encode(), 32) == (["A/+=", ""], [prompt, "b"])
-    assert parse(body.replace("/", "\\/").encode(), 32) == (["A/+=", ""], [prompt, "b"])
+    assert parse(body.encode(), 32) == (["A/+=", ""], [prompt, "b"], [[], []])
+    assert parse(body.replace("/", "\\/").encode(), 32) == (["A/+=", ""], [prompt, "b"], [[], []])
+
+
+def test_sources_are_lists_between_commas():
+    body = {"images": ["a", "b", "c"], "prompts": ["", "", ""], "sources": ["", "d,e", "f"]}
+    assert parse(json.dumps(body).encode(), 3)[2] == [[], ["d", "e"], ["f"]]
 
 
 @pytest.mark.parametrize(
@@ -59,6 +64,10 @@ def test_prompts_are_those_that_were_sent(prompt, ascii):
         ('{"images": ["a"], "prompts": ["b"], "more": 1}', 400),
         ('{"images": ["a"], "images": ["b"]}', 400),
         ('{"images": ["a",], "prompts": ["b"]}', 400),
+        ('{"images": ["a"], "prompts": ["b"], "sources": []}', 400),
+        ('{"images": ["a"], "prompts": ["b"], "sources": [["c"]]}', 400),
+        ('{"sources": ["c"], "images": ["a"], "prompts": ["b"]}', 400),
+        ('{"images": ["a"], "prompts": ["b"], "sources": ["' + "c," * 32 + 'c"]}', 413),
         ('{"images": ["a" "b"], "prompts": ["b"]}', 400),
         ('{"images": ["a"] "prompts": ["b"]}', 400),
         ('{"images": ["a"], "prompts": ["\\x"]}', 400),
@@ -87,7 +96,7 @@ BOMB = zlib.compress(bytes(2**24), 9)
 
 def test_texts_and_profiles_in_a_png_are_not_kept():
     texts = [chunk(b"zTXt", b"k%d\0\0" % k + zlib.compress(bytes(2**19), 9)) for k in range(8)]
-    image = decode(0, with_chunks(*texts), 2**23)
+    image = decode("image 0", with_chunks(*texts), 2**23)
     assert image.getpixel((0, 0)) == (10, 20, 30) and image.info.keys() <= {"notes", "altered"}
     for bomb in (
         chunk(b"zTXt", b"k\0\0" + BOMB),
@@ -97,7 +106,7 @@ def test_texts_and_profiles_in_a_png_are_not_kept():
     ):
         tracemalloc.start()
         try:
-            decode(0, with_chunks(bomb), 2**23)
+            decode("image 0", with_chunks(bomb), 2**23)
         except Refused as refused:
             assert refused.sentence == "image 0 is not a readable PNG"
         finally:
@@ -108,7 +117,7 @@ def test_texts_and_profiles_in_a_png_are_not_kept():
 
 def test_16_bits_are_scaled():
     values = (np.arange(16, dtype=np.uint16) * 4369).reshape(4, 4)
-    found = decode(0, png(Image.fromarray(values)), 2**23)
+    found = decode("image 0", png(Image.fromarray(values)), 2**23)
     assert found.mode == "RGB"
     np.testing.assert_array_equal(np.asarray(found)[..., 1], np.arange(0, 256, 17).reshape(4, 4))
 
@@ -118,5 +127,5 @@ def test_transparency_is_seen_on_white(mode):
     image = Image.new("RGBA", (2, 1), (100, 100, 100, 255))
     image.putpixel((1, 0), (0, 0, 0, 0))
     image = image.convert(mode)
-    found = decode(0, png(image), 2**23)
+    found = decode("image 0", png(image), 2**23)
     assert [found.getpixel((x, 0)) for x in (0, 1)] == [(100, 100, 100), (255, 255, 255)]
