@@ -36,6 +36,7 @@ def test_the_description_says_what_is_served():
         "max_images": 4,
         "max_bytes": 2**26,
         "max_pixels": 99,
+        "sources": True,
     }
 
 

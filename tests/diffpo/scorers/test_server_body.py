@@ -12,7 +12,8 @@ from http_scorers import PROMPTS, png
 from PIL import Image
 
 from diffpo.scorers.server.body import decode, parse
-from diffpo.scorers.server.protocol import Refused
+from diffpo.scorers.server.protocol import Limits, Refused
+from diffpo.scorers.server.scoring import ScoringQueue
 
 SIZE = 2**22
 
@@ -50,6 +51,14 @@ def test_prompts_are_those_that_were_sent(prompt, ascii):
     body = json.dumps({"prompts": [prompt, "b"], "images": ["A/+=", ""]}, ensure_ascii=ascii, indent=1)
     assert parse(body.encode(), 32) == (["A/+=", ""], [prompt, "b"], [[], []])
     assert parse(body.replace("/", "\\/").encode(), 32) == (["A/+=", ""], [prompt, "b"], [[], []])
+
+
+@pytest.mark.parametrize(("sent", "status"), [("AAAA", 400), (None, 413)])
+def test_a_source_is_read_as_strictly_as_an_image(sent, status):
+    sent = sent or png(Image.new("RGB", (11, 10)))
+    with pytest.raises(Refused, match="source 1 of image 3") as refused:
+        ScoringQueue(None, Limits(max_pixels=100)).instruction(3, "x", [png(Image.new("RGB", (10, 10))), sent])
+    assert refused.value.status == status
 
 
 def test_sources_are_lists_between_commas():
