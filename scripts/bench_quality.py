@@ -3,6 +3,7 @@
     python scripts/bench_quality.py [--seeds 0 1] [--n 256] [--out runs/bench-quality]
 
 `diffpo` is Diffusion-DPO with the settings that were chosen on seed 100 (scripts/objective_bench/results/tried.jsonl).
+`curriculum` is curriculum_dpo, chosen among five settings on seed 100 too: the pairs with the largest score gaps first.
 `scripts` has those of the example of diffusers' train_diffusion_dpo_sdxl.py: beta 5000, a constant learning rate of
 1e-5, LoRA rank 8, 16 pairs. Both are trained by `diffpo train`, because the steps have the same mathematics. Win rates
 of the oracle's total are measured on the first held-out prompts, on the way and at the end. Finished runs are kept
@@ -34,7 +35,11 @@ class Side:
     looks: tuple[int, ...]
 
 
+STAGES = ("objective.name=curriculum_dpo", "data.curriculum=4", "data.curriculum_updates=8")
 SIDES = {
+    "curriculum": Side(
+        (*STAGES, "objective.weighting=min_snr", "train.lr=1e-3", "train.lr_schedule=cosine"), (4, 8, 16, 24, 32, 48)
+    ),
     "diffpo": Side(("train.lr=1e-3", "train.lr_schedule=cosine"), (8, 16, 24, 32, 48, 64, 100)),
     "scripts": Side(("objective.beta=5000", "train.lr=1e-5"), (48, 96, 144, 200, 304, 400)),
 }
@@ -47,7 +52,7 @@ def curve(name: str, seed: int, n: int, out: Path) -> list[dict]:
         base.write_text(json.dumps(job.draw("tiny-sdxl", None, range(n))["scores"]))
     scores, end = json.loads(base.read_text()), side.looks[-1]
     options = [f"train.steps={end}", f"train.seed={seed}", f"output={output}", f"data.cache={out / 'cache'}"]
-    options += ["data.validation=null", "train.checkpoint_every=8", f"train.checkpoint_keep={end}"]
+    options += ["data.validation=null", "train.checkpoint_every=4", f"train.checkpoint_keep={end}"]
     rows = job.logged(load_config(ROOT / "configs" / "quickstart.yaml", [*side.settings, *options, *PLACES]))
     found = []
     for step in side.looks:
