@@ -41,7 +41,7 @@ GITS = {
 }
 
 
-def _between(levels: Sequence[float], n: int) -> np.ndarray:
+def _between(levels: Sequence[float] | np.ndarray, n: int) -> np.ndarray:
     """n levels, log-linear between the given ones."""
     return np.exp(np.interp(np.linspace(0, 1, n), np.linspace(0, 1, len(levels)), np.log(levels)))
 
