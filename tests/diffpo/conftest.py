@@ -100,12 +100,13 @@ def tiny_folder(tmp_path_factory, tiny_sd, tiny_sdxl):
 def editor(tmp_path_factory):
     """editor(name): the tiny pipeline of a model that edits pictures, made once."""
     import tiny_flows
+    import tiny_qwen
     from tiny_transformers import make_kontext
 
     make = {"kontext": make_kontext, "flux2_klein": tiny_flows.make_flux2_klein, "flux2": tiny_flows.make_flux2}
-    make |= {"qwen_edit": tiny_flows.make_qwen_image_edit, "qwen_edit_plus": tiny_flows.make_qwen_image_edit_plus}
-    make["qwen_image21"] = tiny_flows.make_qwen_image21
-    make["longcat_edit"] = tiny_flows.make_longcat_edit
+    make |= {"qwen_edit": tiny_qwen.make_qwen_image_edit, "qwen_edit_plus": tiny_qwen.make_qwen_image_edit_plus}
+    make["qwen_image21"] = tiny_qwen.make_qwen_image21
+    make["longcat_edit"] = tiny_qwen.make_longcat_edit
     made = {}
 
     def get(name):

@@ -9,6 +9,7 @@ import methods
 import numpy as np
 import pytest
 import tiny_flows as tiny
+import tiny_qwen
 import torch
 from PIL import Image, ImageChops
 from pipeline_calls import compare, recorded, sampled
@@ -31,7 +32,7 @@ from diffpo.weights import lora, lora_apply, lora_file
 
 MAKE = {
     "z_image": tiny.make_z_image,
-    "qwen_image": tiny.make_qwen_image,
+    "qwen_image": tiny_qwen.make_qwen_image,
     "flux2_klein": tiny.make_flux2_klein,
     "flux2": tiny.make_flux2,
     "sana": tiny.make_sana,
@@ -39,9 +40,9 @@ MAKE = {
     "chroma": tiny.make_chroma,
     "hidream": tiny.make_hidream,
     "ovis_image": tiny.make_ovis_image,
-    "krea2": tiny.make_krea2,
-    "longcat": tiny.make_longcat,
-    "qwen_image21": tiny.make_qwen_image21,
+    "krea2": tiny_qwen.make_krea2,
+    "longcat": tiny_qwen.make_longcat,
+    "qwen_image21": tiny_qwen.make_qwen_image21,
 }
 CAPTIONS = ("a cat", "a long red dog, on a chair")
 

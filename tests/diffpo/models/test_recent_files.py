@@ -4,6 +4,7 @@ import re
 
 import pytest
 import tiny_flows as tiny
+import tiny_qwen
 import torch
 from safetensors.torch import load_file, save_file
 from single_files import same
@@ -17,12 +18,12 @@ from diffpo.weights import lora_file
 
 MAKE = {
     "z_image": tiny.make_z_image,
-    "qwen_image": tiny.make_qwen_image,
-    "qwen_edit": tiny.make_qwen_image_edit,
+    "qwen_image": tiny_qwen.make_qwen_image,
+    "qwen_edit": tiny_qwen.make_qwen_image_edit,
     "flux2": tiny.make_flux2_klein,
     "sana": tiny.make_sana,
     "hidream": tiny.make_hidream,
-    "krea2": tiny.make_krea2,
+    "krea2": tiny_qwen.make_krea2,
 }
 # diffusers' names as regular expressions, and the original's
 NAMES = {
