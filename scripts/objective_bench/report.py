@@ -209,8 +209,8 @@ NEEDS = """## What each named method needs
 
 - **Diffusion-DPO** needs pairs and nothing else, costs 128 calls for an update of 16 pairs, and comes first wherever
   there are pairs.
-- **D3PO** needs a judge of finished pictures and many samples, costs 192 calls an update, and is for judges (or people)
-  that can only read finished pictures.
+- **D3PO** needs a judge of finished pictures and four times Diffusion-DPO's calls, costs 192 calls an update, and is for
+  judges (or people) that can only read finished pictures.
 - **SPO** needs a judge that can read unfinished pictures, costs 178 calls an update, and is for such a judge and no
   data.
 - **InPO** needs pairs and exact inversions, costs 228 to 304 calls an update, and is not shown to be worth them: at
@@ -225,7 +225,7 @@ What these sentences rest on:
   46.9%. With noise in one step (`rollout.window`) it was 62.9%, with a falling learning rate 71.5%. That was luck in
   part: the same recipe gave 59.4% [55.1%, 63.5%], 46.1% [41.8%, 50.4%] and 50.0% [45.7%, 54.3%] on seeds 0, 1 and 2.
   With twice the calls: {d3po}. So it is better than the base with two seeds of three, and not shown to be with the
-  third. With four times the calls, 51,200: {patient}. Beta and guidance made no difference that could be seen.
+  third. With four times the calls, 51,200: {patient}. So it beats the base every time. Beta and guidance made no difference that could be seen.
 - **InPO**: in the comparison's settings, with 10 inversion steps, 100 updates (30,369 calls) reach 61.7% [51.3%, 75.2%]
   on seeds 0, 1 and 2, so each is better than the base. With a falling learning rate of 5e-4, 5 inversion steps give
   52.0% on seed 100, and 3 give 49.6%. At 1e-3, 5 steps give 63.3%, but 52.9% [48.6%, 57.2%] on seed 0. On other
