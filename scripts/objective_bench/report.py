@@ -201,16 +201,16 @@ RECIPES_HEAD = """## Tuned
 
 Above, all methods share one learning rate and beta. Here each was tuned on seed 100 with 12,800 calls, and then run
 once on seeds 0, 1 and 2 with twice as many calls and 512 held-out prompts. `spo_gentle` and `d3po_patient`, which has
-four times the calls, were thought of after that, and were run on seeds 3, 4 and 5. The trials are listed [below](#settings-that-were-tried). They are few and of one seed
-each, so a setting that looks best may have had luck.
+four times the calls, were thought of after that, and were run on seeds 3, 4 and 5. The trials are listed
+[below](#settings-that-were-tried). They are few and of one seed each, so a setting that looks best may have had luck.
 
 """
 NEEDS = """## What each named method needs
 
 - **Diffusion-DPO** needs pairs and nothing else, costs 128 calls for an update of 16 pairs, and comes first wherever
   there are pairs.
-- **D3PO** needs a judge of finished pictures and four times Diffusion-DPO's calls, costs 192 calls an update, and is for
-  judges (or people) that can only read finished pictures.
+- **D3PO** needs a judge of finished pictures and four times Diffusion-DPO's calls, costs 192 calls an update, and is
+  for judges (or people) that can only read finished pictures.
 - **SPO** needs a judge that can read unfinished pictures, costs 178 calls an update, and is for such a judge and no
   data.
 - **InPO** needs pairs and exact inversions, costs 228 to 304 calls an update, and is not shown to be worth them: at
@@ -225,7 +225,8 @@ What these sentences rest on:
   46.9%. With noise in one step (`rollout.window`) it was 62.9%, with a falling learning rate 71.5%. That was luck in
   part: the same recipe gave 59.4% [55.1%, 63.5%], 46.1% [41.8%, 50.4%] and 50.0% [45.7%, 54.3%] on seeds 0, 1 and 2.
   With twice the calls: {d3po}. So it is better than the base with two seeds of three, and not shown to be with the
-  third. With four times the calls, 51,200: {patient}. So it beats the base every time. Beta and guidance made no difference that could be seen.
+  third. With four times the calls, 51,200: {patient}. So it beats the base every time. Beta and guidance made no
+  difference that could be seen.
 - **InPO**: in the comparison's settings, with 10 inversion steps, 100 updates (30,369 calls) reach 61.7% [51.3%, 75.2%]
   on seeds 0, 1 and 2, so each is better than the base. With a falling learning rate of 5e-4, 5 inversion steps give
   52.0% on seed 100, and 3 give 49.6%. At 1e-3, 5 steps give 63.3%, but 52.9% [48.6%, 57.2%] on seed 0. On other
@@ -234,8 +235,9 @@ What these sentences rest on:
   57.2%], `awm`, which noises finished samples, 57.0% [50.9%, 63.0%]. With twice the calls `awm` has {awm}. So it
   is not shown to beat the base with every seed.
 - **Gradients of a scorer** (`draft`, `alignprop`, `refl`) beat the base with every seed (in the table above), in
-  appearance alone. They need a scorer with gradients: here the step-aware scorer of `configs/train_scorer_pixel.yaml`. Of the policy gradients only `diffusion_nft`, of an earlier preset, was measured
-  on three seeds in the comparison (in the table above).
+  appearance alone. They need a scorer with gradients: here the step-aware scorer of `configs/train_scorer_pixel.yaml`.
+  Of the policy gradients only `diffusion_nft`, of an earlier preset, was measured on three seeds in the comparison (in
+  the table above).
 
 **Combinations.** On seed 100 none of the trials [below](#settings-that-were-tried) beats Diffusion-DPO with a falling
 learning rate of 1e-3 (75.4% [69.8%, 80.3%] of `total`, 59.0% of *following*): ranked lists, moving references, more
@@ -243,10 +245,10 @@ rank, smaller batches, on-policy pairs in the second half. Measured weights had 
 measurement was counted as if every update made one. That is mended, but they were not tried again. Weights by `min_snr`
 are as good in total and better at following (64.1%). With twice the calls these two have {dpo} without and {weighted}
 with them. **The fewest calls** are needed by `curriculum_dpo` with these weights: with 16 pairs an update, the easiest
-quarter of the pairs first and the next one every 8 updates, it reaches 72.3, 76.2 and 75.8% on seeds 0, 1 and 2 after 48
-updates, 6,144 calls, and 70% after 10 updates in the mean ([the curves](performance.md#sooner-to-the-same-quality)).
-It was chosen among five such settings on seed 100. The quickstart's constant 5e-4 has 82.8, 72.3 and 74.8% with
-25,600 calls, on pictures of 10 calls, so it stays. Other seeds were not run.
+quarter of the pairs first and the next one every 8 updates, it reaches 72.3, 76.2 and 75.8% on seeds 0, 1 and 2 after
+48 updates, 6,144 calls, and 70% after 10 updates in the mean ([the curves](performance.md#sooner-to-the-same-quality)).
+It was chosen among five such settings on seed 100. The quickstart's constant 5e-4 has 82.8, 72.3 and 74.8% with 25,600
+calls, on pictures of 10 calls, so it stays. Other seeds were not run.
 """
 TRIED_HEAD = """## Settings that were tried
 
