@@ -94,6 +94,8 @@ SELF_PLAY = (
     "([numbers](#real-pictures))."
 )
 TEXTS = {
+    "diffusion_nft": "is held to the base by a divergence, and makes {steps} updates. An earlier preset without the "
+    "divergence had 64.6% [54.8%, 75.9%].",
     "apo_down": "lowers the chosen images' reward on purpose, and nothing limits it. Their error rises by {chosen}, "
     "the rejected ones' by {rejected}, which nearly doubles both. The effect on the pictures is luck.",
     "nca": ABSOLUTE,

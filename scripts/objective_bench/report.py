@@ -148,7 +148,8 @@ def needs(results: Results) -> str:
         return ", ".join(f"{win:.1%} [{low:.1%}, {high:.1%}] (seed {seed})" for seed, win, low, high in wins)
 
     names = {"spo": "spo_tuned", "gentle": "spo_gentle", "d3po": "d3po_tuned", "patient": "d3po_patient"}
-    names |= {"awm": "awm_tuned", "dpo": "diffusion_dpo_tuned", "weighted": "diffusion_dpo_min_snr"}
+    names |= {"awm": "awm_tuned", "grpo": "dance_grpo_tuned"}
+    names |= {"dpo": "diffusion_dpo_tuned", "weighted": "diffusion_dpo_min_snr"}
     foreign = each("inpo", read("others"))
     return NEEDS.format(foreign=foreign, **{word: each(name) for word, name in names.items()})
 
@@ -232,12 +233,10 @@ What these sentences rest on:
   52.0% on seed 100, and 3 give 49.6%. At 1e-3, 5 steps give 63.3%, but 52.9% [48.6%, 57.2%] on seed 0. On other
   models' pictures it does not gain: {foreign}.
 - **Policy gradients** were tried with one setting each, on seed 100: `dance_grpo` with noise in one step 51.2% [45.1%,
-  57.2%], `awm`, which noises finished samples, 57.0% [50.9%, 63.0%]. With twice the calls `awm` has {awm}. So it
-  is not shown to beat the base with every seed.
+  57.2%], `awm`, which noises finished samples, 57.0% [50.9%, 63.0%]. With twice the calls `awm` has {awm}, and
+  `dance_grpo` {grpo}. Neither is shown to beat the base with every seed.
 - **Gradients of a scorer** (`draft`, `alignprop`, `refl`) beat the base with every seed (in the table above), in
   appearance alone. They need a scorer with gradients: here the step-aware scorer of `configs/train_scorer_pixel.yaml`.
-  Of the policy gradients only `diffusion_nft`, of an earlier preset, was measured on three seeds in the comparison (in
-  the table above).
 
 **Combinations.** On seed 100 none of the trials [below](#settings-that-were-tried) beats Diffusion-DPO with a falling
 learning rate of 1e-3 (75.4% [69.8%, 80.3%] of `total`, 59.0% of *following*): ranked lists, moving references, more
@@ -273,8 +272,7 @@ network, for any purpose (policy, reference, sampling, guidance); calls are coun
 - Seconds are of training on one core. Those of some rows were measured beside other work, which can double them.
 - Memory is that of the whole process, imports and pictures included.
 - Rows in bold were measured with the current version. The others are of an earlier one, not measured again. Of these,
-  some are of earlier presets: `rankdpo_minmax` (`link_options.spread=1`), `ddo` and `spin_diffusion` (guidance 5 for
-  their own samples, now 1), and `diffusion_nft` (without the divergence from the base).
+  `ddo` and `spin_diffusion` are of earlier presets (guidance 5 for their own samples, now 1).
 
 ## The model's own samples
 
