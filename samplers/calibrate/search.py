@@ -36,7 +36,7 @@ class Candidate:
         """Raises ValueError where the decisions make no plan."""
         u = np.array(self.levels)
         with np.errstate(divide="ignore"):
-            t = schedule.t_of_noise_level(u / (1.0 - u))
+            t = schedule.t_of_lambda(np.log1p(-u) - np.log(u))
         t[0] = schedule.t_max  # exactly, not by a round trip
         nodes = Grid(schedule, times=np.maximum(t, schedule.t_min), end="zero").nodes(len(u))
         return decided(nodes, self.decisions, f"searched({len(u)} calls)")

@@ -26,7 +26,7 @@ def trajectory(batch: Batch, plan: Plan, schedule: Schedule, prediction: str, ca
     times = []
     for i, (a, b) in enumerate(pairwise(angle[: last + 1])):
         between = np.tan(a + np.arange(1, inside) / inside * (b - a))
-        times += [plan.t[i], *schedule.t_of_noise_level(between)]
+        times += [plan.t[i], *schedule.t_of_lambda(-np.log(between))]
     if not times:  # a plan of one call, at the noise
         return [batch.noise, batch.target]
     fine = lms(Grid(schedule, times=[*times, plan.t[last]], end="t_end"), len(times), order=3, space="flow")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from ids import named
 
-from samplers import Grid, VPLinear, build_plan
+from samplers import Grid, RectifiedFlow, VPLinear, build_plan
 from samplers.calibrate import Batch, Problem, compensated, errors, reference
 from samplers.calibrate.compensation import Base, first_batches, least, search_ratios
 from samplers.calibrate.trajectory import trajectory
@@ -73,6 +73,16 @@ def test_each_ratio_is_the_best_of_its_step(problem):
             moved[i] += change
             if abs(moved[i] - 1.0) <= 0.5:
                 assert gap(i, moved) > best
+
+
+def test_the_trajectory_of_a_flow_is_the_exact_solution(mixture):
+    flow, classes = RectifiedFlow(3.0), torch.arange(10) % 2
+    x = torch.randn(10, *mixture.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    plan, only = build_plan(flow, "ddim", 5, prediction="flow"), Batch(mixture.model(flow, "flow", classes, 3.0), x, x)
+    states = trajectory(only, plan, flow, "flow")
+    for i in (1, 2, 4):  # sigma / alpha is above 1 in the first of them
+        exact = mixture.exact(flow, x, t_end=plan.t[i], classes=classes, scale=3.0)
+        assert (states[i] - exact).square().mean().sqrt() < 1e-3
 
 
 def test_the_trajectory_is_the_exact_solution(mixture, problem):

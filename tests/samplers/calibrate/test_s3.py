@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from samplers import VPLinear, build_plan
+from samplers import RectifiedFlow, VPLinear, build_plan
 from samplers.calibrate import Batch, Problem, errors, reference, searched
 from samplers.calibrate.decisions import MOST_VALUES, Decision
 from samplers.calibrate.search import Candidate, beginnings, child, predict, ranking
@@ -63,6 +63,14 @@ def test_children_are_plans(problem):
         except ValueError as error:
             assert "multiply its state" in str(error)
     assert plans > 250 and len(set(made)) > 250
+
+
+@pytest.mark.parametrize("schedule", [VPLinear(), RectifiedFlow(3.0)], ids=["vp", "flow"])
+def test_calls_are_at_the_levels_of_a_candidate(schedule):
+    top = float(schedule.sigma(schedule.t_max) / (schedule.alpha(schedule.t_max) + schedule.sigma(schedule.t_max)))
+    levels = (top, 0.9, 0.6, 0.3, 0.05)
+    plan = Candidate(levels, (Decision(1, 1),) * 5).plan(schedule)
+    np.testing.assert_allclose((plan.sigma / (plan.alpha + plan.sigma))[:-1], levels, rtol=1e-6)
 
 
 def test_the_predictor_interpolates_and_knows_where_it_does_not_know():
